@@ -1,0 +1,12 @@
+"""Decoding-time hallucination mitigation for vision-language models on stock Hugging Face transformers."""
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.generation import generate
+from vlmfix.methods import make_method, methods
+from vlmfix.methods.base import Card, Method
+from vlmfix.methods.var import VAR
+from vlmfix.models.loading import load
+
+__version__ = "0.1.0"
+
+__all__ = ["VAR", "Card", "Method", "UnsupportedError", "generate", "load", "make_method", "methods"]

@@ -1,0 +1,8 @@
+"""What vlmfix raises beside ``ValueError`` (arguments out of range) and ``OSError`` (files)."""
+
+
+class UnsupportedError(RuntimeError):
+    """A model, decoding mode or combination in which a method could not keep its promises.
+
+    The message is one line: what is not supported, why, and what to do instead.
+    """

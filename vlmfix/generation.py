@@ -1,0 +1,184 @@
+"""Text in, text out: prompts and images through any model, with or without a method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from vlmfix.methods import make_method
+from vlmfix.methods.base import Method
+
+ImageLike = Image.Image | str | Path
+"""A picture, or the path of one."""
+
+Images = ImageLike | Sequence[ImageLike] | None
+"""The pictures of one prompt, in the order in which the prompt shows them."""
+
+
+@overload
+def generate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: ImageLike | None,
+    prompts: str,
+    method: Method | str | Sequence[Method | str] | None = ...,
+    **kwargs: Any,
+) -> str: ...
+
+
+@overload
+def generate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: ImageLike | Sequence[Images] | None,
+    prompts: str | Sequence[str],
+    method: Method | str | Sequence[Method | str] | None = ...,
+    **kwargs: Any,
+) -> list[str]: ...
+
+
+def generate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: ImageLike | Sequence[Images] | None,
+    prompts: str | Sequence[str],
+    method: Method | str | Sequence[Method | str] | None = None,
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+    progress: Callable[[int], None] | None = None,
+    **generate_kwargs: Any,
+) -> str | list[str]:
+    """Answer prompts about images.
+
+    Args:
+        model: a stock image-text-to-text model.
+        processor: its processor.
+        images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text only. A
+            single picture serves all prompts.
+        prompts: what the user asks, without any template; a single one is asked about every image.
+        method: a method, the name of one (at its defaults), or several of either, attached in that order; None is plain
+            decoding.
+        max_new_tokens: length limit of an answer, in tokens.
+        batch_size: prompts per forward pass; it changes the speed, not the answers.
+        progress: called with the number of prompts just answered.
+        **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a prompt.
+
+    Returns:
+        The answers in the order of the prompts; a single text if both `images` and `prompts` are single.
+
+    Raises:
+        ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image.
+        FileNotFoundError: no such image.
+        UnsupportedError: the model or the way of decoding does not go with the method.
+    """
+    single = isinstance(prompts, str) and (images is None or isinstance(images, ImageLike))
+    pairs = _pairs(images, prompts)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+    if generate_kwargs.get("num_return_sequences", 1) != 1:
+        raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
+    answers: list[str] = []
+    with ExitStack() as stack:
+        for each in as_methods(method):
+            stack.enter_context(each(model))
+        for start in range(0, len(pairs), batch_size):
+            batch = pairs[start : start + batch_size]
+            inputs = prepare(
+                [open_images(images) for images, _ in batch], [text for _, text in batch], processor
+            )
+            inputs = inputs.to(model.device, dtype=model.dtype)
+            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
+            new_tokens = output[:, inputs["input_ids"].shape[1] :]
+            answers += [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+            if progress is not None:
+                progress(len(batch))
+    return answers[0] if single else answers
+
+
+def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Method]:
+    """The methods that `method` names, in order."""
+    if method is None:
+        return []
+    several = [method] if isinstance(method, Method | str) else list(method)
+    return [make_method(each) if isinstance(each, str) else each for each in several]
+
+
+def prepare(
+    images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], processor: ProcessorMixin
+) -> BatchFeature:
+    """Model inputs of a left-padded batch.
+
+    Args:
+        images: the pictures of each prompt.
+        prompts: one text each, without a template.
+        processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without one.
+    """
+    texts = [
+        render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
+    ]
+    flat = [picture for pictures in images for picture in pictures]
+    return processor(images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt")
+
+
+def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
+    """The text that the model reads for one user turn with its images in front."""
+    if processor.chat_template is None:
+        placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
+        return f"USER: {placeholders}{prompt} ASSISTANT:"
+    content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
+    turn = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+def open_images(images: Images) -> list[Image.Image]:
+    """The pictures of one prompt in RGB, as a person sees them (turned upright).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file is no image, is cut off, or holds more pixels than Pillow trusts.
+    """
+    several = [] if images is None else [images] if isinstance(images, ImageLike) else images
+    return [_open(image) for image in several]
+
+
+def _open(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"no image file {str(path)!r}; check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                return ImageOps.exif_transpose(opened).convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{str(path)!r} has too many pixels to be opened safely; scale it down ({error})"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is not a readable image ({error}); replace or remove it") from error
+
+
+def _pairs(
+    images: ImageLike | Sequence[Images] | None, prompts: str | Sequence[str]
+) -> list[tuple[Images, str]]:
+    """Each prompt with its images; what is single serves all of the other."""
+    if isinstance(images, ImageLike) or images is None:
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return [(images, text) for text in texts]
+    if isinstance(prompts, str):
+        return [(each, prompts) for each in images]
+    if len(images) != len(prompts):
+        raise ValueError(
+            f"{len(images)} images and {len(prompts)} prompts; there must be as many, or one of either"
+        )
+    return list(zip(images, prompts, strict=True))

@@ -1,0 +1,42 @@
+"""One file a method; the registry finds them by itself."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import fields
+from typing import Any
+
+from vlmfix.methods.base import Method
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method of the package by the name that the command line uses, in alphabetical order."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    found = [cls for cls in Method.__subclasses__() if cls.__module__.startswith(f"{__name__}.")]
+    return {cls.__name__.lower(): cls for cls in sorted(found, key=lambda cls: cls.__name__.lower())}
+
+
+def make_method(name: str, **parameters: Any) -> Method:
+    """The method called `name` with the given parameters, the others at their defaults.
+
+    Raises:
+        ValueError: unknown method or parameter, or a value out of its range.
+    """
+    known = methods()
+    if name not in known:
+        raise ValueError(f"unknown method {name!r}{_closest(name, known)}; known methods: {', '.join(known)}")
+    allowed = [field.name for field in fields(known[name]) if field.init]
+    for parameter in parameters:
+        if parameter not in allowed:
+            raise ValueError(
+                f"{name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has {', '.join(allowed)}"
+            )
+    return known[name](**parameters)
+
+
+def _closest(word: str, choices: Any) -> str:
+    match = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,210 @@
+"""VAR: the attention that sinks waste, handed to the image tokens that carry content."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.methods.base import Card, Method, check_range
+from vlmfix.models.profiles import Profile
+from vlmfix.runtime.layout import Rows
+from vlmfix.runtime.run import Run
+
+DEFAULT_THRESHOLD = 20.0
+
+# Below this attention on the target tokens there is nothing to be proportional to.
+_NO_TARGET = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAR(Method):
+    """Visual Attention Redistribution (arXiv 2503.03321).
+
+    Attention sinks are tokens with a massive activation in a few fixed dimensions. In heads that look at the image and
+    are not themselves caught by visual sinks, part of the attention on all sinks goes to the non-sink image tokens, in
+    proportion to what they have. Sinks are found per layer in the prefill and frozen; rows behind the last image and
+    generated rows are edited. The released code moves 0.4, which the text of the paper leaves uncertain.
+
+    Args:
+        moved_fraction: share of the attention on sinks that is moved, in [0, 1]; 0 leaves the model as it is.
+        min_image_mass: heads are edited whose attention on the image is at least this, in [0, 1].
+        min_non_sink_share: and at least this share of it on non-sink tokens, in [0, 1]; the paper's rho.
+        sink_threshold: a token is a sink above this RMS-normalised activation, positive and at most the square root of
+            the hidden size; None: from the checkpoint's profile, else 20.
+        sink_dimensions: dimensions of the residual stream that mark sinks; None: from the checkpoint's profile.
+        first_layer: first layer that may be edited, 0-based.
+        skip_last_layer: leave the last layer alone.
+    """
+
+    moved_fraction: float = 0.4
+    min_image_mass: float = 0.2
+    min_non_sink_share: float = 0.5
+    sink_threshold: float | None = None
+    sink_dimensions: tuple[int, ...] | None = None
+    first_layer: int = 2
+    skip_last_layer: bool = True
+
+    card = Card(
+        level="attention",
+        changes="weights of text rows: from sinks to image tokens",
+        forwards=1.0,
+        fidelity="released code",
+        paper="2503.03321",
+    )
+
+    def __post_init__(self) -> None:
+        check_range("moved_fraction", self.moved_fraction, 0, 1)
+        check_range("min_image_mass", self.min_image_mass, 0, 1)
+        check_range("min_non_sink_share", self.min_non_sink_share, 0, 1)
+        if self.sink_threshold is not None:
+            check_range("sink_threshold", self.sink_threshold, 0, 1000)
+        if self.sink_dimensions is not None:
+            object.__setattr__(self, "sink_dimensions", _dimensions(self.sink_dimensions))
+        if not isinstance(self.first_layer, int) or self.first_layer < 0:
+            raise ValueError(f"first_layer is {self.first_layer!r}; it must be a layer index, 0 or more")
+
+    @property
+    def is_neutral(self) -> bool:
+        return self.moved_fraction == 0
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        dimensions = self.sink_dimensions
+        if dimensions is None and profile is not None:
+            dimensions = profile.get("sink_dimensions")
+        if dimensions is None:
+            raise ValueError(
+                "no sink dimensions are known for this checkpoint; find them with "
+                "'vlmfix calibrate --model MODEL --images DIR --method var', or pass sink_dimensions"
+            )
+        threshold = self.sink_threshold
+        if threshold is None and profile is not None:
+            threshold = profile.get("sink_threshold")
+        hidden_size = config.get_text_config().hidden_size
+        if max(dimensions) >= hidden_size:
+            raise ValueError(
+                f"sink_dimensions has {max(dimensions)}; the dimensions of this model go from 0 to {hidden_size - 1}"
+            )
+        return dataclasses.replace(
+            self,
+            sink_dimensions=_dimensions(dimensions),
+            sink_threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
+        )
+
+    def enter_layer(self, run: Run, layer: int, hidden_states: Tensor) -> None:
+        if not self._acts(run, layer):
+            return
+        assert self.sink_dimensions is not None
+        assert self.sink_threshold is not None
+        sinks = find_sinks(hidden_states, self.sink_dimensions, sink_threshold=self.sink_threshold)
+        device = hidden_states.device
+        run.state[self, layer] = (
+            sinks & run.layout.real_tokens.to(device),
+            run.layout.image_tokens.to(device),
+        )
+
+    def rows(self, run: Run, layer: int) -> Rows | None:
+        return run.layout.rows_after_last_image if self._acts(run, layer) else None
+
+    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
+        sinks, image_tokens = run.state[self, layer]
+        prompt, generated = weights.split([sinks.shape[1], weights.shape[-1] - sinks.shape[1]], dim=-1)
+        edited = redistribute(
+            prompt,
+            sinks,
+            image_tokens,
+            moved_fraction=self.moved_fraction,
+            min_image_mass=self.min_image_mass,
+            min_non_sink_share=self.min_non_sink_share,
+        )
+        return torch.cat([edited, generated], dim=-1)
+
+    def _acts(self, run: Run, layer: int) -> bool:
+        end = run.num_layers - 1 if self.skip_last_layer else run.num_layers
+        return self.first_layer <= layer < end and run.layout.has_image
+
+
+def find_sinks(hidden_states: Tensor, sink_dimensions: Sequence[int], *, sink_threshold: float) -> Tensor:
+    """Tokens with a massive activation in one of the sink dimensions (arXiv 2503.03321, section 3).
+
+    Args:
+        hidden_states: residual stream entering a layer, before its norm, `(batch, tokens, hidden)`.
+        sink_dimensions: indices into the last axis.
+        sink_threshold: lower bound, exclusive, on `|x[d]| / RMS(x)`.
+
+    Returns:
+        `(batch, tokens)` bool.
+    """
+    return sink_scores(hidden_states, sink_dimensions) > sink_threshold
+
+
+def sink_scores(hidden_states: Tensor, sink_dimensions: Sequence[int]) -> Tensor:
+    """Largest RMS-normalised activation over the sink dimensions, in float32; `(batch, tokens)`.
+
+    At most the square root of the hidden size, so that small models need a low threshold.
+    """
+    largest = hidden_states[..., list(sink_dimensions)].float().abs().amax(dim=-1)
+    return largest * torch.rsqrt(hidden_states.float().square().mean(dim=-1) + 1e-6)
+
+
+def redistribute(
+    weights: Tensor,
+    sink_tokens: Tensor,
+    image_tokens: Tensor,
+    *,
+    moved_fraction: float,
+    min_image_mass: float,
+    min_non_sink_share: float,
+) -> Tensor:
+    """Move attention from sinks to the other image tokens in the heads that look at the image (arXiv 2503.03321).
+
+    Args:
+        weights: after the softmax, `(batch, heads, rows, keys)`.
+        sink_tokens: text and visual sinks, `(batch, keys)` bool.
+        image_tokens: `(batch, keys)` bool.
+        moved_fraction: share of the sinks' attention that is moved, in [0, 1].
+        min_image_mass: a head is edited in a row whose image attention is at least this.
+        min_non_sink_share: and at least this share of it on image tokens that are no sinks.
+
+    Returns:
+        Weights of the same shape and dtype with the same sums; rows and heads that are not selected are unchanged to
+        the bit, as are all rows of a sample without a visual sink.
+    """
+    sink = sink_tokens[:, None, None, :]
+    image = image_tokens[:, None, None, :]
+    visual_sink = sink & image
+    target = image & ~sink
+    attention = weights.float()
+
+    def mass(tokens: Tensor) -> Tensor:
+        return (attention * tokens).sum(dim=-1, keepdim=True)
+
+    sink_mass, visual_sink_mass, target_mass = mass(sink), mass(visual_sink), mass(target)
+    image_mass = visual_sink_mass + target_mass
+    sink_share = visual_sink_mass / (image_mass + 1e-6 * image.sum(dim=-1, keepdim=True))
+    selected = (
+        (image_mass >= min_image_mass)
+        & (sink_share <= 1 - min_non_sink_share)
+        & (target_mass > _NO_TARGET)
+        & visual_sink.any(dim=-1, keepdim=True)
+    )
+    gain = 1 + moved_fraction * sink_mass / target_mass.clamp_min(_NO_TARGET)
+    factor = torch.where(sink, 1 - moved_fraction, torch.where(target, gain, 1.0))
+    return torch.where(selected, attention * factor, attention).to(weights.dtype)
+
+
+def _dimensions(values: Sequence[int] | int) -> tuple[int, ...]:
+    """Sink dimensions as a sorted tuple of indices."""
+    values = [values] if isinstance(values, int) else list(values)
+    if not values or any(
+        isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values
+    ):
+        raise ValueError(
+            f"sink_dimensions is {values!r}; it must hold one or more dimensions of the model, 0 or more"
+        )
+    return tuple(sorted(set(values)))

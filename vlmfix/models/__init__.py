@@ -1,0 +1,1 @@
+"""Loading models, the embedded ones, and what is known about checkpoints."""

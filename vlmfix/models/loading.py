@@ -1,0 +1,126 @@
+"""Loading checkpoints: the embedded tiny models, local folders and hub ids, with or without torchvision."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+EMBEDDED = ("tiny-llava", "tiny-qwen2.5-vl")
+DEFAULT_MODEL = EMBEDDED[0]
+
+
+def load(
+    name_or_path: str | Path = DEFAULT_MODEL,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict[str, Any] | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a vision-language model and its processor, ready for `generate`.
+
+    Args:
+        name_or_path: `"tiny-llava"` or `"tiny-qwen2.5-vl"` (in the package, no download), a folder, or a hub id.
+        dtype: a torch dtype or its name; "auto" takes that of the checkpoint, float32 for the embedded models.
+        device_map: as in transformers, for instance "cuda" or "auto"; None loads on the CPU.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run Python code that comes with the checkpoint; off unless you say so.
+        **kwargs: for `AutoModelForImageTextToText.from_pretrained`, for instance `attn_implementation`.
+
+    Returns:
+        The model in evaluation mode, and the processor.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the hub cannot be reached or has no such model.
+        ValueError: the dtype is unknown, or the checkpoint is not an image-text-to-text model.
+    """
+    source = resolve(name_or_path)
+    if dtype == "auto" and str(name_or_path) in EMBEDDED:
+        dtype = torch.float32  # half precision only saves space in the package; on CPUs it is slow
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        processor = load_processor(source, **common)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=_dtype(dtype), device_map=device_map, use_safetensors=True, **common, **kwargs
+        )
+    except OSError as error:
+        raise FileNotFoundError(_unreachable(name_or_path, error)) from error
+    return model.eval(), processor
+
+
+def resolve(name_or_path: str | Path) -> str:
+    """Folder of an embedded model; any other name as it is.
+
+    Raises:
+        FileNotFoundError: it looks like a path, and nothing is there.
+    """
+    name = str(name_or_path)
+    if name in EMBEDDED:
+        return str(Path(__file__).parent / name)
+    looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if looks_local:
+        raise FileNotFoundError(
+            f"no model {name!r}: it is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder, nor a hub id "
+            "such as 'llava-hf/llava-1.5-7b-hf'"
+        )
+    return name
+
+
+def load_processor(source: str, **kwargs: Any) -> ProcessorMixin:
+    """The processor of a checkpoint; where the stock one needs torchvision for videos and there is none, one for images.
+
+    Args:
+        source: a folder or a hub id.
+        **kwargs: for `from_pretrained`.
+    """
+    try:
+        return AutoProcessor.from_pretrained(source, **kwargs)
+    except ImportError:
+        stock = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(source, **kwargs))]
+        if "video_processor" not in stock.get_attributes():
+            raise
+    return image_only(stock).from_pretrained(source, **kwargs)
+
+
+def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """`stock` without its video processor: transformers reads the components from the signature of `__init__`."""
+    signature = inspect.signature(stock.__init__)
+
+    def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        stock.__init__(self, image_processor, tokenizer, None, **kwargs)
+
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "video_processor"]
+    vars(__init__)["__signature__"] = signature.replace(parameters=kept)
+    return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"unknown dtype {dtype!r}; use float32, bfloat16, float16 or auto")
+    return found
+
+
+def _unreachable(name: str | Path, error: OSError) -> str:
+    reason = " ".join(str(error).split())
+    return (
+        f"cannot load {str(name)!r}: {reason[:200]} - check the name and the network, or download the checkpoint where "
+        f"there is one ('hf download {name}') and pass its folder; {DEFAULT_MODEL!r} needs no download"
+    )

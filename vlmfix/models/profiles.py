@@ -1,0 +1,96 @@
+"""What methods need to know of a checkpoint: the files of `configs/models`, and those that `vlmfix calibrate` wrote."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedConfig
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def configs_directory() -> Path:
+    """`configs/`: inside an installed package, beside the package in a checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def user_directory() -> Path:
+    """Where calibrated profiles are written and looked for first: `$VLMFIX_PROFILES`, else `~/.config/vlmfix`."""
+    return Path(os.environ.get("VLMFIX_PROFILES") or Path.home() / ".config" / "vlmfix")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Values of one checkpoint family, each with its source.
+
+    Args:
+        name: what people call the checkpoint.
+        match: `model_type` (one or a list) of the model and `text_config`, a mapping of the text configuration's
+            attributes; all of them must agree.
+        values: parameter name to `{value, source}`, and `verified: false` where nobody has checked it.
+        path: the file.
+    """
+
+    name: str
+    match: Mapping[str, Any]
+    values: Mapping[str, Mapping[str, Any]]
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Profile:
+        """Read a profile file.
+
+        Raises:
+            ValueError: it is no YAML, or lacks `name`, `match` or `values`, or a value lacks its source.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = {
+                name: {"value": entry["value"], "source": entry["source"], **entry}
+                for name, entry in content["values"].items()
+            }
+            return cls(content["name"], content["match"], values, path)
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not a profile ({type(error).__name__}: {error}); it needs name, match and values, "
+                "each value with its source"
+            ) from error
+
+    def fits(self, config: PreTrainedConfig) -> bool:
+        """Whether `config` is of this family and shape."""
+        types = self.match["model_type"]
+        text = config.get_text_config()
+        return config.model_type in ([types] if isinstance(types, str) else types) and all(
+            getattr(text, name, None) == value for name, value in self.match.get("text_config", {}).items()
+        )
+
+    def get(self, parameter: str) -> Any:
+        """The value of `parameter`, None where this profile has none; warns if nobody has verified it."""
+        entry = self.values.get(parameter)
+        if entry is None:
+            return None
+        if not entry.get("verified", True):
+            warnings.warn(
+                f"{parameter} of {self.name} is unverified ({entry['source']}); check it with 'vlmfix calibrate'",
+                stacklevel=2,
+            )
+        return entry["value"]
+
+
+def profiles() -> Iterator[Profile]:
+    """All profiles, those that the user calibrated before those that are shipped."""
+    for directory in (user_directory(), configs_directory() / "models"):
+        for path in sorted(directory.glob("*.yaml")):
+            yield Profile.read(path)
+
+
+def find_profile(config: PreTrainedConfig) -> Profile | None:
+    """The first profile that fits a model's configuration; None if there is none."""
+    return next((profile for profile in profiles() if profile.fits(config)), None)

@@ -1,0 +1,1 @@
+"""What lets any method act on any stock model."""

@@ -1,0 +1,113 @@
+"""The one attention function: the model's own kernel, and explicit rows where a method asks for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.explicit import causal, with_explicit_rows
+
+if TYPE_CHECKING:
+    from vlmfix.runtime.run import Run
+
+NAME = "vlmfix"
+ATTRIBUTE = "_vlmfix_steering"
+
+
+def register() -> None:
+    """Make `NAME` selectable in transformers; in the mask registry too, or causality and padding are lost."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one decoder layer, in the form that transformers calls.
+
+    Args:
+        module: the attention module, which carries the steering of its model.
+        query: `(batch, heads, queries, head_dim)`, after the rotary embedding.
+        key: `(batch, key_value_heads, keys, head_dim)`, the whole cache.
+        value: like `key`.
+        attention_mask: None for plain causal, else `(batch, 1, queries, keys)`, boolean or additive.
+
+    Returns:
+        `(batch, queries, heads, head_dim)`, and the weights where the model's own kernel gives them.
+    """
+    steering = vars(module).get(ATTRIBUTE)
+    if steering is None:  # an unsteered model that shares its configuration object with a steered one
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    run: Run | None = steering.run
+    output, weights = _own_kernel(steering.kernel, run, module, query, key, value, attention_mask, **kwargs)
+    if run is None:
+        return output, weights
+    layer = module.layer_idx
+    steering.layers_seen.add(layer)
+    asked = [(method, rows) for method in steering.methods if (rows := method.rows(run, layer)) is not None]
+    if asked:
+        output = with_explicit_rows(
+            asked, run, layer, output, module, query, key, value, attention_mask, **kwargs
+        )
+    for method in steering.methods:
+        output = method.edit_heads(run, layer, output)
+    return output, weights
+
+
+def _own_kernel(
+    name: str,
+    run: Run | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What the model computes without us: its kernel, given the form of mask that this kernel takes."""
+    if name == "eager":
+        mask = _additive(attention_mask, query, key)
+        return eager_function(module)(module, query, key, value, mask, **kwargs)
+    if name.startswith("flash_attention"):
+        attention_mask = None if run is None else run.padding_mask
+    return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
+
+
+def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The plain attention that a modeling file falls back to; it has no entry in the registry.
+
+    Raises:
+        UnsupportedError: the modeling file of `module` has none.
+    """
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if function is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} has no eager attention to delegate to; load the model with attn_implementation='sdpa'"
+        )
+    return function
+
+
+def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """`mask` as eager attention wants it: zeros and the lowest number of the dtype."""
+    if mask is None:
+        if query.shape[2] == 1:
+            return None
+        positions = torch.arange(query.shape[2], device=query.device)
+        mask = causal(positions, query.shape[2], key.shape[2])[None, None]
+    if mask.dtype != torch.bool:
+        return mask
+    zero = torch.zeros((), dtype=query.dtype, device=query.device)
+    return torch.where(mask, zero, torch.finfo(query.dtype).min)

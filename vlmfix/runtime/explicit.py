@@ -1,0 +1,163 @@
+"""Attention of chosen query rows, computed explicitly so that methods can see and edit it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.layout import Rows
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+    from vlmfix.runtime.run import Run
+
+# Terms that a kernel may add to the scores and that the explicit rows do not know.
+_FOREIGN_TERMS = ("softcap", "s_aux", "sliding_window", "position_bias")
+
+
+def with_explicit_rows(
+    asked: list[tuple[Method, Rows]],
+    run: Run,
+    layer: int,
+    output: Tensor,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Tensor:
+    """Let the methods act on the rows they ask for; all other rows and heads keep the kernel's output.
+
+    Args:
+        asked: the methods that take part in this layer, in the order of attachment, with their prompt rows.
+        output: of the model's own kernel, `(batch, queries, heads, head_dim)`.
+
+    Returns:
+        `output`, with the heads and rows overwritten whose attention an edit changed.
+    """
+    for term in _FOREIGN_TERMS:
+        if kwargs.get(term) is not None:
+            raise UnsupportedError(
+                f"{type(module).__name__} adds {term} to its attention, which edited rows would lose; "
+                "methods at the attention level do not support this model"
+            )
+    index, wanted = _rows_of_step(asked, run, query)
+    if index is not None and len(index) == 0:
+        return output
+    scaling = kwargs.get("scaling")
+    scores = attention_scores(
+        _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
+    )
+    seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, kwargs))
+    lowest = torch.finfo(scores.dtype).min
+    original = torch.softmax(_masked(scores, seen, lowest), dim=-1)
+    edited_scores = scores
+    for (method, _), rows in zip(asked, wanted, strict=True):
+        edited_scores = _where_wanted(rows, method.edit_scores(run, layer, edited_scores), edited_scores)
+    weights = (
+        original if edited_scores is scores else torch.softmax(_masked(edited_scores, seen, lowest), dim=-1)
+    )
+    for (method, _), rows in zip(asked, wanted, strict=True):
+        weights = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
+    for method, _ in asked:
+        method.observe(run, layer, weights)
+    if weights is original:
+        return output
+    edited = attend(weights, value).to(output.dtype)
+    changed = (weights != original).any(dim=-1).transpose(1, 2).unsqueeze(-1)
+    if index is None:
+        return torch.where(changed, edited, output)
+    return output.index_copy(1, index, torch.where(changed, edited, output[:, index]))
+
+
+def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Scaled products in float32, without repeating the key heads of grouped-query attention.
+
+    Args:
+        query: `(batch, heads, rows, head_dim)`.
+        key: `(batch, key_value_heads, keys, head_dim)`.
+
+    Returns:
+        `(batch, heads, rows, keys)`.
+    """
+    batch, heads, rows, head_dim = query.shape
+    grouped = (query * scaling).reshape(batch, key.shape[1], -1, head_dim)
+    return (grouped @ key.transpose(-1, -2)).float().view(batch, heads, rows, key.shape[2])
+
+
+def attend(weights: Tensor, value: Tensor) -> Tensor:
+    """Weighted sums of the values.
+
+    Args:
+        weights: `(batch, heads, rows, keys)`.
+        value: `(batch, key_value_heads, keys, head_dim)`.
+
+    Returns:
+        `(batch, rows, heads, head_dim)`.
+    """
+    batch, heads, rows, keys = weights.shape
+    grouped = weights.to(value.dtype).reshape(batch, value.shape[1], -1, keys)
+    return (grouped @ value).view(batch, heads, rows, value.shape[-1]).transpose(1, 2)
+
+
+def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """Which keys the query positions `(rows,)` of a plain causal block see; `(rows, keys)` bool."""
+    return queries[:, None] + (num_keys - num_queries) >= torch.arange(num_keys, device=queries.device)
+
+
+def _rows_of_step(
+    asked: list[tuple[Method, Rows]], run: Run, query: Tensor
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Positions of the explicit rows, None for all of them, and which of them each method wants, None for all."""
+    queries = query.shape[2]
+    if queries == 1 and not run.is_prefill:
+        return None, [None] * len(asked)
+    rows = run.union([rows for _, rows in asked]).to(query.device)
+    if len(asked) == 1:
+        masks = [rows.mask]
+    else:
+        masks = [own.to(query.device).mask_in(rows) for _, own in asked]
+    generated = torch.arange(
+        run.layout.length, queries, device=query.device
+    )  # without a cache they come along
+    if len(generated) == 0:
+        return rows.index, list(masks)
+    always = rows.mask.new_ones(rows.mask.shape[0], len(generated))
+    return torch.cat([rows.index, generated]), [torch.cat([mask, always], dim=1) for mask in masks]
+
+
+def _take(query: Tensor, index: Tensor | None) -> Tensor:
+    return query if index is None else query.index_select(2, index)
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    is_causal = kwargs.get("is_causal")
+    return getattr(module, "is_causal", True) if is_causal is None else is_causal
+
+
+def _mask_of_rows(
+    attention_mask: Tensor | None, index: Tensor | None, query: Tensor, key: Tensor, is_causal: bool
+) -> Tensor | None:
+    """The part of the mask that belongs to the explicit rows; built where the kernel would imply it."""
+    if attention_mask is not None:
+        return attention_mask if index is None else attention_mask.index_select(2, index)
+    if index is None or not is_causal:
+        return None
+    return causal(index, query.shape[2], key.shape[2])
+
+
+def _masked(scores: Tensor, seen: Tensor | None, lowest: float) -> Tensor:
+    if seen is None:
+        return scores
+    return scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
+
+
+def _where_wanted(rows: Tensor | None, edited: Tensor, before: Tensor) -> Tensor:
+    """`edited` in the rows `(batch, rows)` that a method wants, `before` in the others."""
+    if edited is before or rows is None:
+        return edited
+    return torch.where(rows[:, None, :, None], edited, before)

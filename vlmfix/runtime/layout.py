@@ -1,0 +1,117 @@
+"""Where the parts of a prompt lie: image tokens, the text behind them, padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlmfix.errors import UnsupportedError
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Query positions of a prompt whose attention is computed explicitly.
+
+    Args:
+        index: positions that at least one sample wants, ascending, `(rows,)` int64.
+        mask: which sample wants which of them, `(batch, rows)` bool.
+    """
+
+    index: Tensor
+    mask: Tensor
+
+    @classmethod
+    def where(cls, wanted: Tensor) -> Rows:
+        """Rows of the positions that are True in `wanted`, `(batch, prompt)` bool. Reads the device once."""
+        index = wanted.any(dim=0).nonzero().squeeze(1)
+        return cls(index=index, mask=wanted[:, index])
+
+    def __or__(self, other: Rows) -> Rows:
+        """The positions of either."""
+        index = torch.cat([self.index, other.index]).unique()
+        union = Rows(index, self.mask.new_zeros(self.mask.shape[0], len(index)))
+        return Rows(index, self.mask_in(union) | other.mask_in(union))
+
+    def mask_in(self, rows: Rows) -> Tensor:
+        """`mask`, spread over the positions of `rows`, which hold all of these: `(batch, len(rows.index))`."""
+        mask = torch.zeros_like(rows.mask)
+        mask[:, torch.searchsorted(rows.index, self.index)] = self.mask
+        return mask
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on `device`; itself when they are there already."""
+        if self.index.device == device:
+            return self
+        return Rows(self.index.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class PromptLayout:
+    """Boolean masks over the prompt, one row a sample; all `(batch, prompt)`.
+
+    Args:
+        image_tokens: the placeholders that image features replace; they need not be contiguous.
+        real_tokens: everything but padding.
+    """
+
+    image_tokens: Tensor
+    real_tokens: Tensor
+
+    @classmethod
+    def from_image_tokens(cls, image_tokens: Tensor, attention_mask: Tensor | None) -> PromptLayout:
+        """Build the layout of a left-padded prompt.
+
+        Args:
+            image_tokens: `(batch, prompt)` bool.
+            attention_mask: `(batch, prompt)`, zero at padding; None without padding.
+
+        Raises:
+            UnsupportedError: the mask is a prepared 4-D one, of another length, or pads on the right.
+        """
+        if attention_mask is None:
+            return cls(image_tokens, torch.ones_like(image_tokens))
+        if not isinstance(attention_mask, Tensor) or attention_mask.shape != image_tokens.shape:
+            got = (
+                tuple(attention_mask.shape)
+                if isinstance(attention_mask, Tensor)
+                else type(attention_mask).__name__
+            )
+            raise UnsupportedError(
+                f"attention_mask is {got}, but a method needs the 2-D mask of the whole prompt, "
+                f"{tuple(image_tokens.shape)}; pass what the processor returns"
+            )
+        real_tokens = attention_mask.bool()
+        if not bool(real_tokens[:, -1].all()):
+            raise UnsupportedError(
+                "the prompts are padded on the right; generation needs padding_side='left' in the processor call"
+            )
+        return cls(image_tokens & real_tokens, real_tokens)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences: samples times beams, as the model sees them."""
+        return self.image_tokens.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Number of prompt positions, padding included."""
+        return self.image_tokens.shape[1]
+
+    @cached_property
+    def has_image(self) -> bool:
+        """Whether any sample has an image."""
+        return bool(self.image_tokens.any())
+
+    @cached_property
+    def after_last_image(self) -> Tensor:
+        """Text behind the last image token; all False in a sample without an image."""
+        images_ahead = self.image_tokens.flip(1).cumsum(1).flip(1)
+        return (images_ahead == 0) & self.image_tokens.any(dim=1, keepdim=True) & self.real_tokens
+
+    @cached_property
+    def rows_after_last_image(self) -> Rows:
+        """`after_last_image` as rows, computed once a prompt."""
+        return Rows.where(self.after_last_image)

@@ -1,0 +1,211 @@
+"""Attaching methods to a stock model, and taking them off again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.models.profiles import find_profile
+from vlmfix.runtime import attention, support
+from vlmfix.runtime.layout import PromptLayout
+from vlmfix.runtime.run import Run
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+
+
+@contextmanager
+def steer(model: PreTrainedModel, method: Method) -> Iterator[None]:
+    """Attach `method` to `model` for the block; several blocks on one model compose in the order of entry.
+
+    Args:
+        model: a stock image-text-to-text model with a decoder-only language model.
+        method: what to attach; values it leaves open come from the profile of the checkpoint.
+
+    Raises:
+        UnsupportedError: the model, or the combination with what is attached already, is not supported.
+        ValueError: a value of the method does not fit the model, or nobody knows it.
+    """
+    support.check_model(model)
+    if method.is_neutral:  # strength zero is the stock model, not an edit by nothing
+        yield
+        return
+    resolved = method.resolve(model.config, find_profile(model.config))
+    steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
+    steering.attach(resolved)
+    try:
+        yield
+    finally:
+        steering.detach(resolved)
+
+
+class Steering:
+    """What hangs on one model while at least one method steers it.
+
+    Args:
+        model: checked by `support.check_model`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.decoder = model.get_decoder()
+        self.image_token = support.image_token(model.config)
+        self.kernel: str = self.decoder.config._attn_implementation
+        self.methods: tuple[Method, ...] = ()
+        self.run: Run | None = None
+        self.layers_seen: set[int] = set()
+        self._generating = False
+        self._prompt_ids: Tensor | None = None
+        self._undo = ExitStack()
+
+    def attach(self, method: Method) -> None:
+        """Add one method, behind those that are attached; the first one installs the hooks."""
+        for other in self.methods:
+            if type(other) is type(method):
+                raise UnsupportedError(
+                    f"{type(method).__name__} is attached to this model already; leave that block before entering another"
+                )
+        if not self.methods:
+            try:
+                self._install()
+            except BaseException:
+                self._undo.close()
+                raise
+        self.methods += (method,)
+        self.run = None
+
+    def detach(self, method: Method) -> None:
+        """Take one method off; the last one leaves the model as it was found."""
+        self.methods = tuple(other for other in self.methods if other is not method)
+        self.run = None
+        if not self.methods:
+            self._undo.close()
+
+    def _install(self) -> None:
+        attention.register()
+        self._undo.callback(self.decoder.set_attn_implementation, self.kernel)
+        self.decoder.set_attn_implementation(attention.NAME)
+        if self.decoder.config._attn_implementation != attention.NAME:
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} does not use the attention registry of transformers, "
+                "so that no method can see its attention"
+            )
+        self._set(self.decoder, attention.ATTRIBUTE, self)
+        for index, layer in enumerate(self.decoder.layers):
+            self._set(layer.self_attn, attention.ATTRIBUTE, self)
+            before_layer = functools.partial(self._before_layer, index)
+            self._undo.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
+        self._undo.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
+        self._undo.callback(self.model.register_forward_hook(self._after_model).remove)
+        self._set(self.model, "generate", self._guarded(self.model.generate))
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute of this instance; undone, it is what it was, or gone."""
+        attributes = vars(module)
+        if name in attributes:
+            self._undo.callback(attributes.__setitem__, name, attributes[name])
+        else:
+            self._undo.callback(attributes.pop, name)
+        attributes[name] = value
+
+    def _guarded(self, generate: Any) -> Any:
+        """`generate` that refuses what cannot be kept right and marks where a call begins and ends."""
+
+        @functools.wraps(generate)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            support.check_generate(self.model, args, kwargs)
+            self.run = None
+            self._generating = True
+            self._prompt_ids = kwargs.get("input_ids")
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self.run = None
+                self._generating = False
+                self._prompt_ids = None
+
+        return guarded
+
+    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn the phase, and the layout of a prompt that is new."""
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+        batch, queries = tokens.shape[:2]
+        cache = kwargs.get("past_key_values")
+        support.check_cache(cache)
+        seen = 0 if cache is None else cache.get_seq_length()
+        if seen == 0 and not self._is_next_step_without_cache(queries):
+            layout = self._layout(input_ids, kwargs)
+            self.run = Run(layout, num_layers=len(self.decoder.layers))
+            self.layers_seen = set()
+        elif self.run is None:
+            raise UnsupportedError(
+                "generation starts from a filled cache, whose prompt the method has not seen; "
+                "pass the whole prompt without past_key_values"
+            )
+        elif seen > 0 and queries != 1:
+            raise UnsupportedError(
+                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not supported "
+                "by methods; generate one token at a time"
+            )
+        else:
+            self.run.step += 1
+        if batch != self.run.layout.batch_size:
+            raise UnsupportedError(
+                f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during generation; "
+                "methods need a constant batch"
+            )
+        mask = kwargs.get("attention_mask")
+        if self.kernel.startswith("flash_attention"):
+            self.run.padding_mask = None if mask is None or bool(mask.all()) else mask
+
+    def _is_next_step_without_cache(self, queries: int) -> bool:
+        """With use_cache=False every step of a `generate` call reads the whole sequence again."""
+        return self._generating and self.run is not None and queries > self.run.layout.length
+
+    def _layout(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> PromptLayout:
+        if input_ids is None:
+            image_tokens = self._image_tokens_of_embeddings(kwargs["inputs_embeds"])
+        else:
+            image_tokens = input_ids == self.image_token
+        return PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
+
+    def _image_tokens_of_embeddings(self, inputs_embeds: Tensor) -> Tensor:
+        """Image positions of a prompt given as embeddings: from the ids beside them, or unfilled placeholders."""
+        batch, length = inputs_embeds.shape[:2]
+        ids = self._prompt_ids
+        if ids is not None and ids.shape[1] == length and batch % ids.shape[0] == 0:
+            return (ids == self.image_token).repeat_interleave(batch // ids.shape[0], dim=0)
+        token = torch.tensor([self.image_token], device=inputs_embeds.device)
+        placeholders = (inputs_embeds == self.model.get_input_embeddings()(token)).all(dim=-1)
+        if not bool(placeholders.any()):
+            raise UnsupportedError(
+                "the prompt is given as inputs_embeds with the image features in it, so that the image positions "
+                "cannot be known; pass the input_ids of the same prompt to generate as well"
+            )
+        return placeholders
+
+    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        missed = set(range(len(self.decoder.layers))) - self.layers_seen
+        if missed:
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} did not call the attention registry in layers {sorted(missed)}, "
+                "so that no method can see its attention"
+            )
+
+    def _before_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if self.run is None or not self.run.is_prefill:
+            return
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        with torch.no_grad():
+            for method in self.methods:
+                method.enter_layer(self.run, index, hidden_states)

@@ -1,0 +1,140 @@
+"""What is refused, and why: wherever the correctness of a method could not be kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.runtime import attention
+
+_ONE_TOKEN_AT_A_TIME = {
+    "assistant_model": "assisted decoding",
+    "use_mtp": "multi-token prediction",
+    "prompt_lookup_num_tokens": "prompt lookup decoding",
+    "assistant_early_exit": "early-exit assisted decoding",
+    "prefill_chunk_size": "chunked prefill",
+}
+
+
+def image_token(config: PreTrainedConfig) -> int:
+    """Id of the placeholder that image features replace.
+
+    Raises:
+        UnsupportedError: the configuration names none, as that of a text-only model.
+    """
+    for name in ("image_token_id", "image_token_index"):
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
+    raise UnsupportedError(
+        f"{type(config).__name__} names no image_token_id; methods need a vision-language model that puts image "
+        "features into its prompt"
+    )
+
+
+def check_model(model: Any) -> None:
+    """Refuse models whose decoding a method could not follow.
+
+    Raises:
+        UnsupportedError: with the reason and the remedy.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a PEFT or compiled wrapper, the "
+            "model inside it)"
+        )
+    if model.config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"{name} is an encoder-decoder model; methods support decoder-only language models"
+        )
+    if not model.can_generate():
+        raise UnsupportedError(f"{name} cannot generate; load it with AutoModelForImageTextToText")
+    image_token(model.config)
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise UnsupportedError(
+            f"{name} is compiled, so that hooks would be passed over; use the uncompiled model"
+        )
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
+        raise UnsupportedError(
+            f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which methods need"
+        )
+    _check_attention(decoder)
+
+
+def _check_attention(decoder: PreTrainedModel) -> None:
+    config = decoder.config
+    layer_types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None) if layer_types is None else None
+    if window is not None or any(kind != "full_attention" for kind in layer_types or ()):
+        kinds = "sliding_attention" if window is not None else ", ".join(sorted(set(layer_types)))
+        raise UnsupportedError(
+            f"{type(decoder).__name__} has layers that do not keep the whole prompt in their cache ({kinds}), "
+            "which methods do not support yet"
+        )
+    if attention.ATTRIBUTE in vars(decoder):
+        return
+    kernel = config._attn_implementation
+    if kernel == attention.NAME:
+        raise UnsupportedError(
+            "another model that shares this configuration object is being steered; load the two models with "
+            "configurations of their own"
+        )
+    if kernel == "eager":
+        attention.eager_function(decoder.layers[0].self_attn)
+    elif kernel != "sdpa" and not kernel.startswith("flash_attention"):
+        raise UnsupportedError(
+            f"the attention kernel {kernel!r} is not supported; load the model with attn_implementation='sdpa', "
+            "'flash_attention_2' or 'eager'"
+        )
+
+
+def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse decoding modes that do not read one token at a time into a growing cache.
+
+    Args:
+        model: its own generation configuration gives what the call leaves open.
+        args: positional arguments of `generate`.
+        kwargs: named arguments of `generate`.
+
+    Raises:
+        UnsupportedError: with the reason and the remedy.
+    """
+    config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+
+    def asked(name: str) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        for source in (config, model.generation_config):
+            if isinstance(source, GenerationConfig) and getattr(source, name, None) is not None:
+                return getattr(source, name)
+        return None
+
+    for name, mode in _ONE_TOKEN_AT_A_TIME.items():
+        if asked(name):
+            raise UnsupportedError(
+                f"{mode} ({name}) reads several tokens a step, which methods do not support; generate without it"
+            )
+    cache = asked("cache_implementation")
+    if cache not in (None, "dynamic"):
+        raise UnsupportedError(
+            f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache"
+        )
+    check_cache(kwargs.get("past_key_values"))
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse caches that do not grow by one key a token and layer.
+
+    Raises:
+        UnsupportedError: `cache` is neither None nor a plain `DynamicCache`.
+    """
+    if cache is not None and type(cache) is not DynamicCache:
+        raise UnsupportedError(
+            f"{type(cache).__name__} is not supported by methods; use the default DynamicCache"
+        )
