@@ -168,7 +168,8 @@ def build(family: str, *, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
         for parameter in model.get_decoder().parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)  # livelier attention than 0.02 gives
         model.get_input_embeddings().weight[1, SINK_DIMENSION] = 8.0
-        _last_projection(model).weight[SINK_DIMENSION] *= 8.0
+        _last_projection(model).weight.mul_(20.0)  # image tokens that later layers do not wash out
+        _last_projection(model).weight[SINK_DIMENSION] *= 4.0
     return model
 
 
@@ -190,6 +191,7 @@ def prompt(
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = FAMILIES[family].images(sum(images), generator) if sum(images) else {}
+    inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     counts = _image_token_counts(model, inputs) if inputs else []
     sequences = []
     for number, count in enumerate(images):
@@ -205,7 +207,9 @@ def prompt(
     return inputs
 
 
-def split(family: str, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def split(
+    family: str, model: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> list[dict[str, torch.Tensor]]:
     """The samples of a batch as batches of one, without padding."""
     singles = []
     image_inputs = {name: value for name, value in inputs.items() if name in _IMAGE_INPUTS}

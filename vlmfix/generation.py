@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
@@ -61,15 +60,16 @@ def generate(
     Args:
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text only. A
-            single picture serves all prompts.
+        images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text
+            only. A single picture serves all prompts.
         prompts: what the user asks, without any template; a single one is asked about every image.
-        method: a method, the name of one (at its defaults), or several of either, attached in that order; None is plain
-            decoding.
+        method: a method, the name of one (at its defaults), or several of either, attached in that order;
+            None is plain decoding.
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
-        **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a prompt.
+        **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a
+            prompt.
 
     Returns:
         The answers in the order of the prompts; a single text if both `images` and `prompts` are single.
@@ -119,7 +119,8 @@ def prepare(
     Args:
         images: the pictures of each prompt.
         prompts: one text each, without a template.
-        processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without one.
+        processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
+            one.
     """
     texts = [
         render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)

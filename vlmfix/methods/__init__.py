@@ -32,7 +32,8 @@ def make_method(name: str, **parameters: Any) -> Method:
     for parameter in parameters:
         if parameter not in allowed:
             raise ValueError(
-                f"{name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has {', '.join(allowed)}"
+                f"{name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has "
+                f"{', '.join(allowed)}"
             )
     return known[name](**parameters)
 

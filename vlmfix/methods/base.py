@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,11 +39,13 @@ class Card:
 class Method:
     """A mitigation strategy; `with method(model): model.generate(...)` applies it.
 
-    A method declares its numbers as fields, checks them in `__post_init__`, describes itself in `card`, and overrides
-    the hooks that it needs. It never touches a model and keeps what it learns in `run.state`.
+    A method declares its numbers as fields, checks them in `__post_init__`, describes itself in `card` and
+    `neutral`, and overrides the hooks that it needs. It never touches a model and keeps what it learns in `run.state`.
     """
 
     card: ClassVar[Card]
+    neutral: ClassVar[Mapping[str, Any]]
+    """Values with which the method leaves the model as it is: strength zero."""
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Attach to `model` for a `with` block; see `vlmfix.runtime.steering.steer` for what is refused."""
@@ -51,7 +54,7 @@ class Method:
     @property
     def is_neutral(self) -> bool:
         """Whether the numbers leave the model as it is; the stock model then runs untouched."""
-        return False
+        return all(getattr(self, name) == value for name, value in self.neutral.items())
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         """This method with every value filled in that depends on the checkpoint.
@@ -76,11 +79,13 @@ class Method:
         return None
 
     def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
-        """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them edited."""
+        """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them "
+        "edited."""
         return scores
 
     def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
-        """Weights after the softmax, `(batch, heads, rows, keys)` float32; returns them edited, never in place."""
+        """Weights after the softmax, `(batch, heads, rows, keys)` float32; returns them edited, never in "
+        "place."""
         return weights
 
     def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,18 +26,20 @@ _NO_TARGET = 1e-12
 class VAR(Method):
     """Visual Attention Redistribution (arXiv 2503.03321).
 
-    Attention sinks are tokens with a massive activation in a few fixed dimensions. In heads that look at the image and
-    are not themselves caught by visual sinks, part of the attention on all sinks goes to the non-sink image tokens, in
-    proportion to what they have. Sinks are found per layer in the prefill and frozen; rows behind the last image and
-    generated rows are edited. The released code moves 0.4, which the text of the paper leaves uncertain.
+    Attention sinks are tokens with a massive activation in a few fixed dimensions. In heads that look at the
+    image and are not themselves caught by visual sinks, part of the attention on all sinks goes to the
+    non-sink image tokens, in proportion to what they have. Sinks are found per layer in the prefill and
+    frozen; rows behind the last image and generated rows are edited. The released code moves 0.4, which the
+    text of the paper leaves uncertain.
 
     Args:
         moved_fraction: share of the attention on sinks that is moved, in [0, 1]; 0 leaves the model as it is.
         min_image_mass: heads are edited whose attention on the image is at least this, in [0, 1].
         min_non_sink_share: and at least this share of it on non-sink tokens, in [0, 1]; the paper's rho.
-        sink_threshold: a token is a sink above this RMS-normalised activation, positive and at most the square root of
-            the hidden size; None: from the checkpoint's profile, else 20.
-        sink_dimensions: dimensions of the residual stream that mark sinks; None: from the checkpoint's profile.
+        sink_threshold: a token is a sink above this RMS-normalised activation, positive and at most the
+            square root of the hidden size; None: from the checkpoint's profile, else 20.
+        sink_dimensions: dimensions of the residual stream that mark sinks; None: from the checkpoint's
+            profile.
         first_layer: first layer that may be edited, 0-based.
         skip_last_layer: leave the last layer alone.
     """
@@ -57,6 +59,7 @@ class VAR(Method):
         fidelity="released code",
         paper="2503.03321",
     )
+    neutral: ClassVar = {"moved_fraction": 0}
 
     def __post_init__(self) -> None:
         check_range("moved_fraction", self.moved_fraction, 0, 1)
@@ -68,10 +71,6 @@ class VAR(Method):
             object.__setattr__(self, "sink_dimensions", _dimensions(self.sink_dimensions))
         if not isinstance(self.first_layer, int) or self.first_layer < 0:
             raise ValueError(f"first_layer is {self.first_layer!r}; it must be a layer index, 0 or more")
-
-    @property
-    def is_neutral(self) -> bool:
-        return self.moved_fraction == 0
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         dimensions = self.sink_dimensions
@@ -88,7 +87,8 @@ class VAR(Method):
         hidden_size = config.get_text_config().hidden_size
         if max(dimensions) >= hidden_size:
             raise ValueError(
-                f"sink_dimensions has {max(dimensions)}; the dimensions of this model go from 0 to {hidden_size - 1}"
+                f"sink_dimensions has {max(dimensions)}; the dimensions of this model go from 0 to "
+                f"{hidden_size - 1}"
             )
         return dataclasses.replace(
             self,
@@ -161,7 +161,7 @@ def redistribute(
     min_image_mass: float,
     min_non_sink_share: float,
 ) -> Tensor:
-    """Move attention from sinks to the other image tokens in the heads that look at the image (arXiv 2503.03321).
+    """Move attention from sinks to other image tokens in heads that look at the image (arXiv 2503.03321).
 
     Args:
         weights: after the softmax, `(batch, heads, rows, keys)`.
@@ -172,8 +172,8 @@ def redistribute(
         min_non_sink_share: and at least this share of it on image tokens that are no sinks.
 
     Returns:
-        Weights of the same shape and dtype with the same sums; rows and heads that are not selected are unchanged to
-        the bit, as are all rows of a sample without a visual sink.
+        Weights of the same shape and dtype with the same sums; rows and heads that are not selected are
+        unchanged to the bit, as are all rows of a sample without a visual sink.
     """
     sink = sink_tokens[:, None, None, :]
     image = image_tokens[:, None, None, :]

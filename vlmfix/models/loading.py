@@ -32,8 +32,10 @@ def load(
     """Load a vision-language model and its processor, ready for `generate`.
 
     Args:
-        name_or_path: `"tiny-llava"` or `"tiny-qwen2.5-vl"` (in the package, no download), a folder, or a hub id.
-        dtype: a torch dtype or its name; "auto" takes that of the checkpoint, float32 for the embedded models.
+        name_or_path: `"tiny-llava"` or `"tiny-qwen2.5-vl"` (in the package, no download), a folder, or a hub
+            id.
+        dtype: a torch dtype or its name; "auto" takes that of the checkpoint, float32 for the embedded
+            models.
         device_map: as in transformers, for instance "cuda" or "auto"; None loads on the CPU.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the checkpoint; off unless you say so.
@@ -75,14 +77,15 @@ def resolve(name_or_path: str | Path) -> str:
         return str(path)
     if looks_local:
         raise FileNotFoundError(
-            f"no model {name!r}: it is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder, nor a hub id "
+            f"no model {name!r}: it is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder, "
+            "nor a hub id "
             "such as 'llava-hf/llava-1.5-7b-hf'"
         )
     return name
 
 
 def load_processor(source: str, **kwargs: Any) -> ProcessorMixin:
-    """The processor of a checkpoint; where the stock one needs torchvision for videos and there is none, one for images.
+    """The processor of a checkpoint, for images only where torchvision is missing and the stock one needs it.
 
     Args:
         source: a folder or a hub id.
@@ -98,7 +101,8 @@ def load_processor(source: str, **kwargs: Any) -> ProcessorMixin:
 
 
 def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """`stock` without its video processor: transformers reads the components from the signature of `__init__`."""
+    """`stock` without its video processor: transformers reads the components from the signature of "
+    "`__init__`."""
     signature = inspect.signature(stock.__init__)
 
     def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
@@ -121,6 +125,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def _unreachable(name: str | Path, error: OSError) -> str:
     reason = " ".join(str(error).split())
     return (
-        f"cannot load {str(name)!r}: {reason[:200]} - check the name and the network, or download the checkpoint where "
+        f"cannot load {str(name)!r}: {reason[:200]} - check the name and the network, or download the "
+        "checkpoint where "
         f"there is one ('hf download {name}') and pass its folder; {DEFAULT_MODEL!r} needs no download"
     )

@@ -1,4 +1,5 @@
-"""What methods need to know of a checkpoint: the files of `configs/models`, and those that `vlmfix calibrate` wrote."""
+"""What methods need to know of a checkpoint: the files of `configs/models`, and those that `vlmfix "
+"calibrate` wrote."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def configs_directory() -> Path:
 
 
 def user_directory() -> Path:
-    """Where calibrated profiles are written and looked for first: `$VLMFIX_PROFILES`, else `~/.config/vlmfix`."""
+    """Where calibrated profiles are written and looked for first: `$VLMFIX_PROFILES`, else "
+    "`~/.config/vlmfix`."""
     return Path(os.environ.get("VLMFIX_PROFILES") or Path.home() / ".config" / "vlmfix")
 
 
@@ -32,8 +34,8 @@ class Profile:
 
     Args:
         name: what people call the checkpoint.
-        match: `model_type` (one or a list) of the model and `text_config`, a mapping of the text configuration's
-            attributes; all of them must agree.
+        match: `model_type` (one or a list) of the model and `text_config`, a mapping of the text
+            configuration's attributes; all of them must agree.
         values: parameter name to `{value, source}`, and `verified: false` where nobody has checked it.
         path: the file.
     """
@@ -59,7 +61,8 @@ class Profile:
             return cls(content["name"], content["match"], values, path)
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is not a profile ({type(error).__name__}: {error}); it needs name, match and values, "
+                f"{path} is not a profile ({type(error).__name__}: {error}); it needs name, match and "
+                "values, "
                 "each value with its source"
             ) from error
 
@@ -78,7 +81,8 @@ class Profile:
             return None
         if not entry.get("verified", True):
             warnings.warn(
-                f"{parameter} of {self.name} is unverified ({entry['source']}); check it with 'vlmfix calibrate'",
+                f"{parameter} of {self.name} is unverified ({entry['source']}); "
+                "check it with 'vlmfix calibrate'",
                 stacklevel=2,
             )
         return entry["value"]

@@ -55,7 +55,7 @@ def attention(
     output, weights = _own_kernel(steering.kernel, run, module, query, key, value, attention_mask, **kwargs)
     if run is None:
         return output, weights
-    layer = module.layer_idx
+    layer: int = vars(module)["layer_idx"]
     steering.layers_seen.add(layer)
     asked = [(method, rows) for method in steering.methods if (rows := method.rows(run, layer)) is not None]
     if asked:
@@ -95,7 +95,8 @@ def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | No
     function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if function is None:
         raise UnsupportedError(
-            f"{type(module).__name__} has no eager attention to delegate to; load the model with attn_implementation='sdpa'"
+            f"{type(module).__name__} has no eager attention to delegate to; load the model with "
+            "attn_implementation='sdpa'"
         )
     return function
 

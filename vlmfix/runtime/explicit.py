@@ -112,15 +112,13 @@ def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
 def _rows_of_step(
     asked: list[tuple[Method, Rows]], run: Run, query: Tensor
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Positions of the explicit rows, None for all of them, and which of them each method wants, None for all."""
+    """Positions of the explicit rows, None for all of them, and which of them each method wants, None "
+    "for all."""
     queries = query.shape[2]
     if queries == 1 and not run.is_prefill:
         return None, [None] * len(asked)
     rows = run.union([rows for _, rows in asked]).to(query.device)
-    if len(asked) == 1:
-        masks = [rows.mask]
-    else:
-        masks = [own.to(query.device).mask_in(rows) for _, own in asked]
+    masks = [own.to(query.device).mask_in(rows) for _, own in asked]
     generated = torch.arange(
         run.layout.length, queries, device=query.device
     )  # without a cache they come along

@@ -21,7 +21,8 @@ class Run:
         layout: where the parts of the prompt lie.
         num_layers: decoder layers of the model.
         step: 0 in the prefill, then the number of tokens generated before this forward pass.
-        padding_mask: the 2-D mask of this step, `(batch, keys)`, for kernels that take it; None without padding.
+        padding_mask: the 2-D mask of this step, `(batch, keys)`, for kernels that take it; None without
+            padding.
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`.
     """
 

@@ -70,7 +70,8 @@ class Steering:
         for other in self.methods:
             if type(other) is type(method):
                 raise UnsupportedError(
-                    f"{type(method).__name__} is attached to this model already; leave that block before entering another"
+                    f"{type(method).__name__} is attached to this model already; leave that block before "
+                    "entering another"
                 )
         if not self.methods:
             try:
@@ -152,14 +153,16 @@ class Steering:
             )
         elif seen > 0 and queries != 1:
             raise UnsupportedError(
-                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not supported "
+                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is "
+                "not supported "
                 "by methods; generate one token at a time"
             )
         else:
             self.run.step += 1
         if batch != self.run.layout.batch_size:
             raise UnsupportedError(
-                f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during generation; "
+                f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during "
+                "generation; "
                 "methods need a constant batch"
             )
         mask = kwargs.get("attention_mask")
@@ -178,7 +181,8 @@ class Steering:
         return PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
 
     def _image_tokens_of_embeddings(self, inputs_embeds: Tensor) -> Tensor:
-        """Image positions of a prompt given as embeddings: from the ids beside them, or unfilled placeholders."""
+        """Image positions of a prompt given as embeddings: from the ids beside them, or unfilled "
+        "placeholders."""
         batch, length = inputs_embeds.shape[:2]
         ids = self._prompt_ids
         if ids is not None and ids.shape[1] == length and batch % ids.shape[0] == 0:
@@ -187,7 +191,8 @@ class Steering:
         placeholders = (inputs_embeds == self.model.get_input_embeddings()(token)).all(dim=-1)
         if not bool(placeholders.any()):
             raise UnsupportedError(
-                "the prompt is given as inputs_embeds with the image features in it, so that the image positions "
+                "the prompt is given as inputs_embeds with the image features in it, so that the image "
+                "positions "
                 "cannot be known; pass the input_ids of the same prompt to generate as well"
             )
         return placeholders
@@ -196,7 +201,8 @@ class Steering:
         missed = set(range(len(self.decoder.layers))) - self.layers_seen
         if missed:
             raise UnsupportedError(
-                f"{type(self.decoder).__name__} did not call the attention registry in layers {sorted(missed)}, "
+                f"{type(self.decoder).__name__} did not call the attention registry in layers "
+                f"{sorted(missed)}, "
                 "so that no method can see its attention"
             )
 

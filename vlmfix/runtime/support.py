@@ -30,7 +30,8 @@ def image_token(config: PreTrainedConfig) -> int:
         if token is not None:
             return int(token)
     raise UnsupportedError(
-        f"{type(config).__name__} names no image_token_id; methods need a vision-language model that puts image "
+        f"{type(config).__name__} names no image_token_id; methods need a vision-language model that puts "
+        "image "
         "features into its prompt"
     )
 
@@ -44,7 +45,8 @@ def check_model(model: Any) -> None:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
-            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a PEFT or compiled wrapper, the "
+            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a PEFT or compiled "
+            "wrapper, the "
             "model inside it)"
         )
     if model.config.is_encoder_decoder:
@@ -62,20 +64,21 @@ def check_model(model: Any) -> None:
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise UnsupportedError(
-            f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which methods need"
+            f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which "
+            "methods need"
         )
     _check_attention(decoder)
 
 
 def _check_attention(decoder: PreTrainedModel) -> None:
     config = decoder.config
-    layer_types = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None) if layer_types is None else None
-    if window is not None or any(kind != "full_attention" for kind in layer_types or ()):
-        kinds = "sliding_attention" if window is not None else ", ".join(sorted(set(layer_types)))
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or (["full_attention"] if window is None else ["sliding_attention"])
+    partial = set(kinds) - {"full_attention"}
+    if partial:
         raise UnsupportedError(
-            f"{type(decoder).__name__} has layers that do not keep the whole prompt in their cache ({kinds}), "
-            "which methods do not support yet"
+            f"{type(decoder).__name__} has layers whose cache does not keep the whole prompt "
+            f"({', '.join(sorted(partial))}), which methods do not support"
         )
     if attention.ATTRIBUTE in vars(decoder):
         return
@@ -89,7 +92,8 @@ def _check_attention(decoder: PreTrainedModel) -> None:
         attention.eager_function(decoder.layers[0].self_attn)
     elif kernel != "sdpa" and not kernel.startswith("flash_attention"):
         raise UnsupportedError(
-            f"the attention kernel {kernel!r} is not supported; load the model with attn_implementation='sdpa', "
+            f"the attention kernel {kernel!r} is not supported; load the model with "
+            "attn_implementation='sdpa', "
             "'flash_attention_2' or 'eager'"
         )
 
@@ -118,7 +122,8 @@ def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
     for name, mode in _ONE_TOKEN_AT_A_TIME.items():
         if asked(name):
             raise UnsupportedError(
-                f"{mode} ({name}) reads several tokens a step, which methods do not support; generate without it"
+                f"{mode} ({name}) reads several tokens a step, which methods do not support; generate "
+                "without it"
             )
     cache = asked("cache_implementation")
     if cache not in (None, "dynamic"):

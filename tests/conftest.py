@@ -1,0 +1,66 @@
+"""Shared fixtures: tiny random models of every family, and the settings with which methods act on them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import families
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import vlmfix
+
+# Random models have weaker sinks and flatter attention than trained ones; methods not named here act at their defaults.
+ACTING: dict[str, dict[str, Any]] = {
+    "var": {
+        "moved_fraction": 0.9,
+        "sink_dimensions": (families.SINK_DIMENSION,),
+        "sink_threshold": 2.5,
+        "min_image_mass": 0.05,
+        "min_non_sink_share": 0.1,
+    }
+}
+
+
+def acting(name: str) -> vlmfix.Method:
+    """The method with settings that change a random model's answers."""
+    return vlmfix.make_method(name, **ACTING.get(name, {}))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _deterministic() -> None:
+    torch.set_num_threads(1)  # tiny models gain nothing from more
+
+
+@pytest.fixture(autouse=True)
+def _no_user_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMFIX_PROFILES", str(tmp_path / "profiles"))
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, PreTrainedModel]:
+    """One random model of each family, built once; every test must leave them as they are."""
+    return {family: families.build(family) for family in families.FAMILIES}
+
+
+@pytest.fixture(params=list(families.FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(family: str, models: dict[str, PreTrainedModel]) -> PreTrainedModel:
+    return models[family]
+
+
+@pytest.fixture
+def llava(models: dict[str, PreTrainedModel]) -> Iterator[PreTrainedModel]:
+    yield models["llava"]

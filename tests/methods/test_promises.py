@@ -1,0 +1,174 @@
+"""The promises of the design, for every registered method on every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import families
+import pytest
+import torch
+from conftest import acting
+from torch import nn
+from transformers import PreTrainedModel
+
+import vlmfix
+
+pytestmark = pytest.mark.promises
+
+TOKENS = 8
+METHODS = list(vlmfix.methods())
+
+
+@pytest.fixture(params=METHODS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def new_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
+    output = model.generate(**inputs, max_new_tokens=TOKENS, **{"do_sample": False, **kwargs})
+    return output[:, inputs["input_ids"].shape[1] :]
+
+
+def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
+    """Raw logits of every generated position, `(steps, batch, vocabulary)`."""
+    output = model.generate(
+        **inputs,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **kwargs,
+    )
+    return torch.stack(output.logits)
+
+
+def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+    """Everything about a model that a method could leave changed."""
+    modules = {
+        name: (sorted(vars(module)), len(module._forward_pre_hooks), len(module._forward_hooks))
+        for name, module in model.named_modules()
+    }
+    kernels = {name: vars(each.config) for name, each in _submodels(model).items()}
+    return {
+        "modules": modules,
+        "kernels": {name: dict(config) for name, config in kernels.items()},
+        "weights": {name: (parameter.data_ptr(), parameter._version) for name, parameter in model.named_parameters()},
+        "generation": model.generation_config.to_dict(),
+    }
+
+
+def _submodels(model: nn.Module) -> dict[str, PreTrainedModel]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+
+
+def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (1, 2, 0))
+    stock = logits(model, inputs)
+    cls = vlmfix.methods()[name]
+    with cls(**cls.neutral)(model):
+        assert torch.equal(logits(model, inputs), stock)
+
+
+def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (1, 2))
+    before, stock = fingerprint(model), logits(model, inputs)
+    with acting(name)(model):
+        edited = logits(model, inputs)
+    assert (edited - stock).abs().max() > 1e-3
+    assert torch.equal(logits(model, inputs), stock)
+    assert fingerprint(model) == before
+
+
+def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (1, 2, 0, 1))
+    with acting(name)(model):
+        batch = logits(model, inputs)
+        for row, single in enumerate(families.split(family, model, inputs)):
+            torch.testing.assert_close(batch[:, row], logits(model, single)[:, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
+    ids=["beams", "beams-return-2", "sampling-return-2"],
+)
+def test_acts_in_other_ways_of_decoding(
+    name: str, decoding: dict[str, Any], family: str, model: PreTrainedModel
+) -> None:
+    inputs = families.prompt(family, model, (1, 2))
+    outputs = []
+    for _ in range(2):
+        with acting(name)(model):
+            torch.manual_seed(0)
+            outputs.append(new_tokens(model, inputs, **decoding))
+    assert torch.equal(*outputs)
+    if decoding.get("do_sample"):
+        return
+    with acting(name)(model):
+        for row, single in enumerate(families.split(family, model, inputs)):
+            count = decoding.get("num_return_sequences", 1)
+            assert torch.equal(outputs[0][row * count : (row + 1) * count], new_tokens(model, single, **decoding))
+
+
+def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (1, 0, 2))
+    with acting(name)(model):
+        torch.testing.assert_close(
+            logits(model, inputs, use_cache=False), logits(model, inputs), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_inactive_without_an_image(name: str, family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (0,))
+    stock = logits(model, inputs)
+    with acting(name)(model):
+        assert torch.equal(logits(model, inputs), stock)
+
+
+def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTrainedModel) -> None:
+    first, second = families.prompt(family, model, (2,), seed=1), families.prompt(family, model, (1,), seed=2)
+    with acting(name)(model):
+        alone = logits(model, second)
+    with acting(name)(model):
+        logits(model, first)
+        assert torch.equal(logits(model, second), alone)
+
+
+def test_restored_after_an_exception(name: str, family: str, model: PreTrainedModel) -> None:
+    before = fingerprint(model)
+    with pytest.raises(KeyboardInterrupt), acting(name)(model):
+        raise KeyboardInterrupt
+    assert fingerprint(model) == before
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    inputs = families.prompt(family, model)
+    with acting(name)(model), pytest.raises(ZeroDivisionError):
+        handle = model.get_decoder().layers[2].register_forward_hook(fail)
+        try:
+            model.generate(**inputs, max_new_tokens=2)
+        finally:
+            handle.remove()
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(name: str, dtype: torch.dtype, family: str) -> None:
+    model = families.build(family, dtype=dtype)
+    inputs = families.prompt(family, model, (1, 2, 0))
+    with acting(name)(model):
+        edited = logits(model, inputs)
+    assert edited.isfinite().all()
+    assert not torch.equal(edited, logits(model, inputs))
+
+
+def test_eager_kernel_gives_the_same_as_sdpa(name: str, family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (1, 2, 0))
+    eager = families.build(family, attn_implementation="eager")
+    with acting(name)(model), acting(name)(eager):
+        torch.testing.assert_close(logits(eager, inputs), logits(model, inputs), atol=1e-4, rtol=1e-4)
