@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 
-# Random models have weaker sinks and flatter attention than trained ones; methods not named here act at their defaults.
+# Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
     "var": {
         "moved_fraction": 0.9,
@@ -62,5 +61,5 @@ def model(family: str, models: dict[str, PreTrainedModel]) -> PreTrainedModel:
 
 
 @pytest.fixture
-def llava(models: dict[str, PreTrainedModel]) -> Iterator[PreTrainedModel]:
-    yield models["llava"]
+def llava(models: dict[str, PreTrainedModel]) -> PreTrainedModel:
+    return models["llava"]

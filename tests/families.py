@@ -191,7 +191,8 @@ def prompt(
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = FAMILIES[family].images(sum(images), generator) if sum(images) else {}
-    inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    if inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     counts = _image_token_counts(model, inputs) if inputs else []
     sequences = []
     for number, count in enumerate(images):

@@ -52,7 +52,9 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     return {
         "modules": modules,
         "kernels": {name: dict(config) for name, config in kernels.items()},
-        "weights": {name: (parameter.data_ptr(), parameter._version) for name, parameter in model.named_parameters()},
+        "weights": {
+            name: (parameter.data_ptr(), parameter._version) for name, parameter in model.named_parameters()
+        },
         "generation": model.generation_config.to_dict(),
     }
 
@@ -111,7 +113,9 @@ def test_acts_in_other_ways_of_decoding(
     with acting(name)(model):
         for row, single in enumerate(families.split(family, model, inputs)):
             count = decoding.get("num_return_sequences", 1)
-            assert torch.equal(outputs[0][row * count : (row + 1) * count], new_tokens(model, single, **decoding))
+            assert torch.equal(
+                outputs[0][row * count : (row + 1) * count], new_tokens(model, single, **decoding)
+            )
 
 
 def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrainedModel) -> None:
@@ -148,12 +152,10 @@ def test_restored_after_an_exception(name: str, family: str, model: PreTrainedMo
         raise ZeroDivisionError
 
     inputs = families.prompt(family, model)
-    with acting(name)(model), pytest.raises(ZeroDivisionError):
-        handle = model.get_decoder().layers[2].register_forward_hook(fail)
-        try:
-            model.generate(**inputs, max_new_tokens=2)
-        finally:
-            handle.remove()
+    handle = model.get_decoder().layers[2].register_forward_hook(fail)
+    with pytest.raises(ZeroDivisionError), acting(name)(model):
+        model.generate(**inputs, max_new_tokens=2)
+    handle.remove()
     assert fingerprint(model) == before
 
 

@@ -39,13 +39,13 @@ class Card:
 class Method:
     """A mitigation strategy; `with method(model): model.generate(...)` applies it.
 
-    A method declares its numbers as fields, checks them in `__post_init__`, describes itself in `card` and
-    `neutral`, and overrides the hooks that it needs. It never touches a model and keeps what it learns in `run.state`.
+    A method declares its numbers as fields, checks them in `__post_init__`, describes itself in `card`,
+    names the values that switch it off in `neutral`, and overrides the hooks that it needs. It never touches
+    a model and keeps what it learns in `run.state`.
     """
 
     card: ClassVar[Card]
     neutral: ClassVar[Mapping[str, Any]]
-    """Values with which the method leaves the model as it is: strength zero."""
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Attach to `model` for a `with` block; see `vlmfix.runtime.steering.steer` for what is refused."""

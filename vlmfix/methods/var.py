@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class VAR(Method):
             object.__setattr__(self, "sink_dimensions", _dimensions(self.sink_dimensions))
         if not isinstance(self.first_layer, int) or self.first_layer < 0:
             raise ValueError(f"first_layer is {self.first_layer!r}; it must be a layer index, 0 or more")
+        if not isinstance(self.skip_last_layer, bool):
+            raise ValueError(f"skip_last_layer is {self.skip_last_layer!r}; it must be true or false")
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         dimensions = self.sink_dimensions
@@ -198,13 +200,11 @@ def redistribute(
     return torch.where(selected, attention * factor, attention).to(weights.dtype)
 
 
-def _dimensions(values: Sequence[int] | int) -> tuple[int, ...]:
-    """Sink dimensions as a sorted tuple of indices."""
-    values = [values] if isinstance(values, int) else list(values)
-    if not values or any(
-        isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values
-    ):
+def _dimensions(values: Any) -> tuple[int, ...]:
+    """Sink dimensions as a sorted tuple of indices; a single one may stand alone."""
+    several = list(values) if isinstance(values, Iterable) else [values]
+    if not several or any(type(value) is not int or value < 0 for value in several):
         raise ValueError(
             f"sink_dimensions is {values!r}; it must hold one or more dimensions of the model, 0 or more"
         )
-    return tuple(sorted(set(values)))
+    return tuple(sorted(set(several)))

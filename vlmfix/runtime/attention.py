@@ -81,7 +81,7 @@ def _own_kernel(
     if name == "eager":
         mask = _additive(attention_mask, query, key)
         return eager_function(module)(module, query, key, value, mask, **kwargs)
-    if name.startswith("flash_attention"):
+    if name != "sdpa":  # FlashAttention takes the 2-D mask
         attention_mask = None if run is None else run.padding_mask
     return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
 

@@ -91,7 +91,12 @@ class Steering:
 
     def _install(self) -> None:
         attention.register()
-        self._undo.callback(self.decoder.set_attn_implementation, self.kernel)
+        for module in self.decoder.modules():
+            if isinstance(module, PreTrainedModel):
+                # Not by the public setter, which may look for kernels anew.
+                self._undo.callback(
+                    setattr, module.config, "_attn_implementation", module.config._attn_implementation
+                )
         self.decoder.set_attn_implementation(attention.NAME)
         if self.decoder.config._attn_implementation != attention.NAME:
             raise UnsupportedError(
@@ -166,7 +171,7 @@ class Steering:
                 "methods need a constant batch"
             )
         mask = kwargs.get("attention_mask")
-        if self.kernel.startswith("flash_attention"):
+        if support.is_flash(self.kernel):
             self.run.padding_mask = None if mask is None or bool(mask.all()) else mask
 
     def _is_next_step_without_cache(self, queries: int) -> bool:

@@ -73,7 +73,9 @@ def check_model(model: Any) -> None:
 def _check_attention(decoder: PreTrainedModel) -> None:
     config = decoder.config
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or (["full_attention"] if window is None else ["sliding_attention"])
+    kinds = getattr(config, "layer_types", None) or (
+        ["full_attention"] if window is None else ["sliding_attention"]
+    )
     partial = set(kinds) - {"full_attention"}
     if partial:
         raise UnsupportedError(
@@ -90,12 +92,17 @@ def _check_attention(decoder: PreTrainedModel) -> None:
         )
     if kernel == "eager":
         attention.eager_function(decoder.layers[0].self_attn)
-    elif kernel != "sdpa" and not kernel.startswith("flash_attention"):
+    elif kernel != "sdpa" and not is_flash(kernel):
         raise UnsupportedError(
             f"the attention kernel {kernel!r} is not supported; load the model with "
             "attn_implementation='sdpa', "
             "'flash_attention_2' or 'eager'"
         )
+
+
+def is_flash(kernel: str) -> bool:
+    """Whether an attention kernel is a FlashAttention, of the registry or of a kernel repository."""
+    return "flash" in kernel and "paged" not in kernel
 
 
 def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
