@@ -52,13 +52,22 @@ def load(
     if dtype == "auto" and str(name_or_path) in EMBEDDED:
         dtype = torch.float32  # half precision only saves space in the package; on CPUs it is slow
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options = {"dtype": _dtype(dtype), "device_map": device_map, "use_safetensors": True, **common, **kwargs}
     try:
+        model = AutoModelForImageTextToText.from_pretrained(source, **options)
         processor = load_processor(source, **common)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=_dtype(dtype), device_map=device_map, use_safetensors=True, **common, **kwargs
-        )
     except OSError as error:
-        raise FileNotFoundError(_unreachable(name_or_path, error)) from error
+        raise FileNotFoundError(
+            f"cannot load {str(name_or_path)!r}: {_first_words(error)} - check the name and the network, "
+            "or download "
+            f"the checkpoint where there is one ('hf download {name_or_path}') and pass its folder; "
+            f"{DEFAULT_MODEL!r} needs no download"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{str(name_or_path)!r} is no image-text-to-text model that transformers knows: "
+            f"{_first_words(error)}"
+        ) from error
     return model.eval(), processor
 
 
@@ -122,10 +131,6 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return found
 
 
-def _unreachable(name: str | Path, error: OSError) -> str:
-    reason = " ".join(str(error).split())
-    return (
-        f"cannot load {str(name)!r}: {reason[:200]} - check the name and the network, or download the "
-        "checkpoint where "
-        f"there is one ('hf download {name}') and pass its folder; {DEFAULT_MODEL!r} needs no download"
-    )
+def _first_words(error: Exception) -> str:
+    """The message of transformers on one line, without its long lists."""
+    return " ".join(str(error).split())[:200].rstrip(" .")

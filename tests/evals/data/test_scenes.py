@@ -59,8 +59,10 @@ def test_scenes_hold_two_to_six_objects_inside_the_image(split, size):
         assert len(scene.categories()) >= 2
         for item in scene.objects:
             x, y, width, height = item.box
-            assert x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
-            assert item.category in CATEGORIES and item.color in COLORS
+            assert 0 <= x <= x + width <= size[0]
+            assert 0 <= y <= y + height <= size[1]
+            assert item.category in CATEGORIES
+            assert item.color in COLORS
             assert 0 <= item.visibility <= 1
     assert render(scene).size == size
 
@@ -100,7 +102,8 @@ def test_coco_reads_the_files(data_set):
     for annotation in coco.anns.values():
         image = coco.imgs[annotation["image_id"]]
         x, y, width, height = annotation["bbox"]
-        assert x >= 0 and y >= 0 and x + width <= image["width"] and y + height <= image["height"]
+        assert 0 <= x <= x + width <= image["width"]
+        assert 0 <= y <= y + height <= image["height"]
         assert 0 <= annotation["area"] <= width * height
         assert coco.annToMask(annotation).sum() > 0
     assert all((data_set / "images" / image["file_name"]).exists() for image in coco.imgs.values())

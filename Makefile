@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test quick lint types test-oldest clean
+
+demo: $(VENV)/ready
+	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
+
+test: lint types
+	$(BIN)/pytest
+
+quick: $(VENV)/ready
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+test-oldest: $(OLDEST)/ready
+	$(OLDEST)/bin/pytest -m promises
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(OLDEST)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -v transformers constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[dev]" transformers==5.17.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist

@@ -1,0 +1,153 @@
+"""The command line: what people see, and one line on stderr with exit code 2 for what they can mend."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import vlmfix
+from cli import app
+from evals.data import render, sample_scene
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("--max-new-tokens", "8")
+
+
+def run(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        render(sample_scene(1, index)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_plain_answer_about_the_demo_scene() -> None:
+    result = run("generate", *SHORT)
+    assert result.exit_code == 0
+    assert result.stdout.strip()
+    assert result.stdout == run("generate", "--method", "greedy", *SHORT).stdout
+
+
+def test_comparison_shows_both() -> None:
+    result = run("generate", "--method", "var", "--compare", *SHORT)
+    assert result.exit_code == 0
+    assert "greedy" in result.stdout
+    assert "var" in result.stdout
+
+
+def test_json_is_all_there_is_on_stdout(pictures: Path) -> None:
+    (pictures / "broken.png").write_bytes(b"not a picture")
+    result = run(
+        "generate",
+        "--image",
+        pictures,
+        "--method",
+        "var",
+        "--set",
+        "moved_fraction=0.6",
+        "--compare",
+        "--json",
+        *SHORT,
+    )
+    document = json.loads(result.stdout)
+    assert document["method"] == "var"
+    assert document["parameters"]["moved_fraction"] == 0.6
+    assert [Path(each["image"]).name for each in document["results"]] == ["0.png", "1.png", "2.png"]
+    assert all(set(each["answers"]) == {"greedy", "var"} for each in document["results"])
+    assert [Path(each["image"]).name for each in document["failures"]] == ["broken.png"]
+    assert result.exit_code == 2
+    assert "1 of 4 pictures could not be read" in result.stderr
+
+
+def test_answers_equal_the_library(pictures: Path) -> None:
+    paths = sorted(pictures.iterdir())
+    result = run("generate", "--image", paths[0], "--image", paths[2], "--json", *SHORT)
+    answers = [each["answers"]["greedy"] for each in json.loads(result.stdout)["results"]]
+    expected = vlmfix.generate(*vlmfix.load(), [paths[0], paths[2]], "Describe the image.", max_new_tokens=8)
+    assert answers == expected
+
+
+def test_sampling_follows_the_seed() -> None:
+    sampled = [
+        run("generate", "--temperature", "2", "--seed", seed, "--max-new-tokens", "20").stdout
+        for seed in "112"
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_methods_table() -> None:
+    result = run("methods")
+    assert result.exit_code == 0
+    for name, cls in vlmfix.methods().items():
+        assert name in result.stdout
+        assert cls.card.paper in result.stdout
+
+
+def test_scenes_and_calibration(tmp_path: Path) -> None:
+    result = run("scenes", "--count", "4", "--seed", "3", "--output", tmp_path / "world")
+    assert result.exit_code == 0, result.stderr
+    assert len(list((tmp_path / "world" / "images").iterdir())) == 4
+    again = run("scenes", "--count", "4", "--output", tmp_path / "world")
+    assert again.exit_code == 2
+    profile = tmp_path / "profile.yaml"
+    result = run("calibrate", "--images", tmp_path / "world" / "images", "--output", profile)
+    assert result.exit_code == 0, result.stderr
+    assert yaml.safe_load(profile.read_text())["values"]["sink_dimensions"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--method", "vra"], "did you mean 'var'"),
+        (["generate", "--method", "var", "--set", "moved=1"], "var has no parameter 'moved'"),
+        (["generate", "--method", "var", "--set", "moved_fraction=2"], "it must be a number from 0 to 1"),
+        (["generate", "--method", "var", "--set", "moved_fraction"], "is not KEY=VALUE"),
+        (["generate", "--method", "var", "--set", "sink_dimensions=[1"], "the value is not readable"),
+        (["generate", "--set", "moved_fraction=1"], "greedy has no parameters"),
+        (["generate", "--compare"], "--compare needs a --method"),
+        (["generate", "--image", "missing.png"], "no image file or folder 'missing.png'"),
+        (["generate", "--image", "{text}"], "is not a readable image"),
+        (["generate", "--image", "{empty}"], "no pictures in"),
+        (["generate", "--model", "nonsense"], "neither an embedded model"),
+        (["generate", "--model", "someone/some-model"], "check the name and the network"),
+        (["generate", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["generate", "--max-new-tokens", "many"], "--max-new-tokens"),
+        (["generate", "--dtype", "float31"], "unknown dtype"),
+        (["generate", "--device", "toaster"], "is no device"),
+        (["generate", "--device", "cuda:7"], "device"),
+        (["generate", "--wrong-option"], "--wrong-option"),
+        (["wrong-command"], "wrong-command"),
+        (["scenes", "--count", "0", "--output", "{empty}/new"], "--count"),
+        (["calibrate", "--images", "{empty}"], "no pictures in"),
+        (["calibrate", "--images", "{empty}", "--method", "nothing"], "unknown method"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty").mkdir()
+    places = {"text": tmp_path / "text.png", "empty": tmp_path / "empty"}
+    result = run(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not result.stdout
+
+
+def test_as_a_script() -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "methods"], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert "2503.03321" in result.stdout
