@@ -246,10 +246,32 @@ def toothbrush(b: Brush) -> None:
 
 
 PAINTERS: dict[str, Callable[[Brush], None]] = {
-    painter.__name__.replace("_", " "): painter
-    for painter in (
-        (bicycle, car, boat, traffic_light, stop_sign, bird, cat, dog, umbrella, frisbee, kite, surfboard)
-        + (bottle, cup, fork, knife, pizza, couch, potted_plant, toilet, tv, laptop, mouse, remote)
-        + (keyboard, sink, book, toothbrush)
-    )
+    "bicycle": bicycle,
+    "car": car,
+    "boat": boat,
+    "traffic light": traffic_light,
+    "stop sign": stop_sign,
+    "bird": bird,
+    "cat": cat,
+    "dog": dog,
+    "umbrella": umbrella,
+    "frisbee": frisbee,
+    "kite": kite,
+    "surfboard": surfboard,
+    "bottle": bottle,
+    "cup": cup,
+    "fork": fork,
+    "knife": knife,
+    "pizza": pizza,
+    "couch": couch,
+    "potted plant": potted_plant,
+    "toilet": toilet,
+    "tv": tv,
+    "laptop": laptop,
+    "mouse": mouse,
+    "remote": remote,
+    "keyboard": keyboard,
+    "sink": sink,
+    "book": book,
+    "toothbrush": toothbrush,
 }

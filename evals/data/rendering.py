@@ -47,7 +47,8 @@ def paint(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
     base = BACKGROUNDS.get(scene.cluster or "", (176, 176, 176))
     if rng.random() < 0.3:
-        base = tuple(int(v) for v in rng.integers(130, 215, 3))
+        red, green, blue = rng.integers(130, 215, 3).tolist()
+        base = (red, green, blue)
     color = np.asarray(base, dtype=np.float32) + rng.normal(0, 10, 3)
     slope = np.linspace(-1, 1, scene.height)[:, None, None] * rng.uniform(-16, 16)
     field = np.clip(np.broadcast_to(color + slope, (scene.height, scene.width, 3)), 0, 255)
@@ -74,12 +75,12 @@ def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
 def _draw(item: SceneObject, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     _, _, width, height = item.box
     jitter = rng.integers(-14, 15, 3)
-    color = tuple(int(np.clip(v + j, 0, 255)) for v, j in zip(COLORS[item.color], jitter, strict=True))
+    red, green, blue = np.clip(np.asarray(COLORS[item.color]) + jitter, 0, 255).tolist()
     mirrored = rng.random() < 0.5
     # Drawn on an impossible colour, so that what stays unpainted is transparent.
     empty = (1, 254, 3)
     picture = Image.new("RGB", (width, height), empty)
-    PAINTERS[item.category](Brush(ImageDraw.Draw(picture), width, height, color))
+    PAINTERS[item.category](Brush(ImageDraw.Draw(picture), width, height, (red, green, blue)))
     if mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     painted = (np.asarray(picture) != empty).any(-1)
