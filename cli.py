@@ -63,7 +63,7 @@ app = typer.Typer(
 ModelOption = Annotated[
     str, typer.Option(help=f"Embedded model ({', '.join(EMBEDDED)}), folder or hub id.", show_default=True)
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, auto (spread over devices), ...")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: over all GPUs, if any.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
 
 
@@ -91,7 +91,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Sample at this temperature; 0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
@@ -168,12 +168,13 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option(help="Profile file to write. [default: where later runs look first]")
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
-    if method not in vlmfix.methods():
+    if method != "var":
         vlmfix.make_method(method)
+        raise ValueError(f"{method} has nothing to calibrate; --method var has")
     paths = _sources([images])[:50]
     if len(paths) < 20:
         warnings.warn(f"{len(paths)} pictures; 20 to 50 give a firmer result", stacklevel=1)
@@ -253,20 +254,18 @@ def _load(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, Processo
     if name in EMBEDDED or not err.is_terminal:
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    if device.split(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}, but this torch sees no CUDA device; use --device cpu")
-    if device != "auto":
-        _check_device(device)
-    return vlmfix.load(name, dtype=dtype, device_map=None if device == "cpu" else device)
+    return vlmfix.load(name, dtype=dtype, device_map=_device_map(device))
 
 
-def _check_device(device: str) -> None:
+def _device_map(device: str) -> str | None:
+    """What transformers calls `device`; None is the CPU."""
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else None
     try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"--device {device} is no device of torch; use cpu, cuda, cuda:1, mps or auto"
-        ) from error
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} is not available here; use cpu, cuda, cuda:1 or auto") from error
+    return None if device == "cpu" else device
 
 
 def _show(source: Path | None, picture: Image.Image, answers: dict[str, str], *, alone: bool) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.generation import BaseStreamer
 
 import vlmfix
 
@@ -88,21 +90,30 @@ def random_inputs(model: PreTrainedModel, batch_size: int) -> dict[str, torch.Te
     }
 
 
-def seconds(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], tokens: int, block: AbstractContextManager[None]
-) -> float:
-    """Wall time of generating exactly `tokens` tokens."""
-    with block:
-        _wait(model)
-        start = time.perf_counter()
-        model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        _wait(model)
-        return time.perf_counter() - start
+class Clock(BaseStreamer):
+    """Notes when the prompt goes in and when each token comes out."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:  # already on the CPU, so the device has finished
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
 
 
-def _wait(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+def time_once(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], tokens: int, method: vlmfix.Method | None
+) -> tuple[float, float]:
+    """Milliseconds of the prefill and, as a median, of one decoded token."""
+    clock = Clock()
+    with method(model) if method else nullcontext():
+        model.generate(
+            **inputs, max_new_tokens=tokens + 1, min_new_tokens=tokens + 1, do_sample=False, streamer=clock
+        )
+    prefill, *decode = [1000 * (after - before) for before, after in pairwise(clock.times)]
+    return prefill, statistics.median(decode)
 
 
 def measure(
@@ -110,19 +121,15 @@ def measure(
 ) -> dict[str, float]:
     """Medians over the rounds: milliseconds of prefill and per decoded token, and their ratios to greedy."""
     inputs = random_inputs(model, batch_size)
-    samples: dict[str, list[float]] = {"prefill": [], "decode": [], "prefill ratio": [], "decode ratio": []}
-    for number in track(range(rounds + 1), description=type(method).__name__.lower(), transient=True):
-        times = {}
-        for name, steered in (("greedy", None), ("method", method)):
-            prefill = seconds(model, inputs, 1, steered(model) if steered else nullcontext())
-            whole = seconds(model, inputs, tokens + 1, steered(model) if steered else nullcontext())
-            times[name] = (prefill, (whole - prefill) / tokens)
-        if number == 0:
-            continue  # warm-up
-        for index, phase in enumerate(("prefill", "decode")):
-            samples[phase].append(1000 * times["method"][index])
-            samples[f"{phase} ratio"].append(times["method"][index] / times["greedy"][index])
-    return {name: statistics.median(values) for name, values in samples.items()}
+    samples = []
+    for _ in track(range(rounds + 1), description=type(method).__name__.lower(), transient=True):
+        greedy, steered = (time_once(model, inputs, tokens, each) for each in (None, method))
+        samples.append((*steered, steered[0] / greedy[0], steered[1] / greedy[1]))
+    names = ("prefill", "decode", "prefill ratio", "decode ratio")
+    warm = samples[1:]
+    return {
+        name: statistics.median(values) for name, values in zip(names, zip(*warm, strict=True), strict=True)
+    }
 
 
 def main(
@@ -131,8 +138,8 @@ def main(
     tokens: Annotated[int, typer.Option(min=1, help="Decoded tokens that are timed.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds after one warm-up.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
-    device: str = "cpu",
-    dtype: str = "float32",
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="torch dtype.")] = "float32",
     kernel: Annotated[str, typer.Option(help="Attention of the stock model.")] = "sdpa",
 ) -> None:
     """Print the cost of every method relative to plain greedy decoding in the same run."""

@@ -1,6 +1,6 @@
 """Draw the picture of the README: the demo scene, and what the tiny model says of it plainly and with VAR.
 
-    python docs/make_picture.py
+python docs/make_picture.py
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 import vlmfix
 
@@ -27,8 +28,7 @@ def test_version_is_in_the_changelog() -> None:
 
 @pytest.mark.slow
 def test_wheel_holds_configs_weights_and_the_command_line(tmp_path: Path) -> None:
-    build = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
-    wheel = next(build.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"cli.py", "evals/data/scenes.py", "vlmfix/configs/models/llava-1.5-7b.yaml"}
     expected |= {f"vlmfix/models/{name}/model.safetensors" for name in ("tiny-llava", "tiny-qwen2.5-vl")}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from vlmfix.methods.base import Card, Method, check_range
@@ -20,6 +20,9 @@ DEFAULT_THRESHOLD = 20.0
 
 # Below this attention on the target tokens there is nothing to be proportional to.
 _NO_TARGET = 1e-12
+
+# Generated keys for which the prepared groups get room at a time.
+_ROOM = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,26 +108,23 @@ class VAR(Method):
         assert self.sink_threshold is not None
         sinks = find_sinks(hidden_states, self.sink_dimensions, sink_threshold=self.sink_threshold)
         device = hidden_states.device
-        run.state[self, layer] = (
-            sinks & run.layout.real_tokens.to(device),
-            run.layout.image_tokens.to(device),
+        run.state[self, layer] = TokenGroups.of(
+            sinks & run.layout.real_tokens.to(device), run.layout.image_tokens.to(device)
         )
 
     def rows(self, run: Run, layer: int) -> Rows | None:
         return run.layout.rows_after_last_image if self._acts(run, layer) else None
 
     def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
-        sinks, image_tokens = run.state[self, layer]
-        prompt, generated = weights.split([sinks.shape[1], weights.shape[-1] - sinks.shape[1]], dim=-1)
-        edited = redistribute(
-            prompt,
-            sinks,
-            image_tokens,
+        groups: TokenGroups = run.state[self, layer]
+        if groups.keys < weights.shape[-1]:
+            groups = run.state[self, layer] = groups.with_room()
+        return groups.redistribute(
+            weights,
             moved_fraction=self.moved_fraction,
             min_image_mass=self.min_image_mass,
             min_non_sink_share=self.min_non_sink_share,
         )
-        return torch.cat([edited, generated], dim=-1)
 
     def _acts(self, run: Run, layer: int) -> bool:
         end = run.num_layers - 1 if self.skip_last_layer else run.num_layers
@@ -177,27 +177,71 @@ def redistribute(
         Weights of the same shape and dtype with the same sums; rows and heads that are not selected are
         unchanged to the bit, as are all rows of a sample without a visual sink.
     """
-    sink = sink_tokens[:, None, None, :]
-    image = image_tokens[:, None, None, :]
-    visual_sink = sink & image
-    target = image & ~sink
-    attention = weights.float()
-
-    def mass(tokens: Tensor) -> Tensor:
-        return (attention * tokens).sum(dim=-1, keepdim=True)
-
-    sink_mass, visual_sink_mass, target_mass = mass(sink), mass(visual_sink), mass(target)
-    image_mass = visual_sink_mass + target_mass
-    sink_share = visual_sink_mass / (image_mass + 1e-6 * image.sum(dim=-1, keepdim=True))
-    selected = (
-        (image_mass >= min_image_mass)
-        & (sink_share <= 1 - min_non_sink_share)
-        & (target_mass > _NO_TARGET)
-        & visual_sink.any(dim=-1, keepdim=True)
+    return TokenGroups.of(sink_tokens, image_tokens).redistribute(
+        weights,
+        moved_fraction=moved_fraction,
+        min_image_mass=min_image_mass,
+        min_non_sink_share=min_non_sink_share,
     )
-    gain = 1 + moved_fraction * sink_mass / target_mass.clamp_min(_NO_TARGET)
-    factor = torch.where(sink, 1 - moved_fraction, torch.where(target, gain, 1.0))
-    return torch.where(selected, attention * factor, attention).to(weights.dtype)
+
+
+class TokenGroups(NamedTuple):
+    """The keys that `redistribute` tells apart, prepared once a prompt for the steps of its decoding.
+
+    Args:
+        members: 1.0 for sinks, visual sinks and targets in this order, `(batch, 1, 1, 3, keys)`.
+        share_guard: added to the image attention before it divides, `(batch, 1, 1, 1)`.
+        has_visual_sink: samples that may be edited at all, `(batch, 1, 1, 1)` bool.
+    """
+
+    members: Tensor
+    share_guard: Tensor
+    has_visual_sink: Tensor
+
+    @classmethod
+    def of(cls, sink_tokens: Tensor, image_tokens: Tensor) -> TokenGroups:
+        """Groups of boolean masks `(batch, keys)`."""
+        visual_sinks = sink_tokens & image_tokens
+        members = torch.stack([sink_tokens, visual_sinks, image_tokens & ~sink_tokens], dim=1)
+
+        def per_sample(values: Tensor) -> Tensor:
+            return values[:, None, None, None]
+
+        return cls(
+            members[:, None, None].float(),
+            per_sample(1e-6 * image_tokens.sum(dim=-1)),
+            per_sample(visual_sinks.any(dim=-1)),
+        )
+
+    @property
+    def keys(self) -> int:
+        """Number of keys that the groups cover."""
+        return self.members.shape[-1]
+
+    def with_room(self) -> TokenGroups:
+        """The same groups with room for generated keys, which belong to none."""
+        return self._replace(members=nn.functional.pad(self.members, (0, _ROOM)))
+
+    def redistribute(
+        self, weights: Tensor, *, moved_fraction: float, min_image_mass: float, min_non_sink_share: float
+    ) -> Tensor:
+        """See the function of this name; `weights` may have fewer keys than the groups cover."""
+        attention = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        members = self.members[..., : attention.shape[-1]]
+        masses = (attention.unsqueeze(-2) * members).sum(dim=-1, keepdim=True)
+        sink_mass, visual_sink_mass, target_mass = masses.unbind(dim=-2)
+        image_mass = visual_sink_mass + target_mass
+        selected = (
+            (image_mass >= min_image_mass)
+            & (visual_sink_mass / (image_mass + self.share_guard) <= 1 - min_non_sink_share)
+            & (target_mass > _NO_TARGET)
+            & self.has_visual_sink
+        )
+        taken = torch.where(selected, moved_fraction, 0.0)
+        given = taken * sink_mass / target_mass.clamp_min(_NO_TARGET)
+        sinks, _, targets = members.unbind(dim=-2)
+        change = torch.addcmul(given * targets, taken, sinks, value=-1)
+        return torch.addcmul(attention, attention, change).to(weights.dtype)
 
 
 def _dimensions(values: Any) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ class Steering:
             support.check_generate(self.model, args, kwargs)
             self.run = None
             self._generating = True
-            self._prompt_ids = kwargs.get("input_ids")
+            self._prompt_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -142,7 +142,9 @@ class Steering:
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn the phase, and the layout of a prompt that is new."""
         input_ids = kwargs.get("input_ids", args[0] if args else None)
-        tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+        tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        if tokens is None:
+            return  # the model itself says best what it misses
         batch, queries = tokens.shape[:2]
         cache = kwargs.get("past_key_values")
         support.check_cache(cache)

@@ -1,0 +1,39 @@
+"""The speed program measures methods that act, and prints a ratio for each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import vlmfix
+from benchmarks import overhead
+
+TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(overhead.SIZES, "tiny", TINY)
+
+
+@pytest.mark.parametrize("name", list(vlmfix.methods()))
+def test_measured_methods_act(name: str) -> None:
+    model = overhead.random_llava("tiny", device="cpu", dtype=torch.float32, kernel="sdpa")
+    inputs = overhead.random_inputs(model, 2)
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        with vlmfix.make_method(name, **overhead.ACTING.get(name, {}))(model):
+            assert not torch.equal(model(**inputs).logits, stock)
+
+
+def test_table_has_a_row_for_every_method() -> None:
+    import typer
+
+    app = typer.Typer()
+    app.command()(overhead.main)
+    result = CliRunner().invoke(app, ["--size", "tiny", "--tokens", "2", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    assert "decode ratio" in result.output
+    for name in ("greedy", *vlmfix.methods()):
+        assert name in result.output
