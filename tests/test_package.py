@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 import vlmfix
+from vlmfix.models.loading import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,10 +30,19 @@ def test_version_is_in_the_changelog() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_configs_weights_and_the_command_line(tmp_path: Path) -> None:
+def test_wheel_holds_what_it_needs_and_finds_it(tmp_path: Path) -> None:
     wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
-    names = set(zipfile.ZipFile(wheel).namelist())
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+        names = set(archive.namelist())
     expected = {"cli.py", "evals/data/scenes.py", "vlmfix/configs/models/llava-1.5-7b.yaml"}
-    expected |= {f"vlmfix/models/{name}/model.safetensors" for name in ("tiny-llava", "tiny-qwen2.5-vl")}
+    expected |= {f"vlmfix/models/{name}/model.safetensors" for name in EMBEDDED}
     assert expected <= names
     assert not any(name.startswith(("tests/", "training/", "benchmarks/")) for name in names)
+    code = "from vlmfix.models.profiles import profiles\nfor profile in profiles(): print(profile.path)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=installed, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert found
+    assert all(Path(path).parent == installed / "vlmfix" / "configs" / "models" for path in found)

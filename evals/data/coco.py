@@ -40,7 +40,7 @@ def write_coco(
         seed: world seed, 0 or more.
         split: see `sample_scene`.
         sizes: image sizes (width, height) in pixels, used in turn.
-        progress: called with the number of scenes written so far, after each one.
+        progress: called with the number of scenes just written.
 
     Returns:
         The folder.
@@ -79,7 +79,7 @@ def write_coco(
             asked.append({"image_id": image_id, "question_id": question_id, "question": question.text})
             answered.append({"image_id": image_id, "question_id": question_id, **_answers(question, rng)})
         if progress is not None:
-            progress(image_id)
+            progress(1)
     info = {"description": f"vlmfix synthetic scenes, seed {seed}, split {split}", "version": "1"}
     categories = [
         {"id": c.coco_id, "name": c.name, "supercategory": c.supercategory} for c in CATEGORIES.values()
