@@ -45,8 +45,10 @@ class OneLineErrors(TyperGroup):
         except Exception as error:
             if hasattr(error, "format_message"):  # of the parser: a wrong option or argument
                 message = error.format_message()
-            elif isinstance(error, ValueError | OSError | vlmfix.UnsupportedError):
+            elif isinstance(error, ValueError | OSError | ImportError | vlmfix.UnsupportedError):
                 message = str(error)
+            elif isinstance(error, torch.OutOfMemoryError):
+                message = f"{error}; try --dtype bfloat16, a smaller model or --device cpu"
             else:
                 raise
         err.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
@@ -112,7 +114,6 @@ def generate(
             prompt,
             applied,
             max_new_tokens=max_new_tokens,
-            batch_size=BATCH_SIZE,
             **sampling,
         )
 
@@ -287,7 +288,13 @@ def _show(source: Path | None, picture: Image.Image, answers: dict[str, str], *,
 def _progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; silent where stderr is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
+    with Progress(
+        *columns,
+        console=err,
+        transient=True,
+        redirect_stdout=out.is_terminal,  # answers that go to a file or pipe must not land on stderr
+        disable=quiet or not err.is_terminal,
+    ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 

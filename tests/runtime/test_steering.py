@@ -269,6 +269,14 @@ def test_shared_configuration_is_refused() -> None:
         pass
 
 
+def test_shared_decoder_is_refused() -> None:
+    first = families.build("llava")
+    second = type(first)(families.build("llava").config)
+    second.model.language_model = first.model.language_model
+    with VAR(first), pytest.raises(vlmfix.UnsupportedError, match="same language model"), VAR(second):
+        pass
+
+
 def test_decoder_that_bypasses_the_registry_is_refused(inputs: dict[str, torch.Tensor]) -> None:
     model = families.build("llava")
     attention = model.get_decoder().layers[1].self_attn

@@ -79,13 +79,11 @@ class Method:
         return None
 
     def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
-        """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them "
-        "edited."""
+        """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them."""
         return scores
 
     def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
-        """Weights after the softmax, `(batch, heads, rows, keys)` float32; returns them edited, never in "
-        "place."""
+        """Weights after the softmax, `(batch, heads, rows, keys)` float32; returns them, never in place."""
         return weights
 
     def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:

@@ -83,8 +83,8 @@ class VAR(Method):
             dimensions = profile.get("sink_dimensions")
         if dimensions is None:
             raise ValueError(
-                "no sink dimensions are known for this checkpoint; find them with "
-                "'vlmfix calibrate --model MODEL --images DIR --method var', or pass sink_dimensions"
+                "no sink dimensions are known for this checkpoint; find them with 'vlmfix calibrate --model "
+                "MODEL --images DIR --method var', or pass sink_dimensions"
             )
         threshold = self.sink_threshold
         if threshold is None and profile is not None:

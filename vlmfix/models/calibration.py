@@ -100,8 +100,7 @@ def calibrate_sinks(
 def _middle_states(
     model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, layers: range
 ) -> tuple[Tensor, Tensor]:
-    """Residual streams that enter the layers for one prompt, `(layers, tokens, hidden)`, and which are "
-    "image."""
+    """Residual streams entering the layers, `(layers, tokens, hidden)`, and which tokens are image."""
     inputs = prepare([open_images(image)], [PROMPT], processor).to(model.device, dtype=model.dtype)
     with torch.no_grad():
         hidden_states = model(**inputs, output_hidden_states=True).hidden_states
@@ -123,8 +122,8 @@ def write_profile(
     text = model.config.get_text_config()
     source = (
         f"vlmfix calibrate on {calibration.prompts} image prompts: first token at "
-        f"{calibration.first_token_score}, "
-        f"{100 * calibration.visual_sink_share:.1f} % of the image tokens are sinks"
+        f"{calibration.first_token_score}, {100 * calibration.visual_sink_share:.1f} % of the image tokens "
+        "are sinks"
     )
     shape = ("hidden_size", "num_hidden_layers", "intermediate_size")
     content = {

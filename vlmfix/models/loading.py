@@ -58,9 +58,8 @@ def load(
         processor = load_processor(source, **common)
     except OSError as error:
         raise FileNotFoundError(
-            f"cannot load {str(name_or_path)!r}: {_first_words(error)} - check the name and the network, "
-            "or download "
-            f"the checkpoint where there is one ('hf download {name_or_path}') and pass its folder; "
+            f"cannot load {str(name_or_path)!r}: {_first_words(error)} - check the name and the network, or "
+            f"download the checkpoint where there is one ('hf download {name_or_path}') and pass its folder; "
             f"{DEFAULT_MODEL!r} needs no download"
         ) from error
     except ValueError as error:
@@ -86,9 +85,8 @@ def resolve(name_or_path: str | Path) -> str:
         return str(path)
     if looks_local:
         raise FileNotFoundError(
-            f"no model {name!r}: it is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder, "
-            "nor a hub id "
-            "such as 'llava-hf/llava-1.5-7b-hf'"
+            f"no model {name!r}: it is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder, nor "
+            "a hub id such as 'llava-hf/llava-1.5-7b-hf'"
         )
     return name
 
@@ -110,8 +108,7 @@ def load_processor(source: str, **kwargs: Any) -> ProcessorMixin:
 
 
 def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """`stock` without its video processor: transformers reads the components from the signature of "
-    "`__init__`."""
+    """`stock` without its video processor; transformers reads components from the signature of `__init__`."""
     signature = inspect.signature(stock.__init__)
 
     def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:

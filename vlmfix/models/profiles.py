@@ -1,5 +1,4 @@
-"""What methods need to know of a checkpoint: the files of `configs/models`, and those that `vlmfix "
-"calibrate` wrote."""
+"""What methods need to know of a checkpoint: shipped in `configs/models`, or written by `calibrate`."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ def configs_directory() -> Path:
 
 
 def user_directory() -> Path:
-    """Where calibrated profiles are written and looked for first: `$VLMFIX_PROFILES`, else "
-    "`~/.config/vlmfix`."""
+    """Where calibrated profiles are written and looked for: `$VLMFIX_PROFILES`, else `~/.config/vlmfix`."""
     return Path(os.environ.get("VLMFIX_PROFILES") or Path.home() / ".config" / "vlmfix")
 
 
@@ -62,8 +60,7 @@ class Profile:
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is not a profile ({type(error).__name__}: {error}); it needs name, match and "
-                "values, "
-                "each value with its source"
+                "values, each value with its source"
             ) from error
 
     def fits(self, config: PreTrainedConfig) -> bool:
@@ -81,8 +78,8 @@ class Profile:
             return None
         if not entry.get("verified", True):
             warnings.warn(
-                f"{parameter} of {self.name} is unverified ({entry['source']}); "
-                "check it with 'vlmfix calibrate'",
+                f"{parameter} of {self.name} is unverified ({entry['source']}); check it with 'vlmfix "
+                "calibrate'",
                 stacklevel=2,
             )
         return entry["value"]

@@ -112,8 +112,7 @@ def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
 def _rows_of_step(
     asked: list[tuple[Method, Rows]], run: Run, query: Tensor
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Positions of the explicit rows, None for all of them, and which of them each method wants, None "
-    "for all."""
+    """Positions of the explicit rows and which of them each method wants; None stands for all."""
     queries = query.shape[2]
     if queries == 1 and not run.is_prefill:
         return None, [None] * len(asked)

@@ -36,8 +36,7 @@ class Rows:
         return Rows(index, self.mask_in(union) | other.mask_in(union))
 
     def mask_in(self, rows: Rows) -> Tensor:
-        """`mask`, spread over the positions of `rows`, which hold all of these: `(batch, "
-        "len(rows.index))`."""
+        """`mask` over the positions of `rows`, which hold all of these: `(batch, len(rows.index))`."""
         mask = torch.zeros_like(rows.mask)
         mask[:, torch.searchsorted(rows.index, self.index)] = self.mask
         return mask
@@ -87,8 +86,8 @@ class PromptLayout:
         real_tokens = attention_mask.bool()
         if not bool(real_tokens[:, -1].all()):
             raise UnsupportedError(
-                "the prompts are padded on the right; generation needs padding_side='left' in the "
-                "processor call"
+                "the prompts are padded on the right; generation needs padding_side='left' in the processor "
+                "call"
             )
         return cls(image_tokens & real_tokens, real_tokens)
 

@@ -39,6 +39,10 @@ def steer(model: PreTrainedModel, method: Method) -> Iterator[None]:
         return
     resolved = method.resolve(model.config, find_profile(model.config))
     steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
+    if steering.model is not model:
+        raise UnsupportedError(
+            "another model with the same language model is being steered; leave that block first"
+        )
     steering.attach(resolved)
     try:
         yield
@@ -100,8 +104,8 @@ class Steering:
         self.decoder.set_attn_implementation(attention.NAME)
         if self.decoder.config._attn_implementation != attention.NAME:
             raise UnsupportedError(
-                f"{type(self.decoder).__name__} does not use the attention registry of transformers, "
-                "so that no method can see its attention"
+                f"{type(self.decoder).__name__} does not use the attention registry of transformers, so that "
+                "no method can see its attention"
             )
         self._set(self.decoder, attention.ATTRIBUTE, self)
         for index, layer in enumerate(self.decoder.layers):
@@ -155,22 +159,20 @@ class Steering:
             self.layers_seen = set()
         elif self.run is None:
             raise UnsupportedError(
-                "generation starts from a filled cache, whose prompt the method has not seen; "
-                "pass the whole prompt without past_key_values"
+                "generation starts from a filled cache, whose prompt the method has not seen; pass the "
+                "whole prompt without past_key_values"
             )
         elif seen > 0 and queries != 1:
             raise UnsupportedError(
-                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is "
-                "not supported "
-                "by methods; generate one token at a time"
+                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
+                "supported by methods; generate one token at a time"
             )
         else:
             self.run.step += 1
         if batch != self.run.layout.batch_size:
             raise UnsupportedError(
                 f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during "
-                "generation; "
-                "methods need a constant batch"
+                "generation; methods need a constant batch"
             )
         mask = kwargs.get("attention_mask")
         if support.is_flash(self.kernel):
@@ -188,8 +190,7 @@ class Steering:
         return PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
 
     def _image_tokens_of_embeddings(self, inputs_embeds: Tensor) -> Tensor:
-        """Image positions of a prompt given as embeddings: from the ids beside them, or unfilled "
-        "placeholders."""
+        """Image positions of embeddings: from the ids beside them, or from placeholders not yet filled."""
         batch, length = inputs_embeds.shape[:2]
         ids = self._prompt_ids
         if ids is not None and ids.shape[1] == length and batch % ids.shape[0] == 0:
@@ -199,8 +200,7 @@ class Steering:
         if not bool(placeholders.any()):
             raise UnsupportedError(
                 "the prompt is given as inputs_embeds with the image features in it, so that the image "
-                "positions "
-                "cannot be known; pass the input_ids of the same prompt to generate as well"
+                "positions cannot be known; pass the input_ids of the same prompt to generate as well"
             )
         return placeholders
 
@@ -209,8 +209,7 @@ class Steering:
         if missed:
             raise UnsupportedError(
                 f"{type(self.decoder).__name__} did not call the attention registry in layers "
-                f"{sorted(missed)}, "
-                "so that no method can see its attention"
+                f"{sorted(missed)}, so that no method can see its attention"
             )
 
     def _before_layer(

@@ -31,8 +31,7 @@ def image_token(config: PreTrainedConfig) -> int:
             return int(token)
     raise UnsupportedError(
         f"{type(config).__name__} names no image_token_id; methods need a vision-language model that puts "
-        "image "
-        "features into its prompt"
+        "image features into its prompt"
     )
 
 
@@ -46,8 +45,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
             f"{name} is not a transformers model; pass the PreTrainedModel itself (of a PEFT or compiled "
-            "wrapper, the "
-            "model inside it)"
+            "wrapper, the model inside it)"
         )
     if model.config.is_encoder_decoder:
         raise UnsupportedError(
@@ -64,8 +62,8 @@ def check_model(model: Any) -> None:
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise UnsupportedError(
-            f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which "
-            "methods need"
+            f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which methods "
+            "need"
         )
     _check_attention(decoder)
 
@@ -95,8 +93,7 @@ def _check_attention(decoder: PreTrainedModel) -> None:
     elif kernel != "sdpa" and not is_flash(kernel):
         raise UnsupportedError(
             f"the attention kernel {kernel!r} is not supported; load the model with "
-            "attn_implementation='sdpa', "
-            "'flash_attention_2' or 'eager'"
+            "attn_implementation='sdpa', 'flash_attention_2' or 'eager'"
         )
 
 
