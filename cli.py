@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 from typer.core import TyperGroup
@@ -279,7 +279,7 @@ def _show(source: Path | None, picture: Image.Image, answers: dict[str, str], *,
             text if alone else f"{_name(source)}: {text}", soft_wrap=True, highlight=False, markup=False
         )
         return
-    table = Table(*answers, title=_name(source), expand=True)
+    table = Table(*(Column(name, ratio=1) for name in answers), title=_name(source), expand=True)
     table.add_row(*mark_differences(*answers.values()))
     out.print(table)
 
