@@ -247,9 +247,9 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
     return max(0, width) * max(0, height)
 
 
-DEMO_SEED, DEMO_INDEX = 7, 0
+DEMO_SEED, DEMO_INDEX = 7, 853
 
 
 def demo_scene() -> Scene:
-    """The fixed scene of the demo: the plain caption of tiny-llava names a partner that is not in it."""
+    """The fixed scene of the demo, chosen because the plain caption of tiny-llava names a tv that is not there."""
     return sample_scene(DEMO_SEED, DEMO_INDEX, split="test")
