@@ -251,5 +251,5 @@ DEMO_SEED, DEMO_INDEX = 7, 853
 
 
 def demo_scene() -> Scene:
-    """The fixed scene of the demo, chosen because the plain caption of tiny-llava names a tv that is not there."""
+    """The scene of the demo, chosen because the plain caption of tiny-llava names a tv that is not there."""
     return sample_scene(DEMO_SEED, DEMO_INDEX, split="test")
