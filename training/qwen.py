@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,13 @@ class TinyQwen(Family):
         return self.language_model.rotary_emb(hidden_states, positions)
 
     def save_processor(self, folder: Path) -> None:
-        self.image_processor.save_pretrained(folder)
+        settings = self.image_processor.to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
+        video = settings | {"video_processor_type": "Qwen2VLVideoProcessor"}
+        del video["image_processor_type"]
+        for name, content in (("preprocessor", settings), ("video_preprocessor", video)):
+            (folder / f"{name}_config.json").write_text(
+                json.dumps(content, indent=2) + "\n", encoding="utf-8"
+            )
         self.tokenizer.chat_template = QWEN_TEMPLATE
         self.tokenizer.save_pretrained(folder)
 

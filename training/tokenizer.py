@@ -42,7 +42,7 @@ QWEN_TEMPLATE = (
     + _TEXTS
     + "<|im_end|>{% endgeneration %}{% else %}"
     + _TEXTS
-    + "<|im_end|>{% endif %}\n{% endfor %}"
+    + "<|im_end|>{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 

@@ -20,7 +20,7 @@ from training.world import Rendered, rendered
 FAMILIES: dict[str, type[Family]] = {family.name: family for family in (TinyLlava, TinyQwen)}
 PLANS = {
     "tiny-llava": Plan(vision_steps=1000, text_steps=400, align_steps=150, joint_steps=550),
-    "tiny-qwen2.5-vl": Plan(vision_steps=800, text_steps=320, align_steps=150, joint_steps=550),
+    "tiny-qwen2.5-vl": Plan(vision_steps=800, text_steps=320, align_steps=150, joint_steps=450),
 }
 SMOKE_PLAN = Plan(vision_steps=4, text_steps=4, align_steps=3, joint_steps=4, images=16, sequences=4)
 SCENES = 36_000
