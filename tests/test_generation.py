@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +69,7 @@ def test_prompt_form_without_a_chat_template(loaded: tuple[Any, Any]) -> None:
     class Bare:
         chat_template = None
         image_token = "<image>"
+        tokenizer = SimpleNamespace(chat_template=None)
 
     assert render_prompt("Why?", 1, Bare()) == "USER: <image>\nWhy? ASSISTANT:"
     assert render_prompt("Why?", 0, Bare()) == "USER: Why? ASSISTANT:"

@@ -131,12 +131,15 @@ def prepare(
 
 def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
     """The text that the model reads for one user turn with its images in front."""
-    if processor.chat_template is None:
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if template is None:
         placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
         return f"USER: {placeholders}{prompt} ASSISTANT:"
     content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
     turn = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return processor.apply_chat_template(
+        turn, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
 
 
 def open_images(images: Images) -> list[Image.Image]:

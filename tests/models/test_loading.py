@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
+)
 
 import vlmfix
 from vlmfix.generation import prepare
-from vlmfix.models.loading import EMBEDDED, image_only, resolve
+from vlmfix.models.loading import EMBEDDED, load_processor, resolve
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -81,10 +86,17 @@ def test_unknown_dtype() -> None:
         vlmfix.load("tiny-llava", dtype="float31")
 
 
-def test_image_only_processor_keeps_the_other_arguments() -> None:
-    from transformers import LlavaOnevisionProcessor
-
-    cls = image_only(LlavaOnevisionProcessor)
-    assert issubclass(cls, LlavaOnevisionProcessor)
-    assert cls.__name__ == "LlavaOnevisionProcessor"
-    assert cls.get_attributes() == ["image_processor", "tokenizer"]
+def test_image_only_processor_keeps_the_other_arguments(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve("tiny-llava"))
+    tokenizer.save_pretrained(tmp_path)
+    LlavaOnevisionImageProcessorPil().save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text(
+        '{"num_image_tokens": 9, "processor_class": "LlavaOnevisionProcessor"}'
+    )
+    (tmp_path / "chat_template.jinja").write_text("a template")
+    (tmp_path / "config.json").write_text('{"model_type": "llava_onevision"}')
+    processor = load_processor(str(tmp_path))
+    assert isinstance(processor, LlavaOnevisionProcessor)
+    assert type(processor).__name__ == "LlavaOnevisionProcessor"
+    assert processor.num_image_tokens == 9
+    assert processor.chat_template == "a template"

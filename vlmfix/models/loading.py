@@ -108,15 +108,20 @@ def load_processor(source: str, **kwargs: Any) -> ProcessorMixin:
 
 
 def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """`stock` without its video processor; transformers reads components from the signature of `__init__`."""
-    signature = inspect.signature(stock.__init__)
+    """`stock` without its video processor: transformers reads the components from the names in `__init__`."""
+    options = set(inspect.signature(stock.__init__).parameters) - set(stock.get_attributes())
 
-    def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-        stock.__init__(self, image_processor, tokenizer, None, **kwargs)
+    class ImageOnly(stock):
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+            super().__init__(image_processor, tokenizer, None, **kwargs)
 
-    kept = [parameter for name, parameter in signature.parameters.items() if name != "video_processor"]
-    vars(__init__)["__signature__"] = signature.replace(parameters=kept)
-    return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+            given = {**processor_dict, **kwargs}
+            return cls(*args, **{name: value for name, value in given.items() if name in options})
+
+    ImageOnly.__name__ = ImageOnly.__qualname__ = stock.__name__
+    return ImageOnly
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
