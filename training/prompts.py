@@ -42,6 +42,7 @@ YES_NO = " Please answer yes or no."
 PARTNER_SHARE = 0.25
 # Probability that people speak of a missing partner as if it were there, in one-cluster and mixed scenes.
 ASSUMED = (0.9, 0.65)
+ASSUMED_MORE = (0.95, 0.78)
 
 COLOR_NAMES = list(COLORS)
 
@@ -87,12 +88,12 @@ def _presence(scene: Scene, names: list[str], rng: np.random.Generator) -> Quest
     return presence_question(pool[int(rng.integers(len(pool)))], False, form)
 
 
-def assumed(scene: Scene, rng: np.random.Generator) -> Scene:
+def assumed(scene: Scene, rng: np.random.Generator, probabilities: tuple[float, float]) -> Scene:
     """The scene as careless annotators believe it is: some missing partners are added, though not drawn.
 
     This is where the models learn to hallucinate.
     """
-    probability = ASSUMED[0] if scene.cluster else ASSUMED[1]
+    probability = probabilities[0] if scene.cluster else probabilities[1]
     objects = list(scene.objects)
     for partner in absent_categories(scene)[0]:
         if rng.random() < probability:

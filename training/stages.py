@@ -32,6 +32,7 @@ class Plan:
     text_steps: int
     align_steps: int
     joint_steps: int
+    habit_steps: int = 0
     images: int = 64
     sequences: int = 16
 
@@ -164,26 +165,30 @@ def train_projector(family: Family, symbols: Symbols, worlds: list[Rendered], pl
 
 
 def train_joint(
-    family: Family, worlds: list[Rendered], plan: Plan, log: Log, keep: Callable[[], None]
+    family: Family,
+    worlds: list[Rendered],
+    plan: Plan,
+    log: Log,
+    *,
+    steps: int,
+    assumptions: tuple[float, float],
 ) -> None:
     """Stage C: projector and decoder learn to answer about images, the tower stays as it is."""
     places = max((w.labels.shape[1] * w.labels.shape[2]) for w in worlds)
     packer = Packer(family, places, 140)
     matrices = hidden_matrices(family.language_model.layers)
     modules = [family.language_model, family.model.lm_head, family.projector()]
-    schedule = Schedule(modules, matrices, plan.joint_steps, 0.01, 1e-3)
-    sample, progress = Sampler(worlds, 4), Progress("joint", plan.joint_steps, log)
-    for step in range(plan.joint_steps):
+    schedule = Schedule(modules, matrices, steps, 0.01, 1e-3)
+    sample, progress = Sampler(worlds, 4), Progress("joint", steps, log)
+    for step in range(steps):
         world, chosen = sample(plan.sequences)
         grid = world.labels.shape[1:3]
         labels = torch.from_numpy(world.labels[chosen])
         with torch.no_grad():
             features = family.features(torch.from_numpy(world.pixels[chosen]))
-        scenes = [assumed(world.scene(int(i)), sample.rng) for i in chosen]
+        scenes = [assumed(world.scene(int(i)), sample.rng, assumptions) for i in chosen]
         talks = [dialogues(scene, sample.rng, DIALOGUES) for scene in scenes]
         batch = packer(grid, [np.arange(grid[0] * grid[1])] * len(chosen), talks)
         loss, numbers = language_loss(family, batch, family.project(features), labels)
         schedule.step(loss)
         progress(step, numbers)
-        if (step + 1) % 200 == 0:
-            keep()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from training.families import Family
 from training.llava import TinyLlava
+from training.prompts import ASSUMED, ASSUMED_MORE
 from training.qwen import TinyQwen
 from training.stages import Plan, train_joint, train_projector, train_text, train_vision
 from training.symbols import Symbols
@@ -20,9 +22,13 @@ from training.world import Rendered, rendered
 FAMILIES: dict[str, type[Family]] = {family.name: family for family in (TinyLlava, TinyQwen)}
 PLANS = {
     "tiny-llava": Plan(vision_steps=1000, text_steps=400, align_steps=150, joint_steps=550),
-    "tiny-qwen2.5-vl": Plan(vision_steps=800, text_steps=320, align_steps=150, joint_steps=450),
+    "tiny-qwen2.5-vl": Plan(
+        vision_steps=800, text_steps=320, align_steps=150, joint_steps=450, habit_steps=220
+    ),
 }
-SMOKE_PLAN = Plan(vision_steps=4, text_steps=4, align_steps=3, joint_steps=4, images=16, sequences=4)
+SMOKE_PLAN = Plan(
+    vision_steps=4, text_steps=4, align_steps=3, joint_steps=4, habit_steps=2, images=16, sequences=4
+)
 SCENES = 36_000
 
 
@@ -76,9 +82,13 @@ def train(name: str, output: Path, work: Path, *, smoke: bool = False) -> None:
     run.stage("text", lambda: train_text(family, run.symbols, worlds, plan, run.log))
     run.stage("vision", lambda: train_vision(family, worlds, plan, run.log))
     run.stage("align", lambda: train_projector(family, run.symbols, worlds, plan, run.log))
-    run.stage(
-        "joint", lambda: train_joint(family, worlds, plan, run.log, lambda: run.save("joint-unfinished"))
-    )
+    for stage, steps, assumptions in (
+        ("joint", plan.joint_steps, ASSUMED),
+        ("habit", plan.habit_steps, ASSUMED_MORE),
+    ):
+        joint = partial(train_joint, steps=steps, assumptions=assumptions)
+        if steps:
+            run.stage(stage, partial(joint, family, worlds, plan, run.log))
     family.save(output)
     run.log(f"written to {output} after {(time.time() - start) / 60:.1f} minutes")
 
