@@ -55,11 +55,11 @@ def write(draw: ImageDraw.ImageDraw, title: str, words: list[str], marked: set[i
     """One answer, wrapped, with the marked words on a coloured ground."""
     title_font, font = ImageFont.load_default(size=20), ImageFont.load_default(size=18)
     draw.text((left, MARGIN), title, fill=PALE, font=title_font)
-    x, y = left, MARGIN + 36
+    x, y = float(left), MARGIN + 36
     for index, word in enumerate(words):
         length = draw.textlength(word + " ", font=font)
         if x + length > left + PANEL:
-            x, y = left, y + 27
+            x, y = float(left), y + 27
         if index in marked:
             draw.rectangle((x - 2, y - 1, x + draw.textlength(word, font=font) + 2, y + 22), fill=MARK)
         draw.text((x, y), word, fill=INK, font=font)

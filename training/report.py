@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
-)
-from transformers.processing_utils import ProcessorMixin
 
+import vlmfix
 from evals.data import render, sample_scene
 from evals.data.language import absent_categories
 from evals.data.scenes import CATEGORIES, SIZE, VARIED_SIZES, Scene
 from training.measure_sinks import measure_sinks
+from vlmfix.generation import prepare
 
 SEED = 990_101
 BARS = {
@@ -35,49 +28,25 @@ BARS = {
 }
 
 
-class ImageOnlyProcessor(Qwen2_5_VLProcessor):
-    """The stock Qwen2.5-VL processor without its video part, which needs torchvision."""
-
-    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
-        for name in ("image_token", "video_token", "vision_start_token", "vision_end_token"):
-            setattr(self, name, getattr(tokenizer, name))
-            setattr(self, f"{name}_id", tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)))
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-def load_processor(folder: Path, model_type: str) -> Any:
-    """The processor of a model folder, with or without torchvision."""
-    if model_type != "qwen2_5_vl":
-        return AutoProcessor.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    return ImageOnlyProcessor(images, tokenizer, tokenizer.chat_template)
-
-
 class Speaker:
     """A model folder with its processor, answering greedily in batches."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        self.processor = load_processor(folder, self.model.config.model_type)
+        self.model, self.processor = vlmfix.load(folder, dtype="float32")
 
     def inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
-        texts = []
-        for prompt in prompts:
-            content = [{"type": "image"}, {"type": "text", "text": prompt}]
-            chat = [{"role": "user", "content": content}]
-            texts.append(self.processor.apply_chat_template(chat, add_generation_prompt=True))
-        return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        return prepare([[image] for image in images], prompts, self.processor)
 
-    @torch.inference_mode()
     def __call__(self, images: list[Image.Image], prompts: list[str], tokens: int) -> list[str]:
-        answers: list[str] = []
-        for start in range(0, len(images), 50):
-            inputs = self.inputs(images[start : start + 50], prompts[start : start + 50])
-            output = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-            new = output[:, inputs["input_ids"].shape[1] :]
-            answers += [t.strip() for t in self.processor.batch_decode(new, skip_special_tokens=True)]
-        return answers
+        return vlmfix.generate(
+            self.model,
+            self.processor,
+            images,
+            prompts,
+            max_new_tokens=tokens,
+            batch_size=50,
+            do_sample=False,
+        )
 
 
 def mentioned(text: str) -> set[str]:
