@@ -5,13 +5,14 @@ python docs/make_picture.py
 
 from __future__ import annotations
 
-from difflib import SequenceMatcher
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from rich.text import Text
 
 import vlmfix
 from evals.data import demo_scene, render
+from vlmfix.display import mark_differences
 
 HERE = Path(__file__).parent
 SCALE = 3
@@ -33,36 +34,24 @@ def main() -> None:
     canvas = Image.new("RGB", (width, side + 2 * MARGIN), "white")
     large = scene.resize((SCALE * scene.width, side), Image.Resampling.LANCZOS)
     canvas.paste(large, (MARGIN, MARGIN))
-    words = {name: text.split() for name, text in answers.items()}
-    marked = differing(*words.values())
-    for column, (name, each) in enumerate(words.items()):
+    for column, (name, text) in enumerate(zip(answers, mark_differences(*answers.values()), strict=True)):
         left = SCALE * scene.width + 2 * MARGIN + column * (PANEL + MARGIN)
-        write(ImageDraw.Draw(canvas), name, each, marked[column], left)
+        write(ImageDraw.Draw(canvas), name, text, left)
     canvas.save(HERE / "demo.png", optimize=True)
 
 
-def differing(first: list[str], second: list[str]) -> tuple[set[int], set[int]]:
-    """Positions of the words that the other answer lacks."""
-    marked: tuple[set[int], set[int]] = set(), set()
-    for operation, *bounds in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
-        if operation != "equal":
-            marked[0].update(range(*bounds[:2]))
-            marked[1].update(range(*bounds[2:]))
-    return marked
-
-
-def write(draw: ImageDraw.ImageDraw, title: str, words: list[str], marked: set[int], left: int) -> None:
+def write(draw: ImageDraw.ImageDraw, title: str, text: Text, left: int) -> None:
     """One answer, wrapped, with the marked words on a coloured ground."""
     title_font, font = ImageFont.load_default(size=20), ImageFont.load_default(size=18)
     draw.text((left, MARGIN), title, fill=PALE, font=title_font)
     x, y = float(left), MARGIN + 36
-    for index, word in enumerate(words):
-        length = draw.textlength(word + " ", font=font)
+    for word in text.split(" "):
+        length = draw.textlength(word.plain + " ", font=font)
         if x + length > left + PANEL:
             x, y = float(left), y + 27
-        if index in marked:
-            draw.rectangle((x - 2, y - 1, x + draw.textlength(word, font=font) + 2, y + 22), fill=MARK)
-        draw.text((x, y), word, fill=INK, font=font)
+        if word.spans:
+            draw.rectangle((x - 2, y - 1, x + length - 3, y + 22), fill=MARK)
+        draw.text((x, y), word.plain, fill=INK, font=font)
         x += length
 
 
