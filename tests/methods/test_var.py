@@ -239,6 +239,14 @@ def test_dimension_beyond_the_model(llava: PreTrainedModel) -> None:
         pass
 
 
+def test_threshold_out_of_reach_warns(llava: PreTrainedModel) -> None:
+    with (
+        pytest.warns(UserWarning, match=r"hidden size 32 no score exceeds 5\.7"),
+        vlmfix.VAR(sink_dimensions=3)(llava),
+    ):
+        pass
+
+
 def test_parameters_come_from_the_profile() -> None:
     from transformers import LlavaConfig
 

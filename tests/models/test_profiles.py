@@ -65,8 +65,15 @@ def test_profiles_of_the_user_come_first() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[1, 2", "just text", {"name": "x"}, {"name": "x", "match": {}, "values": {"n": {"value": 1}}}, "\x00"],
-    ids=["no YAML", "text", "missing keys", "no source", "binary"],
+    [
+        "[1, 2",
+        "just text",
+        {"name": "x"},
+        {"name": "x", "match": {}, "values": {}},
+        {"name": "x", "match": {"model_type": "llava"}, "values": {"n": {"value": 1}}},
+        "\x00",
+    ],
+    ids=["no YAML", "text", "missing keys", "no model type", "no source", "binary"],
 )
 def test_broken_profiles_are_named(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
@@ -95,11 +96,15 @@ class VAR(Method):
                 f"sink_dimensions has {max(dimensions)}; the dimensions of this model go from 0 to "
                 f"{hidden_size - 1}"
             )
-        return dataclasses.replace(
-            self,
-            sink_dimensions=_dimensions(dimensions),
-            sink_threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
-        )
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLD
+        if threshold >= hidden_size**0.5:
+            warnings.warn(
+                f"VAR will find no sinks: sink_threshold is {threshold:g}, but in a model of hidden size "
+                f"{hidden_size} no score exceeds {hidden_size**0.5:.1f}; lower it, or run 'vlmfix calibrate'",
+                stacklevel=2,
+            )
+        return dataclasses.replace(self, sink_dimensions=_dimensions(dimensions), sink_threshold=threshold)
 
     def enter_layer(self, run: Run, layer: int, hidden_states: Tensor) -> None:
         if not self._acts(run, layer):

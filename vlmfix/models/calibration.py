@@ -125,7 +125,7 @@ def write_profile(
         f"{calibration.first_token_score}, {100 * calibration.visual_sink_share:.1f} % of the image tokens "
         "are sinks"
     )
-    shape = ("hidden_size", "num_hidden_layers", "intermediate_size")
+    shape = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")
     content = {
         "name": name,
         "match": {

@@ -52,11 +52,14 @@ class Profile:
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            values = {
-                name: {"value": entry["value"], "source": entry["source"], **entry}
-                for name, entry in content["values"].items()
-            }
-            return cls(content["name"], content["match"], values, path)
+            match, values = content["match"], content["values"]
+            needed = [
+                match["model_type"],
+                *(entry[key] for entry in values.values() for key in ("value", "source")),
+            ]
+            if None in needed:
+                raise KeyError("an empty entry")
+            return cls(content["name"], match, values, path)
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is not a profile ({type(error).__name__}: {error}); it needs name, match and "

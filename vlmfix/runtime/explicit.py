@@ -118,9 +118,8 @@ def _rows_of_step(
         return None, [None] * len(asked)
     rows = run.union([rows for _, rows in asked]).to(query.device)
     masks = [own.to(query.device).mask_in(rows) for _, own in asked]
-    generated = torch.arange(
-        run.layout.length, queries, device=query.device
-    )  # without a cache they come along
+    # Without a cache, the generated tokens come along at every step.
+    generated = torch.arange(run.layout.length, queries, device=query.device)
     if len(generated) == 0:
         return rows.index, list(masks)
     always = rows.mask.new_ones(rows.mask.shape[0], len(generated))

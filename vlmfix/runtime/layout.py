@@ -37,6 +37,8 @@ class Rows:
 
     def mask_in(self, rows: Rows) -> Tensor:
         """`mask` over the positions of `rows`, which hold all of these: `(batch, len(rows.index))`."""
+        if rows is self:
+            return self.mask
         mask = torch.zeros_like(rows.mask)
         mask[:, torch.searchsorted(rows.index, self.index)] = self.mask
         return mask
