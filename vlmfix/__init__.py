@@ -3,9 +3,10 @@
 from vlmfix.errors import UnsupportedError
 from vlmfix.generation import generate
 from vlmfix.methods import make_method, methods
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Card, Kept, Method
 from vlmfix.methods.var import VAR
 from vlmfix.models.loading import load
+from vlmfix.runtime.activity import Activity, InactiveMethodWarning
 
 __version__ = "0.1.0"
 

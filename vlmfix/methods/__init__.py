@@ -15,8 +15,14 @@ def methods() -> dict[str, type[Method]]:
     """Every method of the package by the name that the command line uses, in alphabetical order."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    found = [cls for cls in Method.__subclasses__() if cls.__module__.startswith(f"{__name__}.")]
+    found = [
+        cls for cls in _subclasses(Method) if cls.__module__.startswith(f"{__name__}.") and "card" in vars(cls)
+    ]
     return {cls.__name__.lower(): cls for cls in sorted(found, key=lambda cls: cls.__name__.lower())}
+
+
+def _subclasses(cls: type[Method]) -> list[type[Method]]:
+    return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]
 
 
 def make_method(name: str, **parameters: Any) -> Method:

@@ -1,19 +1,30 @@
-"""What a method is: a dataclass of numbers, and the hooks with which it acts."""
+"""What a method is: a dataclass of numbers, and the hooks with which it acts.
+
+Methods on one model compose in the order in which they were attached, and within a forward pass in this one:
+companions join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer` sees those that go on,
+scores are edited, weights are edited, all methods observe the final weights, head outputs are edited; at the end of
+the prefill companions leave and, if a method asks for it, the last prompt row is read again under all edits.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.models.profiles import Profile
+from vlmfix.runtime.activity import Activity, InactiveMethodWarning, Sums
 from vlmfix.runtime.layout import Rows
-from vlmfix.runtime.run import Run
+from vlmfix.runtime.run import Companion, Run
 from vlmfix.runtime.steering import steer
+
+ALL_FAMILIES = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +34,39 @@ class Card:
     Args:
         level: attention, logits, tokens, vision encoder or image.
         changes: what it changes, in a few words.
+        where: in which rows and layers.
         forwards: forward passes per generated token; 1.0 is the cost of plain decoding.
         fidelity: what it was built from: "paper", "released code" or "reconstruction".
         paper: arXiv id.
+        decoding: ways of decoding that it works with.
+        kernels: attention kernels that it works with.
+        families: model families that it works with.
     """
 
     level: str
     changes: str
+    where: str
     forwards: float
     fidelity: str
     paper: str
+    decoding: str = "greedy, sampling, beams, batches"
+    kernels: str = "SDPA, FlashAttention, eager"
+    families: str = ALL_FAMILIES
+
+
+class Kept(NamedTuple):
+    """What a pruning keeps of the tokens that are about to enter a layer.
+
+    Args:
+        mask: `(batch, tokens)` bool; samples may keep different numbers.
+        hidden_states: what the tokens are from now on, where some were merged into others, `(batch, tokens,
+            hidden)`; None: what they are.
+        renumbered: whether positions count anew over the kept tokens.
+    """
+
+    mask: Tensor
+    hidden_states: Tensor | None = None
+    renumbered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +75,48 @@ class Method:
 
     A method declares its numbers as fields, checks them in `__post_init__`, describes itself in `card`,
     names the values that switch it off in `neutral`, and overrides the hooks that it needs. It never touches
-    a model and keeps what it learns in `run.state`.
+    a model and keeps what it learns in `run.state`. Tensors of the hooks cover the tokens that are present in
+    the layer; `run.layout_at(layer)` tells where the image and the text are among them.
     """
 
     card: ClassVar[Card]
     neutral: ClassVar[Mapping[str, Any]]
+    needs_processor: ClassVar[bool] = False
 
-    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+    _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
+
+    def __call__(
+        self, model: PreTrainedModel, processor: ProcessorMixin | None = None
+    ) -> AbstractContextManager[None]:
         """Attach to `model` for a `with` block; see `vlmfix.runtime.steering.steer` for what is refused."""
-        return steer(model, self)
+        return steer(model, self, processor)
 
     @property
     def is_neutral(self) -> bool:
         """Whether the numbers leave the model as it is; the stock model then runs untouched."""
         return all(getattr(self, name) == value for name, value in self.neutral.items())
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it drops tokens of the prompt."""
+        return type(self).prune is not Method.prune
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The numbers by name."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.init}
+
+    def activity(self) -> Activity:
+        """What this object did in all runs that have ended."""
+        activity = self._sums.activity(heads=self.card.level == "attention")
+        return dataclasses.replace(activity, details={"strength zero": True}) if self.is_neutral else activity
+
+    def reset_activity(self) -> None:
+        """Forget what was done, and warn anew."""
+        vars(self._sums).update(vars(Sums()))
+
+    def check_call(self) -> None:
+        """Refuse a plain `model.generate` where the method needs more than that."""
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         """This method with every value filled in that depends on the checkpoint.
@@ -68,8 +130,30 @@ class Method:
         """
         return self
 
+    def begin(self, run: Run) -> None:
+        """See a new prompt before the model reads it."""
+
+    def companion(self, run: Run, inputs_embeds: Tensor) -> Companion | None:
+        """A second prompt to read behind the first in the same prefill; None: none.
+
+        Args:
+            inputs_embeds: of the prompt, image features merged, `(batch, prompt, hidden)`.
+        """
+        return None
+
+    def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
+        """Which tokens go on to a layer; in the prefill only; None: all.
+
+        What enters layer 0 are the embeddings with the image features merged. `run.peek(rows)` gives the weights of
+        the layer that is about to run.
+
+        Args:
+            hidden_states: residual stream that is about to enter the layer, `(batch, tokens, hidden)`.
+        """
+        return None
+
     def enter_layer(self, run: Run, layer: int, hidden_states: Tensor) -> None:
-        """See the residual stream that enters a layer, `(batch, prompt, hidden)`; in the prefill only."""
+        """See the residual stream that enters a layer, `(batch, tokens, hidden)`; in the prefill only."""
 
     def rows(self, run: Run, layer: int) -> Rows | None:
         """The prompt rows this method wants explicitly in this layer and step; None: no part in it.
@@ -87,11 +171,48 @@ class Method:
         return weights
 
     def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:
-        """Outputs of all heads and rows before the output projection, `(batch, queries, heads, head_dim)`."""
+        """Outputs of all heads and rows before the output projection, `(batch, queries, heads, head_dim)`.
+
+        In the prefill the rows of companions come behind those of the prompt.
+        """
         return heads
 
     def observe(self, run: Run, layer: int, weights: Tensor) -> None:
         """See the final weights of the rows asked for, `(batch, heads, rows, keys)` float32."""
+
+    def reads_last_row_again(self, run: Run) -> bool:
+        """Whether the last prompt row is run once more when the prompt has been read, with `run.is_prefill` False.
+
+        For methods that edit no earlier row, and that know what to do only when they have seen the prompt.
+        """
+        return False
+
+    def skipped(self, run: Run) -> dict[str, Tensor]:
+        """Sequences that the method declines, by reason, `(batch,)` bool each."""
+        return {"no_image": ~run.layout.image_tokens.any(dim=1)}
+
+    def report(self, run: Run, sums: Sums) -> None:
+        """Add `size` and `details` of this run to its sums."""
+
+    def inactive_reason(self, run: Run) -> str:
+        """Why nothing was edited in a run with an image, and what to do; for the warning."""
+        return "no site met its conditions; see its parameters"
+
+    def end(self, run: Run) -> None:
+        """Take over what was counted in a run; warns, once an object, if the method did nothing."""
+        skipped = self.skipped(run)
+        sums = run.counts_of(self).close(skipped)
+        self.report(run, sums)
+        if sums.edited == 0 and not self._sums.warned:
+            self._sums.warned = True
+            reason = "no image in the prompt" if not run.layout.has_image else self.inactive_reason(run)
+            warnings.warn(
+                f"{type(self).__name__} edited 0 of {sums.eligible} sites in {sums.steps} steps of {sums.rows} "
+                f"sequences: {reason}",
+                InactiveMethodWarning,
+                stacklevel=2,
+            )
+        self._sums.add(sums)
 
 
 def check_range(name: str, value: Any, low: float, high: float) -> None:
@@ -102,3 +223,35 @@ def check_range(name: str, value: Any, low: float, high: float) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither true nor false.
+
+    Raises:
+        ValueError: naming the parameter and the value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be true or false")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ValueError: naming the parameter, the value and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def layer_indices(name: str, values: Any) -> tuple[int, ...]:
+    """Layers as a sorted tuple; a single one may stand alone.
+
+    Raises:
+        ValueError: they are no layer indices.
+    """
+    several = [values] if isinstance(values, int) else list(values)
+    if any(type(value) is not int or value < 0 for value in several):
+        raise ValueError(f"{name} is {values!r}; it must hold layer indices, 0 or more")
+    return tuple(sorted(set(several)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, Method, check_range
+from vlmfix.methods.base import Card, Method, check_flag, check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
@@ -58,7 +58,8 @@ class VAR(Method):
 
     card = Card(
         level="attention",
-        changes="weights of text rows: from sinks to image tokens",
+        changes="weights: from sinks to image tokens",
+        where="text rows behind the image and new rows; layers 2 to last but one",
         forwards=1.0,
         fidelity="released code",
         paper="2503.03321",
@@ -75,8 +76,7 @@ class VAR(Method):
             object.__setattr__(self, "sink_dimensions", _dimensions(self.sink_dimensions))
         if not isinstance(self.first_layer, int) or self.first_layer < 0:
             raise ValueError(f"first_layer is {self.first_layer!r}; it must be a layer index, 0 or more")
-        if not isinstance(self.skip_last_layer, bool):
-            raise ValueError(f"skip_last_layer is {self.skip_last_layer!r}; it must be true or false")
+        check_flag("skip_last_layer", self.skip_last_layer)
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         dimensions = self.sink_dimensions
@@ -112,13 +112,13 @@ class VAR(Method):
         assert self.sink_dimensions is not None
         assert self.sink_threshold is not None
         sinks = find_sinks(hidden_states, self.sink_dimensions, sink_threshold=self.sink_threshold)
-        device = hidden_states.device
+        layout, device = run.layout_at(layer), hidden_states.device
         run.state[self, layer] = TokenGroups.of(
-            sinks & run.layout.real_tokens.to(device), run.layout.image_tokens.to(device)
+            sinks & layout.real_tokens.to(device), layout.image_tokens.to(device)
         )
 
     def rows(self, run: Run, layer: int) -> Rows | None:
-        return run.layout.rows_after_last_image if self._acts(run, layer) else None
+        return run.layout_at(layer).rows_after_last_image if self._acts(run, layer) else None
 
     def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
         groups: TokenGroups = run.state[self, layer]
@@ -131,9 +131,21 @@ class VAR(Method):
             min_non_sink_share=self.min_non_sink_share,
         )
 
+    def inactive_reason(self, run: Run) -> str:
+        groups = [value for key, value in run.state.items() if key[0] is self]
+        if not any(bool(each.has_visual_sink.any()) for each in groups):
+            return (
+                f"no image token has a sink score above {self.sink_threshold:g}; lower sink_threshold or run "
+                "'vlmfix calibrate --method var'"
+            )
+        return (
+            f"no head with visual sinks puts {self.min_image_mass:g} of its attention on the image and "
+            f"{self.min_non_sink_share:g} of that on other tokens; lower min_image_mass or min_non_sink_share"
+        )
+
     def _acts(self, run: Run, layer: int) -> bool:
         end = run.num_layers - 1 if self.skip_last_layer else run.num_layers
-        return self.first_layer <= layer < end and run.layout.has_image
+        return self.first_layer <= layer < end and run.layout_at(layer).has_image
 
 
 def find_sinks(hidden_states: Tensor, sink_dimensions: Sequence[int], *, sink_threshold: float) -> Tensor:

@@ -13,7 +13,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.runtime.explicit import causal, with_explicit_rows
+from vlmfix.runtime.explicit import causal, observed_weights, with_explicit_rows
+from vlmfix.runtime.layout import PromptLayout
 
 if TYPE_CHECKING:
     from vlmfix.runtime.run import Run
@@ -52,24 +53,49 @@ def attention(
     if steering is None:  # an unsteered model that shares its configuration object with a steered one
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
     run: Run | None = steering.run
-    output, weights = _own_kernel(steering.kernel, run, module, query, key, value, attention_mask, **kwargs)
     if run is None:
-        return output, weights
+        return _own_kernel(steering.kernel, None, module, query, key, value, attention_mask, **kwargs)
     layer: int = vars(module)["layer_idx"]
+    layout = run.layout_at(layer)
+    if run.peeking is not None:
+        mask = layout.attention_mask(query.shape[2], key.shape[2])
+        run.peeked = observed_weights(module, query, key, run.peeking, mask, scaling=kwargs.get("scaling"))
+        return torch.zeros_like(query).transpose(1, 2), None
     steering.layers_seen.add(layer)
+    companions: list[Tensor] = []
+    if layout is not run.layout or run.companions:  # the mask and positions given are of the whole prompt
+        (query, key, value), *others = _segments(run, query, key, value)
+        attention_mask = layout.attention_mask(query.shape[2], key.shape[2])
+        kwargs["position_ids"] = None
+        for companion, segment in zip(run.companions.values(), others, strict=True):
+            own = companion.layout
+            mask = own.attention_mask(segment[0].shape[2], segment[1].shape[2])
+            companions.append(_own_kernel(steering.kernel, own, module, *segment, mask, **kwargs)[0])
+    output, weights = _own_kernel(
+        steering.kernel, layout, module, query, key, value, attention_mask, **kwargs
+    )
     asked = [(method, rows) for method in steering.methods if (rows := method.rows(run, layer)) is not None]
     if asked:
         output = with_explicit_rows(
             asked, run, layer, output, module, query, key, value, attention_mask, **kwargs
         )
+    if companions:
+        output = torch.cat([output, *companions], dim=1)
     for method in steering.methods:
         output = method.edit_heads(run, layer, output)
     return output, weights
 
 
+def _segments(run: Run, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """`(batch, heads, tokens, head_dim)` tensors cut into the prompt and the companions behind it."""
+    lengths = [companion.inputs_embeds.shape[1] for companion in run.companions.values()]
+    cuts = [each.split([each.shape[2] - sum(lengths), *lengths], dim=2) for each in tensors]
+    return list(zip(*cuts, strict=True))
+
+
 def _own_kernel(
     name: str,
-    run: Run | None,
+    layout: PromptLayout | None,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -82,7 +108,7 @@ def _own_kernel(
         mask = _additive(attention_mask, query, key)
         return eager_function(module)(module, query, key, value, mask, **kwargs)
     if name != "sdpa":  # FlashAttention takes the 2-D mask
-        attention_mask = None if run is None else run.padding_mask
+        attention_mask = None if layout is None else layout.key_mask(key.shape[2])
     return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
 
 

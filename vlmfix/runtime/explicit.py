@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.runtime.layout import Rows
+from vlmfix.runtime.layout import PromptLayout, Rows
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
@@ -45,7 +47,7 @@ def with_explicit_rows(
                 f"{type(module).__name__} adds {term} to its attention, which edited rows would lose; "
                 "methods at the attention level do not support this model"
             )
-    index, wanted = _rows_of_step(asked, run, query)
+    index, wanted = _rows_of_step(asked, run, run.layout_at(layer), query)
     if index is not None and len(index) == 0:
         return output
     scaling = kwargs.get("scaling")
@@ -55,23 +57,60 @@ def with_explicit_rows(
     seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, kwargs))
     lowest = torch.finfo(scores.dtype).min
     original = torch.softmax(_masked(scores, seen, lowest), dim=-1)
+    changes: list[Tensor] = []
+
+    def changed(method: Method, before: Tensor, after: Tensor) -> Tensor:
+        """Note in which heads and rows a method edited; an edit that returns its input had no part."""
+        if after is not before:
+            changes.append((after != before).any(dim=-1))
+            run.count(method, layer, changes[-1].any(dim=-1).sum(dim=-1), after.shape[1])
+        return after
+
     edited_scores = scores
     for (method, _), rows in zip(asked, wanted, strict=True):
-        edited_scores = _where_wanted(rows, method.edit_scores(run, layer, edited_scores), edited_scores)
+        edited = _where_wanted(rows, method.edit_scores(run, layer, edited_scores), edited_scores)
+        edited_scores = changed(method, edited_scores, edited)
     weights = (
         original if edited_scores is scores else torch.softmax(_masked(edited_scores, seen, lowest), dim=-1)
     )
     for (method, _), rows in zip(asked, wanted, strict=True):
-        weights = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
+        edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
+        weights = changed(method, weights, edited)
     for method, _ in asked:
         method.observe(run, layer, weights)
-    if weights is original:
+    if not changes:
         return output
-    edited = attend(weights, value).to(output.dtype)
-    changed = (weights != original).any(dim=-1).transpose(1, 2).unsqueeze(-1)
+    overwritten = reduce(or_, changes).transpose(1, 2).unsqueeze(-1)
+    attended = attend(weights, value).to(output.dtype)
     if index is None:
-        return torch.where(changed, edited, output)
-    return output.index_copy(1, index, torch.where(changed, edited, output[:, index]))
+        return torch.where(overwritten, attended, output)
+    return output.index_copy(1, index, torch.where(overwritten, attended, output[:, index]))
+
+
+def observed_weights(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    rows: Rows,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None,
+) -> Tensor:
+    """Weights of some rows of a causal block, without an edit: `(batch, heads, rows, keys)` float32.
+
+    Args:
+        module: the attention module.
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, key_value_heads, keys, head_dim)`.
+        rows: which rows.
+        attention_mask: `(batch, 1, queries, keys)` bool; None for plain causal.
+    """
+    index = rows.index.to(query.device)
+    scores = attention_scores(
+        _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
+    )
+    seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, {}))
+    return torch.softmax(_masked(scores, seen, torch.finfo(scores.dtype).min), dim=-1)
 
 
 def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -110,7 +149,7 @@ def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
 
 
 def _rows_of_step(
-    asked: list[tuple[Method, Rows]], run: Run, query: Tensor
+    asked: list[tuple[Method, Rows]], run: Run, layout: PromptLayout, query: Tensor
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Positions of the explicit rows and which of them each method wants; None stands for all."""
     queries = query.shape[2]
@@ -119,7 +158,7 @@ def _rows_of_step(
     rows = run.union([rows for _, rows in asked]).to(query.device)
     masks = [own.to(query.device).mask_in(rows) for _, own in asked]
     # Without a cache, the generated tokens come along at every step.
-    generated = torch.arange(run.layout.length, queries, device=query.device)
+    generated = torch.arange(layout.length, queries, device=query.device)
     if len(generated) == 0:
         return rows.index, list(masks)
     always = rows.mask.new_ones(rows.mask.shape[0], len(generated))

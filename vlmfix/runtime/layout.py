@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -52,15 +52,21 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class PromptLayout:
-    """Boolean masks over the prompt, one row a sample; all `(batch, prompt)`.
+    """Boolean masks over the tokens of a prompt, one row a sample; all `(batch, tokens)`.
+
+    In the layers behind a pruning the tokens are those that were kept (`select`); masks and positions are
+    theirs.
 
     Args:
         image_tokens: the placeholders that image features replace; they need not be contiguous.
         real_tokens: everything but padding.
+        positions: where the tokens stand in the whole prompt, int64; None: these are all of it.
     """
 
     image_tokens: Tensor
     real_tokens: Tensor
+    positions: Tensor | None = None
+    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_image_tokens(cls, image_tokens: Tensor, attention_mask: Tensor | None) -> PromptLayout:
@@ -105,8 +111,18 @@ class PromptLayout:
 
     @cached_property
     def has_image(self) -> bool:
-        """Whether any sample has an image."""
+        """Whether any sample has an image token."""
         return bool(self.image_tokens.any())
+
+    @cached_property
+    def has_padding(self) -> bool:
+        """Whether any position is padding."""
+        return not bool(self.real_tokens.all())
+
+    @property
+    def counted_positions(self) -> Tensor:
+        """Positions counted from the first real token of each sample, `(batch, tokens)`; 0 at padding."""
+        return (self.real_tokens.cumsum(dim=1) - 1).clamp_min(0)
 
     @cached_property
     def after_last_image(self) -> Tensor:
@@ -118,3 +134,55 @@ class PromptLayout:
     def rows_after_last_image(self) -> Rows:
         """`after_last_image` as rows, computed once a prompt."""
         return Rows.where(self.after_last_image)
+
+    @cached_property
+    def last_row(self) -> Rows:
+        """The last position of every sample, which predicts the first new token."""
+        index = torch.tensor([self.length - 1], device=self.image_tokens.device)
+        return Rows(index, self.real_tokens[:, -1:])
+
+    def select(self, kept: Tensor) -> tuple[PromptLayout, Tensor]:
+        """The layout of the kept tokens. Reads the device once.
+
+        Samples that keep fewer tokens than others get padding on the left: tokens that were not kept and that
+        no query sees any more.
+
+        Args:
+            kept: `(batch, tokens)` bool.
+
+        Returns:
+            The narrower layout, and where its tokens stand in this one, `(batch, kept tokens)`.
+        """
+        kept = kept & self.real_tokens
+        count = int(kept.sum(dim=1).max())
+        index = kept.int().argsort(dim=1, stable=True)[:, self.length - count :]
+        positions = index if self.positions is None else self.positions.gather(1, index)
+        real_tokens = kept.gather(1, index)
+        narrower = PromptLayout(self.image_tokens.gather(1, index) & real_tokens, real_tokens, positions)
+        vars(narrower)["after_last_image"] = self.after_last_image.gather(1, index) & real_tokens
+        return narrower, index
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Of `values` over the whole prompt, `(batch, prompt)`, those of these tokens, `(batch, tokens)`."""
+        return values if self.positions is None else values.gather(1, self.positions.to(values.device))
+
+    def key_mask(self, keys: int) -> Tensor | None:
+        """Which of `keys` keys, prompt and generated, are no padding, `(batch, keys)`; None: all."""
+        if not self.has_padding:
+            return None
+        return self._cached_mask(1, keys)[:, 0, 0]
+
+    def attention_mask(self, queries: int, keys: int) -> Tensor | None:
+        """What the last `queries` of `keys` tokens see, `(batch, 1, queries, keys)` bool; None: plain causal."""
+        return self._cached_mask(queries, keys) if self.has_padding else None
+
+    def _cached_mask(self, queries: int, keys: int) -> Tensor:
+        """One mask serves all layers of a step."""
+        if (queries, keys) not in self._masks:
+            generated = self.real_tokens.new_ones(self.batch_size, keys - self.length)
+            seen = torch.cat([self.real_tokens, generated], dim=1)[:, None, None]
+            if queries > 1:
+                seen = seen & seen.new_ones(queries, keys).tril(keys - queries)
+            self._masks.clear()
+            self._masks[queries, keys] = seen
+        return self._masks[queries, keys]

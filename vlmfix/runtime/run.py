@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from vlmfix.runtime.activity import Counts
 from vlmfix.runtime.layout import PromptLayout, Rows
+
+
+@dataclass(eq=False)
+class Companion:
+    """A second prompt that is read behind the first in the same prefill; neither sees the other.
+
+    Args:
+        inputs_embeds: `(batch, tokens, hidden)`.
+        real_tokens: everything but padding, which is on the left, `(batch, tokens)` bool.
+    """
+
+    inputs_embeds: Tensor
+    real_tokens: Tensor
+
+    @cached_property
+    def layout(self) -> PromptLayout:
+        """Its padding, in the form in which attention wants it."""
+        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
+
+
+@dataclass(eq=False)
+class Stage:
+    """The tokens of the prompt from one layer on, after a pruning.
+
+    Args:
+        first_layer: the first layer that they alone enter.
+        layout: of the tokens that were kept.
+        index: where they stand among those of the layer before, `(batch, kept tokens)`.
+        merged: what took the place of their hidden states, where tokens were merged.
+        renumbered: whether their positions count anew from 0.
+        position_embeddings: cosines and sines of the kept tokens, in the pass that reads the prompt.
+    """
+
+    first_layer: int
+    layout: PromptLayout
+    index: Tensor
+    merged: Tensor | None = None
+    renumbered: bool = False
+    position_embeddings: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(eq=False)
@@ -20,23 +61,78 @@ class Run:
     Args:
         layout: where the parts of the prompt lie.
         num_layers: decoder layers of the model.
+        num_heads: query heads of a layer.
+        prompt_ids: token ids of the prompt, `(batch, prompt)`; None where only embeddings were given.
+        processor: of the model, if the method was attached with one.
+        embed_tokens: the model's input embeddings.
         step: 0 in the prefill, then the number of tokens generated before this forward pass.
-        padding_mask: the 2-D mask of this step, `(batch, keys)`, for kernels that take it; None without
-            padding.
+        is_prefill: whether this pass reads the prompt for the first time.
+        alive: sequences that have not ended, `(batch,)` bool.
+        companions: what methods added behind the prompt; in the prefill only.
+        stages: what pruning left, by layer.
+        next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
+        peek: computes weights of the layer that is about to run, `(batch, heads, rows, keys)`, for given rows;
+            during `Method.prune` only.
+        peeking: the rows that `peek` is computing.
+        peeked: what it computed.
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`.
+        counts: what each method did.
     """
 
     layout: PromptLayout
     num_layers: int
+    num_heads: int = 0
+    prompt_ids: Tensor | None = None
+    processor: Any = None
+    embed_tokens: nn.Module | None = None
     step: int = 0
-    padding_mask: Tensor | None = None
+    is_prefill: bool = True
+    alive: Tensor = field(init=False)
+    companions: dict[Any, Companion] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+    next_position: Tensor | None = None
+    peek: Callable[[Rows], Tensor] | None = None
+    peeking: Rows | None = None
+    peeked: Tensor | None = None
     state: dict[Hashable, Any] = field(default_factory=dict)
+    counts: dict[Any, Counts] = field(default_factory=dict)
     _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.alive = torch.ones_like(self.layout.image_tokens[:, 0])
+
     @property
-    def is_prefill(self) -> bool:
-        """Whether this step reads the prompt for the first time."""
-        return self.step == 0
+    def companion_length(self) -> int:
+        """Number of tokens behind the prompt in this pass that belong to companions."""
+        return sum(companion.inputs_embeds.shape[1] for companion in self.companions.values())
+
+    def stage_at(self, layer: int) -> Stage | None:
+        """What a pruning left of the prompt in `layer`; None: all of it."""
+        for stage in reversed(self.stages):
+            if stage.first_layer <= layer:
+                return stage
+        return None
+
+    def layout_at(self, layer: int) -> PromptLayout:
+        """Where the parts of the prompt lie among the tokens that are present in `layer`."""
+        stage = self.stage_at(layer)
+        return self.layout if stage is None else stage.layout
+
+    def count(self, method: Any, layer: int, edited: Tensor, eligible: int | Tensor) -> None:
+        """Note what a method did in a layer of this step.
+
+        Args:
+            edited: number of sites that it edited in each sequence, `(batch,)`.
+            eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.
+        """
+        self.counts_of(method).add(layer, edited, eligible)
+
+    def counts_of(self, method: Any) -> Counts:
+        """The counters of `method` in this run."""
+        if method not in self.counts:
+            device = self.layout.image_tokens.device
+            self.counts[method] = Counts(self.layout.batch_size, self.num_layers, device)
+        return self.counts[method]
 
     def union(self, rows: list[Rows]) -> Rows:
         """The rows that any of `rows` has, worked out once a run for each combination."""

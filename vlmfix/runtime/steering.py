@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.layout import PromptLayout
+from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def steer(model: PreTrainedModel, method: Method) -> Iterator[None]:
+def steer(
+    model: PreTrainedModel, method: Method, processor: ProcessorMixin | None = None
+) -> Iterator[None]:
     """Attach `method` to `model` for the block; several blocks on one model compose in the order of entry.
 
     Args:
         model: a stock image-text-to-text model with a decoder-only language model.
         method: what to attach; values it leaves open come from the profile of the checkpoint.
+        processor: of the model, for methods that read the words of the prompt.
 
     Raises:
         UnsupportedError: the model, or the combination with what is attached already, is not supported.
@@ -37,13 +41,20 @@ def steer(model: PreTrainedModel, method: Method) -> Iterator[None]:
     if method.is_neutral:  # strength zero is the stock model, not an edit by nothing
         yield
         return
+    if method.needs_processor and processor is None:
+        name = type(method).__name__
+        raise UnsupportedError(
+            f"{name} reads the words of the prompt and needs the processor: 'with {name}()(model, processor):', "
+            "or vlmfix.generate"
+        )
     resolved = method.resolve(model.config, find_profile(model.config))
     steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
     if steering.model is not model:
         raise UnsupportedError(
             "another model with the same language model is being steered; leave that block first"
         )
-    steering.attach(resolved)
+    object.__setattr__(resolved, "_sums", method._sums)
+    steering.attach(resolved, processor)
     try:
         yield
     finally:
@@ -65,31 +76,40 @@ class Steering:
         self.methods: tuple[Method, ...] = ()
         self.run: Run | None = None
         self.layers_seen: set[int] = set()
+        self._passes = Passes(self)
+        self._processor: ProcessorMixin | None = None
+        self._end_tokens: Tensor | None = None
         self._generating = False
         self._prompt_ids: Tensor | None = None
         self._undo = ExitStack()
 
-    def attach(self, method: Method) -> None:
+    def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
         """Add one method, behind those that are attached; the first one installs the hooks."""
+        name = type(method).__name__
         for other in self.methods:
             if type(other) is type(method):
                 raise UnsupportedError(
-                    f"{type(method).__name__} is attached to this model already; leave that block before "
-                    "entering another"
+                    f"{name} is attached to this model already; leave that block before entering another"
                 )
+            if method.prunes and other.prunes:
+                raise UnsupportedError(
+                    f"{type(other).__name__} drops image tokens of this model already, and the counts of {name} "
+                    "would refer to tokens that are gone; use one pruning method at a time"
+                )
+        self._processor = processor or self._processor
         if not self.methods:
             try:
                 self._install()
             except BaseException:
                 self._undo.close()
                 raise
+        self._end_run()
         self.methods += (method,)
-        self.run = None
 
     def detach(self, method: Method) -> None:
         """Take one method off; the last one leaves the model as it was found."""
+        self._end_run()
         self.methods = tuple(other for other in self.methods if other is not method)
-        self.run = None
         if not self.methods:
             self._undo.close()
 
@@ -110,8 +130,11 @@ class Steering:
         self._set(self.decoder, attention.ATTRIBUTE, self)
         for index, layer in enumerate(self.decoder.layers):
             self._set(layer.self_attn, attention.ATTRIBUTE, self)
-            before_layer = functools.partial(self._before_layer, index)
+            before_layer = functools.partial(self._passes.before_layer, index)
             self._undo.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
+        before, after = self._passes.before_decoder, self._passes.after_decoder
+        self._undo.callback(self.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
+        self._undo.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
         self._undo.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
         self._undo.callback(self.model.register_forward_hook(self._after_model).remove)
         self._set(self.model, "generate", self._guarded(self.model.generate))
@@ -130,16 +153,23 @@ class Steering:
 
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
+            for method in self.methods:
+                method.check_call()
             support.check_generate(self.model, args, kwargs)
-            self.run = None
+            self._end_run()
             self._generating = True
             self._prompt_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+            self._end_tokens = support.end_tokens(self.model, args, kwargs)
             try:
-                return generate(*args, **kwargs)
+                output = generate(*args, **kwargs)
+            except BaseException:
+                self.run = None  # what a method did in half a run is no activity
+                raise
             finally:
-                self.run = None
+                self._end_run()
                 self._generating = False
-                self._prompt_ids = None
+                self._prompt_ids = self._end_tokens = None
+            return output
 
         return guarded
 
@@ -154,9 +184,7 @@ class Steering:
         support.check_cache(cache)
         seen = 0 if cache is None else cache.get_seq_length()
         if seen == 0 and not self._is_next_step_without_cache(queries):
-            layout = self._layout(input_ids, kwargs)
-            self.run = Run(layout, num_layers=len(self.decoder.layers))
-            self.layers_seen = set()
+            self._begin_run(input_ids, kwargs)
         elif self.run is None:
             raise UnsupportedError(
                 "generation starts from a filled cache, whose prompt the method has not seen; pass the "
@@ -169,14 +197,39 @@ class Steering:
             )
         else:
             self.run.step += 1
-        if batch != self.run.layout.batch_size:
+            if self._end_tokens is not None and input_ids is not None:
+                self.run.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
+        if self.run is not None and batch != self.run.layout.batch_size:
             raise UnsupportedError(
                 f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during "
                 "generation; methods need a constant batch"
             )
-        mask = kwargs.get("attention_mask")
-        if support.is_flash(self.kernel):
-            self.run.padding_mask = None if mask is None or bool(mask.all()) else mask
+
+    def _begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
+        self._end_run()
+        layout = self._layout(input_ids, kwargs)
+        ids = input_ids
+        if ids is None and self._prompt_ids is not None:
+            beams = layout.batch_size // self._prompt_ids.shape[0]
+            ids = self._prompt_ids.repeat_interleave(beams, dim=0)
+        self.run = Run(
+            layout,
+            num_layers=len(self.decoder.layers),
+            num_heads=self.decoder.config.num_attention_heads,
+            prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
+            processor=self._processor,
+            embed_tokens=self.model.get_input_embeddings(),
+        )
+        self.layers_seen = set()
+        for method in self.methods:
+            method.begin(self.run)
+
+    def _end_run(self) -> None:
+        """Hand what the methods did in the run over to them."""
+        run, self.run = self.run, None
+        if run is not None and not run.is_prefill:  # a prefill that failed is no run
+            for method in self.methods:
+                method.end(run)
 
     def _is_next_step_without_cache(self, queries: int) -> bool:
         """With use_cache=False every step of a `generate` call reads the whole sequence again."""
@@ -211,13 +264,9 @@ class Steering:
                 f"{type(self.decoder).__name__} did not call the attention registry in layers "
                 f"{sorted(missed)}, so that no method can see its attention"
             )
-
-    def _before_layer(
-        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        if self.run is None or not self.run.is_prefill:
+        run = self.run
+        if run is None:
             return
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        with torch.no_grad():
-            for method in self.methods:
-                method.enter_layer(self.run, index, hidden_states)
+        for method in self.methods:
+            taken = ~torch.stack(list(method.skipped(run).values())).any(dim=0)
+            run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
@@ -113,15 +114,9 @@ def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
     Raises:
         UnsupportedError: with the reason and the remedy.
     """
-    config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
 
     def asked(name: str) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        for source in (config, model.generation_config):
-            if isinstance(source, GenerationConfig) and getattr(source, name, None) is not None:
-                return getattr(source, name)
-        return None
+        return _asked(model, args, kwargs, name)
 
     for name, mode in _ONE_TOKEN_AT_A_TIME.items():
         if asked(name):
@@ -135,6 +130,22 @@ def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
             f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache"
         )
     check_cache(kwargs.get("past_key_values"))
+
+
+def end_tokens(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Ids that end a sequence in a `generate` call with these arguments; None: nothing does."""
+    ids = _asked(model, args, kwargs, "eos_token_id")
+    return None if ids is None else torch.as_tensor(ids).flatten()
+
+
+def _asked(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """What a `generate` call says of a setting; what it leaves open, the configurations say."""
+    if name in kwargs:
+        return kwargs[name]
+    for source in (kwargs.get("generation_config", args[1] if len(args) > 1 else None), model.generation_config):
+        if isinstance(source, GenerationConfig) and getattr(source, name, None) is not None:
+            return getattr(source, name)
+    return None
 
 
 def check_cache(cache: Any) -> None:

@@ -1,0 +1,156 @@
+"""What all methods that drop image tokens share: positions, counting, choosing the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.methods.base import Kept, Method, check_choice
+from vlmfix.models.profiles import Profile
+from vlmfix.runtime.activity import Sums
+from vlmfix.runtime.layout import PromptLayout
+from vlmfix.runtime.run import Run
+
+POSITION_SCHEMES = ("original", "renumber")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPruning(Method):
+    """Base of the methods that drop image tokens in the prefill; decoding never drops again.
+
+    Layers behind a pruning, and their caches, hold the kept tokens alone. With original positions the result
+    equals masking the dropped keys in those layers.
+
+    Args:
+        position_scheme: "original" keeps the positions of the tokens; "renumber" counts anew over those that
+            are kept, as several published codes do, and is refused for models with positions in three axes.
+    """
+
+    position_scheme: str = "original"
+
+    prunes_after: ClassVar[bool] = False
+    """Whether a listed layer still runs on all tokens; published mean counts take it as pruned all the same."""
+
+    def __post_init__(self) -> None:
+        check_choice("position_scheme", self.position_scheme, POSITION_SCHEMES)
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+        if self.position_scheme == "renumber" and "mrope_section" in rope:
+            raise UnsupportedError(
+                "position_scheme 'renumber' is not defined for models with positions in three axes (M-RoPE); use "
+                "'original'"
+            )
+        return self
+
+    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | Kept | None:
+        """Which tokens go on to a layer: a mask `(batch, tokens)` bool, or with merged ones; None: all.
+
+        Text and padding may be either in the mask; they always go on.
+        """
+        raise NotImplementedError
+
+    def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
+        layout = run.layout_at(layer)
+        if not layout.has_image:
+            return None
+        chosen = self.choose(run, layer, hidden_states)
+        if chosen is None:
+            return None
+        kept = chosen if isinstance(chosen, Kept) else Kept(chosen)
+        mask = kept.mask.to(layout.image_tokens.device)
+        dropped = (layout.image_tokens & ~mask).sum(dim=1)
+        eligible = 0 if run.stages else layout.image_tokens.sum(dim=1)
+        run.count(self, layer, dropped, eligible)
+        return kept._replace(mask=mask | ~layout.image_tokens, renumbered=self.position_scheme == "renumber")
+
+    def inactive_reason(self, run: Run) -> str:
+        return "the budget is not below the number of image tokens; lower it"
+
+    def report(self, run: Run, sums: Sums) -> None:
+        """The schedule in image tokens, and its mean over the layers; of samples with an image."""
+        with_image = run.layout.image_tokens.any(dim=1)
+        if not bool(with_image.any()):
+            return
+        counts = run.layout.image_tokens.sum(dim=1)[with_image].float()
+        layers = [stage.first_layer - self.prunes_after for stage in run.stages]
+        kept = [stage.layout.image_tokens.sum(dim=1)[with_image].float() for stage in run.stages]
+        means = sum(
+            size * (end - start)
+            for size, start, end in zip(
+                [counts, *kept], [0, *layers], [*layers, run.num_layers], strict=True
+            )
+        )
+        assert isinstance(means, Tensor)
+        sums.size = float(means.sum()) / run.num_layers
+        sums.size_count = len(counts)
+        sums.details = {
+            "size": "image tokens per layer",
+            "image tokens": float(counts.mean()),
+            "schedule": [
+                {("after layer" if self.prunes_after else "before layer"): layer, "image tokens": float(left.mean())}
+                for layer, left in zip(layers, kept, strict=True)
+            ],
+        }
+
+
+def keep_top(scores: Tensor, candidates: Tensor, counts: Tensor | int) -> Tensor:
+    """The best candidates and everything that is none.
+
+    Args:
+        scores: higher is better, `(batch, tokens)`; of equal ones the first wins.
+        candidates: tokens that may be dropped, `(batch, tokens)` bool.
+        counts: how many candidates stay, one for all samples or `(batch,)`.
+
+    Returns:
+        `(batch, tokens)` bool.
+    """
+    order = scores.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, places)
+    limits = counts[:, None] if isinstance(counts, Tensor) else counts
+    return ~candidates | (ranks < limits)
+
+
+def select_each(
+    layout: PromptLayout, hidden_states: Tensor, select: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Choose among the image tokens of one sample after the other.
+
+    Args:
+        hidden_states: `(batch, tokens, hidden)`.
+        select: from the number of a sample and its image tokens `(tokens, hidden)`, those to keep: indices or
+            `(tokens,)` bool.
+
+    Returns:
+        `(batch, tokens)` bool; True at everything that is no image token.
+    """
+    mask = ~layout.image_tokens.to(hidden_states.device)
+    for sample, image_tokens in enumerate(layout.image_tokens.to(hidden_states.device)):
+        places = image_tokens.nonzero().squeeze(1)
+        if len(places):
+            mask[sample, places[select(sample, hidden_states[sample, places])]] = True
+    return mask
+
+
+def mean_tokens(
+    tokens: int, num_layers: int, prune_layers: Sequence[int], kept_tokens: Sequence[int]
+) -> float:
+    """Mean number of image tokens per layer of a schedule, a listed layer counted at its size after pruning.
+
+    Args:
+        tokens: image tokens of the prompt.
+        num_layers: decoder layers.
+        prune_layers: ascending.
+        kept_tokens: image tokens left from each of these layers on.
+    """
+    sizes, starts = [tokens, *kept_tokens], [0, *prune_layers, num_layers]
+    return sum(
+        size * (end - start) for size, start, end in zip(sizes, starts, starts[1:], strict=False)
+    ) / num_layers

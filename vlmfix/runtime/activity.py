@@ -1,0 +1,146 @@
+"""What a method did: sites that it could have edited, and those that it did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class InactiveMethodWarning(UserWarning):
+    """A method never acted in a whole run; the message says how often it could have, and the likely reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """What a method did in all runs since it was made or reset; shares lie in [0, 1], None does not apply.
+
+    A *site* is the smallest thing that a method may leave alone: a (step, layer, head) triple for methods at
+    the attention level, an image token for pruning, a sequence for methods of several passes.
+
+    Args:
+        rows: sequences seen (samples times beams).
+        rows_touched: those with at least one edited site.
+        rows_skipped: those that the method declined, by reason.
+        steps: forward passes of sequences that had not ended, summed over sequences; the prefill is one.
+        steps_edited: those with at least one edited site.
+        layers_edited: layers with at least one edited site.
+        head_share: edited (step, layer, head) triples among the eligible ones.
+        site_share: edited sites among the eligible ones.
+        size: mean size of the edit, in the unit that `details` names.
+        prefill_only: whether no step behind the prefill was edited.
+        details: facts of this method, for instance the schedule of a pruning.
+    """
+
+    rows: int
+    rows_touched: int
+    rows_skipped: dict[str, int]
+    steps: int
+    steps_edited: int
+    layers_edited: list[int]
+    head_share: float | None
+    site_share: float | None
+    size: float | None
+    prefill_only: bool | None
+    details: dict[str, Any]
+
+
+class Counts:
+    """Counters of one method in one run, on the device, one a sequence; read once at the end.
+
+    Args:
+        rows: number of sequences.
+        layers: number of decoder layers.
+    """
+
+    def __init__(self, rows: int, layers: int, device: torch.device) -> None:
+        self._edited = torch.zeros(rows, layers, dtype=torch.int64, device=device)
+        self._edited_now = torch.zeros_like(self._edited)
+        self._eligible = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._eligible_now: int | Tensor = 0
+        self._steps_edited = torch.zeros_like(self._eligible)
+        self._steps = torch.zeros_like(self._eligible)
+        self._edited_in_decode = torch.zeros((), dtype=torch.bool, device=device)
+
+    def add(self, layer: int, edited: Tensor, eligible: int | Tensor) -> None:
+        """Sites of one layer in the current step: `edited` of `eligible`, `(rows,)` or one for all."""
+        self._edited_now[:, layer] += edited.to(self._edited.device)
+        self._eligible_now += eligible
+
+    def end_step(self, alive: Tensor, taken: Tensor, *, is_prefill: bool) -> None:
+        """Sum up a step over the sequences that are alive and, for sites, that the method does not skip."""
+        alive = alive.to(self._edited.device)
+        counted = alive & taken.to(self._edited.device)
+        edited = self._edited_now * counted[:, None]
+        self._edited += edited
+        self._eligible += counted * self._eligible_now
+        self._steps += alive
+        touched = edited.any(dim=1)
+        self._steps_edited += touched
+        if not is_prefill:
+            self._edited_in_decode |= touched.any()
+        self._edited_now.zero_()
+        self._eligible_now = 0
+
+    def close(self, skipped: dict[str, Tensor]) -> Sums:
+        """The sums of the run as plain numbers."""
+        edited = self._edited.cpu()
+        return Sums(
+            rows=len(edited),
+            rows_touched=int(edited.any(dim=1).sum()),
+            rows_skipped=Counter({reason: n for reason, rows in skipped.items() if (n := int(rows.sum()))}),
+            steps=int(self._steps.sum()),
+            steps_edited=int(self._steps_edited.sum()),
+            layers=set(edited.any(dim=0).nonzero().squeeze(1).tolist()),
+            edited=int(edited.sum()),
+            eligible=int(self._eligible.sum()),
+            edited_in_decode=bool(self._edited_in_decode),
+        )
+
+
+@dataclass(kw_only=True)
+class Sums:
+    """Sums over runs; adding two merges batches, runs or workers."""
+
+    rows: int = 0
+    rows_touched: int = 0
+    rows_skipped: Counter[str] = field(default_factory=Counter)
+    steps: int = 0
+    steps_edited: int = 0
+    layers: set[int] = field(default_factory=set)
+    edited: int = 0
+    eligible: int = 0
+    edited_in_decode: bool = False
+    size: float = 0.0
+    size_count: int = 0
+    warned: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, other: Sums) -> None:
+        """Merge `other` into these; of details, the later ones hold."""
+        for name in ("rows", "rows_touched", "steps", "steps_edited", "edited", "eligible", "size", "size_count"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.rows_skipped += other.rows_skipped
+        self.layers |= other.layers
+        self.edited_in_decode |= other.edited_in_decode
+        self.details |= other.details
+
+    def activity(self, *, heads: bool) -> Activity:
+        """These sums as shares; `heads` tells whether a site is a (step, layer, head) triple."""
+        share = self.edited / self.eligible if self.eligible else None
+        return Activity(
+            rows=self.rows,
+            rows_touched=self.rows_touched,
+            rows_skipped=dict(self.rows_skipped),
+            steps=self.steps,
+            steps_edited=self.steps_edited,
+            layers_edited=sorted(self.layers),
+            head_share=share if heads else None,
+            site_share=share,
+            size=self.size / self.size_count if self.size_count else None,
+            prefill_only=None if not self.edited else not self.edited_in_decode,
+            details=dict(self.details),
+        )

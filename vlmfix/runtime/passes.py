@@ -1,0 +1,297 @@
+"""The passes of the text decoder: companions ride along, layers lose tokens, the last row is read again."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.layout import PromptLayout, Rows
+from vlmfix.runtime.run import Run, Stage
+
+if TYPE_CHECKING:
+    from vlmfix.runtime.steering import Steering
+
+
+class Passes:
+    """Hooks around the text decoder and its layers.
+
+    Args:
+        steering: whose methods act and whose run is read.
+    """
+
+    def __init__(self, steering: Steering) -> None:
+        self.steering = steering
+        self.decoder = steering.decoder
+        self._given: dict[str, Any] = {}
+        self._injected: tuple[Tensor, list[Tensor]] | None = None
+
+    def before_decoder(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Append companions in the prefill; keep positions right behind tokens that never entered."""
+        run, methods = self.steering.run, self.steering.methods
+        if run is None or kwargs.get("inputs_embeds") is None:
+            return None
+        embeddings = kwargs["inputs_embeds"]
+        if run.is_prefill:
+            self._given = dict(kwargs)
+            run.companions = {
+                method: companion
+                for method in methods
+                if (companion := method.companion(run, embeddings)) is not None
+            }
+        prunes = any(method.prunes for method in methods)
+        if not run.companions and not prunes:
+            return None
+        _check_mask(kwargs.get("attention_mask"))
+        kwargs = dict(kwargs)
+        if prunes:
+            self._take_over_injection(kwargs)
+            if run.step and run.stages and run.stages[0].first_layer == 0 and embeddings.shape[1] == 1:
+                kwargs["position_ids"] = _next_positions(run, kwargs)
+        if run.companions:
+            _append_companions(run, kwargs)
+        if run.is_prefill:
+            run.next_position = _positions(kwargs, run.layout)[..., : run.layout.length].amax(dim=-1) + 1
+        return args, kwargs
+
+    def after_decoder(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """End the first pass over the prompt: companions leave, and the last row is read again if asked."""
+        run = self.steering.run
+        if run is None or not run.is_prefill:
+            return None
+        cache = kwargs.get("past_key_values")
+        if run.companions:
+            extra = run.companion_length
+            _replace_rows(output, lambda states: states[:, :-extra])
+            if cache is not None:
+                cache.crop(-extra)
+            run.companions = {}
+        run.is_prefill = False
+        if any(method.reads_last_row_again(run) for method in self.steering.methods):
+            again = self._read_last_row_again(cache)
+            last = [states[:, -1:] for states in _states(again)]
+            _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
+        for stage in run.stages:
+            stage.position_embeddings = None
+        self._given = {}
+        return output
+
+    def before_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Let methods see what enters a layer of the prompt, and leave out what they prune."""
+        run = self.steering.run
+        if run is None:
+            return None
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        is_decode = hidden_states.shape[1] == 1 and not run.is_prefill
+        if is_decode and run.stage_at(index) is None:
+            return None
+        kwargs = dict(kwargs)
+        if not is_decode:
+            hidden_states = self._inject(run, index, hidden_states)
+        with torch.no_grad():
+            if run.is_prefill:
+                self._prune(run, index, layer, hidden_states, kwargs)
+            stage = run.stage_at(index)
+            if stage is not None:
+                if not is_decode and stage.first_layer == index:
+                    hidden_states = _leave_out(run, stage, hidden_states)
+                self._set_positions(run, stage, index, hidden_states, kwargs)
+            if run.is_prefill:
+                prompt = hidden_states[:, : run.layout_at(index).length]
+                for method in self.steering.methods:
+                    method.enter_layer(run, index, prompt)
+        if args:
+            return (hidden_states, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": hidden_states}
+
+    def _prune(
+        self, run: Run, index: int, layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> None:
+        """Ask the methods what goes on to a layer, and open a stage if it is not everything."""
+        for method in self.steering.methods:
+            if not method.prunes:
+                continue
+            layout = run.layout_at(index)
+            prompt = hidden_states[:, : layout.length]
+            run.peek = functools.partial(self._peek, run, index, layer, prompt, kwargs)
+            kept = method.prune(run, index, prompt)
+            run.peek = None
+            if kept is None:
+                continue
+            narrower, places = layout.select(kept.mask.to(layout.real_tokens.device))
+            merged = None
+            if kept.hidden_states is not None:
+                merged = _gather(kept.hidden_states, places.to(prompt.device))
+            run.stages.append(Stage(index, narrower, places, merged, renumbered=kept.renumbered))
+
+    def _peek(
+        self, run: Run, index: int, layer: Any, prompt: Tensor, kwargs: dict[str, Any], rows: Rows
+    ) -> Tensor:
+        """Weights of a layer before it runs: its projections alone, without the cache."""
+        stage = run.stage_at(index)
+        embeddings = kwargs["position_embeddings"] if stage is None else stage.position_embeddings
+        positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
+        run.peeking = rows
+        try:
+            given = {**kwargs, "position_embeddings": positions, "past_key_values": None, "position_ids": None}
+            layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
+        finally:
+            run.peeking = None
+        assert run.peeked is not None
+        return run.peeked
+
+    def _set_positions(
+        self, run: Run, stage: Stage, index: int, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> None:
+        """Give a layer behind a pruning the cosines and sines of the tokens that it reads."""
+        if hidden_states.shape[1] == 1 and not run.is_prefill:
+            if not stage.renumbered:
+                return
+            if stage.first_layer == index:
+                positions = stage.layout.counted_positions[:, -1:] + run.step
+                stage.position_embeddings = self.decoder.rotary_emb(hidden_states, positions)
+        elif stage.first_layer == index:
+            given = kwargs["position_embeddings"]
+            if stage.renumbered:
+                positions = stage.layout.counted_positions
+                generated = hidden_states.shape[1] - positions.shape[1] - run.companion_length
+                ahead = torch.arange(1, generated + 1, device=positions.device)
+                positions = torch.cat([positions, positions[:, -1:] + ahead], dim=1)
+                own = self.decoder.rotary_emb(hidden_states, positions)
+                extra = given[0].shape[1] - run.companion_length
+                stage.position_embeddings = tuple(
+                    torch.cat([new, old[:, extra:].expand(len(new), -1, -1)], dim=1)
+                    for new, old in zip(own, given, strict=True)
+                )
+            else:
+                stage.position_embeddings = tuple(_present(each, run, stage.layout) for each in given)
+        kwargs["position_embeddings"] = stage.position_embeddings
+        kwargs["position_ids"] = None
+
+    def _read_last_row_again(self, cache: Any) -> Any:
+        """Run the last prompt token once more, now that the prompt has been seen; without a cache, all of it."""
+        given = dict(self._given)
+        if cache is not None:
+            cache.crop(-1)
+            given["past_key_values"] = cache
+            given["inputs_embeds"] = given["inputs_embeds"][:, -1:]
+            for name in ("visual_pos_masks", "deepstack_visual_embeds"):
+                given.pop(name, None)
+            positions = given.get("position_ids")
+            run = self.steering.run
+            assert run is not None
+            if positions is None:
+                positions = torch.tensor([[run.layout.length - 1]], device=given["inputs_embeds"].device)
+            given["position_ids"] = positions[..., -1:]
+        return self.decoder(**given)
+
+    def _take_over_injection(self, kwargs: dict[str, Any]) -> None:
+        """Qwen3-VL adds visual features behind its first layers, at positions that pruning moves."""
+        features, places = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
+        self._injected = None
+        if features is None or places is None:
+            return
+        if len(features) >= len(self.decoder.layers):
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} injects visual features behind its last layer, which pruning "
+                "does not support"
+            )
+        self._injected = (places, features)
+        kwargs["deepstack_visual_embeds"] = kwargs["visual_pos_masks"] = None
+
+    def _inject(self, run: Run, index: int, hidden_states: Tensor) -> Tensor:
+        """Add the visual features of the layer before to the tokens that are still there."""
+        if self._injected is None or not 0 < index <= len(self._injected[1]):
+            return hidden_states
+        places, features = self._injected
+        batch, tokens = places.shape
+        added = hidden_states.new_zeros(batch, tokens + run.companion_length, hidden_states.shape[-1])
+        added[:, :tokens][places.to(added.device)] = features[index - 1].to(added)
+        return hidden_states + _present(added, run, run.layout_at(index - 1))
+
+
+def _check_mask(mask: Any) -> None:
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        raise UnsupportedError(
+            "this model prepares its attention masks ahead of the decoder (for instance to let image tokens "
+            "see each other), which pruning and companion prompts do not support"
+        )
+
+
+def _positions(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor:
+    """The positions given to the decoder, or those that it would count itself."""
+    given = kwargs.get("position_ids")
+    if given is not None:
+        return given
+    embeddings = kwargs["inputs_embeds"]
+    return torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+
+
+def _next_positions(run: Run, kwargs: dict[str, Any]) -> Tensor:
+    """Positions of a generated token; the model may count them from the first layer's cache, which is short."""
+    assert run.next_position is not None
+    return run.next_position[..., None] + (run.step - 1)
+
+
+def _append_companions(run: Run, kwargs: dict[str, Any]) -> None:
+    """Put the companions behind the prompt, with positions of their own."""
+    embeddings, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+    positions = _positions(kwargs, run.layout)
+    batch = embeddings.shape[0]
+    for companion in run.companions.values():
+        embeddings = torch.cat([embeddings, companion.inputs_embeds], dim=1)
+        own = companion.layout.counted_positions.to(positions.device)
+        head = positions.expand(*positions.shape[:-2], batch, -1)
+        positions = torch.cat([head, own.expand(*head.shape[:-1], -1)], dim=-1)
+        if mask is not None:
+            mask = torch.cat([mask, companion.real_tokens.to(mask)], dim=1)
+    kwargs.update(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask)
+    if kwargs.get("visual_pos_masks") is not None:
+        places = kwargs["visual_pos_masks"]
+        kwargs["visual_pos_masks"] = torch.cat(
+            [places, places.new_zeros(batch, run.companion_length)], dim=1
+        )
+
+
+def _leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:
+    """The kept tokens of the prompt, and whatever stands behind it."""
+    before = run.layout_at(stage.first_layer - 1) if stage.first_layer else run.layout
+    behind = hidden_states[:, before.length :]
+    kept = stage.merged
+    if kept is None:
+        kept = _gather(hidden_states, stage.index.to(hidden_states.device))
+    return torch.cat([kept.to(hidden_states.device), behind], dim=1) if behind.shape[1] else kept
+
+
+def _present(values: Tensor, run: Run, layout: PromptLayout) -> Tensor:
+    """Of values over all tokens, `(batch or 1, tokens, size)`, those of tokens that are still there."""
+    if layout.positions is None:
+        return values
+    values = values.expand(layout.batch_size, -1, -1)
+    kept = _gather(values, layout.positions.to(values.device))
+    return torch.cat([kept, values[:, run.layout.length :]], dim=1)
+
+
+def _gather(values: Tensor, index: Tensor) -> Tensor:
+    """Tokens `(batch, kept)` of `(batch, tokens, size)`."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _states(output: Any) -> list[Tensor]:
+    """The hidden states that the decoder returns: the last, and those of all layers where asked for."""
+    return [output.last_hidden_state, *(getattr(output, "hidden_states", None) or ())]
+
+
+def _replace_rows(output: Any, edit: Any) -> None:
+    output.last_hidden_state = edit(output.last_hidden_state)
+    if getattr(output, "hidden_states", None):
+        output.hidden_states = tuple(edit(states) for states in output.hidden_states)
