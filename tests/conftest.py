@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,20 @@ ACTING: dict[str, dict[str, Any]] = {
         "sink_threshold": 2.5,
         "min_image_mass": 0.05,
         "min_non_sink_share": 0.1,
-    }
+    },
+    "adaptinfer": {"prune_layers": (1, 2), "kept_tokens": (3, 1)},
+    "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 
 
 def acting(name: str) -> vlmfix.Method:
     """The method with settings that change a random model's answers."""
     return vlmfix.make_method(name, **ACTING.get(name, {}))
+
+
+def attached(name: str, model: PreTrainedModel) -> AbstractContextManager[None]:
+    """The model under the method at these settings."""
+    return acting(name)(model, families.PROCESSOR)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 120
 IMAGE_TOKEN = 110
@@ -155,6 +157,26 @@ FAMILIES: dict[str, Family] = {
         _square,
     ),
 }
+
+
+class Processor:
+    """What methods need of a processor to read a prompt: a word-level tokenizer, and no chat template."""
+
+    chat_template = None
+    image_token = "<image>"
+
+    def __init__(self) -> None:
+        names = {IMAGE_TOKEN: "<image>", VISION_START: "<start>", VISION_END: "<end>", 0: "<pad>", 1: "<s>"}
+        words = {names.get(token, f"w{token}"): token for token in range(VOCABULARY)}
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(WordLevel(words, unk_token="w5")),
+            pad_token="<pad>",
+            bos_token="<s>",
+            additional_special_tokens=["<start>", "<end>"],
+        )
+
+
+PROCESSOR = Processor()
 
 
 def build(family: str, *, seed: int = 0, **kwargs: Any) -> PreTrainedModel:

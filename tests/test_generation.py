@@ -14,7 +14,7 @@ from PIL import Image
 import vlmfix
 from evals.data import render, sample_scene
 from vlmfix.generation import open_images
-from vlmfix.generation import render as render_prompt
+from vlmfix.prompts import render as render_prompt
 
 PICTURES = [render(sample_scene(3, index)) for index in range(5)]
 PROMPTS = ["Describe the image.", "Is there a dog in the image?", "What color is the car?", "Hi", "How many?"]
@@ -135,5 +135,5 @@ def test_arguments_that_do_not_go_together(loaded: tuple[Any, Any]) -> None:
         vlmfix.generate(*loaded, PICTURES, PROMPTS, batch_size=0)
     with pytest.raises(ValueError, match="num_return_sequences must be 1"):
         vlmfix.generate(*loaded, PICTURES, PROMPTS, num_return_sequences=2, num_beams=2)
-    with pytest.raises(ValueError, match=r"unknown method 'vra' \(did you mean 'var'\?\)"):
-        vlmfix.generate(*loaded, PICTURES, PROMPTS, "vra")
+    with pytest.raises(ValueError, match=r"unknown method 'varr' \(did you mean 'var'\?\)"):
+        vlmfix.generate(*loaded, PICTURES, PROMPTS, "varr")

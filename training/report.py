@@ -17,7 +17,7 @@ from evals.data import render, sample_scene
 from evals.data.language import absent_categories
 from evals.data.scenes import CATEGORIES, SIZE, VARIED_SIZES, Scene
 from training.measure_sinks import measure_sinks
-from vlmfix.generation import prepare
+from vlmfix.prompts import prepare
 
 SEED = 990_101
 BARS = {

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, overload
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
+from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
 from vlmfix.methods.base import Method
+from vlmfix.prompts import prepare as prepare
+from vlmfix.prompts import render as render
 
 ImageLike = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -63,8 +66,9 @@ def generate(
         images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text
             only. A single picture serves all prompts.
         prompts: what the user asks, without any template; a single one is asked about every image.
-        method: a method, the name of one (at its defaults), or several of either, attached in that order;
-            None is plain decoding.
+        method: a method, the name of one (at its defaults), or several of either, attached in that order; a
+            name may be several joined by `+`, such as "var+vhr". None is plain decoding. One that asks several
+            times, such as CARVE, has the others act in all its passes.
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
@@ -85,22 +89,41 @@ def generate(
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
     if generate_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
+    methods = as_methods(method)
+    asking = [each for each in methods if each.asks]
+    if len(asking) > 1:
+        names = " and ".join(type(each).__name__ for each in asking)
+        raise UnsupportedError(f"{names} ask the model several times each; use one of them")
+    generate_kwargs["max_new_tokens"] = max_new_tokens
     answers: list[str] = []
     with ExitStack() as stack:
-        for each in as_methods(method):
-            stack.enter_context(each(model))
-        for start in range(0, len(pairs), batch_size):
-            batch = pairs[start : start + batch_size]
-            inputs = prepare(
-                [open_images(images) for images, _ in batch], [text for _, text in batch], processor
-            )
-            inputs = inputs.to(model.device, dtype=model.dtype)
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
-            new_tokens = output[:, inputs["input_ids"].shape[1] :]
-            answers += [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+        for each in methods:
+            if not each.asks:
+                stack.enter_context(each(model, processor))
+        size = 1 if asking else batch_size
+        for start in range(0, len(pairs), size):
+            batch = pairs[start : start + size]
+            if asking:
+                answers.append(asking[0].ask(model, processor, *batch[0], **generate_kwargs).answer)
+            else:
+                answers += _answers(model, processor, batch, generate_kwargs)
             if progress is not None:
                 progress(len(batch))
     return answers[0] if single else answers
+
+
+def _answers(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: list[tuple[Images, str]],
+    generate_kwargs: dict[str, Any],
+) -> list[str]:
+    """Answers of one forward pass a token."""
+    inputs = prepare([open_images(images) for images, _ in batch], [text for _, text in batch], processor)
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    output = model.generate(**inputs, **generate_kwargs)
+    new_tokens = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
 def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Method]:
@@ -108,38 +131,11 @@ def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Met
     if method is None:
         return []
     several = [method] if isinstance(method, Method | str) else list(method)
-    return [make_method(each) if isinstance(each, str) else each for each in several]
-
-
-def prepare(
-    images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], processor: ProcessorMixin
-) -> BatchFeature:
-    """Model inputs of a left-padded batch.
-
-    Args:
-        images: the pictures of each prompt.
-        prompts: one text each, without a template.
-        processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
-            one.
-    """
-    texts = [
-        render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
+    return [
+        made
+        for each in several
+        for made in (map(make_method, each.split("+")) if isinstance(each, str) else [each])
     ]
-    flat = [picture for pictures in images for picture in pictures]
-    return processor(images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt")
-
-
-def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
-    """The text that the model reads for one user turn with its images in front."""
-    template = processor.chat_template or processor.tokenizer.chat_template
-    if template is None:
-        placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
-        return f"USER: {placeholders}{prompt} ASSISTANT:"
-    content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
-    turn = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(
-        turn, chat_template=template, tokenize=False, add_generation_prompt=True
-    )
 
 
 def open_images(images: Images) -> list[Image.Image]:

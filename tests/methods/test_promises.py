@@ -7,7 +7,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from conftest import acting
+from conftest import attached
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -74,7 +74,7 @@ def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrai
 def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2))
     before, stock = fingerprint(model), logits(model, inputs)
-    with acting(name)(model):
+    with attached(name, model):
         edited = logits(model, inputs)
     assert (edited - stock).abs().max() > 1e-3
     assert torch.equal(logits(model, inputs), stock)
@@ -83,7 +83,7 @@ def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreT
 
 def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0, 1))
-    with acting(name)(model):
+    with attached(name, model):
         batch = logits(model, inputs)
         for row, single in enumerate(families.split(family, model, inputs)):
             torch.testing.assert_close(batch[:, row], logits(model, single)[:, 0], atol=1e-4, rtol=1e-4)
@@ -104,13 +104,13 @@ def test_acts_in_other_ways_of_decoding(
     inputs = families.prompt(family, model, (1, 2))
     outputs = []
     for _ in range(2):
-        with acting(name)(model):
+        with attached(name, model):
             torch.manual_seed(0)
             outputs.append(new_tokens(model, inputs, **decoding))
     assert torch.equal(*outputs)
     if decoding.get("do_sample"):
         return
-    with acting(name)(model):
+    with attached(name, model):
         for row, single in enumerate(families.split(family, model, inputs)):
             count = decoding.get("num_return_sequences", 1)
             assert torch.equal(
@@ -120,7 +120,7 @@ def test_acts_in_other_ways_of_decoding(
 
 def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 0, 2))
-    with acting(name)(model):
+    with attached(name, model):
         torch.testing.assert_close(
             logits(model, inputs, use_cache=False), logits(model, inputs), atol=1e-4, rtol=1e-4
         )
@@ -129,22 +129,22 @@ def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrain
 def test_inactive_without_an_image(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (0,))
     stock = logits(model, inputs)
-    with acting(name)(model):
+    with attached(name, model):
         assert torch.equal(logits(model, inputs), stock)
 
 
 def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTrainedModel) -> None:
     first, second = families.prompt(family, model, (2,), seed=1), families.prompt(family, model, (1,), seed=2)
-    with acting(name)(model):
+    with attached(name, model):
         alone = logits(model, second)
-    with acting(name)(model):
+    with attached(name, model):
         logits(model, first)
         assert torch.equal(logits(model, second), alone)
 
 
 def test_restored_after_an_exception(name: str, family: str, model: PreTrainedModel) -> None:
     before = fingerprint(model)
-    with pytest.raises(KeyboardInterrupt), acting(name)(model):
+    with pytest.raises(KeyboardInterrupt), attached(name, model):
         raise KeyboardInterrupt
     assert fingerprint(model) == before
 
@@ -153,7 +153,7 @@ def test_restored_after_an_exception(name: str, family: str, model: PreTrainedMo
 
     inputs = families.prompt(family, model)
     handle = model.get_decoder().layers[2].register_forward_hook(fail)
-    with pytest.raises(ZeroDivisionError), acting(name)(model):
+    with pytest.raises(ZeroDivisionError), attached(name, model):
         model.generate(**inputs, max_new_tokens=2)
     handle.remove()
     assert fingerprint(model) == before
@@ -163,7 +163,7 @@ def test_restored_after_an_exception(name: str, family: str, model: PreTrainedMo
 def test_half_precision(name: str, dtype: torch.dtype, family: str) -> None:
     model = families.build(family, dtype=dtype)
     inputs = families.prompt(family, model, (1, 2, 0))
-    with acting(name)(model):
+    with attached(name, model):
         edited = logits(model, inputs)
     assert edited.isfinite().all()
     assert not torch.equal(edited, logits(model, inputs))
@@ -172,5 +172,5 @@ def test_half_precision(name: str, dtype: torch.dtype, family: str) -> None:
 def test_eager_kernel_gives_the_same_as_sdpa(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     eager = families.build(family, attn_implementation="eager")
-    with acting(name)(model), acting(name)(eager):
+    with attached(name, model), attached(name, eager):
         torch.testing.assert_close(logits(eager, inputs), logits(model, inputs), atol=1e-4, rtol=1e-4)

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import vlmfix
-from vlmfix.generation import prepare
+from vlmfix.prompts import prepare
 from vlmfix.models.loading import EMBEDDED, load_processor, resolve
 
 

@@ -15,9 +15,8 @@ def methods() -> dict[str, type[Method]]:
     """Every method of the package by the name that the command line uses, in alphabetical order."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    found = [
-        cls for cls in _subclasses(Method) if cls.__module__.startswith(f"{__name__}.") and "card" in vars(cls)
-    ]
+    found = [cls for cls in _subclasses(Method) if cls.__module__.startswith(f"{__name__}.")]
+    found = [cls for cls in found if "card" in vars(cls) and not cls.__name__.startswith("_")]
     return {cls.__name__.lower(): cls for cls in sorted(found, key=lambda cls: cls.__name__.lower())}
 
 

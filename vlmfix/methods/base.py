@@ -1,9 +1,10 @@
 """What a method is: a dataclass of numbers, and the hooks with which it acts.
 
 Methods on one model compose in the order in which they were attached, and within a forward pass in this one:
-companions join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer` sees those that go on,
-scores are edited, weights are edited, all methods observe the final weights, head outputs are edited; at the end of
-the prefill companions leave and, if a method asks for it, the last prompt row is read again under all edits.
+companions join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer` sees those that
+go on, scores are edited, weights are edited, all methods observe the final weights, head outputs are edited;
+at the end of the prefill companions leave and, if a method asks for it, the last prompt row is read again
+under all edits.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ class Method:
     card: ClassVar[Card]
     neutral: ClassVar[Mapping[str, Any]]
     needs_processor: ClassVar[bool] = False
+    """Whether it reads the words of the prompt."""
+    asks: ClassVar[bool] = False
+    """Whether it asks the model several times, by `ask`, and cannot attach to a single `model.generate`."""
 
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
 
@@ -115,8 +119,16 @@ class Method:
         """Forget what was done, and warn anew."""
         vars(self._sums).update(vars(Sums()))
 
-    def check_call(self) -> None:
-        """Refuse a plain `model.generate` where the method needs more than that."""
+    def ask(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        images: Any,
+        prompt: str,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Answer one prompt in several passes; what comes back has the text as its `answer`."""
+        raise NotImplementedError
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         """This method with every value filled in that depends on the checkpoint.
@@ -144,8 +156,8 @@ class Method:
     def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
         """Which tokens go on to a layer; in the prefill only; None: all.
 
-        What enters layer 0 are the embeddings with the image features merged. `run.peek(rows)` gives the weights of
-        the layer that is about to run.
+        What enters layer 0 are the embeddings with the image features merged. `run.peek(rows)` gives the
+        weights of the layer that is about to run.
 
         Args:
             hidden_states: residual stream that is about to enter the layer, `(batch, tokens, hidden)`.
@@ -181,7 +193,8 @@ class Method:
         """See the final weights of the rows asked for, `(batch, heads, rows, keys)` float32."""
 
     def reads_last_row_again(self, run: Run) -> bool:
-        """Whether the last prompt row is run once more when the prompt has been read, with `run.is_prefill` False.
+        """Whether the last prompt row is run once more when the prompt has been read, with `run.is_prefill`
+        False.
 
         For methods that edit no earlier row, and that know what to do only when they have seen the prompt.
         """
@@ -207,8 +220,8 @@ class Method:
             self._sums.warned = True
             reason = "no image in the prompt" if not run.layout.has_image else self.inactive_reason(run)
             warnings.warn(
-                f"{type(self).__name__} edited 0 of {sums.eligible} sites in {sums.steps} steps of {sums.rows} "
-                f"sequences: {reason}",
+                f"{type(self).__name__} edited 0 of {sums.eligible} sites in {sums.steps} steps of "
+                f"{sums.rows} sequences: {reason}",
                 InactiveMethodWarning,
                 stacklevel=2,
             )

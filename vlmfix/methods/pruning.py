@@ -35,7 +35,7 @@ class TokenPruning(Method):
     position_scheme: str = "original"
 
     prunes_after: ClassVar[bool] = False
-    """Whether a listed layer still runs on all tokens; published mean counts take it as pruned all the same."""
+    """Whether a listed layer still runs on all tokens; published mean counts take it as pruned already."""
 
     def __post_init__(self) -> None:
         check_choice("position_scheme", self.position_scheme, POSITION_SCHEMES)
@@ -44,8 +44,8 @@ class TokenPruning(Method):
         rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
         if self.position_scheme == "renumber" and "mrope_section" in rope:
             raise UnsupportedError(
-                "position_scheme 'renumber' is not defined for models with positions in three axes (M-RoPE); use "
-                "'original'"
+                "position_scheme 'renumber' is not defined for models with positions in three axes (M-RoPE); "
+                "use 'original'"
             )
         return self
 
@@ -83,9 +83,7 @@ class TokenPruning(Method):
         kept = [stage.layout.image_tokens.sum(dim=1)[with_image].float() for stage in run.stages]
         means = sum(
             size * (end - start)
-            for size, start, end in zip(
-                [counts, *kept], [0, *layers], [*layers, run.num_layers], strict=True
-            )
+            for size, start, end in zip([counts, *kept], [0, *layers], [*layers, run.num_layers], strict=True)
         )
         assert isinstance(means, Tensor)
         sums.size = float(means.sum()) / run.num_layers
@@ -94,7 +92,10 @@ class TokenPruning(Method):
             "size": "image tokens per layer",
             "image tokens": float(counts.mean()),
             "schedule": [
-                {("after layer" if self.prunes_after else "before layer"): layer, "image tokens": float(left.mean())}
+                {
+                    ("after layer" if self.prunes_after else "before layer"): layer,
+                    "image tokens": float(left.mean()),
+                }
                 for layer, left in zip(layers, kept, strict=True)
             ],
         }
@@ -151,6 +152,7 @@ def mean_tokens(
         kept_tokens: image tokens left from each of these layers on.
     """
     sizes, starts = [tokens, *kept_tokens], [0, *prune_layers, num_layers]
-    return sum(
-        size * (end - start) for size, start, end in zip(sizes, starts, starts[1:], strict=False)
-    ) / num_layers
+    return (
+        sum(size * (end - start) for size, start, end in zip(sizes, starts, starts[1:], strict=False))
+        / num_layers
+    )

@@ -13,9 +13,10 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.generation import ImageLike, open_images, prepare
+from vlmfix.generation import ImageLike, open_images
 from vlmfix.methods.var import DEFAULT_THRESHOLD, sink_scores
 from vlmfix.models.profiles import user_directory
+from vlmfix.prompts import prepare
 from vlmfix.runtime import support
 
 PROMPT = "Describe the image."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class InactiveMethodWarning(UserWarning):
-    """A method never acted in a whole run; the message says how often it could have, and the likely reason."""
+    """A method never acted in a whole run; the message says how often it could have, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,16 @@ class Sums:
 
     def add(self, other: Sums) -> None:
         """Merge `other` into these; of details, the later ones hold."""
-        for name in ("rows", "rows_touched", "steps", "steps_edited", "edited", "eligible", "size", "size_count"):
+        for name in (
+            "rows",
+            "rows_touched",
+            "steps",
+            "steps_edited",
+            "edited",
+            "eligible",
+            "size",
+            "size_count",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.rows_skipped += other.rows_skipped
         self.layers |= other.layers

@@ -68,9 +68,12 @@ def attention(
         attention_mask = layout.attention_mask(query.shape[2], key.shape[2])
         kwargs["position_ids"] = None
         for companion, segment in zip(run.companions.values(), others, strict=True):
-            own = companion.layout
-            mask = own.attention_mask(segment[0].shape[2], segment[1].shape[2])
-            companions.append(_own_kernel(steering.kernel, own, module, *segment, mask, **kwargs)[0])
+            own_query, own_key, own_value = segment
+            mask = companion.layout.attention_mask(own_query.shape[2], own_key.shape[2])
+            own, _ = _own_kernel(
+                steering.kernel, companion.layout, module, own_query, own_key, own_value, mask, **kwargs
+            )
+            companions.append(own)
     output, weights = _own_kernel(
         steering.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )

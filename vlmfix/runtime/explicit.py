@@ -76,8 +76,8 @@ def with_explicit_rows(
     for (method, _), rows in zip(asked, wanted, strict=True):
         edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
         weights = changed(method, weights, edited)
-    for method, _ in asked:
-        method.observe(run, layer, weights)
+    for method, own in asked:
+        method.observe(run, layer, _own_rows(weights, index, own, run.layout_at(layer)))
     if not changes:
         return output
     overwritten = reduce(or_, changes).transpose(1, 2).unsqueeze(-1)
@@ -189,6 +189,14 @@ def _masked(scores: Tensor, seen: Tensor | None, lowest: float) -> Tensor:
     if seen is None:
         return scores
     return scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
+
+
+def _own_rows(weights: Tensor, index: Tensor | None, rows: Rows, layout: PromptLayout) -> Tensor:
+    """Of the explicit rows at `index`, those that one method asked for, and generated ones."""
+    if index is None or len(index) == len(rows.index):
+        return weights
+    own = torch.isin(index, rows.index.to(index.device)) | (index >= layout.length)
+    return weights[:, :, own]
 
 
 def _where_wanted(rows: Tensor | None, edited: Tensor, before: Tensor) -> Tensor:

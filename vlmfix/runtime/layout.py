@@ -173,7 +173,7 @@ class PromptLayout:
         return self._cached_mask(1, keys)[:, 0, 0]
 
     def attention_mask(self, queries: int, keys: int) -> Tensor | None:
-        """What the last `queries` of `keys` tokens see, `(batch, 1, queries, keys)` bool; None: plain causal."""
+        """What the last `queries` of `keys` tokens see, `(batch, 1, queries, keys)`; None: plain causal."""
         return self._cached_mask(queries, keys) if self.has_padding else None
 
     def _cached_mask(self, queries: int, keys: int) -> Tensor:

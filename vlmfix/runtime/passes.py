@@ -66,7 +66,7 @@ class Passes:
         run = self.steering.run
         if run is None or not run.is_prefill:
             return None
-        cache = kwargs.get("past_key_values")
+        cache = output.past_key_values  # the decoder may have made it
         if run.companions:
             extra = run.companion_length
             _replace_rows(output, lambda states: states[:, :-extra])
@@ -78,6 +78,7 @@ class Passes:
             again = self._read_last_row_again(cache)
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
+        run.position_embeddings, run.inputs = None, {}
         for stage in run.stages:
             stage.position_embeddings = None
         self._given = {}
@@ -106,6 +107,7 @@ class Passes:
                     hidden_states = _leave_out(run, stage, hidden_states)
                 self._set_positions(run, stage, index, hidden_states, kwargs)
             if run.is_prefill:
+                run.position_embeddings = kwargs["position_embeddings"]
                 prompt = hidden_states[:, : run.layout_at(index).length]
                 for method in self.steering.methods:
                     method.enter_layer(run, index, prompt)
@@ -138,11 +140,16 @@ class Passes:
     ) -> Tensor:
         """Weights of a layer before it runs: its projections alone, without the cache."""
         stage = run.stage_at(index)
-        embeddings = kwargs["position_embeddings"] if stage is None else stage.position_embeddings
+        embeddings = (stage and stage.position_embeddings) or kwargs["position_embeddings"]
         positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
         run.peeking = rows
         try:
-            given = {**kwargs, "position_embeddings": positions, "past_key_values": None, "position_ids": None}
+            given = {
+                **kwargs,
+                "position_embeddings": positions,
+                "past_key_values": None,
+                "position_ids": None,
+            }
             layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
         finally:
             run.peeking = None
@@ -168,17 +175,18 @@ class Passes:
                 positions = torch.cat([positions, positions[:, -1:] + ahead], dim=1)
                 own = self.decoder.rotary_emb(hidden_states, positions)
                 extra = given[0].shape[1] - run.companion_length
-                stage.position_embeddings = tuple(
+                cos, sin = (
                     torch.cat([new, old[:, extra:].expand(len(new), -1, -1)], dim=1)
                     for new, old in zip(own, given, strict=True)
                 )
             else:
-                stage.position_embeddings = tuple(_present(each, run, stage.layout) for each in given)
+                cos, sin = (_present(each, run, stage.layout) for each in given)
+            stage.position_embeddings = cos, sin
         kwargs["position_embeddings"] = stage.position_embeddings
         kwargs["position_ids"] = None
 
     def _read_last_row_again(self, cache: Any) -> Any:
-        """Run the last prompt token once more, now that the prompt has been seen; without a cache, all of it."""
+        """Run the last prompt token once more, when the prompt has been seen; without a cache, all of it."""
         given = dict(self._given)
         if cache is not None:
             cache.crop(-1)
@@ -237,7 +245,7 @@ def _positions(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor:
 
 
 def _next_positions(run: Run, kwargs: dict[str, Any]) -> Tensor:
-    """Positions of a generated token; the model may count them from the first layer's cache, which is short."""
+    """Positions of a generated token; the model may count from the first layer's cache, which is short."""
     assert run.next_position is not None
     return run.next_position[..., None] + (run.step - 1)
 
@@ -257,9 +265,7 @@ def _append_companions(run: Run, kwargs: dict[str, Any]) -> None:
     kwargs.update(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask)
     if kwargs.get("visual_pos_masks") is not None:
         places = kwargs["visual_pos_masks"]
-        kwargs["visual_pos_masks"] = torch.cat(
-            [places, places.new_zeros(batch, run.companion_length)], dim=1
-        )
+        kwargs["visual_pos_masks"] = torch.cat([places, places.new_zeros(batch, run.companion_length)], dim=1)
 
 
 def _leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:

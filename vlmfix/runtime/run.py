@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import or_
@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from vlmfix.models.geometry import ImageTokens, token_grids
 from vlmfix.runtime.activity import Counts
 from vlmfix.runtime.layout import PromptLayout, Rows
 
@@ -63,6 +65,7 @@ class Run:
         num_layers: decoder layers of the model.
         num_heads: query heads of a layer.
         prompt_ids: token ids of the prompt, `(batch, prompt)`; None where only embeddings were given.
+        image_token: id of the image placeholder.
         processor: of the model, if the method was attached with one.
         embed_tokens: the model's input embeddings.
         step: 0 in the prefill, then the number of tokens generated before this forward pass.
@@ -71,8 +74,12 @@ class Run:
         companions: what methods added behind the prompt; in the prefill only.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
-        peek: computes weights of the layer that is about to run, `(batch, heads, rows, keys)`, for given rows;
-            during `Method.prune` only.
+        inputs: what the model was given beside the tokens, such as `pixel_values`; in the prefill only.
+        config: of the whole model.
+        position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
+            in the prefill only.
+        peek: computes weights `(batch, heads, rows, keys)` of the layer that is about to run, for given
+            rows; during `Method.prune` only.
         peeking: the rows that `peek` is computing.
         peeked: what it computed.
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`.
@@ -83,6 +90,7 @@ class Run:
     num_layers: int
     num_heads: int = 0
     prompt_ids: Tensor | None = None
+    image_token: int = -1
     processor: Any = None
     embed_tokens: nn.Module | None = None
     step: int = 0
@@ -91,6 +99,9 @@ class Run:
     companions: dict[Any, Companion] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     next_position: Tensor | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    config: PreTrainedConfig | None = None
+    position_embeddings: tuple[Tensor, Tensor] | None = None
     peek: Callable[[Rows], Tensor] | None = None
     peeking: Rows | None = None
     peeked: Tensor | None = None
@@ -101,10 +112,30 @@ class Run:
     def __post_init__(self) -> None:
         self.alive = torch.ones_like(self.layout.image_tokens[:, 0])
 
+    @cached_property
+    def images(self) -> list[list[ImageTokens]]:
+        """How the image tokens of each sequence form images and grids; to be asked for in the prefill.
+
+        Raises:
+            UnsupportedError: it is not known exactly for this model.
+        """
+        assert self.config is not None
+        return token_grids(self.config, self.inputs, self.layout.image_tokens)
+
     @property
     def companion_length(self) -> int:
         """Number of tokens behind the prompt in this pass that belong to companions."""
         return sum(companion.inputs_embeds.shape[1] for companion in self.companions.values())
+
+    def companion_tokens(self, method: Any, tokens: int) -> slice:
+        """Where the companion of a method stands among the `tokens` of this pass."""
+        start = tokens - self.companion_length
+        for owner, companion in self.companions.items():
+            end = start + companion.inputs_embeds.shape[1]
+            if owner is method:
+                return slice(start, end)
+            start = end
+        raise KeyError(type(method).__name__)
 
     def stage_at(self, layer: int) -> Stage | None:
         """What a pruning left of the prompt in `layer`; None: all of it."""

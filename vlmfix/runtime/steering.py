@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def steer(
-    model: PreTrainedModel, method: Method, processor: ProcessorMixin | None = None
-) -> Iterator[None]:
+def steer(model: PreTrainedModel, method: Method, processor: ProcessorMixin | None = None) -> Iterator[None]:
     """Attach `method` to `model` for the block; several blocks on one model compose in the order of entry.
 
     Args:
@@ -44,8 +42,8 @@ def steer(
     if method.needs_processor and processor is None:
         name = type(method).__name__
         raise UnsupportedError(
-            f"{name} reads the words of the prompt and needs the processor: 'with {name}()(model, processor):', "
-            "or vlmfix.generate"
+            f"{name} reads the words of the prompt and needs the processor: 'with {name}()(model, "
+            "processor):', or vlmfix.generate"
         )
     resolved = method.resolve(model.config, find_profile(model.config))
     steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
@@ -93,8 +91,8 @@ class Steering:
                 )
             if method.prunes and other.prunes:
                 raise UnsupportedError(
-                    f"{type(other).__name__} drops image tokens of this model already, and the counts of {name} "
-                    "would refer to tokens that are gone; use one pruning method at a time"
+                    f"{type(other).__name__} drops image tokens of this model already, and the counts of "
+                    f"{name} would refer to tokens that are gone; use one pruning method at a time"
                 )
         self._processor = processor or self._processor
         if not self.methods:
@@ -153,8 +151,6 @@ class Steering:
 
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            for method in self.methods:
-                method.check_call()
             support.check_generate(self.model, args, kwargs)
             self._end_run()
             self._generating = True
@@ -217,8 +213,11 @@ class Steering:
             num_layers=len(self.decoder.layers),
             num_heads=self.decoder.config.num_attention_heads,
             prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
+            image_token=self.image_token,
             processor=self._processor,
             embed_tokens=self.model.get_input_embeddings(),
+            inputs=kwargs,
+            config=self.model.config,
         )
         self.layers_seen = set()
         for method in self.methods:

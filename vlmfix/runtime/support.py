@@ -142,7 +142,10 @@ def _asked(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     """What a `generate` call says of a setting; what it leaves open, the configurations say."""
     if name in kwargs:
         return kwargs[name]
-    for source in (kwargs.get("generation_config", args[1] if len(args) > 1 else None), model.generation_config):
+    for source in (
+        kwargs.get("generation_config", args[1] if len(args) > 1 else None),
+        model.generation_config,
+    ):
         if isinstance(source, GenerationConfig) and getattr(source, name, None) is not None:
             return getattr(source, name)
     return None

@@ -1,0 +1,208 @@
+"""AdaptInfer: image tokens scored by the text that matters in each layer, the rest dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.methods.base import Card, check_flag, check_range, layer_indices
+from vlmfix.methods.pruning import TokenPruning, keep_top
+from vlmfix.models.profiles import Profile
+from vlmfix.runtime.layout import Rows
+from vlmfix.runtime.run import Run
+
+DEFAULT_BUDGET = "64"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptInfer(TokenPruning):
+    """Adaptive token pruning during the prefill (arXiv 2508.06084).
+
+    At each listed layer every text token behind the image gets a weight: the attention that it receives from
+    and gives to the other text tokens. With these weights the text's attention to the image becomes one score
+    per image token, and the best go on to the deeper layers. A method for speed; it promises no fewer
+    hallucinations.
+
+    A schedule is `prune_layers` with either `kept_tokens` or `kept_ratios`. Without one, `budget` names a
+    published or calibrated schedule of the checkpoint; schedules are never scaled to another model.
+
+    Args:
+        prune_layers: layers behind which tokens are dropped, 0-based.
+        kept_tokens: image tokens left behind each of them; a count that is not below what is there keeps all.
+        kept_ratios: or shares of the image tokens still there, at least one token, in [0, 1]; 1 keeps all.
+        budget: name of a schedule in the checkpoint's profile, by its mean number (or share) of image tokens
+            per layer; "64" if neither it nor a schedule is given.
+        text_prior: weigh text tokens by their role in the text; False is the ablation with equal rows.
+        prior_smoothing: 1 takes the role as it is, 0 its mean over the text, in [0, 1].
+    """
+
+    prune_layers: tuple[int, ...] | None = None
+    kept_tokens: tuple[int, ...] | None = None
+    kept_ratios: tuple[float, ...] | None = None
+    budget: str | None = None
+    text_prior: bool = True
+    prior_smoothing: float = 1.0
+
+    card = Card(
+        level="tokens",
+        changes="image tokens, dropped by the text's attention",
+        where="prompt, behind the layers of the schedule",
+        forwards=1.0,
+        fidelity="released code",
+        paper="2508.06084",
+    )
+    neutral: ClassVar = {"kept_ratios": (1,)}
+    prunes_after: ClassVar = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("text_prior", self.text_prior)
+        check_range("prior_smoothing", self.prior_smoothing, 0, 1)
+        if self.budget is not None:
+            object.__setattr__(self, "budget", str(self.budget))
+        if self.prune_layers is not None:
+            object.__setattr__(self, "prune_layers", layer_indices("prune_layers", self.prune_layers))
+        for name in ("kept_tokens", "kept_ratios"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _numbers(value))
+        for count in self.kept_tokens or ():
+            if type(count) is not int or count < 0:
+                raise ValueError(
+                    f"kept_tokens is {self.kept_tokens}; it must hold numbers of tokens, 0 or more"
+                )
+        for ratio in self.kept_ratios or ():
+            check_range("kept_ratios", ratio, 0, 1)
+        if self.is_neutral:
+            return
+        if self.kept_tokens is not None and self.kept_ratios is not None:
+            raise ValueError("both kept_tokens and kept_ratios are given; a schedule has one of them")
+        kept = self.kept_tokens if self.kept_ratios is None else self.kept_ratios
+        if (self.prune_layers is None) != (kept is None):
+            raise ValueError("a schedule needs prune_layers and either kept_tokens or kept_ratios")
+        if kept is None:
+            return
+        if self.budget is not None:
+            raise ValueError(f"budget is {self.budget!r}, but a schedule is given, too; give one of them")
+        if len(kept) != len(self.prune_layers or ()):
+            raise ValueError(
+                f"prune_layers has {len(self.prune_layers or ())} layers and the schedule {len(kept)} "
+                "values; there must be one a layer"
+            )
+
+    @property
+    def is_neutral(self) -> bool:
+        return bool(self.kept_ratios) and all(ratio == 1 for ratio in self.kept_ratios or ())
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        method = super().resolve(config, profile)
+        if method.prune_layers is None:
+            schedules: dict[str, dict[str, Any]] = (profile and profile.get("adaptinfer_schedules")) or {}
+            budget = DEFAULT_BUDGET if method.budget is None else method.budget
+            schedule = {str(name): value for name, value in schedules.items()}.get(budget)
+            if schedule is None:
+                known = ", ".join(map(str, schedules)) or "none"
+                raise ValueError(
+                    f"no schedule of budget {budget!r} is known for this checkpoint (known: {known}); pass "
+                    "prune_layers and kept_tokens, or find one with 'vlmfix calibrate --model MODEL --images "
+                    "DIR --method adaptinfer'"
+                )
+            method = dataclasses.replace(method, budget=None, **schedule)
+        layers = config.get_text_config().num_hidden_layers
+        assert method.prune_layers is not None
+        if method.prune_layers and method.prune_layers[-1] >= layers - 1:
+            raise ValueError(
+                f"prune_layers has {method.prune_layers[-1]}; behind a layer there must be another, so "
+                f"here they go from 0 to {layers - 2}"
+            )
+        return method
+
+    def rows(self, run: Run, layer: int) -> Rows | None:
+        if not run.is_prefill or layer not in (self.prune_layers or ()):
+            return None
+        layout = run.layout_at(layer)
+        return layout.rows_after_last_image if layout.has_image else None
+
+    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+        if not run.is_prefill:
+            return
+        layout = run.layout_at(layer)
+        rows = layout.rows_after_last_image.to(weights.device)
+        run.state[self, "scores"] = image_scores(
+            weights,
+            rows.index,
+            rows.mask,
+            layout.image_tokens.to(weights.device),
+            text_prior=self.text_prior,
+            prior_smoothing=self.prior_smoothing,
+        )
+
+    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
+        if layer - 1 not in (self.prune_layers or ()):
+            return None
+        assert self.prune_layers is not None
+        layout = run.layout_at(layer)
+        if not bool((run.layout.after_last_image.any(dim=1) | ~run.layout.image_tokens.any(dim=1)).all()):
+            raise ValueError(
+                "a prompt has no text behind its image, and AdaptInfer has no rows to score with"
+            )
+        stage = self.prune_layers.index(layer - 1)
+        image_tokens = layout.image_tokens.to(hidden_states.device)
+        counts: Tensor | int
+        if self.kept_ratios is not None:
+            present = image_tokens.sum(dim=1)
+            counts = (present * self.kept_ratios[stage]).long().clamp_min(1)
+        else:
+            assert self.kept_tokens is not None
+            counts = self.kept_tokens[stage]
+        scores: Tensor = run.state[self, "scores"]
+        return keep_top(scores.to(hidden_states.device), image_tokens, counts)
+
+
+def image_scores(
+    weights: Tensor,
+    text_index: Tensor,
+    text_mask: Tensor,
+    image_tokens: Tensor,
+    *,
+    text_prior: bool = True,
+    prior_smoothing: float = 1.0,
+) -> Tensor:
+    """Scores of image tokens by the text behind them (arXiv 2508.06084).
+
+    Args:
+        weights: rows of the text behind the image, after the softmax, `(batch, heads, rows, keys)`.
+        text_index: where these rows stand among the keys, `(rows,)`.
+        text_mask: which of them are text behind the image of a sample, `(batch, rows)` bool.
+        image_tokens: `(batch, keys)` bool.
+        text_prior: weigh text tokens by what they receive and give within the text, each head apart; False
+            takes the mean over the rows, each head normalised over the image.
+        prior_smoothing: 1 takes the text's attention as it is, 0 its mean.
+
+    Returns:
+        `(batch, keys)` float32; 0 outside the image.
+    """
+    valid = text_mask[:, None, :, None].to(weights.dtype)
+    rows = weights * valid
+    image = rows.masked_fill(~image_tokens[:, None, None], 0.0)
+    if not text_prior:
+        mean = image.sum(dim=2) / text_mask.sum(dim=1)[:, None, None].clamp_min(1)
+        return (mean / mean.sum(dim=-1, keepdim=True).clamp_min(1e-12)).sum(dim=1)
+    text = rows[..., text_index] * valid.transpose(-1, -2)
+    both = text + text.transpose(-1, -2) - torch.diag_embed(text.diagonal(dim1=-2, dim2=-1))
+    if prior_smoothing != 1:
+        size = text_mask.sum(dim=1)[:, None, None, None].square().clamp_min(1)
+        mean = both.sum(dim=(-2, -1), keepdim=True) / size
+        both = ((1 - prior_smoothing) * mean + prior_smoothing * both) * valid * valid.transpose(-1, -2)
+    roles = both.sum(dim=-2)
+    return torch.einsum("bhr,bhrk->bk", roles, image)
+
+
+def _numbers(values: Any) -> tuple[Any, ...]:
+    return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)

@@ -1,0 +1,117 @@
+"""Prompts as text: rendering them, and finding the user's question among their tokens again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+
+# Rendered in the place of the question to learn what the chat template puts around it.
+_MARKER = "vlmfixquestion"
+
+
+def prepare(
+    images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], processor: ProcessorMixin
+) -> BatchFeature:
+    """Model inputs of a left-padded batch.
+
+    Args:
+        images: the pictures of each prompt.
+        prompts: one text each, without a template.
+        processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
+            one.
+    """
+    texts = [
+        render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
+    ]
+    flat = [picture for pictures in images for picture in pictures]
+    return processor(images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt")
+
+
+def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
+    """The text that the model reads for one user turn with its images in front."""
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if template is None:
+        placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
+        return f"USER: {placeholders}{prompt} ASSISTANT:"
+    content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
+    turn = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(
+        turn, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+
+
+@dataclass(frozen=True)
+class Question:
+    """The last thing that the user said, among the tokens of a prompt.
+
+    Args:
+        text: the question.
+        tokens: positions of its tokens in the prompt, with the characters of `text` that each covers.
+    """
+
+    text: str
+    tokens: dict[int, tuple[int, int]]
+
+    def tokens_of(self, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Positions of the tokens that overlap any of the character spans."""
+        return [
+            position
+            for position, (start, end) in self.tokens.items()
+            if any(start < stop and begin < end for begin, stop in spans)
+        ]
+
+
+def find_question(input_ids: Sequence[int], image_token: int, processor: ProcessorMixin) -> Question:
+    """Find the last user turn: what lies between the texts that the chat template puts around it.
+
+    Neither template texts, image tokens and special tokens nor white space are part of it. A prompt in
+    another form than that of the template counts from its last special token on, as far as it goes.
+
+    Args:
+        input_ids: of one prompt, without padding.
+        image_token: id of the image placeholder.
+        processor: of the model.
+    """
+    tokenizer = processor.tokenizer
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder) - {image_token}
+    places = [place for place, token in enumerate(input_ids) if token != image_token]
+    ids = [input_ids[place] for place in places]
+
+    def decode(count: int) -> str:
+        return tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    text = decode(len(ids))
+    ends = list(accumulate((len(decode(count)) for count in range(len(ids) + 1)), max))
+    spans = list(pairwise(ends))
+    header, tail = _surroundings(processor)
+    end = text.rfind(tail) if tail else len(text)
+    if end < 0 or text[end + len(tail) :].strip():
+        end = len(text)
+    start = text.rfind(header, 0, end) if header else -1
+    if start >= 0:
+        start += len(header)
+    else:
+        before = [
+            stop for token, (_, stop) in zip(ids, spans, strict=True) if token in special and stop <= end
+        ]
+        start = before[-1] if before and text[before[-1] : end].strip() else 0
+    question, tokens = "", {}
+    for place, token, (first, last) in zip(places, ids, spans, strict=True):
+        piece = text[max(first, start) : min(last, end)]
+        if token in special or not (piece if question else piece.strip()):
+            continue
+        if piece.strip():
+            tokens[place] = (len(question), len(question) + len(piece))
+        question += piece
+    return Question(question, tokens)
+
+
+def _surroundings(processor: ProcessorMixin) -> tuple[str, str]:
+    """What the template writes before a user's text, from its last special token on, and behind it."""
+    head, _, tail = render(_MARKER, 0, processor).partition(_MARKER)
+    starts = [head.rfind(token) for token in processor.tokenizer.all_special_tokens]
+    return head[max([0, *starts]) :].strip(), tail.strip()
