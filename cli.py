@@ -26,7 +26,8 @@ import vlmfix
 from evals.data import demo_scene, render, write_coco
 from vlmfix.display import mark_differences, thumbnail
 from vlmfix.generation import open_images
-from vlmfix.models.calibration import calibrate_sinks, write_profile
+from vlmfix.models.calibration import calibrate as find_values
+from vlmfix.models.calibration import write_profile
 from vlmfix.models.loading import DEFAULT_MODEL, EMBEDDED
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -83,9 +84,12 @@ def generate(
         typer.Option(help="Picture or folder of pictures; may be repeated. [default: demo scene]"),
     ] = None,
     prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = "Describe the image.",
-    method: Annotated[str, typer.Option(help="Method by name (see 'vlmfix methods'), or greedy.")] = "greedy",
+    method: Annotated[
+        str, typer.Option(help="Method by name (see 'vlmfix methods'), several as var+vhr, or greedy.")
+    ] = "greedy",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Parameter of the method, KEY=VALUE; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="Parameter KEY=VALUE, of one method among several METHOD.KEY=VALUE; repeatable."),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show plain decoding beside the method.")
@@ -95,18 +99,25 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    save_maps: Annotated[
+        Path | None, typer.Option(help="Folder for the maps and refined pictures of carve.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Answer a prompt about pictures, plainly or with a method."""
-    chosen = _method(method, set_ or [])
-    if compare and chosen is None:
+    """Answer a prompt about pictures, plainly or with methods."""
+    chosen = _methods(method, set_ or [])
+    if save_maps is not None and not any(isinstance(each, vlmfix.CARVE) for each in chosen):
+        raise ValueError("--save-maps needs --method carve, which makes maps")
+    if compare and not chosen:
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     sources = _sources(image)
     loaded = _load(model, device, dtype)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    variants = {"greedy": None, method: chosen} if compare else {method: chosen}
+    refinements: list[vlmfix.Refinement] = []
+    variants: dict[str, list[vlmfix.Method]]
+    variants = {"greedy": [], method: chosen} if compare else {method: chosen}
 
-    def answers(pictures: list[Image.Image], applied: vlmfix.Method | None) -> list[str]:
+    def answers(pictures: list[Image.Image], applied: list[vlmfix.Method]) -> list[str]:
         torch.manual_seed(seed)
         return vlmfix.generate(
             *loaded,
@@ -114,10 +125,11 @@ def generate(
             prompt,
             applied,
             max_new_tokens=max_new_tokens,
+            on_refinement=refinements.append,
             **sampling,
         )
 
-    results, failures = [], []
+    results, failures, saved = [], [], []
     with _progress("answering", len(sources), quiet=json_ or len(sources) == 1) as advance:
         for start in range(0, len(sources), BATCH_SIZE):
             batch = sources[start : start + BATCH_SIZE]
@@ -127,6 +139,7 @@ def generate(
                     readable.append((source, open_images(_picture(source))[0]))
                 except (OSError, ValueError) as error:
                     failures.append({"image": _name(source), "error": str(error)})
+            refinements.clear()
             texts = {
                 name: answers([picture for _, picture in readable], applied)
                 for name, applied in variants.items()
@@ -134,13 +147,24 @@ def generate(
             for index, (source, picture) in enumerate(readable):
                 result = {name: each[index] for name, each in texts.items()}
                 results.append({"image": _name(source), "answers": result})
+                if save_maps is not None:
+                    stem = f"{len(results):04}-{Path(_name(source)).stem.replace(' ', '-')}"
+                    saved += refinements[index].save(save_maps, stem)
                 if not json_:
                     _show(source, picture, result, alone=len(sources) == 1)
             advance(len(batch))
+    if save_maps is not None and not json_:
+        out.print(f"{len(saved)} pictures in {save_maps}", soft_wrap=True, highlight=False)
     if json_:
-        parameters = {} if chosen is None else dataclasses.asdict(chosen)
-        head = {"model": model, "prompt": prompt, "method": method, "parameters": parameters}
-        print(json.dumps(head | {"results": results, "failures": failures}, ensure_ascii=False, indent=2))
+        head = {
+            "model": model,
+            "prompt": prompt,
+            "method": method,
+            "parameters": {_short(each): each.parameters for each in chosen},
+            "activity": {_short(each): dataclasses.asdict(each.activity()) for each in chosen},
+        }
+        document = head | {"results": results, "failures": failures}
+        print(json.dumps(document, ensure_ascii=False, indent=2, default=repr))
     if failures:
         reasons = "; ".join(failure["error"] for failure in failures[:3])
         raise ValueError(f"{len(failures)} of {len(sources)} pictures could not be read: {reasons}")
@@ -149,23 +173,37 @@ def generate(
 @app.command()
 def methods() -> None:
     """List the methods: what they change, what they cost, where they come from."""
-    table = Table("name", "level", "changes", "forwards per token", "built from", "paper")
+    columns = ("name", "level", "changes", "where", "forwards", "works with", "built from", "paper")
+    table = Table(*columns)
     for name, cls in vlmfix.methods().items():
         card = cls.card
         table.add_row(
-            name, card.level, card.changes, f"{card.forwards:g}", card.fidelity, f"arXiv {card.paper}"
+            name,
+            card.level,
+            card.changes,
+            card.where,
+            f"{card.forwards:g}",
+            f"{card.decoding}; {card.kernels}; families: {card.families}",
+            card.fidelity,
+            f"arXiv {card.paper}",
         )
     out.print(table)
     for name, cls in vlmfix.methods().items():
-        defaults = (f"{field.name}={field.default}" for field in dataclasses.fields(cls) if field.init)
-        out.print(f"{name}: {', '.join(defaults)}", highlight=False)
+        out.print(f"{name}: {', '.join(f'{key}={value!r}' for key, value in _defaults(cls))}", highlight=False)
+
+
+def _defaults(cls: type[vlmfix.Method]) -> Iterator[tuple[str, Any]]:
+    """Parameters of a method with their default values."""
+    for field in dataclasses.fields(cls):
+        if field.init:
+            yield field.name, field.default
 
 
 @app.command()
 def calibrate(
     images: Annotated[Path, typer.Option(help="Folder with 20 to 50 ordinary pictures.")],
     model: ModelOption = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="Method that needs the values.")] = "var",
+    method: Annotated[str, typer.Option(help="Method that needs the values: var, gift, adaptinfer.")] = "var",
     output: Annotated[
         Path | None, typer.Option(help="Profile file to write. [default: where later runs look first]")
     ] = None,
@@ -173,19 +211,18 @@ def calibrate(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
-    if method != "var":
-        vlmfix.make_method(method)
-        raise ValueError(f"{method} has nothing to calibrate; --method var has")
+    vlmfix.make_method(method)
     paths = _sources([images])[:50]
     if len(paths) < 20:
         warnings.warn(f"{len(paths)} pictures; 20 to 50 give a firmer result", stacklevel=1)
     loaded = _load(model, device, dtype)
+    pictures = [path for path in paths if path is not None]
     with _progress("reading", len(paths)) as advance:
-        found = calibrate_sinks(*loaded, [path for path in paths if path is not None], progress=advance)
+        found = find_values(method, *loaded, pictures, progress=advance)
     path = write_profile(loaded[0], found, model, output)
-    table = Table(title=f"sinks of {model}", show_header=False)
-    for field in dataclasses.fields(found):
-        table.add_row(field.name.replace("_", " "), str(getattr(found, field.name)))
+    table = Table(title=f"{method} on {model}", show_header=False)
+    for name, value in (found.values | found.findings).items():
+        table.add_row(name.replace("_", " "), str(value))
     out.print(table)
     out.print(f"written to {path}", soft_wrap=True, highlight=False)
 
@@ -202,15 +239,24 @@ def scenes(
     out.print(f"{count} scenes in {output}", highlight=False)
 
 
-def _method(name: str, settings: Iterable[str]) -> vlmfix.Method | None:
-    parameters = dict(_setting(text) for text in settings)
-    if name != "greedy":
-        return vlmfix.make_method(name, **parameters)
-    if parameters:
-        raise ValueError(
-            f"greedy has no parameters, but --set gives {', '.join(parameters)}; name a --method"
-        )
-    return None
+def _methods(names: str, settings: Iterable[str]) -> list[vlmfix.Method]:
+    """The methods that `a+b` names, with their parameters; none for greedy."""
+    chosen = [] if names == "greedy" else names.split("+")
+    parameters: dict[str, dict[str, Any]] = {name: {} for name in chosen}
+    for key, value in map(_setting, settings):
+        owner, dot, parameter = key.rpartition(".")
+        if not chosen:
+            raise ValueError(f"greedy has no parameters, but --set gives {key}; name a --method")
+        if not dot and len(chosen) > 1:
+            raise ValueError(f"--set {key} may belong to any of {names}; write {chosen[0]}.{key}")
+        if dot and owner not in parameters:
+            raise ValueError(f"--set {key} is of a method that is not in --method {names}")
+        parameters[owner or chosen[0]][parameter] = value
+    return [vlmfix.make_method(name, **parameters[name]) for name in chosen]
+
+
+def _short(method: vlmfix.Method) -> str:
+    return type(method).__name__.lower()
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -1,8 +1,10 @@
 """Cost of every method as a ratio to plain greedy decoding, on a random LLaVA, prefill and decode apart.
 
     python -m benchmarks.overhead --size 0.3b
+    python -m benchmarks.overhead --size 0.3b --method adaptinfer --images 4 --tokens 16
 
-Each round times the stock model and the method one after the other; the ratio is the median over the rounds.
+Each round runs the stock model and the method one after the other; the ratio is the median over the rounds.
+Methods that ask several times (CARVE) are left out: their cost depends on what they find.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import statistics
 import time
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation import BaseStreamer
 
 import vlmfix
@@ -44,17 +48,35 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 IMAGE_TOKEN = 32000
+IMAGE_TOKENS = 576
 QUESTION_TOKENS = 24
 
-# Random weights have no massive activations; these settings make a method act as it does on trained ones.
-ACTING: dict[str, dict[str, Any]] = {
-    "var": {
-        "sink_dimensions": (0, 1),
-        "sink_threshold": 1.0,
-        "min_image_mass": 0.0,
-        "min_non_sink_share": 0.0,
+
+def acting(name: str, size: str) -> vlmfix.Method:
+    """The method as it acts on LLaVA-1.5-7B: layers at the same depths, and settings for random weights."""
+    layers = SIZES[size]["num_hidden_layers"]
+
+    def at(layer: int) -> int:
+        return layer * layers // 32
+
+    published: dict[str, dict[str, Any]] = {
+        "var": {
+            "sink_dimensions": (0, 1),
+            "sink_threshold": 1.0,
+            "min_image_mass": 0.0,
+            "min_non_sink_share": 0.0,
+        },
+        "gift": {"saliency_layer": at(11), "enhanced_layers": (at(12), at(22)), "image_boost": 5.0},
+        "vhr": {"num_last_layers": at(14), "extra_layers": (1,)},
+        "adaptinfer": {
+            "prune_layers": (at(1), at(10), at(20)),
+            "kept_ratios": (133 / IMAGE_TOKENS, 27 / 133, 3 / 27),
+        },
+        "fastv": {"start_layer": max(at(2), 1)},
+        "pyramiddrop": {"prune_layers": (at(8), at(16), at(24))},
+        "sparsevlm": {"prune_layers": (at(2), at(6), at(15)), "kept_tokens": (66, 30, 17)},
     }
-}
+    return vlmfix.make_method(name, **published.get(name, {}))
 
 
 def random_llava(size: str, *, device: str, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
@@ -78,15 +100,29 @@ def random_llava(size: str, *, device: str, dtype: torch.dtype, kernel: str) -> 
     return model.eval()
 
 
-def random_inputs(model: PreTrainedModel, batch_size: int) -> dict[str, torch.Tensor]:
-    """One image and a short question a sample."""
+class Processor:
+    """What GIFT needs to read a prompt of random words."""
+
+    chat_template = None
+    image_token = "<image>"
+
+    def __init__(self) -> None:
+        words = {f"w{token}": token for token in range(1000)} | {self.image_token: IMAGE_TOKEN}
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), bos_token="w1"
+        )
+
+
+def random_inputs(model: PreTrainedModel, batch_size: int, images: int) -> dict[str, torch.Tensor]:
+    """Images and a short question a sample."""
     words = torch.randint(10, 1000, (batch_size, QUESTION_TOKENS))
-    image = torch.full((batch_size, 576), IMAGE_TOKEN)
+    image = torch.full((batch_size, images * IMAGE_TOKENS), IMAGE_TOKEN)
     input_ids = torch.cat([words[:, :8], image, words[:, 8:]], dim=1).to(model.device)
+    pixels = (batch_size * images, 3, 336, 336)
     return {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
-        "pixel_values": torch.randn(batch_size, 3, 336, 336, dtype=model.dtype, device=model.device),
+        "pixel_values": torch.randn(pixels, dtype=model.dtype, device=model.device),
     }
 
 
@@ -103,33 +139,53 @@ class Clock(BaseStreamer):
         pass
 
 
-def time_once(
+class Cost(NamedTuple):
+    """Milliseconds of the prefill, of a decoded token (median) and of the whole answer; elements of the cache."""
+
+    prefill: float
+    decode: float
+    answer: float
+    cache: float
+
+
+def measure_once(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor], tokens: int, method: vlmfix.Method | None
-) -> tuple[float, float]:
-    """Milliseconds of the prefill and, as a median, of one decoded token."""
+) -> Cost:
+    """Generate once under the method."""
     clock = Clock()
-    with method(model) if method else nullcontext():
-        model.generate(
-            **inputs, max_new_tokens=tokens + 1, min_new_tokens=tokens + 1, do_sample=False, streamer=clock
+    with method(model, Processor()) if method else nullcontext():
+        output = model.generate(
+            **inputs,
+            max_new_tokens=tokens + 1,
+            min_new_tokens=tokens + 1,
+            do_sample=False,
+            streamer=clock,
+            return_dict_in_generate=True,
         )
     prefill, *decode = [1000 * (after - before) for before, after in pairwise(clock.times)]
-    return prefill, statistics.median(decode)
+    cache = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
+    return Cost(prefill, statistics.median(decode), prefill + sum(decode), cache)
 
 
 def measure(
-    model: PreTrainedModel, method: vlmfix.Method | None, *, tokens: int, rounds: int, batch_size: int
-) -> dict[str, float]:
-    """Medians over the rounds: milliseconds of prefill and per decoded token, and their ratios to greedy."""
-    inputs = random_inputs(model, batch_size)
-    samples = []
+    model: PreTrainedModel,
+    method: vlmfix.Method | None,
+    *,
+    tokens: int,
+    rounds: int,
+    batch_size: int,
+    images: int,
+) -> tuple[Cost, Cost]:
+    """Medians over the rounds: the cost, and its ratio to greedy."""
+    inputs = random_inputs(model, batch_size, images)
+    costs, ratios = [], []
     for _ in track(range(rounds + 1), description=type(method).__name__.lower(), transient=True):
-        greedy, steered = (time_once(model, inputs, tokens, each) for each in (None, method))
-        samples.append((*steered, steered[0] / greedy[0], steered[1] / greedy[1]))
-    names = ("prefill", "decode", "prefill ratio", "decode ratio")
-    warm = samples[1:]
-    return {
-        name: statistics.median(values) for name, values in zip(names, zip(*warm, strict=True), strict=True)
-    }
+        greedy, steered = (measure_once(model, inputs, tokens, each) for each in (None, method))
+        costs.append(steered)
+        ratios.append([ours / plain for ours, plain in zip(steered, greedy, strict=True)])
+    medians = (map(statistics.median, zip(*each[1:], strict=True)) for each in (costs, ratios))
+    cost, ratio = (Cost(*each) for each in medians)
+    return cost, ratio
 
 
 def main(
@@ -138,28 +194,45 @@ def main(
     tokens: Annotated[int, typer.Option(min=1, help="Decoded tokens that are timed.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds after one warm-up.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    images: Annotated[int, typer.Option(min=1, help="Images of 576 tokens in a prompt.")] = 1,
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="torch dtype.")] = "float32",
     kernel: Annotated[str, typer.Option(help="Attention of the stock model.")] = "sdpa",
 ) -> None:
     """Print the cost of every method relative to plain greedy decoding in the same run."""
     model = random_llava(size, device=device, dtype=getattr(torch, dtype), kernel=kernel)
+    prompt = images * IMAGE_TOKENS + QUESTION_TOKENS
     table = Table(
-        title=f"random LLaVA {size}, {dtype}, {kernel}, {device}, batch {batch_size}, 600 prompt tokens"
+        title=f"random LLaVA {size}, {dtype}, {kernel}, {device}, batch {batch_size}, {prompt} prompt tokens, "
+        f"{tokens} new ones"
     )
-    for column in ("method", "prefill ms", "prefill ratio", "decode ms/token", "decode ratio"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for name in ["greedy", *(method or vlmfix.methods())]:
-        steered = None if name == "greedy" else vlmfix.make_method(name, **ACTING.get(name, {}))
-        result = measure(model, steered, tokens=tokens, rounds=rounds, batch_size=batch_size)
+    columns = (
+        "prefill ms",
+        "prefill ratio",
+        "decode ms/token",
+        "decode ratio",
+        "answer ratio",
+        "cache ratio",
+    )
+    table.add_column("method")
+    for column in columns:
+        table.add_column(column, justify="right")
+    known = [name for name, cls in vlmfix.methods().items() if not cls.asks]
+    for name in ["greedy", *(method or known)]:
+        steered = None if name == "greedy" else acting(name, size)
+        cost, ratio = measure(
+            model, steered, tokens=tokens, rounds=rounds, batch_size=batch_size, images=images
+        )
         table.add_row(
             name,
-            f"{result['prefill']:.1f}",
-            f"{result['prefill ratio']:.3f}",
-            f"{result['decode']:.2f}",
-            f"{result['decode ratio']:.3f}",
+            f"{cost.prefill:.1f}",
+            f"{ratio.prefill:.3f}",
+            f"{cost.decode:.2f}",
+            f"{ratio.decode:.3f}",
+            f"{ratio.answer:.3f}",
+            f"{ratio.cache:.3f}",
         )
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -5,25 +5,44 @@ from vlmfix.generation import generate
 from vlmfix.methods import make_method, methods
 from vlmfix.methods.adaptinfer import AdaptInfer
 from vlmfix.methods.base import Card, Kept, Method
+from vlmfix.methods.carve import CARVE, Refinement
+from vlmfix.methods.divprune import DivPrune
+from vlmfix.methods.fastv import FastV
 from vlmfix.methods.gift import GIFT
+from vlmfix.methods.kmeans import KMeans
+from vlmfix.methods.pyramiddrop import PyramidDrop
+from vlmfix.methods.randomtokens import RandomTokens
+from vlmfix.methods.sparsevlm import SparseVLM
+from vlmfix.methods.uniformgrid import UniformGrid
 from vlmfix.methods.var import VAR
 from vlmfix.methods.vhr import VHR
+from vlmfix.methods.visionzip import VisionZip
 from vlmfix.models.loading import load
 from vlmfix.runtime.activity import Activity, InactiveMethodWarning
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AdaptInfer",
+    "CARVE",
     "GIFT",
     "VAR",
     "VHR",
     "Activity",
+    "AdaptInfer",
     "Card",
+    "DivPrune",
+    "FastV",
     "InactiveMethodWarning",
+    "KMeans",
     "Kept",
     "Method",
+    "PyramidDrop",
+    "RandomTokens",
+    "Refinement",
+    "SparseVLM",
+    "UniformGrid",
     "UnsupportedError",
+    "VisionZip",
     "generate",
     "load",
     "make_method",

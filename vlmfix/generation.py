@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
 from vlmfix.methods.base import Method
-from vlmfix.prompts import prepare as prepare
-from vlmfix.prompts import render as render
+from vlmfix.methods.carve import Refinement
+from vlmfix.prompts import prepare
 
 ImageLike = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -56,6 +56,7 @@ def generate(
     max_new_tokens: int = 128,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
+    on_refinement: Callable[[Refinement], None] | None = None,
     **generate_kwargs: Any,
 ) -> str | list[str]:
     """Answer prompts about images.
@@ -72,6 +73,7 @@ def generate(
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
+        on_refinement: called with what CARVE found out about each prompt, in order.
         **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a
             prompt.
 
@@ -104,7 +106,10 @@ def generate(
         for start in range(0, len(pairs), size):
             batch = pairs[start : start + size]
             if asking:
-                answers.append(asking[0].ask(model, processor, *batch[0], **generate_kwargs).answer)
+                refinement = asking[0].ask(model, processor, *batch[0], **generate_kwargs)
+                answers.append(refinement.answer)
+                if on_refinement is not None:
+                    on_refinement(refinement)
             else:
                 answers += _answers(model, processor, batch, generate_kwargs)
             if progress is not None:

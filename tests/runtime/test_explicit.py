@@ -144,14 +144,22 @@ def test_methods_with_other_rows_edit_their_own_only(llava: PreTrainedModel) -> 
             return torch.full_like(weights, 1 / weights.shape[-1])
 
         def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-            calls.append((weights[:, :, -1] - 1 / weights.shape[-1]).abs().max().item())
-            if weights.shape[2] > 1:
-                calls.append((weights[:, :, :-1] - 1 / weights.shape[-1]).abs().max().item())
+            calls.append((weights.shape[2], (weights - 1 / weights.shape[-1]).abs().max().item()))
 
-    with FirstKeyWeights()(llava), LastRow()(llava), torch.no_grad():
+    @dataclass(frozen=True, kw_only=True)
+    class Watching(Toy):
+        def rows(self, run: Run, layer: int) -> Rows | None:
+            return run.layout.rows_after_last_image if layer == 1 else None
+
+        def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+            calls.append((weights.shape[2], (weights[:, :, :-1] - 1 / weights.shape[-1]).abs().max().item()))
+
+    with FirstKeyWeights()(llava), LastRow()(llava), Watching()(llava), torch.no_grad():
         llava(**inputs)
-    assert calls[0] == 0
-    assert calls[1] > 0.5
+    (rows, difference), (rows_of_text, difference_of_text) = calls
+    assert (rows, difference) == (1, 0)
+    assert rows_of_text > 1
+    assert difference_of_text > 0.5
 
 
 def test_foreign_terms_of_the_scores_are_refused(llava: PreTrainedModel) -> None:

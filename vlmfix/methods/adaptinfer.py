@@ -17,8 +17,6 @@ from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 
-DEFAULT_BUDGET = "64"
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptInfer(TokenPruning):
@@ -37,7 +35,7 @@ class AdaptInfer(TokenPruning):
         kept_tokens: image tokens left behind each of them; a count that is not below what is there keeps all.
         kept_ratios: or shares of the image tokens still there, at least one token, in [0, 1]; 1 keeps all.
         budget: name of a schedule in the checkpoint's profile, by its mean number (or share) of image tokens
-            per layer; "64" if neither it nor a schedule is given.
+            per layer; None: the first there is, for LLaVA-1.5 "64", unless a schedule is given.
         text_prior: weigh text tokens by their role in the text; False is the ablation with equal rows.
         prior_smoothing: 1 takes the role as it is, 0 its mean over the text, in [0, 1].
     """
@@ -104,12 +102,12 @@ class AdaptInfer(TokenPruning):
         method = super().resolve(config, profile)
         if method.prune_layers is None:
             schedules: dict[str, dict[str, Any]] = (profile and profile.get("adaptinfer_schedules")) or {}
-            budget = DEFAULT_BUDGET if method.budget is None else method.budget
-            schedule = {str(name): value for name, value in schedules.items()}.get(budget)
+            budget = next(iter(schedules), None) if method.budget is None else method.budget
+            schedule = schedules.get(str(budget))
             if schedule is None:
-                known = ", ".join(map(str, schedules)) or "none"
+                known = ", ".join(schedules) or "none"
                 raise ValueError(
-                    f"no schedule of budget {budget!r} is known for this checkpoint (known: {known}); pass "
+                    f"no schedule{'' if budget is None else f' of budget {budget!r}'} is known for this checkpoint (known: {known}); pass "
                     "prune_layers and kept_tokens, or find one with 'vlmfix calibrate --model MODEL --images "
                     "DIR --method adaptinfer'"
                 )

@@ -84,6 +84,8 @@ class Method:
     neutral: ClassVar[Mapping[str, Any]]
     needs_processor: ClassVar[bool] = False
     """Whether it reads the words of the prompt."""
+    needs_encoder: ClassVar[bool] = False
+    """Whether it reads the attention of the vision encoder, as `run.encoded_images`."""
     asks: ClassVar[bool] = False
     """Whether it asks the model several times, by `ask`, and cannot attach to a single `model.generate`."""
 

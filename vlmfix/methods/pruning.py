@@ -141,7 +141,7 @@ def select_each(
 
 
 def mean_tokens(
-    tokens: int, num_layers: int, prune_layers: Sequence[int], kept_tokens: Sequence[int]
+    tokens: float, num_layers: int, prune_layers: Sequence[int], kept_tokens: Sequence[float]
 ) -> float:
     """Mean number of image tokens per layer of a schedule, a listed layer counted at its size after pruning.
 

@@ -132,7 +132,7 @@ class VAR(Method):
         )
 
     def inactive_reason(self, run: Run) -> str:
-        groups = [value for key, value in run.state.items() if key[0] is self]
+        groups = [value for value in run.state.values() if isinstance(value, TokenGroups)]
         if not any(bool(each.has_visual_sink.any()) for each in groups):
             return (
                 f"no image token has a sink score above {self.sink_threshold:g}; lower sink_threshold or run "

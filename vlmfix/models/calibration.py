@@ -4,41 +4,93 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.generation import ImageLike, open_images
+from vlmfix.methods.base import Method
+from vlmfix.methods.gift import GIFT, gaze_shifts
+from vlmfix.methods.pruning import mean_tokens
 from vlmfix.methods.var import DEFAULT_THRESHOLD, sink_scores
-from vlmfix.models.profiles import user_directory
+from vlmfix.models.profiles import Profile, user_directory
 from vlmfix.prompts import prepare
 from vlmfix.runtime import support
+from vlmfix.runtime.layout import Rows
+from vlmfix.runtime.run import Run
 
 PROMPT = "Describe the image."
+QUESTIONS = (
+    "Is there a person in the image?",
+    "What color is the largest object?",
+    "How many animals can you see in the picture?",
+    "What is standing on the table?",
+)
+
+# Enhanced layers of LLaVA-1.5-7B as shares of its 32 layers: 12 to 22.
+_ENHANCED = (12 / 32, 22 / 32)
+
+# Image tokens whose curves are searched for change points: 58 of 576.
+_CURVES = 0.1
+
+# Shares of the image tokens left behind the three layers of LLaVA-1.5-7B at budget 64.
+_KEPT_SHARES = (133 / 576, 27 / 576, 3 / 576)
+_BUDGETS = (11, 22, 33, 50, 70)
+
+Progress = Callable[[int], None] | None
 
 
 @dataclass(frozen=True)
-class SinkCalibration:
-    """Sink dimensions of a checkpoint and how clearly they stand out.
+class Calibration:
+    """What was found for a method.
 
     Args:
-        sink_dimensions: massive in the first token in most middle layers and prompts.
-        sink_threshold: bound on the RMS-normalised activation that separates sinks.
-        first_token_score: median score of the first token over middle layers and prompts.
-        visual_sink_share: share of the image tokens above the threshold, over middle layers and prompts.
-        prompts: number of image prompts used.
+        values: by parameter of the profile.
+        source: how it was found, for the profile.
+        findings: what supports it, for people.
     """
 
-    sink_dimensions: tuple[int, ...]
-    sink_threshold: float
-    first_token_score: float
-    visual_sink_share: float
-    prompts: int
+    values: dict[str, Any]
+    source: str
+    findings: dict[str, Any] = field(default_factory=dict)
+
+
+def calibrate(
+    method: str,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[ImageLike],
+    *,
+    progress: Progress = None,
+) -> Calibration:
+    """Find what a method needs to know of a checkpoint.
+
+    Args:
+        method: "var" (sink dimensions), "gift" (layers) or "adaptinfer" (a schedule; needs
+            `vlmfix[adaptinfer]`).
+        model: a stock image-text-to-text model.
+        processor: its processor.
+        images: 20 to 50 ordinary pictures.
+        progress: called with the number of prompts just read.
+
+    Raises:
+        ValueError: another method, no images, or nothing to be found in this model.
+        ImportError: a package is missing that this method's calibration needs.
+    """
+    if method not in CALIBRATIONS:
+        raise ValueError(f"{method} has nothing to calibrate; {', '.join(CALIBRATIONS)} have")
+    if not images:
+        raise ValueError("no images to calibrate on; give 20 to 50 ordinary pictures")
+    support.check_model(model)
+    return CALIBRATIONS[method](model, processor, images, progress)
 
 
 def sink_threshold(hidden_size: int) -> float:
@@ -47,29 +99,13 @@ def sink_threshold(hidden_size: int) -> float:
 
 
 def calibrate_sinks(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    images: Sequence[ImageLike],
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> SinkCalibration:
-    """Find the sink dimensions of a checkpoint (arXiv 2503.03321; the rule is this library's own).
+    model: PreTrainedModel, processor: ProcessorMixin, images: Sequence[ImageLike], progress: Progress
+) -> Calibration:
+    """Find the sink dimensions for VAR (arXiv 2503.03321; the rule is this library's own).
 
     Dimensions are kept whose RMS-normalised activation in the first token exceeds the threshold in most of
     the middle half of the layers and prompts.
-
-    Args:
-        model: a stock image-text-to-text model.
-        processor: its processor.
-        images: 20 to 50 ordinary pictures.
-        progress: called with the number of prompts just read.
-
-    Raises:
-        ValueError: no images, or no dimension stands out.
     """
-    support.check_model(model)
-    if not images:
-        raise ValueError("no images to calibrate on; give 20 to 50 ordinary pictures")
     config = model.config.get_text_config()
     threshold = sink_threshold(config.hidden_size)
     layers = range(config.num_hidden_layers // 4, max(3 * config.num_hidden_layers // 4, 1))
@@ -89,12 +125,13 @@ def calibrate_sinks(
             f"median of {massive.amax(dim=-1).median():.1f}); this model has no sinks that VAR could use"
         )
     image_scores = torch.cat([sink_scores(states, dimensions).flatten() for states in image_tokens])
-    return SinkCalibration(
-        sink_dimensions=tuple(dimensions),
-        sink_threshold=threshold,
-        first_token_score=round(float(sink_scores(first, dimensions).median()), 2),
-        visual_sink_share=round(float((image_scores > threshold).float().mean()), 4),
-        prompts=len(images),
+    first_score = round(float(sink_scores(first, dimensions).median()), 2)
+    share = round(float((image_scores > threshold).float().mean()), 4)
+    return Calibration(
+        {"sink_dimensions": dimensions, "sink_threshold": threshold},
+        f"{len(images)} image prompts: first token at {first_score}, {100 * share:.1f} % of the image tokens "
+        f"are sinks; threshold min(20, sqrt(hidden size) / 2)",
+        {"first token score": first_score, "visual sink share": share},
     )
 
 
@@ -102,17 +139,199 @@ def _middle_states(
     model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, layers: range
 ) -> tuple[Tensor, Tensor]:
     """Residual streams entering the layers, `(layers, tokens, hidden)`, and which tokens are image."""
-    inputs = prepare([open_images(image)], [PROMPT], processor).to(model.device, dtype=model.dtype)
+    inputs = _inputs(model, processor, image, PROMPT)
     with torch.no_grad():
         hidden_states = model(**inputs, output_hidden_states=True).hidden_states
     states = torch.stack([hidden_states[layer][0].float().cpu() for layer in layers])
     return states, (inputs["input_ids"][0] == support.image_token(model.config)).cpu()
 
 
+def calibrate_gift(
+    model: PreTrainedModel, processor: ProcessorMixin, images: Sequence[ImageLike], progress: Progress
+) -> Calibration:
+    """Find the layers for GIFT (arXiv 2510.22067): the map from the layer whose gaze shifts are largest.
+
+    Of the middle half of the layers, since the first ones shift by the word alone (this library's own rule).
+    The paper chooses the enhanced layers by eye; here they lie at the depth of those of LLaVA-1.5-7B.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    observer = _GazeShifts(saliency_layer=0, enhanced_layers=(0, 0))
+    totals = torch.zeros(layers)
+    for number, image in enumerate(images):
+        inputs = _inputs(model, processor, image, QUESTIONS[number % len(QUESTIONS)])
+        with observer(model, processor), torch.no_grad():
+            model(**inputs)
+        totals += torch.stack(observer.seen).cpu()
+        observer.seen.clear()
+        if progress is not None:
+            progress(1)
+    start, end = layers // 4, max(3 * layers // 4, 1)
+    first, last = (min(round(share * layers), layers - 1) for share in _ENHANCED)
+    means = [round(float(total), 4) for total in totals / len(images)]
+    return Calibration(
+        {
+            "gift_saliency_layer": start + int(totals[start:end].argmax()),
+            "gift_enhanced_layers": [first, last],
+        },
+        f"{len(images)} image prompts: largest total positive change of attention to the image in the middle half "
+        "of the layers; enhanced layers at the depth of those of LLaVA-1.5-7B",
+        {"total positive change by layer": means},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GazeShifts(GIFT):
+    """Total positive change of attention to the image at informative words, of every layer of a prefill."""
+
+    seen: list[Tensor] = field(default_factory=list, compare=False)
+
+    def rows(self, run: Run, layer: int) -> Rows | None:
+        return self._reading_rows(run, layer)
+
+    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+        words = run.state[self, "words"].to(weights.device)[:, self._reading_rows(run, layer).index]
+        shifts = gaze_shifts(weights, weights.roll(1, dims=2)) * words[:, None, :, None]
+        self.seen.append(shifts[..., run.layout.image_tokens[0]].sum())
+
+    def reads_last_row_again(self, run: Run) -> bool:
+        return False
+
+    def end(self, run: Run) -> None:
+        """An observer edits nothing, so that there is nothing to count and to warn about."""
+
+
+def calibrate_adaptinfer(
+    model: PreTrainedModel, processor: ProcessorMixin, images: Sequence[ImageLike], progress: Progress
+) -> Calibration:
+    """Find schedules for AdaptInfer (arXiv 2508.06084): layers where attention to the image changes.
+
+    Of each prompt, the tenth of the image tokens with the largest attention gives curves of cumulative
+    attention over the layers; each has one change point. The layers where these are densest are pruned. How
+    many tokens stay is this library's own rule: the shares of LLaVA-1.5-7B, scaled to a mean share over the
+    layers.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    found: Counter[int] = Counter()
+    for image in images:
+        observer = _TextToImage()
+        with observer(model), torch.no_grad():
+            model(**_inputs(model, processor, image, PROMPT))
+        attention = torch.stack([seen.cpu() for seen in observer.seen])
+        count = max(1, round(_CURVES * attention.shape[1]))
+        chosen = attention.sum(dim=0).topk(count).indices
+        curves = attention[:, chosen].cumsum(dim=0).T.double().numpy()
+        found.update(change_point(curve) - 1 for curve in curves)
+        if progress is not None:
+            progress(1)
+    prune_layers = dense_layers(found, layers)
+    schedules = {}
+    for budget in _BUDGETS:
+        ratios = kept_ratios(budget / 100, layers, prune_layers)
+        if ratios is not None:
+            schedules[f"{budget}%"] = {"prune_layers": prune_layers, "kept_ratios": ratios}
+    if not schedules:
+        raise ValueError(
+            f"attention to the image changes at layers {prune_layers} of {layers}, too late for a mean of "
+            f"{_BUDGETS[-1]} % of the image tokens per layer; this model has no schedule worth having"
+        )
+    histogram = {layer: found[layer] for layer in sorted(found)}
+    return Calibration(
+        {"adaptinfer_schedules": schedules},
+        f"{len(images)} image prompts: densest change points of cumulative attention to the image; budgets are mean "
+        "shares of the image tokens per layer",
+        {"change points by layer": histogram, "prune layers": prune_layers, "budgets": list(schedules)},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextToImage(Method):
+    """Attention of the text behind the image to each image token, of every layer of a prefill of one prompt."""
+
+    neutral = {"seen": None}  # noqa: RUF012
+
+    seen: list[Tensor] = field(default_factory=list, compare=False)
+
+    def rows(self, run: Run, layer: int) -> Rows | None:
+        return run.layout.rows_after_last_image
+
+    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+        image = run.layout.image_tokens[0].to(weights.device)
+        self.seen.append(weights[0].mean(dim=(0, 1))[image])
+
+    def end(self, run: Run) -> None:
+        """An observer edits nothing, so that there is nothing to count and to warn about."""
+
+
+def change_point(curve: np.ndarray) -> int:
+    """Where the second of two segments starts, `curve` `(layers,)`; least squares around the segment means.
+
+    Raises:
+        ImportError: ruptures is not installed.
+        ValueError: fewer than four layers, where there are no two segments of two.
+    """
+    try:
+        import ruptures
+    except ImportError as error:
+        raise ImportError("calibrating AdaptInfer needs ruptures: pip install 'vlmfix[adaptinfer]'") from error
+    if len(curve) < 4:
+        raise ValueError(f"the model has {len(curve)} layers; change points need 4 or more")
+    start, _ = ruptures.Dynp(model="l2", min_size=2, jump=1).fit(curve).predict(n_bkps=1)
+    return int(start)
+
+
+def dense_layers(counts: Counter[int], num_layers: int, *, stages: int = 3) -> list[int]:
+    """The most frequent layers that lie an eighth of the depth, and at least two layers, apart; ascending."""
+    apart = max(2, num_layers // 8)
+    chosen: list[int] = []
+    for layer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if layer <= num_layers - 2 and all(abs(layer - other) >= apart for other in chosen):
+            chosen.append(layer)
+    return sorted(chosen[:stages])
+
+
+def kept_ratios(mean_share: float, num_layers: int, prune_layers: Sequence[int]) -> list[float] | None:
+    """Shares of the tokens still there that stay behind each layer, for a mean share over all layers.
+
+    The shares of LLaVA-1.5-7B at budget 64, scaled by one factor and never above what is there.
+
+    Returns:
+        One share a layer; None if the layers come too late for this mean, or it needs no pruning.
+    """
+    tokens = 10_000
+
+    def kept(factor: float) -> list[float]:
+        return [min(1.0, factor * share) * tokens for share in _KEPT_SHARES[: len(prune_layers)]]
+
+    def mean(factor: float) -> float:
+        return mean_tokens(tokens, num_layers, prune_layers, [round(each) for each in kept(factor)]) / tokens
+
+    low, high = 0.0, 1 / _KEPT_SHARES[len(prune_layers) - 1]
+    if not mean(low) < mean_share < mean(high):
+        return None
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean(middle) < mean_share else (low, middle)
+    left = [float(tokens), *kept(high)]
+    return [round(after / before, 4) for before, after in zip(left, left[1:], strict=False)]
+
+
+CALIBRATIONS: dict[str, Callable[..., Calibration]] = {
+    "var": calibrate_sinks,
+    "gift": calibrate_gift,
+    "adaptinfer": calibrate_adaptinfer,
+}
+
+
+def _inputs(model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, prompt: str) -> Any:
+    return prepare([open_images(image)], [prompt], processor).to(model.device, dtype=model.dtype)
+
+
 def write_profile(
-    model: PreTrainedModel, calibration: SinkCalibration, name: str, path: Path | None = None
+    model: PreTrainedModel, calibration: Calibration, name: str, path: Path | None = None
 ) -> Path:
-    """Write a profile file that `vlmfix.VAR` finds by the shape of the model.
+    """Write what was found into a profile file that methods find by the shape of the model.
+
+    Values of other parameters that the file has already stay.
 
     Args:
         model: the model that was calibrated.
@@ -121,28 +340,20 @@ def write_profile(
         path: the file; None: in the user's own directory, where every later run looks first.
     """
     text = model.config.get_text_config()
-    source = (
-        f"vlmfix calibrate on {calibration.prompts} image prompts: first token at "
-        f"{calibration.first_token_score}, {100 * calibration.visual_sink_share:.1f} % of the image tokens "
-        "are sinks"
-    )
     shape = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")
-    content = {
-        "name": name,
-        "match": {
-            "model_type": model.config.model_type,
-            "text_config": {key: getattr(text, key) for key in shape},
-        },
-        "values": {
-            "sink_dimensions": {"value": list(calibration.sink_dimensions), "source": source},
-            "sink_threshold": {
-                "value": calibration.sink_threshold,
-                "source": "min(20, sqrt(hidden size) / 2)",
-            },
-        },
+    match = {
+        "model_type": model.config.model_type,
+        "text_config": {key: getattr(text, key) for key in shape},
     }
     if path is None:
         path = user_directory() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-').lower()}.yaml"
+    values = {}
+    if path.is_file():
+        before = Profile.read(path)
+        values = dict(before.values) if before.match == match else {}
+    source = f"vlmfix calibrate on {calibration.source}"
+    values |= {key: {"value": value, "source": source} for key, value in calibration.values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"name": name, "match": match, "values": values}
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path

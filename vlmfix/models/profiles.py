@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -96,5 +97,9 @@ def profiles() -> Iterator[Profile]:
 
 
 def find_profile(config: PreTrainedConfig) -> Profile | None:
-    """The first profile that fits a model's configuration; None if there is none."""
-    return next((profile for profile in profiles() if profile.fits(config)), None)
+    """What is known of a model: all profiles that fit, the first one deciding on each value; None: nothing."""
+    fitting = [profile for profile in profiles() if profile.fits(config)]
+    if not fitting:
+        return None
+    values = {name: entry for profile in reversed(fitting) for name, entry in profile.values.items()}
+    return dataclasses.replace(fitting[0], values=values)

@@ -58,7 +58,7 @@ class Counts:
 
     def __init__(self, rows: int, layers: int, device: torch.device) -> None:
         self._edited = torch.zeros(rows, layers, dtype=torch.int64, device=device)
-        self._edited_now = torch.zeros_like(self._edited)
+        self._edited_now: list[tuple[int, Tensor]] = []
         self._eligible = torch.zeros(rows, dtype=torch.int64, device=device)
         self._eligible_now: int | Tensor = 0
         self._steps_edited = torch.zeros_like(self._eligible)
@@ -66,15 +66,20 @@ class Counts:
         self._edited_in_decode = torch.zeros((), dtype=torch.bool, device=device)
 
     def add(self, layer: int, edited: Tensor, eligible: int | Tensor) -> None:
-        """Sites of one layer in the current step: `edited` of `eligible`, `(rows,)` or one for all."""
-        self._edited_now[:, layer] += edited.to(self._edited.device)
+        """Sites of one layer in the current step.
+
+        Args:
+            edited: how many were edited, `(rows,)`, or where, `(rows, sites, ...)` bool; a site counts once.
+            eligible: how many could have been, `(rows,)` or one for all.
+        """
+        self._edited_now.append((layer, edited))
         self._eligible_now += eligible
 
     def end_step(self, alive: Tensor, taken: Tensor, *, is_prefill: bool) -> None:
         """Sum up a step over the sequences that are alive and, for sites, that the method does not skip."""
         alive = alive.to(self._edited.device)
         counted = alive & taken.to(self._edited.device)
-        edited = self._edited_now * counted[:, None]
+        edited = self._sum_up() * counted[:, None]
         self._edited += edited
         self._eligible += counted * self._eligible_now
         self._steps += alive
@@ -82,8 +87,22 @@ class Counts:
         self._steps_edited += touched
         if not is_prefill:
             self._edited_in_decode |= touched.any()
-        self._edited_now.zero_()
+        self._edited_now = []
         self._eligible_now = 0
+
+    def _sum_up(self) -> Tensor:
+        """What was edited in this step, `(rows, layers)`; layers of one shape are summed up together."""
+        total = torch.zeros_like(self._edited)
+        by_shape: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
+        for layer, edited in self._edited_now:
+            by_shape.setdefault((edited.dtype, edited.shape), []).append((layer, edited))
+        for group in by_shape.values():
+            layers = torch.tensor([layer for layer, _ in group], device=total.device)
+            edited = torch.stack([each.to(total.device) for _, each in group], dim=1)
+            if edited.dtype == torch.bool:
+                edited = edited.flatten(3).any(dim=3).sum(dim=2)
+            total.index_add_(1, layers, edited)
+        return total
 
     def close(self, skipped: dict[str, Tensor]) -> Sums:
         """The sums of the run as plain numbers."""

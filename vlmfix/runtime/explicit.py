@@ -63,7 +63,7 @@ def with_explicit_rows(
         """Note in which heads and rows a method edited; an edit that returns its input had no part."""
         if after is not before:
             changes.append((after != before).any(dim=-1))
-            run.count(method, layer, changes[-1].any(dim=-1).sum(dim=-1), after.shape[1])
+            run.count(method, layer, changes[-1], after.shape[1])
         return after
 
     edited_scores = scores

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from vlmfix.errors import UnsupportedError
 from vlmfix.models.geometry import ImageTokens, token_grids
 from vlmfix.runtime.activity import Counts
+from vlmfix.runtime.encoder import EncodedImage, EncoderTap
 from vlmfix.runtime.layout import PromptLayout, Rows
 
 
@@ -74,8 +76,11 @@ class Run:
         companions: what methods added behind the prompt; in the prefill only.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
-        inputs: what the model was given beside the tokens, such as `pixel_values`; in the prefill only.
+        inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in the
+            prefill only.
+        copies: sequences of each prompt in `inputs`, which beams multiply.
         config: of the whole model.
+        encoder: what was seen of the vision encoder, if a method needs it.
         position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
             in the prefill only.
         peek: computes weights `(batch, heads, rows, keys)` of the layer that is about to run, for given
@@ -100,7 +105,9 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    copies: int = 1
     config: PreTrainedConfig | None = None
+    encoder: EncoderTap | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
     peek: Callable[[Rows], Tensor] | None = None
     peeking: Rows | None = None
@@ -120,7 +127,34 @@ class Run:
             UnsupportedError: it is not known exactly for this model.
         """
         assert self.config is not None
-        return token_grids(self.config, self.inputs, self.layout.image_tokens)
+        prompts = token_grids(self.config, self.inputs, self.layout.image_tokens[:: self.copies])
+        return [images for images in prompts for _ in range(self.copies)]
+
+    @cached_property
+    def encoded_images(self) -> list[list[EncodedImage]]:
+        """What the vision encoder attended to in the images of each sequence; for `needs_encoder`.
+
+        Raises:
+            UnsupportedError: it was not seen at work on these images.
+        """
+        assert self.encoder is not None
+        images = self.encoder.images
+        counts = self.layout.image_tokens.sum(dim=1).tolist()
+        # A generate call may encode its images once for all copies of a prompt.
+        copies = self.copies if sum(image.count for image in images) * self.copies == sum(counts) else 1
+        left, sequences = list(images), []
+        for count in counts[::copies]:
+            own: list[EncodedImage] = []
+            while count > 0 and left:
+                own.append(left.pop(0))
+                count -= own[-1].count
+            if count != 0:
+                raise UnsupportedError(
+                    "the images of the prompt did not go through the vision encoder of this call; pass "
+                    "pixel_values, not features"
+                )
+            sequences += [own] * copies
+        return sequences
 
     @property
     def companion_length(self) -> int:
@@ -153,7 +187,8 @@ class Run:
         """Note what a method did in a layer of this step.
 
         Args:
-            edited: number of sites that it edited in each sequence, `(batch,)`.
+            edited: number of sites that it edited in each sequence, `(batch,)`, or where it edited any,
+                `(batch, sites, rows)` bool.
             eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.
         """
         self.counts_of(method).add(layer, edited, eligible)

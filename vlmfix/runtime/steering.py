@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
+from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
@@ -79,6 +80,8 @@ class Steering:
         self._end_tokens: Tensor | None = None
         self._generating = False
         self._prompt_ids: Tensor | None = None
+        self._inputs: dict[str, Any] = {}
+        self._encoder: EncoderTap | None = None
         self._undo = ExitStack()
 
     def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
@@ -94,6 +97,8 @@ class Steering:
                     f"{type(other).__name__} drops image tokens of this model already, and the counts of "
                     f"{name} would refer to tokens that are gone; use one pruning method at a time"
                 )
+        if method.needs_encoder:
+            self._encoder = EncoderTap(self.model)
         self._processor = processor or self._processor
         if not self.methods:
             try:
@@ -103,11 +108,16 @@ class Steering:
                 raise
         self._end_run()
         self.methods += (method,)
+        if method.needs_encoder and self._encoder is not None:
+            self._encoder.install()
 
     def detach(self, method: Method) -> None:
         """Take one method off; the last one leaves the model as it was found."""
         self._end_run()
         self.methods = tuple(other for other in self.methods if other is not method)
+        if method.needs_encoder and self._encoder is not None:
+            self._encoder.remove()
+            self._encoder = None
         if not self.methods:
             self._undo.close()
 
@@ -153,8 +163,10 @@ class Steering:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             support.check_generate(self.model, args, kwargs)
             self._end_run()
+            self._forget_images()
             self._generating = True
             self._prompt_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+            self._inputs = kwargs
             self._end_tokens = support.end_tokens(self.model, args, kwargs)
             try:
                 output = generate(*args, **kwargs)
@@ -163,8 +175,10 @@ class Steering:
                 raise
             finally:
                 self._end_run()
+                self._forget_images()
                 self._generating = False
                 self._prompt_ids = self._end_tokens = None
+                self._inputs = {}
             return output
 
         return guarded
@@ -201,13 +215,19 @@ class Steering:
                 "generation; methods need a constant batch"
             )
 
+    def _forget_images(self) -> None:
+        if self._encoder is not None:
+            self._encoder.forget()
+
     def _begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
         self._end_run()
+        if not self._generating:
+            self._forget_images()
         layout = self._layout(input_ids, kwargs)
         ids = input_ids
+        copies = 1 if self._prompt_ids is None else layout.batch_size // len(self._prompt_ids)
         if ids is None and self._prompt_ids is not None:
-            beams = layout.batch_size // self._prompt_ids.shape[0]
-            ids = self._prompt_ids.repeat_interleave(beams, dim=0)
+            ids = self._prompt_ids.repeat_interleave(copies, dim=0)
         self.run = Run(
             layout,
             num_layers=len(self.decoder.layers),
@@ -216,8 +236,10 @@ class Steering:
             image_token=self.image_token,
             processor=self._processor,
             embed_tokens=self.model.get_input_embeddings(),
-            inputs=kwargs,
+            inputs=self._inputs or kwargs,
+            copies=copies,
             config=self.model.config,
+            encoder=self._encoder,
         )
         self.layers_seen = set()
         for method in self.methods:

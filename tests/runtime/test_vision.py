@@ -1,0 +1,72 @@
+"""Images encoded once for several prompts, with the very same answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import families
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlmfix.runtime.vision import cached_vision
+
+
+@pytest.fixture
+def encoded(model: PreTrainedModel) -> Any:
+    """Counts the passes of the vision encoder."""
+    tower: nn.Module = getattr(model.base_model, "visual", None) or model.base_model.vision_tower
+    calls: list[int] = []
+    handle = tower.register_forward_hook(lambda *_: calls.append(1))
+    yield calls
+    handle.remove()
+
+
+def answer(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
+    return model.generate(**inputs, max_new_tokens=4, do_sample=False, **kwargs)
+
+
+def test_equal_images_are_encoded_once(model: PreTrainedModel, family: str, encoded: list[int]) -> None:
+    """Another question, and beams, which multiply the output of the encoder in place."""
+    inputs = families.prompt(family, model, (2,))
+    other = {name: value.clone() for name, value in inputs.items()}
+    other["input_ids"][:, -3:] = torch.tensor([7, 8, 9])
+    calls = [(inputs, {}), (other, {"num_beams": 2}), (other, {})]
+    stock = [answer(model, each, **kwargs) for each, kwargs in calls]
+    encoded.clear()
+    with cached_vision(model):
+        cached = [answer(model, each, **kwargs) for each, kwargs in (calls[0], calls[2])]
+        assert len(encoded) == 1
+        beams = answer(model, other, num_beams=2)
+        again = answer(model, inputs)
+    assert torch.equal(cached[0], stock[0])
+    assert torch.equal(cached[1], stock[2])
+    assert torch.equal(beams, stock[1])
+    assert torch.equal(again, stock[0])
+
+
+def test_other_images_are_encoded_anew(model: PreTrainedModel, family: str, encoded: list[int]) -> None:
+    inputs = families.prompt(family, model, (1,))
+    changed = {name: value.clone() for name, value in inputs.items()}
+    changed["pixel_values"].view(-1)[0] += 1
+    with torch.no_grad():
+        stock = model(**changed).logits
+    encoded.clear()
+    with cached_vision(model), torch.no_grad():
+        model(**inputs)
+        assert torch.equal(model(**changed).logits, stock)
+    assert len(encoded) == 2
+
+
+def test_the_model_leaves_as_it_entered(model: PreTrainedModel, family: str, encoded: list[int]) -> None:
+    inputs = families.prompt(family, model, (1,))
+    before = dict(vars(model.base_model))
+    with pytest.raises(KeyboardInterrupt), cached_vision(model), cached_vision(model):
+        raise KeyboardInterrupt
+    assert vars(model.base_model) == before
+    with torch.no_grad():
+        model(**inputs)
+        encoded.clear()
+        model(**inputs)
+    assert len(encoded) == 1

@@ -1,0 +1,583 @@
+"""CARVE: ask again about the part of the image to which the question itself draws attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.methods.base import Card, Method, check_choice, check_range, layer_indices
+from vlmfix.models.geometry import Box, ImageTokens, place, token_grids
+from vlmfix.models.profiles import Profile
+from vlmfix.prompts import prepare, render
+from vlmfix.runtime import attention, support
+from vlmfix.runtime.activity import Sums
+from vlmfix.runtime.layout import Rows
+from vlmfix.runtime.run import Run
+from vlmfix.runtime.vision import cached_vision
+
+if TYPE_CHECKING:
+    from vlmfix.generation import Images
+
+STEP_MODES = ("all", "first", "last")
+REGION_RULES = ("at_least", "max")
+FINAL_IMAGES = ("original+refined", "refined")
+
+NO_IMAGE = "no image in the prompt"
+STRENGTH_ZERO = "kept_pixel_fraction is 1"
+WHOLE_IMAGE = "the region covers the image"
+EQUAL_MAPS = "question and instruction give the same map"
+
+# Above these, the region or the question's map tells nothing.
+_MAX_COVERED = 0.95
+_MAX_CORRELATION = 0.98
+
+# The share of all regions that "at_least" keeps.
+_KEPT_REGIONS = 0.2
+
+# A narrow region is enlarged to at most so many times the pixels of the image.
+_MAX_ENLARGEMENT = 16
+
+# Images whose instruction maps one object remembers.
+_REMEMBERED_MAPS = 16
+
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Refinement:
+    """What CARVE found out about one prompt.
+
+    Args:
+        answer: to the prompt, about the refined image; plain decoding's where `refined` is False.
+        first_answer: what the model wrote in the pass that made the question's map: greedy, cut at
+            `max_map_tokens`, and with `answer_suffix` behind the question; "" without such a pass.
+        original: the image that was refined, or would have been; None without an image.
+        saliency: fused map in pixels of `original`, `(height, width)` float, NaN where the model does not
+            see the image; None without map passes.
+        box: of the kept regions, left, top, right and bottom in pixels of `original`.
+        image: the refined image.
+        refined: whether the answer is about the refined image.
+        reason: why it is not; "" if it is.
+    """
+
+    answer: str
+    first_answer: str = ""
+    original: Image.Image | None = field(default=None, repr=False)
+    saliency: np.ndarray | None = field(default=None, repr=False)
+    box: tuple[int, int, int, int] | None = None
+    image: Image.Image | None = field(default=None, repr=False)
+    refined: bool = False
+    reason: str = ""
+
+    def save(self, directory: str | Path, stem: str) -> list[Path]:
+        """Write `<stem>-map.png`, the map over the image with the box, and `<stem>-refined.png`.
+
+        Returns:
+            The files, as far as there is something to show.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        if self.original is not None and self.saliency is not None:
+            written.append(folder / f"{stem}-map.png")
+            heat_map(self.original, self.saliency, self.box).save(written[-1])
+        if self.image is not None:
+            written.append(folder / f"{stem}-refined.png")
+            self.image.save(written[-1])
+        return written
+
+
+class _MapCache:
+    """Instruction maps of the last images, by model; they go with it and stay in this process."""
+
+    def __init__(self) -> None:
+        self._maps: WeakKeyDictionary[PreTrainedModel, OrderedDict[Hashable, Tensor]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _MapCache, ()
+
+    def get(self, model: PreTrainedModel, key: Hashable) -> Tensor | None:
+        maps = self._maps.setdefault(model, OrderedDict())
+        if key in maps:
+            maps.move_to_end(key)
+        return maps.get(key)
+
+    def put(self, model: PreTrainedModel, key: Hashable, value: Tensor) -> None:
+        maps = self._maps[model]
+        maps[key] = value
+        if len(maps) > _REMEMBERED_MAPS:
+            maps.popitem(last=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CARVE(Method):
+    """Contrastive Attention Refinement for Visual Enhancement (arXiv 2509.06461).
+
+    The attention that a question draws to the image is divided by that of an instruction without content,
+    which leaves what the question itself asks for. The regions where this is highest are kept, the rest is
+    blackened, their box is cropped and enlarged, and the model is asked again. Three inferences; the map of
+    the instruction is remembered for further questions about the same image. The map passes are greedy, the
+    final one decodes as asked. The defaults are those of the released code; `CARVE.paper()` has the paper's.
+
+    Args:
+        contrast_layers: layers whose attention is read, 0-based; None: 20 to 25, and in models with fewer
+            than 26 layers those at 71 to 89 % of the depth.
+        step_mode: "all" steps of both generations, weighted by their number, the "first" or the "last" ones.
+        contrast_regularizer: added to the instruction's attention before it divides, positive.
+        kept_pixel_fraction: share of the pixels above the threshold, in (0, 1]; 1 leaves the model as it is.
+        max_regions: connected regions that are kept, 1 or more.
+        region_rule: "max" keeps `max_regions`, "at_least" these or a fifth of all regions.
+        final_images: "original+refined" or "refined", what the final question is asked about.
+        general_instruction: the instruction without content.
+        answer_suffix: put behind the question and the instruction in the map passes, so that they are
+            answered briefly; the final pass has the question alone.
+        max_map_tokens: length limit of the answers in the map passes, in tokens.
+    """
+
+    contrast_layers: tuple[int, ...] | None = None
+    step_mode: str = "all"
+    contrast_regularizer: float = 1e-8
+    kept_pixel_fraction: float = 0.2
+    max_regions: int = 3
+    region_rule: str = "at_least"
+    final_images: str = "original+refined"
+    general_instruction: str = "Write a general description of the image."
+    answer_suffix: str = "Answer the question using a single word or phrase."
+    max_map_tokens: int = 32
+
+    card = Card(
+        level="image",
+        changes="the image: what the question does not ask for is blackened, the rest enlarged",
+        where="one map pass for the question, one for an instruction, and the final answer",
+        forwards=3.0,
+        fidelity="released code",
+        paper="2509.06461",
+    )
+    neutral: ClassVar = {"kept_pixel_fraction": 1}
+    asks: ClassVar = True
+
+    _instruction_maps: _MapCache = field(default_factory=_MapCache, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.contrast_layers is not None:
+            layers = layer_indices("contrast_layers", self.contrast_layers)
+            if not layers:
+                raise ValueError("contrast_layers is empty; it must hold one or more layer indices")
+            object.__setattr__(self, "contrast_layers", layers)
+        check_choice("step_mode", self.step_mode, STEP_MODES)
+        check_range("contrast_regularizer", self.contrast_regularizer, 1e-12, 1)
+        check_range("kept_pixel_fraction", self.kept_pixel_fraction, 1e-6, 1)
+        check_choice("region_rule", self.region_rule, REGION_RULES)
+        check_choice("final_images", self.final_images, FINAL_IMAGES)
+        for name in ("max_regions", "max_map_tokens"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+        if not isinstance(self.general_instruction, str) or not self.general_instruction.strip():
+            raise ValueError(f"general_instruction is {self.general_instruction!r}; it must be a text")
+        if not isinstance(self.answer_suffix, str):
+            raise ValueError(f'answer_suffix is {self.answer_suffix!r}; it must be a text, "" for none')
+
+    @classmethod
+    def paper(cls, **parameters: Any) -> Self:
+        """The settings of the paper where they differ from those of its code; `parameters` go before both."""
+        settings: dict[str, Any] = {
+            "step_mode": "last",
+            "kept_pixel_fraction": 0.4,
+            "max_regions": 2,
+            "region_rule": "max",
+            "final_images": "refined",
+            "answer_suffix": "",
+        }
+        return cls(**settings | parameters)
+
+    def __call__(
+        self, model: PreTrainedModel, processor: ProcessorMixin | None = None
+    ) -> AbstractContextManager[None]:
+        raise UnsupportedError(
+            "CARVE asks several times and changes the image, for which it needs the processor and the image: "
+            "use vlmfix.generate(model, processor, image, prompt, CARVE()), or CARVE().ask(...)"
+        )
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        depth = config.get_text_config().num_hidden_layers
+        layers = self.contrast_layers
+        if layers is None:
+            first, last = (20, 25) if depth >= 26 else (round(0.71 * depth), round(0.89 * depth))
+            layers = tuple(range(min(first, depth - 1), min(last, depth - 1) + 1))
+        if layers[-1] >= depth:
+            raise ValueError(
+                f"contrast_layers has {layers[-1]}; the layers of this model go from 0 to {depth - 1}"
+            )
+        return dataclasses.replace(self, contrast_layers=layers)
+
+    def ask(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        images: Images,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> Refinement:
+        """Answer one prompt about its images.
+
+        Of several images, the one with the largest total of its map is refined.
+
+        Args:
+            model: a stock image-text-to-text model.
+            processor: its processor.
+            images: a picture, a path, a list of them, or None for a prompt without image, which is answered
+                plainly.
+            prompt: what the user asks, without any template.
+            max_new_tokens: length limit of the final answer, in tokens.
+            **generate_kwargs: for the final `model.generate`.
+
+        Raises:
+            UnsupportedError: where the image tokens lie on the image is not known exactly for this model or
+                processor, or another method drops image tokens.
+            ValueError: `contrast_layers` does not fit the model.
+        """
+        from vlmfix.generation import generate, open_images
+
+        pictures = open_images(images)
+
+        def answer(shown: Sequence[Image.Image]) -> str:
+            return generate(
+                model, processor, [list(shown)], [prompt], max_new_tokens=max_new_tokens, **generate_kwargs
+            )[0]
+
+        if not pictures or self.is_neutral:
+            reason = STRENGTH_ZERO if pictures else NO_IMAGE
+            refinement = Refinement(
+                answer=answer(pictures), original=pictures[0] if pictures else None, reason=reason
+            )
+        else:
+            with cached_vision(model):
+                refinement = self._look(model, processor, pictures, prompt)
+                if not refinement.refined:
+                    refinement = dataclasses.replace(refinement, answer=answer(pictures))
+            if refinement.refined:
+                shown = self._final_images(pictures, refinement)
+                refinement = dataclasses.replace(refinement, answer=answer(shown))
+        refined = int(refinement.refined)
+        skipped = Counter([refinement.reason] * (1 - refined))
+        self._sums.add(Sums(rows=1, rows_touched=refined, rows_skipped=skipped, edited=refined, eligible=1))
+        return refinement
+
+    def _final_images(self, pictures: Sequence[Image.Image], refinement: Refinement) -> list[Image.Image]:
+        assert refinement.image is not None
+        if self.final_images == "original+refined":
+            return [*pictures, refinement.image]
+        return [refinement.image if picture is refinement.original else picture for picture in pictures]
+
+    def _look(
+        self, model: PreTrainedModel, processor: ProcessorMixin, pictures: list[Image.Image], prompt: str
+    ) -> Refinement:
+        """The map passes and the refined image, still without the final answer."""
+        support.check_model(model)
+        layers = self.resolve(model.config, None).contrast_layers
+        assert layers is not None
+        inputs = prepare([pictures], [self._briefly(prompt)], processor)
+        located = _locate(model, processor, inputs, pictures)
+        pixels = _digest({name: value for name, value in inputs.items() if name not in _TEXT_INPUTS})
+        question, first_answer = _map_pass(model, processor, inputs, layers, self.max_map_tokens)
+        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        general = self._briefly(self.general_instruction)
+        text = render(general, len(pictures), processor)
+        key = pixels, text, layers, () if steering is None else steering.methods
+        instruction = self._instruction_maps.get(model, key)
+        if instruction is None:
+            inputs = prepare([pictures], [general], processor)
+            steps = 1 if self.step_mode == "first" else self.max_map_tokens
+            instruction, _ = _map_pass(model, processor, inputs, layers, steps)
+            self._instruction_maps.put(model, key, instruction)
+        fused = fuse(
+            question,
+            instruction,
+            step_mode=self.step_mode,
+            contrast_regularizer=self.contrast_regularizer,
+        )
+        counts = [image.count for image in located]
+        maps = [
+            saliency_map(values, image, picture.size)
+            for values, image, picture in zip(fused.split(counts), located, pictures, strict=True)
+        ]
+        chosen = int(np.argmax([np.nansum(each) for each in maps]))
+        original, saliency = pictures[chosen], maps[chosen]
+        mask = select_regions(
+            saliency,
+            kept_pixel_fraction=self.kept_pixel_fraction,
+            max_regions=self.max_regions,
+            region_rule=self.region_rule,
+        )
+        box = bounding_box(mask)
+        tokens = torch.cat([grid.offsets().flatten() for grid in located[chosen].grids])
+        tokens = tokens + sum(counts[:chosen])
+        reason = ""
+        if correlation(question[..., tokens], instruction[..., tokens], self.step_mode) > _MAX_CORRELATION:
+            reason = EQUAL_MAPS
+        elif (box[2] - box[0]) * (box[3] - box[1]) > _MAX_COVERED * mask.size:
+            reason = WHOLE_IMAGE
+        return Refinement(
+            answer="",
+            first_answer=first_answer,
+            original=original,
+            saliency=saliency,
+            box=box,
+            image=None if reason else refine(original, mask),
+            refined=not reason,
+            reason=reason,
+        )
+
+    def _briefly(self, text: str) -> str:
+        return f"{text} {self.answer_suffix}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LastRowAttention(Method):
+    """Sees the image attention of the row that predicts each token, averaged over the heads; changes nothing.
+
+    Args:
+        layers: where to look.
+        seen: by layer, the rows of the steps, `(image tokens,)` each.
+    """
+
+    layers: tuple[int, ...]
+    seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_neutral(self) -> bool:
+        return False
+
+    def rows(self, run: Run, layer: int) -> Rows | None:
+        return run.layout_at(layer).last_row if layer in self.layers else None
+
+    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+        if layer not in self.layers:
+            return
+        key = self, layer
+        if key not in run.state:
+            columns = run.layout_at(layer).image_tokens[0].nonzero().squeeze(1)
+            run.state[key] = columns.to(weights.device)
+        self.seen.setdefault(layer, []).append(weights[0, :, -1].mean(dim=0)[run.state[key]])
+
+    def end(self, run: Run) -> None:
+        """An observer edits nothing, so that there is nothing to count and to warn about."""
+
+    def maps(self) -> Tensor:
+        """What was seen, `(layers, steps, image tokens)` float32 on the CPU."""
+        return torch.stack([torch.stack(self.seen[layer]) for layer in self.layers]).cpu()
+
+
+def contrast(
+    question_attention: Tensor, instruction_attention: Tensor, contrast_regularizer: float
+) -> Tensor:
+    """The question's factor of the attention, element by element (arXiv 2509.06461, section 3)."""
+    return question_attention / (instruction_attention + contrast_regularizer)
+
+
+def fuse(
+    question_attention: Tensor,
+    instruction_attention: Tensor,
+    *,
+    step_mode: str,
+    contrast_regularizer: float,
+) -> Tensor:
+    """Contrasted attention, summed over layers and weighted steps.
+
+    Args:
+        question_attention: head-averaged weights of the last row, `(layers, steps, tokens)`.
+        instruction_attention: the same for the instruction; the number of steps may differ.
+        step_mode: "all" pairs the steps by index up to the shorter generation, with weights 1, 2, ...;
+            "first" takes the first step of both, "last" the last one of each.
+        contrast_regularizer: see `contrast`.
+
+    Returns:
+        `(tokens,)` float64.
+    """
+    question, weights = _steps(question_attention, instruction_attention, step_mode)
+    instruction, _ = _steps(instruction_attention, question_attention, step_mode)
+    return weights @ contrast(question, instruction, contrast_regularizer).sum(dim=0)
+
+
+def correlation(question_attention: Tensor, instruction_attention: Tensor, step_mode: str) -> float:
+    """Pearson correlation of the two maps, each fused without the other; arguments as of `fuse`."""
+    question, weights = _steps(question_attention, instruction_attention, step_mode)
+    instruction, _ = _steps(instruction_attention, question_attention, step_mode)
+    maps = torch.stack([weights @ question.sum(dim=0), weights @ instruction.sum(dim=0)])
+    return float(torch.nan_to_num(torch.corrcoef(maps)[0, 1]))
+
+
+def _steps(attention_map: Tensor, other: Tensor, step_mode: str) -> tuple[Tensor, Tensor]:
+    """The steps of a map that `step_mode` takes, float64, and their weights."""
+    steps = min(attention_map.shape[1], other.shape[1]) if step_mode == "all" else 1
+    chosen = attention_map[:, -1:] if step_mode == "last" else attention_map[:, :steps]
+    return chosen.double(), torch.arange(1, steps + 1, dtype=torch.float64)
+
+
+def saliency_map(values: Tensor, image: ImageTokens, size: tuple[int, int]) -> np.ndarray:
+    """Values of the tokens of one image as a map over its pixels; blocks that see the same area add up.
+
+    Args:
+        values: `(tokens,)`.
+        image: where the tokens lie.
+        size: width and height of the image in pixels.
+
+    Returns:
+        `(height, width)` float64, NaN where no token sees the image.
+    """
+    saliency = np.full((size[1], size[0]), np.nan)
+    for grid in image.grids:
+        assert grid.box is not None
+        block = to_image(values[grid.offsets()].double().numpy(), grid.box, size)
+        saliency = np.where(np.isnan(saliency), block, saliency + np.nan_to_num(block))
+    return saliency
+
+
+def to_image(grid: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """Resize a grid of values bilinearly onto the area that it covers.
+
+    Args:
+        grid: `(rows, columns)`.
+        box: the area in pixels of the image, which may reach beyond it.
+        size: width and height of the image in pixels.
+
+    Returns:
+        `(height, width)` float64, NaN at pixels whose centre lies outside the box.
+    """
+    across = _interpolation(grid.shape[1], box[0], box[2], size[0])
+    down = _interpolation(grid.shape[0], box[1], box[3], size[1])
+    return down @ grid @ across.T
+
+
+def _interpolation(cells: int, start: float, end: float, pixels: int) -> np.ndarray:
+    """Linear weights of the cells between `start` and `end` at each pixel, `(pixels, cells)`."""
+    share = (np.arange(pixels) + 0.5 - start) / (end - start)
+    place = np.clip(share * cells - 0.5, 0, cells - 1)
+    weights = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells)))
+    weights[(share < 0) | (share > 1)] = np.nan
+    return weights
+
+
+def select_regions(
+    saliency: np.ndarray, *, kept_pixel_fraction: float, max_regions: int, region_rule: str
+) -> np.ndarray:
+    """The connected regions of the most salient pixels.
+
+    Pixels at or above the quantile `1 - kept_pixel_fraction` of those that are seen form regions by their
+    four neighbours, which rank by their sums; of equal ones, the first in raster order goes first.
+
+    Args:
+        saliency: `(height, width)`, NaN at pixels that the model does not see.
+        kept_pixel_fraction: share of the seen pixels above the threshold, in (0, 1].
+        max_regions: see `region_rule`.
+        region_rule: "max" keeps the first `max_regions`, "at_least" these or a fifth of all regions.
+
+    Returns:
+        `(height, width)` bool; all True if no pixel is seen.
+    """
+    seen = saliency[~np.isnan(saliency)]
+    if not len(seen):
+        return np.ones(saliency.shape, dtype=bool)
+    labels, count = ndimage.label(saliency >= np.quantile(seen, 1 - kept_pixel_fraction))
+    inside = np.flatnonzero(labels)
+    owners = labels.ravel()[inside] - 1
+    sums = np.bincount(owners, weights=saliency.ravel()[inside], minlength=count)
+    first = np.zeros(count, dtype=np.int64)
+    first[owners[::-1]] = inside[::-1]
+    kept = max_regions if region_rule == "max" else max(max_regions, int(_KEPT_REGIONS * count))
+    chosen = np.zeros(count + 1, dtype=bool)
+    chosen[1 + np.lexsort((first, -sums))[:kept]] = True
+    return chosen[labels]
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is True, in pixels; right and bottom are exclusive."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def refine(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Blacken an image outside the mask, crop it to the box of the mask, and enlarge it (Lanczos).
+
+    The result is at least as wide and as high as the image, and larger on one axis where the shapes differ,
+    but never of more than 16 times its pixels.
+
+    Args:
+        image: RGB.
+        mask: `(height, width)` bool, at least one pixel True.
+    """
+    box = bounding_box(mask)
+    width, height = box[2] - box[0], box[3] - box[1]
+    factor = max(image.width / width, image.height / height)
+    factor = min(factor, (_MAX_ENLARGEMENT * image.width * image.height / (width * height)) ** 0.5)
+    kept = Image.fromarray(np.asarray(image) * mask[..., None]).crop(box)
+    return kept.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
+
+
+def heat_map(image: Image.Image, saliency: np.ndarray, box: tuple[int, int, int, int] | None) -> Image.Image:
+    """An image half covered by its map, from black over red and yellow to white, with a box drawn in."""
+    low, high = np.nanmin(saliency), np.nanmax(saliency)
+    heat = np.nan_to_num((saliency - low) / max(high - low, np.finfo(float).tiny))
+    colours = np.clip(3 * heat[..., None] - np.arange(3), 0, 1) * 255
+    mixed = Image.fromarray(((np.asarray(image.convert("RGB")) + colours) / 2).astype(np.uint8))
+    if box is not None:
+        edges = (box[0], box[1], box[2] - 1, box[3] - 1)
+        ImageDraw.Draw(mixed).rectangle(edges, outline="white", width=max(1, max(image.size) // 200))
+    return mixed
+
+
+def _locate(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Mapping[str, Any], pictures: list[Image.Image]
+) -> list[ImageTokens]:
+    """The images of a prompt of one, with the boxes of their tokens."""
+    image_tokens = inputs["input_ids"] == support.image_token(model.config)
+    (images,) = token_grids(model.config, inputs, image_tokens)
+    sizes = [picture.size for picture in pictures]
+    return place(images, model.config, processor.image_processor, sizes)
+
+
+def _map_pass(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, layers: tuple[int, ...], max_tokens: int
+) -> tuple[Tensor, str]:
+    """Greedy answer to a prompt of one, and the image attention of its steps, `(layers, steps, tokens)`."""
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    observer = _LastRowAttention(layers=layers)
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    with observer(model):
+        output = model.generate(**inputs, **greedy, max_new_tokens=max_tokens)
+    maps = observer.maps()
+    expected = int((inputs["input_ids"] == support.image_token(model.config)).sum())
+    if maps.shape[-1] != expected:
+        raise UnsupportedError(
+            f"CARVE needs the attention on all {expected} image tokens, but a method attached to the model "
+            f"leaves {maps.shape[-1]}; leave that block first"
+        )
+    new_tokens = output[:, inputs["input_ids"].shape[1] :]
+    return maps, processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Content of the processed images: it holds the pixels and all settings that changed them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
