@@ -89,7 +89,9 @@ def generate(
     ] = "greedy",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Parameter KEY=VALUE, of one method among several METHOD.KEY=VALUE; repeatable."),
+        typer.Option(
+            "--set", help="Parameter KEY=VALUE, of one method among several METHOD.KEY=VALUE; repeatable."
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show plain decoding beside the method.")
@@ -189,7 +191,9 @@ def methods() -> None:
         )
     out.print(table)
     for name, cls in vlmfix.methods().items():
-        out.print(f"{name}: {', '.join(f'{key}={value!r}' for key, value in _defaults(cls))}", highlight=False)
+        out.print(
+            f"{name}: {', '.join(f'{key}={value!r}' for key, value in _defaults(cls))}", highlight=False
+        )
 
 
 def _defaults(cls: type[vlmfix.Method]) -> Iterator[tuple[str, Any]]:

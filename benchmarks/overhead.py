@@ -140,7 +140,7 @@ class Clock(BaseStreamer):
 
 
 class Cost(NamedTuple):
-    """Milliseconds of the prefill, of a decoded token (median) and of the whole answer; elements of the cache."""
+    """Milliseconds of the prefill, of a decoded token (median), of the answer; elements of the cache."""
 
     prefill: float
     decode: float
@@ -203,8 +203,8 @@ def main(
     model = random_llava(size, device=device, dtype=getattr(torch, dtype), kernel=kernel)
     prompt = images * IMAGE_TOKENS + QUESTION_TOKENS
     table = Table(
-        title=f"random LLaVA {size}, {dtype}, {kernel}, {device}, batch {batch_size}, {prompt} prompt tokens, "
-        f"{tokens} new ones"
+        title=f"random LLaVA {size}, {dtype}, {kernel}, {device}, batch {batch_size}, {prompt} prompt "
+        f"tokens, {tokens} new ones"
     )
     columns = (
         "prefill ms",

@@ -25,6 +25,13 @@ ACTING: dict[str, dict[str, Any]] = {
         "min_non_sink_share": 0.1,
     },
     "adaptinfer": {"prune_layers": (1, 2), "kept_tokens": (3, 1)},
+    "pyramiddrop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
+    "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
+    "divprune": {"keep_ratio": 0.3},
+    "kmeans": {"kept_tokens": 2},
+    "randomtokens": {"kept_tokens": 2},
+    "uniformgrid": {"kept_tokens": 2},
+    "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 

@@ -68,8 +68,8 @@ def generate(
             only. A single picture serves all prompts.
         prompts: what the user asks, without any template; a single one is asked about every image.
         method: a method, the name of one (at its defaults), or several of either, attached in that order; a
-            name may be several joined by `+`, such as "var+vhr". None is plain decoding. One that asks several
-            times, such as CARVE, has the others act in all its passes.
+            name may be several joined by `+`, such as "var+vhr". None is plain decoding. With one that asks
+            several times, such as CARVE, the others act in all its passes.
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.

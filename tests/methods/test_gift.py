@@ -1,4 +1,4 @@
-"""GIFT: the formulas on the spec's vectors, the words of a question, and the method against a naive reference."""
+"""GIFT: the formulas on the spec's vectors, the words of a question, the method against full matrices."""
 
 from __future__ import annotations
 

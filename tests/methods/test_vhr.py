@@ -49,7 +49,7 @@ def test_ties_at_the_median_and_zeros_are_not_selected() -> None:
 
 
 def naive_tokens(model: PreTrainedModel, inputs: dict[str, Tensor], method: vlmfix.VHR, steps: int) -> Tensor:
-    """Greedy tokens of one sample: two stock passes without cache in lockstep, and heads scaled by o_proj hooks."""
+    """Greedy tokens of one sample: two stock passes in lockstep, and heads scaled by hooks on o_proj."""
     config = model.config.get_text_config()
     layers = range(config.num_hidden_layers)
     assert method.num_last_layers is not None

@@ -96,7 +96,9 @@ def test_change_points() -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
         curve = np.cumsum(generator.random(12))
-        costs = {start: curve[:start].var() * start + curve[start:].var() * (12 - start) for start in range(2, 11)}
+        costs = {
+            start: curve[:start].var() * start + curve[start:].var() * (12 - start) for start in range(2, 11)
+        }
         assert change_point(curve) == min(costs, key=lambda start: costs[start])
     with pytest.raises(ValueError, match="3 layers"):
         change_point(curve[:3])

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 import vlmfix
-from vlmfix.prompts import prepare
 from vlmfix.models.loading import EMBEDDED, load_processor, resolve
+from vlmfix.prompts import prepare
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_flag, check_range, layer_indices
-from vlmfix.methods.pruning import TokenPruning, keep_top
+from vlmfix.methods.base import Card, check_flag, check_range
+from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
@@ -65,11 +64,11 @@ class AdaptInfer(TokenPruning):
         if self.budget is not None:
             object.__setattr__(self, "budget", str(self.budget))
         if self.prune_layers is not None:
-            object.__setattr__(self, "prune_layers", layer_indices("prune_layers", self.prune_layers))
+            object.__setattr__(self, "prune_layers", stage_layers(self.prune_layers))
         for name in ("kept_tokens", "kept_ratios"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _numbers(value))
+                object.__setattr__(self, name, as_stages(value))
         for count in self.kept_tokens or ():
             if type(count) is not int or count < 0:
                 raise ValueError(
@@ -88,11 +87,7 @@ class AdaptInfer(TokenPruning):
             return
         if self.budget is not None:
             raise ValueError(f"budget is {self.budget!r}, but a schedule is given, too; give one of them")
-        if len(kept) != len(self.prune_layers or ()):
-            raise ValueError(
-                f"prune_layers has {len(self.prune_layers or ())} layers and the schedule {len(kept)} "
-                "values; there must be one a layer"
-            )
+        check_stages(self.prune_layers or (), "kept_tokens or kept_ratios", kept)
 
     @property
     def is_neutral(self) -> bool:
@@ -105,9 +100,9 @@ class AdaptInfer(TokenPruning):
             budget = next(iter(schedules), None) if method.budget is None else method.budget
             schedule = schedules.get(str(budget))
             if schedule is None:
-                known = ", ".join(schedules) or "none"
+                asked = "no schedule" if budget is None else f"no schedule of budget {budget!r}"
                 raise ValueError(
-                    f"no schedule{'' if budget is None else f' of budget {budget!r}'} is known for this checkpoint (known: {known}); pass "
+                    f"{asked} is known for this checkpoint (known: {', '.join(schedules) or 'none'}); pass "
                     "prune_layers and kept_tokens, or find one with 'vlmfix calibrate --model MODEL --images "
                     "DIR --method adaptinfer'"
                 )
@@ -200,7 +195,3 @@ def image_scores(
         both = ((1 - prior_smoothing) * mean + prior_smoothing * both) * valid * valid.transpose(-1, -2)
     roles = both.sum(dim=-2)
     return torch.einsum("bhr,bhrk->bk", roles, image)
-
-
-def _numbers(values: Any) -> tuple[Any, ...]:
-    return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)

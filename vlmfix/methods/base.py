@@ -60,8 +60,8 @@ class Kept(NamedTuple):
 
     Args:
         mask: `(batch, tokens)` bool; samples may keep different numbers.
-        hidden_states: what the tokens are from now on, where some were merged into others, `(batch, tokens,
-            hidden)`; None: what they are.
+        hidden_states: what the image tokens are from now on, where some were merged into others, `(batch,
+            tokens, hidden)`; None: what they are.
         renumbered: whether positions count anew over the kept tokens.
     """
 

@@ -205,8 +205,8 @@ class GIFT(Method):
 
     def inactive_reason(self, run: Run) -> str:
         return (
-            "the saliency map is flat or no head looks at the image in the enhanced layers; raise image_boost "
-            "or run 'vlmfix calibrate --method gift'"
+            "the saliency map is flat or no head looks at the image in the enhanced layers; raise "
+            "image_boost or run 'vlmfix calibrate --method gift'"
         )
 
     def _extractor(self) -> tuple[Callable[[str], Spans], str]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmfix.methods.base import Card, Kept
-from vlmfix.methods.pruning import TokenPruning, select_each
-from vlmfix.methods.randomtokens import check_kept_tokens, check_seed
+from vlmfix.methods.pruning import TokenPruning, check_kept_tokens, check_seed, select_each
 from vlmfix.runtime.run import Run
 
 ITERATIONS = 20

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -156,3 +156,56 @@ def mean_tokens(
         sum(size * (end - start) for size, start, end in zip(sizes, starts, starts[1:], strict=False))
         / num_layers
     )
+
+
+def as_stages(values: Any) -> tuple[Any, ...]:
+    """The values of a schedule as a tuple; a single one may stand alone."""
+    return tuple(values) if isinstance(values, Iterable) else (values,)
+
+
+def stage_layers(values: Any) -> tuple[int, ...]:
+    """The layers of a schedule as a tuple; a single one may stand alone.
+
+    Raises:
+        ValueError: they are no layer indices, or not in ascending order.
+    """
+    layers = as_stages(values)
+    if any(type(layer) is not int or layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
+        raise ValueError(
+            f"prune_layers is {values!r}; it must hold layer indices, 0 or more, in ascending order"
+        )
+    return layers
+
+
+def check_stages(layers: tuple[int, ...], name: str, values: tuple[Any, ...]) -> None:
+    """Refuse a schedule without exactly one value for each of its layers.
+
+    Raises:
+        ValueError: naming the values and the layers.
+    """
+    if len(layers) != len(values):
+        raise ValueError(
+            f"{name} is {values!r}; it must hold one value for each of the prune_layers {layers!r}"
+        )
+
+
+def check_kept_tokens(value: Any) -> None:
+    """Refuse what is no number of tokens to keep; None is one, for all of them.
+
+    Raises:
+        ValueError: naming the value and the range.
+    """
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(
+            f"kept_tokens is {value!r}; it must be a number of tokens, 1 or more, or None for all"
+        )
+
+
+def check_seed(value: Any) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        ValueError: naming the value and the range.
+    """
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"seed is {value!r}; it must be a whole number from 0 to 2**63 - 1")

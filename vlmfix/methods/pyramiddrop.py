@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.methods.base import Card, check_range
 from vlmfix.methods.fastv import last_row_scores
-from vlmfix.methods.pruning import TokenPruning, keep_top
+from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.run import Run
 
@@ -98,34 +97,3 @@ def pyramid_counts(image_tokens: Tensor, keep_ratio: float) -> Tensor:
         `(batch,)` int64.
     """
     return (image_tokens.sum(dim=1).double() * keep_ratio).long()
-
-
-def as_stages(values: Any) -> tuple[Any, ...]:
-    """The values of a schedule as a tuple; a single one may stand alone."""
-    return tuple(values) if isinstance(values, Iterable) else (values,)
-
-
-def stage_layers(values: Any) -> tuple[int, ...]:
-    """The layers of a schedule as a tuple; a single one may stand alone.
-
-    Raises:
-        ValueError: they are no layer indices, or not in ascending order.
-    """
-    layers = as_stages(values)
-    if any(type(layer) is not int or layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
-        raise ValueError(
-            f"prune_layers is {values!r}; it must hold layer indices, 0 or more, in ascending order"
-        )
-    return layers
-
-
-def check_stages(layers: tuple[int, ...], name: str, values: tuple[Any, ...]) -> None:
-    """Refuse a schedule without exactly one value for each of its layers.
-
-    Raises:
-        ValueError: naming the values and the layers.
-    """
-    if len(layers) != len(values):
-        raise ValueError(
-            f"{name} is {values!r}; it must hold one value for each of the prune_layers {layers!r}"
-        )

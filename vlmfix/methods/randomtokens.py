@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card
-from vlmfix.methods.pruning import TokenPruning, select_each
+from vlmfix.methods.pruning import TokenPruning, check_kept_tokens, check_seed, select_each
 from vlmfix.runtime.run import Run
 
 
@@ -73,25 +73,3 @@ def item_seed(seed: int, prompt_ids: Sequence[int]) -> int:
     """A seed of its own for each prompt, the same in every process."""
     digest = hashlib.sha256(repr((seed, *prompt_ids)).encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def check_kept_tokens(value: Any) -> None:
-    """Refuse what is no number of tokens to keep; None is one, for all of them.
-
-    Raises:
-        ValueError: naming the value and the range.
-    """
-    if value is not None and (type(value) is not int or value < 1):
-        raise ValueError(
-            f"kept_tokens is {value!r}; it must be a number of tokens, 1 or more, or None for all"
-        )
-
-
-def check_seed(value: Any) -> None:
-    """Refuse what is no seed.
-
-    Raises:
-        ValueError: naming the value and the range.
-    """
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"seed is {value!r}; it must be a whole number from 0 to 2**63 - 1")

@@ -11,8 +11,7 @@ from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Kept, check_choice, check_range
-from vlmfix.methods.pruning import TokenPruning, keep_top
-from vlmfix.methods.pyramiddrop import as_stages, check_stages, stage_layers
+from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card
-from vlmfix.methods.pruning import TokenPruning, select_each
-from vlmfix.methods.randomtokens import check_kept_tokens
+from vlmfix.methods.pruning import TokenPruning, check_kept_tokens, select_each
 from vlmfix.models.geometry import ImageTokens
 from vlmfix.runtime.run import Run
 

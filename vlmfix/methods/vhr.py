@@ -88,8 +88,8 @@ class VHR(Method):
         extra = () if extra is None else extra
         if last > layers or any(layer >= layers for layer in extra):
             raise ValueError(
-                f"num_last_layers is {last} and extra_layers is {tuple(extra)}; this model has {layers} layers, "
-                f"0 to {layers - 1}"
+                f"num_last_layers is {last} and extra_layers is {tuple(extra)}; this model has {layers} "
+                f"layers, 0 to {layers - 1}"
             )
         return dataclasses.replace(self, num_last_layers=last, extra_layers=tuple(extra))
 

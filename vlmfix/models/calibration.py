@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -173,8 +174,8 @@ def calibrate_gift(
             "gift_saliency_layer": start + int(totals[start:end].argmax()),
             "gift_enhanced_layers": [first, last],
         },
-        f"{len(images)} image prompts: largest total positive change of attention to the image in the middle half "
-        "of the layers; enhanced layers at the depth of those of LLaVA-1.5-7B",
+        f"{len(images)} image prompts: largest total positive change of attention to the image in the middle "
+        "half of the layers; enhanced layers at the depth of those of LLaVA-1.5-7B",
         {"total positive change by layer": means},
     )
 
@@ -237,17 +238,17 @@ def calibrate_adaptinfer(
     histogram = {layer: found[layer] for layer in sorted(found)}
     return Calibration(
         {"adaptinfer_schedules": schedules},
-        f"{len(images)} image prompts: densest change points of cumulative attention to the image; budgets are mean "
-        "shares of the image tokens per layer",
+        f"{len(images)} image prompts: densest change points of cumulative attention to the image; budgets "
+        "are mean shares of the image tokens per layer",
         {"change points by layer": histogram, "prune layers": prune_layers, "budgets": list(schedules)},
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _TextToImage(Method):
-    """Attention of the text behind the image to each image token, of every layer of a prefill of one prompt."""
+    """Attention of the text behind the image to each image token, layer by layer, for one prompt."""
 
-    neutral = {"seen": None}  # noqa: RUF012
+    neutral: ClassVar = {"seen": None}
 
     seen: list[Tensor] = field(default_factory=list, compare=False)
 
@@ -272,7 +273,9 @@ def change_point(curve: np.ndarray) -> int:
     try:
         import ruptures
     except ImportError as error:
-        raise ImportError("calibrating AdaptInfer needs ruptures: pip install 'vlmfix[adaptinfer]'") from error
+        raise ImportError(
+            "calibrating AdaptInfer needs ruptures: pip install 'vlmfix[adaptinfer]'"
+        ) from error
     if len(curve) < 4:
         raise ValueError(f"the model has {len(curve)} layers; change points need 4 or more")
     start, _ = ruptures.Dynp(model="l2", min_size=2, jump=1).fit(curve).predict(n_bkps=1)
@@ -312,7 +315,7 @@ def kept_ratios(mean_share: float, num_layers: int, prune_layers: Sequence[int])
         middle = (low + high) / 2
         low, high = (middle, high) if mean(middle) < mean_share else (low, middle)
     left = [float(tokens), *kept(high)]
-    return [round(after / before, 4) for before, after in zip(left, left[1:], strict=False)]
+    return [round(after / before, 4) for before, after in pairwise(left)]
 
 
 CALIBRATIONS: dict[str, Callable[..., Calibration]] = {

@@ -97,7 +97,7 @@ def profiles() -> Iterator[Profile]:
 
 
 def find_profile(config: PreTrainedConfig) -> Profile | None:
-    """What is known of a model: all profiles that fit, the first one deciding on each value; None: nothing."""
+    """What is known of a model: all profiles that fit, the first deciding on each value; None: nothing."""
     fitting = [profile for profile in profiles() if profile.fits(config)]
     if not fitting:
         return None

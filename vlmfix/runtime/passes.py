@@ -272,10 +272,12 @@ def _leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:
     """The kept tokens of the prompt, and whatever stands behind it."""
     before = run.layout_at(stage.first_layer - 1) if stage.first_layer else run.layout
     behind = hidden_states[:, before.length :]
-    kept = stage.merged
-    if kept is None:
-        kept = _gather(hidden_states, stage.index.to(hidden_states.device))
-    return torch.cat([kept.to(hidden_states.device), behind], dim=1) if behind.shape[1] else kept
+    kept = _gather(hidden_states, stage.index.to(hidden_states.device))
+    if stage.merged is not None:  # image tokens alone: text may be edited in a later pass
+        kept = torch.where(
+            stage.layout.image_tokens.to(kept.device)[..., None], stage.merged.to(kept.device), kept
+        )
+    return torch.cat([kept, behind], dim=1) if behind.shape[1] else kept
 
 
 def _present(values: Tensor, run: Run, layout: PromptLayout) -> Tensor:

@@ -45,7 +45,7 @@ class Stage:
         first_layer: the first layer that they alone enter.
         layout: of the tokens that were kept.
         index: where they stand among those of the layer before, `(batch, kept tokens)`.
-        merged: what took the place of their hidden states, where tokens were merged.
+        merged: what took the place of the hidden states of image tokens, where some were merged.
         renumbered: whether their positions count anew from 0.
         position_embeddings: cosines and sines of the kept tokens, in the pass that reads the prompt.
     """
@@ -76,8 +76,8 @@ class Run:
         companions: what methods added behind the prompt; in the prefill only.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
-        inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in the
-            prefill only.
+        inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
+            the prefill only.
         copies: sequences of each prompt in `inputs`, which beams multiply.
         config: of the whole model.
         encoder: what was seen of the vision encoder, if a method needs it.

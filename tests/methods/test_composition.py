@@ -1,0 +1,310 @@
+"""Methods together, what they report, and what is left of a run when it has ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from contextlib import ExitStack
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+import torch
+from conftest import acting, attached
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.generation import BaseStreamer
+
+import vlmfix
+from vlmfix.runtime.activity import Activity
+
+METHODS = [name for name, cls in vlmfix.methods().items() if not cls.asks]
+PRUNING = [name for name in METHODS if acting(name).prunes]
+ATTENTION = [name for name in METHODS if name not in PRUNING]
+
+KEEPS_ALL: dict[str, dict[str, Any]] = {
+    "adaptinfer": {"prune_layers": (1,), "kept_tokens": (10_000,)},
+    "divprune": {"keep_ratio": 0.9999},
+    "fastv": {"prune_ratio": 1e-6},
+    "kmeans": {"kept_tokens": 10_000},
+    "randomtokens": {"kept_tokens": 10_000},
+    "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (10_000, 10_000)},
+    "uniformgrid": {"kept_tokens": 10_000},
+    "visionzip": {"dominant_tokens": 10_000},
+}
+
+
+def logits(
+    model: PreTrainedModel, inputs: dict[str, Tensor], names: tuple[str, ...], **kwargs: Any
+) -> Tensor:
+    """Raw logits of every generated position under the methods, `(steps, batch, vocabulary)`."""
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(attached(name, model))
+        output = model.generate(
+            **inputs,
+            max_new_tokens=4,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **kwargs,
+        )
+    return torch.stack(output.logits)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("pair", [*permutations(ATTENTION, 2), *((a, p) for a in ATTENTION for p in PRUNING)])
+def test_two_methods_keep_the_promises(
+    pair: tuple[str, str], name: str, models: dict[str, PreTrainedModel]
+) -> None:
+    model = models[name]
+    inputs = families.prompt(name, model, (1, 2, 0))
+    together = logits(model, inputs, pair)
+    # An attention method may find nothing to edit among the tokens that a pruning left.
+    for alone in pair if pair[1] in ATTENTION else pair[:1]:
+        assert (together - logits(model, inputs, (alone,))).abs().max() > 1e-4
+    for row, single in enumerate(families.split(name, model, inputs)):
+        torch.testing.assert_close(together[:, row], logits(model, single, pair)[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together, logits(model, inputs, pair, use_cache=False), atol=1e-4, rtol=1e-4)
+    assert torch.equal(logits(model, inputs, ()), logits(model, inputs, ()))
+
+
+@pytest.mark.parametrize("pair", list(permutations(PRUNING, 2))[:: len(PRUNING)])
+def test_two_prunings_are_refused(pair: tuple[str, str], llava: PreTrainedModel) -> None:
+    with (
+        attached(pair[0], llava),
+        pytest.raises(vlmfix.UnsupportedError, match="one pruning method at a time"),
+    ):
+        attached(pair[1], llava).__enter__()
+
+
+@pytest.mark.parametrize("name", sorted(KEEPS_ALL))  # PyramidDrop has ratios alone: all 1 attaches nothing
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+def test_keeping_every_token_is_the_stock_model(
+    name: str, family: str, models: dict[str, PreTrainedModel]
+) -> None:
+    model = models[family]
+    inputs = families.prompt(family, model, (1, 2))
+    method = vlmfix.make_method(name, **KEEPS_ALL[name])
+    stock = logits(model, inputs, ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vlmfix.InactiveMethodWarning)
+        with method(model):
+            output = model.generate(
+                **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+    if method.activity().site_share == 0:  # newline tokens leave with some methods, whatever the budget
+        torch.testing.assert_close(torch.stack(output.logits), stock, atol=2e-5, rtol=1e-4)
+    else:
+        assert family == "llava_next"
+
+
+@pytest.mark.parametrize(
+    "name", ["randomtokens", "fastv", "sparsevlm", "pyramiddrop", "adaptinfer", "kmeans"]
+)
+def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava, (1, 2, 0))
+    parameters = acting(name).parameters | {"position_scheme": "renumber"}
+    method = vlmfix.make_method(name, **parameters)
+
+    def run(inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        with method(llava):
+            output = llava.generate(
+                **inputs,
+                max_new_tokens=4,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+                **kwargs,
+            )
+        return torch.stack(output.logits)
+
+    batch = run(inputs)
+    torch.testing.assert_close(batch, run(inputs, use_cache=False), atol=1e-4, rtol=1e-4)
+    for row, single in enumerate(families.split("llava", llava, inputs)):
+        torch.testing.assert_close(batch[:, row], run(single)[:, 0], atol=1e-4, rtol=1e-4)
+    assert (batch[:, 0] - logits(llava, inputs, (name,))[:, 0]).abs().max() > 1e-4
+
+
+def test_renumbered_tokens_are_a_shorter_prompt(llava: PreTrainedModel) -> None:
+    """Before the first layer, dropping and renumbering is the stock model on the tokens that are left."""
+    inputs = families.prompt("llava", llava)
+    kept = []
+
+    class Watched(vlmfix.RandomTokens):
+        def choose(self, run: Any, layer: int, hidden_states: Tensor) -> Any:
+            mask = super().choose(run, layer, hidden_states)
+            if mask is not None:
+                kept.append(hidden_states[0, mask[0]])
+            return mask
+
+    with Watched(kept_tokens=3, position_scheme="renumber")(llava):
+        tokens = llava.generate(**inputs, max_new_tokens=6, do_sample=False)
+    shorter = llava.get_decoder()
+    states = kept[0][None]
+    new = []
+    with torch.no_grad():
+        for _ in range(6):
+            new.append(int(llava.lm_head(shorter(inputs_embeds=states).last_hidden_state[:, -1]).argmax()))
+            states = torch.cat([states, llava.get_input_embeddings()(torch.tensor([new[-1:]]))], dim=1)
+    assert tokens[0, inputs["input_ids"].shape[1] :].tolist() == new
+
+
+def test_renumbering_is_refused_for_positions_in_three_axes(models: dict[str, PreTrainedModel]) -> None:
+    with pytest.raises(vlmfix.UnsupportedError, match="M-RoPE"):
+        vlmfix.FastV(position_scheme="renumber")(models["qwen2_5_vl"]).__enter__()
+
+
+def activity_of(name: str, model: PreTrainedModel, *runs: dict[str, Tensor], **kwargs: Any) -> Activity:
+    method = acting(name)
+    with method(model, families.PROCESSOR):
+        for inputs in runs:
+            model.generate(**inputs, **{"max_new_tokens": 4, "do_sample": False, **kwargs})
+    return method.activity()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_counts_of_a_batch_are_those_of_its_samples(
+    name: str, family: str, models: dict[str, PreTrainedModel]
+) -> None:
+    model = models[family]
+    inputs = families.prompt(family, model, (1, 2, 0))
+    batch = activity_of(name, model, inputs)
+    assert batch.site_share
+    assert batch.rows_touched == 2
+    assert batch.rows_skipped == {"no_image": 1}
+    assert batch.steps == 3 * 4
+    singles = [activity_of(name, model, single) for single in families.split(family, model, inputs)]
+    together = activity_of(name, model, *families.split(family, model, inputs))
+    assert (batch.rows, batch.steps, batch.steps_edited) == (
+        together.rows,
+        together.steps,
+        together.steps_edited,
+    )
+    assert batch.site_share == pytest.approx(together.site_share)
+    assert batch.layers_edited == sorted({layer for single in singles for layer in single.layers_edited})
+    assert sum(single.rows_touched for single in singles) == 2
+    if batch.size is not None:
+        assert batch.size == pytest.approx(together.size, rel=1e-4)
+    beams = activity_of(name, model, inputs, num_beams=2)
+    assert beams.rows == 6
+    assert beams.rows_skipped == {"no_image": 2}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_never_acts_warns_once(name: str, llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava, (0,))
+    method = acting(name)
+    with method(llava, families.PROCESSOR):
+        with pytest.warns(vlmfix.InactiveMethodWarning, match="edited 0 of 0 sites in 2 steps .*no image"):
+            llava.generate(**inputs, max_new_tokens=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            llava.generate(**inputs, max_new_tokens=2)
+    assert method.activity().rows_skipped == {"no_image": 2}
+    assert method.activity().site_share is None
+    method.reset_activity()
+    assert method.activity().rows == 0
+    with method(llava, families.PROCESSOR), pytest.warns(vlmfix.InactiveMethodWarning):
+        llava.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_strength_zero_is_said_and_no_warning(name: str, llava: PreTrainedModel) -> None:
+    cls = vlmfix.methods()[name]
+    method = cls(**cls.neutral)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with method(llava):
+            llava.generate(**families.prompt("llava", llava), max_new_tokens=2)
+    assert method.activity().details == {"strength zero": True}
+    assert method.activity().rows == 0
+
+
+def test_reasons_of_methods_that_find_nothing(llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava)
+    for method, reason in (
+        (vlmfix.VAR(sink_dimensions=(3,), sink_threshold=5.6), "no image token has a sink score above 5.6"),
+        (
+            vlmfix.VAR(sink_dimensions=(3,), sink_threshold=2.5, min_image_mass=1.0),
+            "no head with visual sinks puts 1 of its attention on the image",
+        ),
+        (vlmfix.RandomTokens(kept_tokens=500), "the budget is not below the number of image tokens"),
+    ):
+        with method(llava), pytest.warns(vlmfix.InactiveMethodWarning, match=reason):
+            llava.generate(**inputs, max_new_tokens=2)
+
+
+def test_finished_sequences_do_not_count(llava: PreTrainedModel) -> None:
+    """Row 1 ends early, row 0 goes on; the token that ends a sequence still had its step."""
+    for seed in range(20):
+        inputs = families.prompt("llava", llava, (1, 1), seed=seed)
+        with vlmfix.VHR()(llava):
+            output = llava.generate(**inputs, max_new_tokens=6, do_sample=False)
+        tokens = output[:, inputs["input_ids"].shape[1] :]
+        ends = [int(token) for token in tokens[1, :4] if token not in tokens[0]]
+        if ends:
+            break
+    end = ends[-1]
+    alive = int((tokens[1] == end).nonzero()[0]) + 1
+    assert alive < 6
+    method = vlmfix.VHR()
+    with method(llava):
+        llava.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=end)
+    assert method.activity().steps == 6 + alive
+    assert method.activity().steps_edited == 6 + alive
+
+
+def test_a_failed_call_counts_nothing(llava: PreTrainedModel) -> None:
+    class Failing(BaseStreamer):
+        calls = 0
+
+        def put(self, value: Tensor) -> None:
+            self.calls += 1
+            if self.calls == 3:
+                raise ZeroDivisionError
+
+        def end(self) -> None:
+            pass
+
+    method = vlmfix.VHR()
+    with method(llava), pytest.raises(ZeroDivisionError):
+        llava.generate(**families.prompt("llava", llava), max_new_tokens=3, streamer=Failing())
+    assert method.activity().rows == 0
+
+
+PROGRAM = """
+import json, sys, torch
+from conftest import attached
+import families
+torch.set_num_threads(1)
+model = families.build("llava")
+tokens = {}
+for name in sys.argv[1:]:
+    inputs = families.prompt("llava", model, (1, 2), seed=5)
+    with attached(name, model):
+        tokens[name] = model.generate(**inputs, max_new_tokens=6, do_sample=False).tolist()
+print(json.dumps(tokens))
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_process_equal_two_processes(llava: PreTrainedModel) -> None:
+    root = Path(__file__).parents[2]
+    path = {"PYTHONPATH": f"{root}:{root / 'tests'}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *METHODS], capture_output=True, text=True, check=True, env=path
+    )
+    alone = json.loads(done.stdout.splitlines()[-1])
+    for name in METHODS:
+        with attached(name, llava):
+            llava.generate(**families.prompt("llava", llava, (2, 1), seed=4), max_new_tokens=6)
+            second = llava.generate(
+                **families.prompt("llava", llava, (1, 2), seed=5), max_new_tokens=6, do_sample=False
+            )
+        assert second.tolist() == alone[name], name
