@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 
 import vlmfix
 from evals.data import demo_scene, render, write_coco
-from vlmfix.display import mark_differences, thumbnail
+from vlmfix.display import mark_differences, method_card, methods_markdown, thumbnail
 from vlmfix.generation import open_images
 from vlmfix.models.calibration import calibrate as find_values
 from vlmfix.models.calibration import write_profile
@@ -173,34 +173,17 @@ def generate(
 
 
 @app.command()
-def methods() -> None:
-    """List the methods: what they change, what they cost, where they come from."""
-    columns = ("name", "level", "changes", "where", "forwards", "works with", "built from", "paper")
-    table = Table(*columns)
+def methods(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+) -> None:
+    """List the methods: what they change and where, what they cost and work with, where they come from."""
+    if markdown:
+        print(methods_markdown())
+        return
+    table = Table("method", Column("what it does", ratio=1), show_lines=True)
     for name, cls in vlmfix.methods().items():
-        card = cls.card
-        table.add_row(
-            name,
-            card.level,
-            card.changes,
-            card.where,
-            f"{card.forwards:g}",
-            f"{card.decoding}; {card.kernels}; families: {card.families}",
-            card.fidelity,
-            f"arXiv {card.paper}",
-        )
+        table.add_row(name, method_card(cls))
     out.print(table)
-    for name, cls in vlmfix.methods().items():
-        out.print(
-            f"{name}: {', '.join(f'{key}={value!r}' for key, value in _defaults(cls))}", highlight=False
-        )
-
-
-def _defaults(cls: type[vlmfix.Method]) -> Iterator[tuple[str, Any]]:
-    """Parameters of a method with their default values."""
-    for field in dataclasses.fields(cls):
-        if field.init:
-            yield field.name, field.default
 
 
 @app.command()

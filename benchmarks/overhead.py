@@ -74,7 +74,7 @@ def acting(name: str, size: str) -> vlmfix.Method:
         },
         "fastv": {"start_layer": max(at(2), 1)},
         "pyramiddrop": {"prune_layers": (at(8), at(16), at(24))},
-        "sparsevlm": {"prune_layers": (at(2), at(6), at(15)), "kept_tokens": (66, 30, 17)},
+        "sparsevlm": {"prune_layers": (at(2), at(6) + 1, at(15) + 1), "kept_tokens": (66, 30, 17)},
     }
     return vlmfix.make_method(name, **published.get(name, {}))
 

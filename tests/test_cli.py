@@ -63,7 +63,9 @@ def test_json_is_all_there_is_on_stdout(pictures: Path) -> None:
     )
     document = json.loads(result.stdout)
     assert document["method"] == "var"
-    assert document["parameters"]["moved_fraction"] == 0.6
+    assert document["parameters"]["var"]["moved_fraction"] == 0.6
+    assert document["activity"]["var"]["rows"] == 3
+    assert 0 < document["activity"]["var"]["head_share"] < 1
     assert [Path(each["image"]).name for each in document["results"]] == ["0.png", "1.png", "2.png"]
     assert all(set(each["answers"]) == {"greedy", "var"} for each in document["results"])
     assert [Path(each["image"]).name for each in document["failures"]] == ["broken.png"]
@@ -85,6 +87,30 @@ def test_sampling_follows_the_seed() -> None:
         for seed in "112"
     ]
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_several_methods_with_settings_of_their_own() -> None:
+    options = ("--set", "var.moved_fraction=0.9", "--set", "vhr.head_scale=1.5", "--json", *SHORT)
+    document = json.loads(run("generate", "--method", "var+vhr", *options).stdout)
+    assert document["parameters"]["var"]["moved_fraction"] == 0.9
+    assert document["parameters"]["vhr"]["head_scale"] == 1.5
+    assert all(activity["steps_edited"] == 8 for activity in document["activity"].values())
+
+
+def test_maps_of_carve_are_saved(pictures: Path, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    result = run(
+        "generate", "--image", pictures, "--method", "carve", "--compare", "--save-maps", maps, *SHORT
+    )
+    assert result.exit_code == 0, result.stderr
+    assert {"0001-0-map.png", "0002-1-map.png", "0003-2-map.png"} <= {path.name for path in maps.iterdir()}
+    assert f"{len(list(maps.iterdir()))} pictures in" in result.stdout
+
+
+def test_a_method_that_does_nothing_says_so() -> None:
+    result = run("generate", "--method", "randomtokens", *SHORT)
+    assert "edited 0 of 64 sites" in result.stderr
+    assert "lower it" in result.stderr
 
 
 def test_methods_table() -> None:
@@ -110,7 +136,13 @@ def test_scenes_and_calibration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "--method", "vra"], "did you mean 'var'"),
+        (["generate", "--method", "varr"], "did you mean 'var'"),
+        (["generate", "--method", "var+varr"], "did you mean 'var'"),
+        (["generate", "--method", "var+vhr", "--set", "head_scale=2"], "write var.head_scale"),
+        (["generate", "--method", "var", "--set", "vhr.head_scale=2"], "is not in --method var"),
+        (["generate", "--method", "var+var"], "VAR is attached to this model already"),
+        (["generate", "--method", "fastv+divprune"], "one pruning method at a time"),
+        (["generate", "--save-maps", "maps"], "--save-maps needs --method carve"),
         (["generate", "--method", "var", "--set", "moved=1"], "var has no parameter 'moved'"),
         (["generate", "--method", "var", "--set", "moved_fraction=2"], "it must be a number from 0 to 1"),
         (["generate", "--method", "var", "--set", "moved_fraction"], "is not KEY=VALUE"),

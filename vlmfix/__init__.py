@@ -5,7 +5,7 @@ from vlmfix.generation import generate
 from vlmfix.methods import make_method, methods
 from vlmfix.methods.adaptinfer import AdaptInfer
 from vlmfix.methods.base import Card, Kept, Method
-from vlmfix.methods.carve import CARVE, Refinement
+from vlmfix.methods.carve import CARVE
 from vlmfix.methods.divprune import DivPrune
 from vlmfix.methods.fastv import FastV
 from vlmfix.methods.gift import GIFT
@@ -18,6 +18,7 @@ from vlmfix.methods.var import VAR
 from vlmfix.methods.vhr import VHR
 from vlmfix.methods.visionzip import VisionZip
 from vlmfix.models.loading import load
+from vlmfix.refinement import Refinement
 from vlmfix.runtime.activity import Activity, InactiveMethodWarning
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
-"""Answers and pictures for a terminal."""
+"""Answers, pictures and methods for people."""
 
 from __future__ import annotations
 
+import dataclasses
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -9,6 +10,9 @@ from PIL import Image
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
+
+from vlmfix.methods import methods
+from vlmfix.methods.base import Method
 
 
 def mark_differences(first: str, second: str, *, style: str = "bold reverse") -> tuple[Text, Text]:
@@ -36,3 +40,48 @@ def thumbnail(image: Image.Image, columns: int = 48) -> Text:
             text.append("▀", Style(color=upper, bgcolor=lower))
         text.append("\n")
     return text
+
+
+def method_card(cls: type[Method]) -> str:
+    """What a method is, in a few lines."""
+    card = cls.card
+    defaults = (f"{field.name}={field.default!r}" for field in dataclasses.fields(cls) if field.init)
+    return "\n".join(
+        (
+            f"{card.level}: {card.changes}",
+            f"where: {card.where}",
+            f"works with: {card.decoding}; {card.kernels}; families: {card.families}",
+            f"{card.forwards:g} forward passes per token; built from: {card.fidelity}; arXiv {card.paper}",
+            f"defaults: {', '.join(defaults)}",
+        )
+    )
+
+
+def methods_markdown() -> str:
+    """The table of the README."""
+    head = (
+        "name",
+        "level",
+        "changes",
+        "where",
+        "forward passes per token",
+        "works with",
+        "built from",
+        "paper",
+    )
+    lines = [head, ["---"] * len(head)]
+    for name, cls in methods().items():
+        card = cls.card
+        lines.append(
+            [
+                f"`{name}`",
+                card.level,
+                card.changes,
+                card.where,
+                f"{card.forwards:g}",
+                f"{card.decoding}; {card.kernels}; families: {card.families}",
+                card.fidelity,
+                f"[{card.paper}](https://arxiv.org/abs/{card.paper})",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
 from vlmfix.methods.base import Method
-from vlmfix.methods.carve import Refinement
 from vlmfix.prompts import prepare
+from vlmfix.refinement import Refinement
 
 ImageLike = Image.Image | str | Path
 """A picture, or the path of one."""

@@ -19,20 +19,10 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 import vlmfix
 from evals.data import render, sample_scene
 from vlmfix.methods import carve
-from vlmfix.methods.carve import (
-    CARVE,
-    Refinement,
-    bounding_box,
-    contrast,
-    correlation,
-    fuse,
-    refine,
-    saliency_map,
-    select_regions,
-    to_image,
-)
+from vlmfix.methods.carve import CARVE, contrast, correlation, fuse
 from vlmfix.models.geometry import ImageTokens, TokenGrid
 from vlmfix.prompts import prepare
+from vlmfix.refinement import Refinement, bounding_box, refine, saliency_map, select_regions, to_image
 
 PICTURES = [render(sample_scene(3, index)) for index in range(4)]
 QUESTIONS = ["What color is the dog?", "Is there a car in the image?", "How many cats are there?"]

@@ -25,8 +25,6 @@ from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Companion, Run
 from vlmfix.runtime.steering import steer
 
-ALL_FAMILIES = "all"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -52,7 +50,7 @@ class Card:
     paper: str
     decoding: str = "greedy, sampling, beams, batches"
     kernels: str = "SDPA, FlashAttention, eager"
-    families: str = ALL_FAMILIES
+    families: str = "all"
 
 
 class Kept(NamedTuple):

@@ -83,6 +83,7 @@ class GIFT(Method):
         forwards=1.0,
         fidelity="paper",
         paper="2510.22067",
+        decoding="greedy, sampling, beams, batches, with the processor",
     )
     neutral: ClassVar = {"image_boost": 0, "query_gain": 1}
     needs_processor: ClassVar = True
