@@ -22,6 +22,8 @@ from transformers.generation import BaseStreamer
 import vlmfix
 from vlmfix.runtime.activity import Activity
 
+pytestmark = pytest.mark.promises
+
 METHODS = [name for name, cls in vlmfix.methods().items() if not cls.asks]
 PRUNING = [name for name in METHODS if acting(name).prunes]
 ATTENTION = [name for name in METHODS if name not in PRUNING]

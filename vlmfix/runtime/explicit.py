@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ def with_explicit_rows(
     asked: list[tuple[Method, Rows]],
     run: Run,
     layer: int,
-    output: Tensor,
+    own_kernel: Callable[[], tuple[Tensor, Tensor | None]],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -32,14 +33,17 @@ def with_explicit_rows(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> Tensor:
-    """Let the methods act on the rows they ask for; all other rows and heads keep the kernel's output.
+    """Let the methods act on the rows they ask for; all other rows keep the output of the model's own kernel.
+
+    In the prompt, heads that no edit changed keep it, too. A decode step has one row: when that is edited,
+    reading the cache once more for heads that keep their weights would cost more than it is worth.
 
     Args:
         asked: the methods that take part in this layer, in the order of attachment, with their prompt rows.
-        output: of the model's own kernel, `(batch, queries, heads, head_dim)`.
+        own_kernel: computes `(batch, queries, heads, head_dim)` without an edit.
 
     Returns:
-        `output`, with the heads and rows overwritten whose attention an edit changed.
+        `(batch, queries, heads, head_dim)`.
     """
     for term in _FOREIGN_TERMS:
         if kwargs.get(term) is not None:
@@ -49,7 +53,7 @@ def with_explicit_rows(
             )
     index, wanted = _rows_of_step(asked, run, run.layout_at(layer), query)
     if index is not None and len(index) == 0:
-        return output
+        return own_kernel()[0]
     scaling = kwargs.get("scaling")
     scores = attention_scores(
         _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -79,11 +83,12 @@ def with_explicit_rows(
     for method, own in asked:
         method.observe(run, layer, _own_rows(weights, index, own, run.layout_at(layer)))
     if not changes:
-        return output
-    overwritten = reduce(or_, changes).transpose(1, 2).unsqueeze(-1)
-    attended = attend(weights, value).to(output.dtype)
+        return own_kernel()[0]
+    attended = attend(weights, value).to(query.dtype)
     if index is None:
-        return torch.where(overwritten, attended, output)
+        return attended
+    output, _ = own_kernel()
+    overwritten = reduce(or_, changes).transpose(1, 2).unsqueeze(-1)
     return output.index_copy(1, index, torch.where(overwritten, attended, output[:, index]))
 
 

@@ -166,15 +166,15 @@ class PromptLayout:
         """Of `values` over the whole prompt, `(batch, prompt)`, those of these tokens, `(batch, tokens)`."""
         return values if self.positions is None else values.gather(1, self.positions.to(values.device))
 
-    def key_mask(self, keys: int) -> Tensor | None:
+    def key_mask(self, keys: int, device: torch.device) -> Tensor | None:
         """Which of `keys` keys, prompt and generated, are no padding, `(batch, keys)`; None: all."""
         if not self.has_padding:
             return None
-        return self._cached_mask(1, keys)[:, 0, 0]
+        return self._cached_mask(1, keys)[:, 0, 0].to(device)
 
-    def attention_mask(self, queries: int, keys: int) -> Tensor | None:
+    def attention_mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """What the last `queries` of `keys` tokens see, `(batch, 1, queries, keys)`; None: plain causal."""
-        return self._cached_mask(queries, keys) if self.has_padding else None
+        return self._cached_mask(queries, keys).to(device) if self.has_padding else None
 
     def _cached_mask(self, queries: int, keys: int) -> Tensor:
         """One mask serves all layers of a step."""
