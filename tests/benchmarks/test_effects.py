@@ -208,7 +208,7 @@ def test_small_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.6}])
     result = start(tmp_path)
     greedy, var = rows(result).values()
-    assert len(greedy) == len(var) == 1 + len(COLUMNS) + 1
+    assert len(greedy) == len(var) == 1 + len(COLUMNS)
     assert result.stdout == (tmp_path / "tiny-llava.md").read_text()
     assert "Test bed" in result.stdout
     content = json.loads((tmp_path / "tiny-llava.json").read_text())

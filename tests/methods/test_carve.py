@@ -313,7 +313,7 @@ def attention_rows(model: Any, inputs: Any, output: Tensor, layers: tuple[int, .
 def test_answer_step_by_step(pair: tuple[Any, Any]) -> None:
     """Against the whole of the method written down again with plain parts."""
     model, processor = pair
-    method = CARVE(answer_suffix="In one word, please.", max_map_tokens=6)
+    method = CARVE(contrast_layers=(6, 7), answer_suffix="In one word, please.", max_map_tokens=6)
     refinement = method.ask(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=9)
     layers = (6, 7)
     maps = []

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Method, check_choice, check_range, layer_indices
 from vlmfix.models.geometry import ImageTokens, place, token_grids
-from vlmfix.models.profiles import Profile
+from vlmfix.models.profiles import Profile, find_profile
 from vlmfix.prompts import prepare, render
 from vlmfix.refinement import Refinement, bounding_box, refine, saliency_map, select_regions
 from vlmfix.runtime import attention, support
@@ -84,8 +84,8 @@ class CARVE(Method):
     final one decodes as asked. The defaults are those of the released code; `CARVE.paper()` has the paper's.
 
     Args:
-        contrast_layers: layers whose attention is read, 0-based; None: 20 to 25, and in models with fewer
-            than 26 layers those at 71 to 89 % of the depth.
+        contrast_layers: layers whose attention is read, 0-based; None: from the checkpoint's profile, else 20
+            to 25, and in models with fewer than 26 layers those at 71 to 89 % of the depth.
         step_mode: "all" steps of both generations, weighted by their number, the "first" or the "last" ones.
         contrast_regularizer: added to the instruction's attention before it divides, positive.
         kept_pixel_fraction: share of the pixels above the threshold, in (0, 1]; 1 leaves the model as it is.
@@ -167,6 +167,8 @@ class CARVE(Method):
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         depth = config.get_text_config().num_hidden_layers
         layers = self.contrast_layers
+        if layers is None and profile is not None:
+            layers = profile.get("carve_contrast_layers")
         if layers is None:
             first, last = (20, 25) if depth >= 26 else (round(0.71 * depth), round(0.89 * depth))
             layers = tuple(range(min(first, depth - 1), min(last, depth - 1) + 1))
@@ -174,7 +176,7 @@ class CARVE(Method):
             raise ValueError(
                 f"contrast_layers has {layers[-1]}; the layers of this model go from 0 to {depth - 1}"
             )
-        return dataclasses.replace(self, contrast_layers=layers)
+        return dataclasses.replace(self, contrast_layers=tuple(layers))
 
     def ask(
         self,
@@ -242,7 +244,7 @@ class CARVE(Method):
     ) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
         support.check_model(model)
-        layers = self.resolve(model.config, None).contrast_layers
+        layers = self.resolve(model.config, find_profile(model.config)).contrast_layers
         assert layers is not None
         inputs = prepare([pictures], [self._briefly(prompt)], processor)
         located = _locate(model, processor, inputs, pictures)
