@@ -2,9 +2,9 @@
 
     python -m benchmarks.localization --model tiny-llava
 
-For yes/no questions about objects that are in the scene: the probability that a map is higher on an image token
-that shows the object than on one that does not (area under the ROC curve; 0.5 is chance), and its mean over the
-questions with a 95 % interval clustered by scene. A method whose map is at chance cannot help.
+For yes/no questions about objects that are in the scene: the probability that a map is higher on an image
+token that shows the object than on one that does not (area under the ROC curve; 0.5 is chance), and its mean
+over the questions with a 95 % interval clustered by scene. A method whose map is at chance cannot help.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INSTRUCTION = vlmfix.CARVE().general_instruction
 
 @dataclass(frozen=True, kw_only=True)
 class _Maps(GIFT):
-    """Of every layer of a prefill of one prompt: the map of gaze shifts, and the attention of the last row."""
+    """Of every layer of the prefill of one prompt: map of gaze shifts, and attention of the last row."""
 
     neutral: ClassVar = {"seen": None}
 

@@ -79,7 +79,7 @@ class Method:
     """
 
     card: ClassVar[Card]
-    neutral: ClassVar[Mapping[str, Any]]
+    neutral: ClassVar[Mapping[str, Any]] = {}
     needs_processor: ClassVar[bool] = False
     """Whether it reads the words of the prompt."""
     needs_encoder: ClassVar[bool] = False
@@ -98,7 +98,8 @@ class Method:
     @property
     def is_neutral(self) -> bool:
         """Whether the numbers leave the model as it is; the stock model then runs untouched."""
-        return all(getattr(self, name) == value for name, value in self.neutral.items())
+        off = [getattr(self, name) == value for name, value in self.neutral.items()]
+        return bool(off) and all(off)
 
     @property
     def prunes(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -247,8 +247,6 @@ def calibrate_adaptinfer(
 @dataclass(frozen=True, kw_only=True)
 class _TextToImage(Method):
     """Attention of the text behind the image to each image token, layer by layer, for one prompt."""
-
-    neutral: ClassVar = {"seen": None}
 
     seen: list[Tensor] = field(default_factory=list, compare=False)
 

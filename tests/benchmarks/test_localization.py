@@ -1,0 +1,57 @@
+"""The maps are compared with where the objects really are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import vlmfix
+from benchmarks import localization
+from vlmfix.models.loading import EMBEDDED
+
+
+@pytest.fixture(scope="module", params=EMBEDDED)
+def loaded(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return vlmfix.load(request.param)
+
+
+def test_area_under_the_curve() -> None:
+    positive = torch.tensor([True, True, False, False, False])
+    for values, area in (
+        ([3.0, 2, 1, 1, 0], 1.0),
+        ([0.0, 0, 1, 2, 3], 0.0),
+        ([1.0, 1, 1, 1, 1], 0.5),
+        ([1.0, 3, 2, 2, 2], 0.5),
+        ([2.0, 3, 2, 2, 1], 5 / 6),
+    ):
+        assert localization.area_under_curve(torch.tensor(values), positive) == pytest.approx(area)
+
+
+def test_tokens_that_show_a_box(loaded: tuple[Any, Any]) -> None:
+    """The upper left quarter of a picture is the upper left quarter of its token grid."""
+    model, processor = loaded
+    positive = localization.shown(model, processor, Image.new("RGB", (112, 112)), [(0, 0, 56, 56)])
+    side = int(len(positive) ** 0.5)
+    assert side**2 == len(positive)
+    grid = positive.view(side, side)
+    assert grid[: side // 2, : side // 2].all()
+    assert not grid[side // 2 + 1 :].any()
+    assert not grid[:, side // 2 + 1 :].any()
+
+
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_small_job(model: str) -> None:
+    app = typer.Typer()
+    app.command()(localization.main)
+    result = CliRunner().invoke(app, ["--model", model, "--scenes", "3"])
+    assert result.exit_code == 0, result.output
+    rows = [
+        line.split(" | ") for line in result.stdout.splitlines() if line.startswith(("| gaze", "| attention"))
+    ]
+    assert len(rows) == 3 * 8
+    assert all(0 <= float(row[2].split()[0]) <= 1 for row in rows)
