@@ -40,7 +40,8 @@ INSTRUCTION = vlmfix.CARVE().general_instruction
 class _Maps(GIFT):
     """Of every layer of the prefill of one prompt: map of gaze shifts, and attention of the last row."""
 
-    neutral: ClassVar = {"seen": None}
+    edits: ClassVar = False
+    neutral: ClassVar = {}
 
     seen: dict[str, list[Tensor]] = field(default_factory=dict, compare=False)
 
@@ -61,9 +62,6 @@ class _Maps(GIFT):
 
     def reads_last_row_again(self, run: Run) -> bool:
         return False
-
-    def end(self, run: Run) -> None:
-        """An observer edits nothing, so that there is nothing to count and to warn about."""
 
 
 def maps(

@@ -80,6 +80,8 @@ class Method:
 
     card: ClassVar[Card]
     neutral: ClassVar[Mapping[str, Any]] = {}
+    edits: ClassVar[bool] = True
+    """Whether it edits at all; what an observer does is neither counted nor worth a warning."""
     needs_processor: ClassVar[bool] = False
     """Whether it reads the words of the prompt."""
     needs_encoder: ClassVar[bool] = False
@@ -214,6 +216,8 @@ class Method:
 
     def end(self, run: Run) -> None:
         """Take over what was counted in a run; warns, once an object, if the method did nothing."""
+        if not self.edits:
+            return
         skipped = self.skipped(run)
         sums = run.counts_of(self).close(skipped)
         self.report(run, sums)

@@ -311,12 +311,10 @@ class _LastRowAttention(Method):
         seen: by layer, the rows of the steps, `(image tokens,)` each.
     """
 
+    edits: ClassVar = False
+
     layers: tuple[int, ...]
     seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
-
-    @property
-    def is_neutral(self) -> bool:
-        return False
 
     def rows(self, run: Run, layer: int) -> Rows | None:
         return run.layout_at(layer).last_row if layer in self.layers else None
@@ -329,9 +327,6 @@ class _LastRowAttention(Method):
             columns = run.layout_at(layer).image_tokens[0].nonzero().squeeze(1)
             run.state[key] = columns.to(weights.device)
         self.seen.setdefault(layer, []).append(weights[0, :, -1].mean(dim=0)[run.state[key]])
-
-    def end(self, run: Run) -> None:
-        """An observer edits nothing, so that there is nothing to count and to warn about."""
 
     def maps(self) -> Tensor:
         """What was seen, `(layers, steps, image tokens)` float32 on the CPU."""

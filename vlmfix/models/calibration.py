@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -184,6 +184,8 @@ def calibrate_gift(
 class _GazeShifts(GIFT):
     """Total positive change of attention to the image at informative words, of every layer of a prefill."""
 
+    edits: ClassVar = False
+
     seen: list[Tensor] = field(default_factory=list, compare=False)
 
     def rows(self, run: Run, layer: int) -> Rows | None:
@@ -196,9 +198,6 @@ class _GazeShifts(GIFT):
 
     def reads_last_row_again(self, run: Run) -> bool:
         return False
-
-    def end(self, run: Run) -> None:
-        """An observer edits nothing, so that there is nothing to count and to warn about."""
 
 
 def calibrate_adaptinfer(
@@ -248,6 +247,8 @@ def calibrate_adaptinfer(
 class _TextToImage(Method):
     """Attention of the text behind the image to each image token, layer by layer, for one prompt."""
 
+    edits: ClassVar = False
+
     seen: list[Tensor] = field(default_factory=list, compare=False)
 
     def rows(self, run: Run, layer: int) -> Rows | None:
@@ -256,9 +257,6 @@ class _TextToImage(Method):
     def observe(self, run: Run, layer: int, weights: Tensor) -> None:
         image = run.layout.image_tokens[0].to(weights.device)
         self.seen.append(weights[0].mean(dim=(0, 1))[image])
-
-    def end(self, run: Run) -> None:
-        """An observer edits nothing, so that there is nothing to count and to warn about."""
 
 
 def change_point(curve: np.ndarray) -> int:
