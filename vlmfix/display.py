@@ -51,7 +51,7 @@ def method_card(cls: type[Method]) -> str:
             f"{card.level}: {card.changes}",
             f"where: {card.where}",
             f"works with: {card.decoding}; {card.kernels}; families: {card.families}",
-            f"{card.forwards:g} forward passes per token; built from: {card.fidelity}; arXiv {card.paper}",
+            f"forward passes per token: {card.forwards:g}; built from: {card.fidelity}; arXiv {card.paper}",
             f"defaults: {', '.join(defaults)}",
         )
     )

@@ -9,7 +9,7 @@ from operator import or_
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
@@ -65,11 +65,9 @@ class Run:
     Args:
         layout: where the parts of the prompt lie.
         num_layers: decoder layers of the model.
-        num_heads: query heads of a layer.
         prompt_ids: token ids of the prompt, `(batch, prompt)`; None where only embeddings were given.
         image_token: id of the image placeholder.
         processor: of the model, if the method was attached with one.
-        embed_tokens: the model's input embeddings.
         step: 0 in the prefill, then the number of tokens generated before this forward pass.
         is_prefill: whether this pass reads the prompt for the first time.
         alive: sequences that have not ended, `(batch,)` bool.
@@ -93,11 +91,9 @@ class Run:
 
     layout: PromptLayout
     num_layers: int
-    num_heads: int = 0
     prompt_ids: Tensor | None = None
     image_token: int = -1
     processor: Any = None
-    embed_tokens: nn.Module | None = None
     step: int = 0
     is_prefill: bool = True
     alive: Tensor = field(init=False)

@@ -231,11 +231,9 @@ class Steering:
         self.run = Run(
             layout,
             num_layers=len(self.decoder.layers),
-            num_heads=self.decoder.config.num_attention_heads,
             prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
             image_token=self.image_token,
             processor=self._processor,
-            embed_tokens=self.model.get_input_embeddings(),
             inputs=self._inputs or kwargs,
             copies=copies,
             config=self.model.config,
