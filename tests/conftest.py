@@ -62,7 +62,15 @@ def models() -> dict[str, PreTrainedModel]:
     return {family: families.build(family) for family in families.FAMILIES}
 
 
-@pytest.fixture(params=list(families.FAMILIES))
+QUICK = ("llava", "llava_next", "qwen2_5_vl")
+"""The families of the quick subset; the others are near to one of them."""
+
+
+@pytest.fixture(
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in families.FAMILIES
+    ]
+)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

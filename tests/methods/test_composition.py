@@ -22,7 +22,10 @@ from transformers.generation import BaseStreamer
 import vlmfix
 from vlmfix.runtime.activity import Activity
 
-pytestmark = pytest.mark.promises
+pytestmark = [
+    pytest.mark.promises,
+    pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning"),
+]
 
 METHODS = [name for name, cls in vlmfix.methods().items() if not cls.asks]
 PRUNING = [name for name in METHODS if acting(name).prunes]

@@ -14,7 +14,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 
-pytestmark = pytest.mark.promises
+pytestmark = [
+    pytest.mark.promises,
+    pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning"),
+]
 
 TOKENS = 8
 METHODS = [name for name, cls in vlmfix.methods().items() if not cls.asks]
