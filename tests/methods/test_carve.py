@@ -573,12 +573,10 @@ def test_models_and_processors_without_a_known_geometry(
         CARVE().ask(*llava_pair, PICTURES[0], QUESTIONS[0])
 
 
-def test_refuses_when_image_tokens_are_missing(llava_pair: tuple[Any, Any]) -> None:
-    with (
-        vlmfix.make_method("randomtokens", kept_tokens=20)(llava_pair[0]),
-        pytest.raises(vlmfix.UnsupportedError, match="needs the attention on all 64 image tokens"),
-    ):
-        CARVE().ask(*llava_pair, PICTURES[0], QUESTIONS[0])
+@pytest.mark.parametrize("name", ["randomtokens", "adaptinfer"])
+def test_refuses_when_image_tokens_are_missing(name: str, llava_pair: tuple[Any, Any]) -> None:
+    with pytest.raises(vlmfix.UnsupportedError, match="needs the attention on all image tokens, and"):
+        vlmfix.generate(*llava_pair, PICTURES[0], QUESTIONS[0], f"carve+{name}")
 
 
 def test_activity_counts_prompts(llava_pair: tuple[Any, Any]) -> None:

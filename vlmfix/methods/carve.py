@@ -244,16 +244,23 @@ class CARVE(Method):
     ) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
         support.check_model(model)
+        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        attached = () if steering is None else steering.methods
+        for other in attached:
+            if other.prunes:
+                raise UnsupportedError(
+                    f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; use "
+                    "one of them"
+                )
         layers = self.resolve(model.config, find_profile(model.config)).contrast_layers
         assert layers is not None
         inputs = prepare([pictures], [self._briefly(prompt)], processor)
         located = _locate(model, processor, inputs, pictures)
         pixels = _digest({name: value for name, value in inputs.items() if name not in _TEXT_INPUTS})
         question, first_answer = _map_pass(model, processor, inputs, layers, self.max_map_tokens)
-        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
         general = self._briefly(self.general_instruction)
         text = render(general, len(pictures), processor)
-        key = pixels, text, layers, () if steering is None else steering.methods
+        key = pixels, text, layers, attached
         instruction = self._instruction_maps.get(model, key)
         if instruction is None:
             inputs = prepare([pictures], [general], processor)
@@ -398,15 +405,8 @@ def _map_pass(
     greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     with observer(model):
         output = model.generate(**inputs, **greedy, max_new_tokens=max_tokens)
-    maps = observer.maps()
-    expected = int((inputs["input_ids"] == support.image_token(model.config)).sum())
-    if maps.shape[-1] != expected:
-        raise UnsupportedError(
-            f"CARVE needs the attention on all {expected} image tokens, but a method attached to the model "
-            f"leaves {maps.shape[-1]}; leave that block first"
-        )
     new_tokens = output[:, inputs["input_ids"].shape[1] :]
-    return maps, processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
+    return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
