@@ -2,9 +2,11 @@
 
     python -m benchmarks.localization --model tiny-llava
 
-For yes/no questions about objects that are in the scene: the probability that a map is higher on an image
-token that shows the object than on one that does not (area under the ROC curve; 0.5 is chance), and its mean
-over the questions with a 95 % interval clustered by scene. A method whose map is at chance cannot help.
+For yes/no questions: the probability that a map is higher on an image token that shows an object than on one
+that does not (area under the ROC curve; 0.5 is chance), and its mean over the questions with a 95 % interval
+clustered by scene. The object is the one asked about, where it is in the scene; where it is not, it is the
+partner that makes the model say yes. A method whose map is at chance cannot help; one whose map points at the
+partner cannot help with these questions.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import vlmfix
 from benchmarks.answers import Split
 from benchmarks.bootstrap import Ratio, compare, resample
 from evals.data.language import with_article
+from evals.data.scenes import PARTNERS
 from vlmfix.methods.gift import GIFT, gaze_shifts, saliency_map
 from vlmfix.models.geometry import place, token_grids
 from vlmfix.prompts import prepare
@@ -32,6 +35,9 @@ from vlmfix.runtime import support
 from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
+
+KINDS = ("partner of an absent object", "object asked about")
+"""Whose place in the image is looked for; indexed by whether the object asked about is there."""
 
 INSTRUCTION = vlmfix.CARVE().general_instruction
 
@@ -119,14 +125,13 @@ def area_under_curve(values: Tensor, positive: Tensor) -> float:
 
 def measure(
     model: PreTrainedModel, processor: ProcessorMixin, split: Split
-) -> Iterator[tuple[int, str, int, float]]:
-    """For every question about a present object: scene, name of a map, layer, area under the curve."""
+) -> Iterator[tuple[int, str, str, int, float]]:
+    """For every question: scene, kind of object, name of a map, layer, area under the curve."""
     instruction: dict[int, dict[str, Tensor]] = {}
     for scene, category, present in track(split.items, description="maps", transient=True):
-        if not present:
-            continue
         image = split.images[scene]
-        boxes = [item.box for item in split.scenes[scene].categories()[category]]
+        shown_category = category if present else PARTNERS[category]
+        boxes = [item.box for item in split.scenes[scene].categories()[shown_category]]
         positive = shown(model, processor, image, boxes)
         if not positive.any() or positive.all():
             continue
@@ -136,7 +141,7 @@ def measure(
         own["attention / instruction's"] = own["attention"] / (instruction[scene]["attention"] + 1e-8)
         for name, layers in own.items():
             for layer, values in enumerate(layers.cpu()):
-                yield scene, name, layer, area_under_curve(values, positive)
+                yield scene, KINDS[present], name, layer, area_under_curve(values, positive)
 
 
 def main(
@@ -147,16 +152,19 @@ def main(
     """Print the area under the curve of every map and layer as a Markdown table."""
     loaded = vlmfix.load(model, dtype="float32")
     split = Split("localization", seed, scenes)
-    sums: dict[tuple[str, int], np.ndarray] = {}
-    for scene, name, layer, area in measure(*loaded, split):
-        sums.setdefault((name, layer), np.zeros((2, scenes)))[:, scene] += (area, 1)
+    sums: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for scene, kind, name, layer, area in measure(*loaded, split):
+        row = sums.setdefault((name, layer), {each: np.zeros((2, scenes)) for each in KINDS})
+        row[kind][:, scene] += (area, 1)
     weights = resample(scenes)
-    typer.echo("| map | layer | area under the curve |\n| --- | --- | --- |")
-    for (name, layer), (areas, counts) in sums.items():
-        chance = Ratio(counts / 2, counts)
-        estimate = compare(Ratio(areas, counts), chance, weights)
-        low, high = (0.5 + bound for bound in (estimate.low, estimate.high))
-        typer.echo(f"| {name} | {layer} | {estimate.value:.3f} ({low:.3f} to {high:.3f}) |")
+    typer.echo(f"| map | layer | {' | '.join(KINDS)} |\n| --- | --- | --- | --- |")
+    for (name, layer), row in sums.items():
+        cells = []
+        for areas, counts in row.values():
+            estimate = compare(Ratio(areas, counts), Ratio(counts / 2, counts), weights)
+            low, high = (0.5 + bound for bound in (estimate.low, estimate.high))
+            cells.append(f"{estimate.value:.3f} ({low:.3f} to {high:.3f})")
+        typer.echo(f"| {name} | {layer} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

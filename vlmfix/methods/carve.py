@@ -249,8 +249,8 @@ class CARVE(Method):
         for other in attached:
             if other.prunes:
                 raise UnsupportedError(
-                    f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; use "
-                    "one of them"
+                    f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; "
+                    "use one of them"
                 )
         layers = self.resolve(model.config, find_profile(model.config)).contrast_layers
         assert layers is not None
