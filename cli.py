@@ -27,7 +27,7 @@ from evals.data import demo_scene, render, write_coco
 from vlmfix.display import mark_differences, method_card, methods_markdown, thumbnail
 from vlmfix.generation import open_images
 from vlmfix.models.calibration import calibrate as find_values
-from vlmfix.models.calibration import write_profile
+from vlmfix.models.calibration import calibration_of, write_profile
 from vlmfix.models.loading import DEFAULT_MODEL, EMBEDDED
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -198,7 +198,8 @@ def calibrate(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
-    vlmfix.make_method(method)
+    vlmfix.make_method(method)  # a wrong name shows before the model is loaded
+    calibration_of(method)
     paths = _sources([images])[:50]
     if len(paths) < 20:
         warnings.warn(f"{len(paths)} pictures; 20 to 50 give a firmer result", stacklevel=1)

@@ -86,12 +86,22 @@ def calibrate(
         ValueError: another method, no images, or nothing to be found in this model.
         ImportError: a package is missing that this method's calibration needs.
     """
-    if method not in CALIBRATIONS:
-        raise ValueError(f"{method} has nothing to calibrate; {', '.join(CALIBRATIONS)} have")
+    find = calibration_of(method)
     if not images:
         raise ValueError("no images to calibrate on; give 20 to 50 ordinary pictures")
     support.check_model(model)
-    return CALIBRATIONS[method](model, processor, images, progress)
+    return find(model, processor, images, progress)
+
+
+def calibration_of(method: str) -> Callable[..., Calibration]:
+    """What finds the values of a method.
+
+    Raises:
+        ValueError: the method has nothing to calibrate.
+    """
+    if method not in CALIBRATIONS:
+        raise ValueError(f"{method} has nothing to calibrate; {', '.join(CALIBRATIONS)} have")
+    return CALIBRATIONS[method]
 
 
 def sink_threshold(hidden_size: int) -> float:
@@ -228,7 +238,7 @@ def calibrate_adaptinfer(
     for budget in _BUDGETS:
         ratios = kept_ratios(budget / 100, layers, prune_layers)
         if ratios is not None:
-            schedules[f"{budget}%"] = {"prune_layers": prune_layers, "kept_ratios": ratios}
+            schedules[f"{budget}%"] = {"prune_layers": list(prune_layers), "kept_ratios": ratios}
     if not schedules:
         raise ValueError(
             f"attention to the image changes at layers {prune_layers} of {layers}, too late for a mean of "
