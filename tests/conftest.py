@@ -62,7 +62,7 @@ def models() -> dict[str, PreTrainedModel]:
     return {family: families.build(family) for family in families.FAMILIES}
 
 
-QUICK = ("llava", "llava_next", "qwen2_5_vl")
+QUICK = ("llava", "qwen2_5_vl")
 """The families of the quick subset; the others are near to one of them."""
 
 
