@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
-from vlmfix.methods.base import Method
+from vlmfix.methods.base import AskingMethod, Method
 from vlmfix.prompts import prepare
 from vlmfix.refinement import Refinement
 
@@ -92,7 +92,7 @@ def generate(
     if generate_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
     methods = as_methods(method)
-    asking = [each for each in methods if each.asks]
+    asking = [each for each in methods if isinstance(each, AskingMethod)]
     if len(asking) > 1:
         names = " and ".join(type(each).__name__ for each in asking)
         raise UnsupportedError(f"{names} ask the model several times each; use one of them")

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import vlmfix
-from vlmfix.methods import gift
-from vlmfix.methods.gift import content_words, enhance, gaze_shifts, saliency_map, top_heads
+from vlmfix import keywords
+from vlmfix.keywords import content_words
+from vlmfix.methods.gift import enhance, gaze_shifts, saliency_map, top_heads
 
 ROWS = torch.tensor(
     [
@@ -187,15 +188,15 @@ class Token:
 def test_words_that_spacy_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in with the interface of a spaCy pipeline."""
     tagged = [Token(0, "Is", "AUX"), Token(3, "a", "DET"), Token(5, "red", "ADJ"), Token(9, "dog", "NOUN")]
-    monkeypatch.setattr(gift, "_spacy", lambda: lambda text: tagged)
-    assert gift.spacy_words("Is a red dog") == [(5, 8), (9, 12)]
-    assert gift.spacy_words("Is a red dog", ("NOUN",)) == [(9, 12)]
+    monkeypatch.setattr(keywords, "_spacy", lambda: lambda text: tagged)
+    assert keywords.spacy_words("Is a red dog") == [(5, 8), (9, 12)]
+    assert keywords.spacy_words("Is a red dog", ("NOUN",)) == [(9, 12)]
     extract, name = vlmfix.GIFT(content_tags=("ADJ",))._extractor()
     assert (list(extract("Is a red dog")), name) == ([(5, 8)], "spaCy en_core_web_sm")
-    monkeypatch.setattr(gift, "_spacy", lambda: None)
+    monkeypatch.setattr(keywords, "_spacy", lambda: None)
     assert vlmfix.GIFT()._extractor() == (content_words, "words without function words")
     with pytest.raises(ImportError, match=r"vlmfix\[gift\]"):
-        gift.spacy_words("Is a red dog")
+        keywords.spacy_words("Is a red dog")
 
 
 def naive_tokens(

@@ -7,7 +7,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from conftest import attached
+from conftest import QUICK, attached
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -26,12 +26,35 @@ METHODS = [name for name, cls in vlmfix.methods().items() if not cls.asks]
 REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
 
 
-@pytest.fixture(params=METHODS)
-def name(request: pytest.FixtureRequest, family: str) -> str:
-    name: str = request.param
-    if (name, family) in REFUSED:
-        pytest.skip(f"{name} refuses {family}")
-    return name
+CASES = [
+    pytest.param((name, family), id=f"{name}-{family}", marks=[] if family in QUICK else pytest.mark.slow)
+    for name in METHODS
+    for family in families.FAMILIES
+    if (name, family) not in REFUSED
+]
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture
+def name(case: tuple[str, str]) -> str:
+    return case[0]
+
+
+@pytest.fixture
+def family(case: tuple[str, str]) -> str:
+    return case[1]
+
+
+@pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))
+def test_families_that_are_refused(refusing: str, other: str, models: dict[str, PreTrainedModel]) -> None:
+    before = fingerprint(models[other])
+    with pytest.raises(vlmfix.UnsupportedError, match=f"{other} is not read; use LLaVA"):
+        attached(refusing, models[other]).__enter__()
+    assert fingerprint(models[other]) == before
 
 
 def new_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
@@ -186,7 +209,6 @@ def test_eager_kernel_gives_the_same_as_sdpa(name: str, family: str, model: PreT
         torch.testing.assert_close(logits(eager, inputs), logits(model, inputs), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_flash_attention(
     name: str, family: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

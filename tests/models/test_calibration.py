@@ -15,15 +15,9 @@ from PIL import Image
 import vlmfix
 from evals.data import render, sample_scene
 from vlmfix.methods.pruning import mean_tokens
-from vlmfix.models.calibration import (
-    calibrate,
-    change_point,
-    dense_layers,
-    kept_ratios,
-    sink_threshold,
-    write_profile,
-)
+from vlmfix.models.calibration import calibrate, sink_threshold, write_profile
 from vlmfix.models.profiles import Profile, find_profile
+from vlmfix.models.schedules import change_point, dense_layers, kept_ratios
 
 
 @pytest.mark.parametrize(

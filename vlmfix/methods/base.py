@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Activity, InactiveMethodWarning, Sums
 from vlmfix.runtime.layout import Rows
@@ -87,7 +89,7 @@ class Method:
     needs_encoder: ClassVar[bool] = False
     """Whether it reads the attention of the vision encoder, as `run.encoded_images`."""
     asks: ClassVar[bool] = False
-    """Whether it asks the model several times, by `ask`, and cannot attach to a single `model.generate`."""
+    """Whether it asks the model several times, see `AskingMethod`."""
 
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
 
@@ -121,17 +123,6 @@ class Method:
     def reset_activity(self) -> None:
         """Forget what was done, and warn anew."""
         vars(self._sums).update(vars(Sums()))
-
-    def ask(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        images: Any,
-        prompt: str,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """Answer one prompt in several passes; what comes back has the text as its `answer`."""
-        raise NotImplementedError
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         """This method with every value filled in that depends on the checkpoint.
@@ -231,6 +222,37 @@ class Method:
                 stacklevel=2,
             )
         self._sums.add(sums)
+
+
+class AskingMethod(Method, ABC):
+    """A strategy that asks the model several times, by `ask`; it cannot attach to one `model.generate`."""
+
+    asks: ClassVar = True
+
+    def __call__(
+        self, model: PreTrainedModel, processor: ProcessorMixin | None = None
+    ) -> AbstractContextManager[None]:
+        """Refuses, since a single `model.generate` has neither the pictures nor several passes.
+
+        Raises:
+            UnsupportedError: always; the message names what to call instead.
+        """
+        name = type(self).__name__
+        raise UnsupportedError(
+            f"{name} asks several times and changes the image, for which it needs the processor and the "
+            f"image: use vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().ask(...)"
+        )
+
+    @abstractmethod
+    def ask(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        images: Any,
+        prompt: str,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Answer one prompt; what comes back has the text as its `answer`."""
 
 
 def check_range(name: str, value: Any, low: float, high: float) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakKeyDictionary
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method, check_choice, check_range, layer_indices
+from vlmfix.methods.base import AskingMethod, Card, Method, check_choice, check_range, layer_indices
 from vlmfix.models.geometry import ImageTokens, place, token_grids
 from vlmfix.models.profiles import Profile, find_profile
 from vlmfix.prompts import prepare, render
@@ -74,7 +73,7 @@ class _MapCache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CARVE(Method):
+class CARVE(AskingMethod):
     """Contrastive Attention Refinement for Visual Enhancement (arXiv 2509.06461).
 
     The attention that a question draws to the image is divided by that of an instruction without content,
@@ -119,7 +118,6 @@ class CARVE(Method):
         decoding="greedy, sampling, beams, one prompt at a time",
     )
     neutral: ClassVar = {"kept_pixel_fraction": 1}
-    asks: ClassVar = True
 
     _instruction_maps: _MapCache = field(default_factory=_MapCache, init=False, repr=False, compare=False)
 
@@ -155,14 +153,6 @@ class CARVE(Method):
             "answer_suffix": "",
         }
         return cls(**settings | parameters)
-
-    def __call__(
-        self, model: PreTrainedModel, processor: ProcessorMixin | None = None
-    ) -> AbstractContextManager[None]:
-        raise UnsupportedError(
-            "CARVE asks several times and changes the image, for which it needs the processor and the image: "
-            "use vlmfix.generate(model, processor, image, prompt, CARVE()), or CARVE().ask(...)"
-        )
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         depth = config.get_text_config().num_hidden_layers

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.keywords import CONTENT_TAGS, Spans, keyword_extractor
 from vlmfix.methods.base import Card, Method, check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.prompts import find_question
@@ -22,25 +20,7 @@ from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.layout import PromptLayout, Rows
 from vlmfix.runtime.run import Run
 
-Spans = Sequence[tuple[int, int]]
-"""Character ranges of words in a question."""
-
-CONTENT_TAGS = ("NOUN", "PROPN", "VERB", "ADJ", "ADV", "NUM")
-SPACY_MODEL = "en_core_web_sm"
 DEFAULT_BOOST = 4.0
-
-# Function words of English; what is left of a question are the words that tell what it is about.
-_STOP_WORDS = frozenset(
-    """
-    a an the this that these those it its he she they them their his her hers him i me my mine we us our you
-    your who whom whose which what where when why how is are was were be been being am do does did doing done
-    has have had having can could will would shall should may might must and or but nor not no yes if then
-    than as at by for from in into of off on onto out over to up with without within about above across after
-    against along among around before behind below beneath beside between beyond during inside near outside
-    through toward towards under until upon via there here so such some any each every either neither both all
-    also too very just only please
-    """.split()  # noqa: SIM905
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +193,7 @@ class GIFT(Method):
     def _extractor(self) -> tuple[Callable[[str], Spans], str]:
         if self.keyword_extractor is not None:
             return self.keyword_extractor, getattr(self.keyword_extractor, "__name__", "custom")
-        if _spacy() is not None:
-            return lambda text: spacy_words(text, self.content_tags), f"spaCy {SPACY_MODEL}"
-        return content_words, "words without function words"
+        return keyword_extractor(self.content_tags)
 
     def _reading_rows(self, run: Run, layer: int) -> Rows:
         """The informative words and the tokens in front of them."""
@@ -366,37 +344,3 @@ class TokenGroups(NamedTuple):
         edited = edited / edited.sum(dim=-1, keepdim=True)
         chosen = (looks_at_image | asks)[..., None]
         return torch.where(chosen, edited, attention).to(weights.dtype)
-
-
-def content_words(text: str) -> Spans:
-    """Character spans of all words that are no English function words."""
-    return [
-        match.span()
-        for match in re.finditer(r"\w+(?:['\u2019]\w+)*", text)
-        if match.group().lower() not in _STOP_WORDS
-    ]
-
-
-def spacy_words(text: str, tags: Sequence[str] = CONTENT_TAGS) -> Spans:
-    """Character spans of words with one of the universal part-of-speech tags, by spaCy.
-
-    Raises:
-        ImportError: spaCy or its English model is not installed.
-    """
-    tagger = _spacy()
-    if tagger is None:
-        raise ImportError(
-            f"spaCy with {SPACY_MODEL} is not installed; pip install 'vlmfix[gift]', then "
-            f"'python -m spacy download {SPACY_MODEL}'"
-        )
-    return [(token.idx, token.idx + len(token)) for token in tagger(text) if token.pos_ in tags]
-
-
-@cache
-def _spacy() -> Any:
-    """spaCy's English tagger, loaded once; None where it is not installed."""
-    if importlib.util.find_spec("spacy") is None or importlib.util.find_spec(SPACY_MODEL) is None:
-        return None
-    import spacy
-
-    return spacy.load(SPACY_MODEL, exclude=["ner", "parser"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlmfix.methods.base import Card, Kept
-from vlmfix.methods.pruning import TokenPruning, check_kept_tokens, check_seed, select_each
+from vlmfix.methods.pruning import CountedPruning, check_seed, select_each
 from vlmfix.runtime.run import Run
 
 ITERATIONS = 20
@@ -19,7 +18,7 @@ _TIE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class KMeans(TokenPruning):
+class KMeans(CountedPruning):
     """Cluster-aggregate (arXiv 2504.17892): image tokens become the means of their k-means clusters.
 
     Acts on the image features in front of the language model; all images of a prompt are one pool. The mean
@@ -32,7 +31,6 @@ class KMeans(TokenPruning):
         seed: of the draws that choose the first centres; the same for every prompt.
     """
 
-    kept_tokens: int | None = 64
     seed: int = 0
 
     card = Card(
@@ -43,11 +41,9 @@ class KMeans(TokenPruning):
         fidelity="reconstruction",
         paper="2504.17892",
     )
-    neutral: ClassVar = {"kept_tokens": None}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_kept_tokens(self.kept_tokens)
         check_seed(self.seed)
 
     def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -21,7 +22,7 @@ POSITION_SCHEMES = ("original", "renumber")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenPruning(Method):
+class TokenPruning(Method, ABC):
     """Base of the methods that drop image tokens in the prefill; decoding never drops again.
 
     Layers behind a pruning, and their caches, hold the kept tokens alone. With original positions the result
@@ -49,12 +50,12 @@ class TokenPruning(Method):
             )
         return self
 
+    @abstractmethod
     def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | Kept | None:
         """Which tokens go on to a layer: a mask `(batch, tokens)` bool, or with merged ones; None: all.
 
         Text and padding may be either in the mask; they always go on.
         """
-        raise NotImplementedError
 
     def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
         layout = run.layout_at(layer)
@@ -99,6 +100,28 @@ class TokenPruning(Method):
                 for layer, left in zip(layers, kept, strict=True)
             ],
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedPruning(TokenPruning):
+    """Base of the methods in front of the language model that are told how many image tokens stay.
+
+    Args:
+        kept_tokens: image tokens that stay, 1 or more; prompts with no more of them keep them all. None
+            leaves the model as it is.
+    """
+
+    kept_tokens: int | None = 64
+
+    neutral: ClassVar = {"kept_tokens": None}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kept_tokens is not None and (type(self.kept_tokens) is not int or self.kept_tokens < 1):
+            raise ValueError(
+                f"kept_tokens is {self.kept_tokens!r}; it must be a number of tokens, 1 or more, or None for "
+                "all"
+            )
 
 
 def keep_top(scores: Tensor, candidates: Tensor, counts: Tensor | int) -> Tensor:
@@ -186,18 +209,6 @@ def check_stages(layers: tuple[int, ...], name: str, values: tuple[Any, ...]) ->
     if len(layers) != len(values):
         raise ValueError(
             f"{name} is {values!r}; it must hold one value for each of the prune_layers {layers!r}"
-        )
-
-
-def check_kept_tokens(value: Any) -> None:
-    """Refuse what is no number of tokens to keep; None is one, for all of them.
-
-    Raises:
-        ValueError: naming the value and the range.
-    """
-    if value is not None and (type(value) is not int or value < 1):
-        raise ValueError(
-            f"kept_tokens is {value!r}; it must be a number of tokens, 1 or more, or None for all"
         )
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card
-from vlmfix.methods.pruning import TokenPruning, check_kept_tokens, check_seed, select_each
+from vlmfix.methods.pruning import CountedPruning, check_seed, select_each
 from vlmfix.runtime.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomTokens(TokenPruning):
+class RandomTokens(CountedPruning):
     """Random image tokens stay: a control, as in arXiv 2504.17892.
 
     Acts on the image features in front of the language model; all images of a prompt are one pool. The draw
@@ -28,7 +27,6 @@ class RandomTokens(TokenPruning):
         seed: of the draws.
     """
 
-    kept_tokens: int | None = 64
     seed: int = 0
 
     card = Card(
@@ -39,11 +37,9 @@ class RandomTokens(TokenPruning):
         fidelity="paper",
         paper="2504.17892",
     )
-    neutral: ClassVar = {"kept_tokens": None}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_kept_tokens(self.kept_tokens)
         check_seed(self.seed)
 
     def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card
-from vlmfix.methods.pruning import TokenPruning, check_kept_tokens, select_each
+from vlmfix.methods.pruning import CountedPruning, select_each
 from vlmfix.models.geometry import ImageTokens
 from vlmfix.runtime.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformGrid(TokenPruning):
+class UniformGrid(CountedPruning):
     """Image tokens on a uniform grid stay: a control, as in arXiv 2504.17892.
 
     Acts on the image features in front of the language model. Several images of a prompt, and the blocks of
@@ -28,8 +27,6 @@ class UniformGrid(TokenPruning):
             leaves the model as it is.
     """
 
-    kept_tokens: int | None = 64
-
     card = Card(
         level="tokens",
         changes="all but evenly spaced image tokens leave",
@@ -38,11 +35,6 @@ class UniformGrid(TokenPruning):
         fidelity="paper",
         paper="2504.17892",
     )
-    neutral: ClassVar = {"kept_tokens": None}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_kept_tokens(self.kept_tokens)
 
     def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer != 0:
