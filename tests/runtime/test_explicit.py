@@ -164,8 +164,11 @@ def test_methods_with_other_rows_edit_their_own_only(llava: PreTrainedModel) -> 
 
 
 def test_foreign_terms_of_the_scores_are_refused(llava: PreTrainedModel) -> None:
-    from vlmfix.runtime.explicit import with_explicit_rows
+    from vlmfix.runtime.explicit import observed_weights, with_explicit_rows
 
     query = torch.zeros(1, 1, 1, 4)
     with pytest.raises(vlmfix.UnsupportedError, match="adds softcap to its attention"):
         with_explicit_rows([], None, 0, query, llava, query, query, query, None, softcap=30.0)
+    rows = Rows(torch.tensor([0]), torch.tensor([[True]]))
+    with pytest.raises(vlmfix.UnsupportedError, match="adds softcap to its attention"):
+        observed_weights(llava, query, query, rows, None, softcap=30.0)

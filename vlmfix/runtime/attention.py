@@ -60,7 +60,7 @@ def attention(
     layout = run.layout_at(layer)
     if run.peeking is not None:
         mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
-        run.peeked = observed_weights(module, query, key, run.peeking, mask, scaling=kwargs.get("scaling"))
+        run.peeked = observed_weights(module, query, key, run.peeking, mask, **kwargs)
         return torch.zeros_like(query).transpose(1, 2), None
     steering.layers_seen.add(layer)
     companions: list[Tensor] = []

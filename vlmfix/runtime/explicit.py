@@ -45,12 +45,7 @@ def with_explicit_rows(
     Returns:
         `(batch, queries, heads, head_dim)`.
     """
-    for term in _FOREIGN_TERMS:
-        if kwargs.get(term) is not None:
-            raise UnsupportedError(
-                f"{type(module).__name__} adds {term} to its attention, which edited rows would lose; "
-                "methods at the attention level do not support this model"
-            )
+    _refuse_foreign_terms(module, kwargs)
     index, wanted = _rows_of_step(asked, run, run.layout_at(layer), query)
     if index is not None and len(index) == 0:
         return own_kernel()[0]
@@ -98,8 +93,7 @@ def observed_weights(
     key: Tensor,
     rows: Rows,
     attention_mask: Tensor | None,
-    *,
-    scaling: float | None,
+    **kwargs: Any,
 ) -> Tensor:
     """Weights of some rows of a causal block, without an edit: `(batch, heads, rows, keys)` float32.
 
@@ -109,13 +103,26 @@ def observed_weights(
         key: `(batch, key_value_heads, keys, head_dim)`.
         rows: which rows.
         attention_mask: `(batch, 1, queries, keys)` bool; None for plain causal.
+
+    Raises:
+        UnsupportedError: the model adds terms to its scores that explicit rows do not know.
     """
-    index = rows.index.to(query.device)
+    _refuse_foreign_terms(module, kwargs)
+    index, scaling = rows.index.to(query.device), kwargs.get("scaling")
     scores = attention_scores(
         _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
     )
-    seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, {}))
+    seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, kwargs))
     return torch.softmax(_masked(scores, seen, torch.finfo(scores.dtype).min), dim=-1)
+
+
+def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    for term in _FOREIGN_TERMS:
+        if kwargs.get(term) is not None:
+            raise UnsupportedError(
+                f"{type(module).__name__} adds {term} to its attention, which edited rows would lose; "
+                "methods at the attention level do not support this model"
+            )
 
 
 def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
