@@ -11,11 +11,15 @@ from typing import Any, overload
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vlmfix.answer import Answer, read_answers
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
 from vlmfix.methods.base import AskingMethod, Method
 from vlmfix.prompts import prepare
 from vlmfix.refinement import Refinement
+from vlmfix.runtime import support
+from vlmfix.runtime.prefix import shared_prefix
+from vlmfix.runtime.vision import cached_vision
 
 ImageLike = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -111,24 +115,48 @@ def generate(
                 if on_refinement is not None:
                     on_refinement(refinement)
             else:
-                answers += _answers(model, processor, batch, generate_kwargs)
+                written = answer_batch(model, processor, batch, **generate_kwargs)
+                answers += [each.text.strip() for each in written]
             if progress is not None:
                 progress(len(batch))
     return answers[0] if single else answers
 
 
-def _answers(
+def answer_batch(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    batch: list[tuple[Images, str]],
-    generate_kwargs: dict[str, Any],
-) -> list[str]:
-    """Answers of one forward pass a token."""
-    inputs = prepare([open_images(images) for images, _ in batch], [text for _, text in batch], processor)
+    batch: Sequence[tuple[Images, str]],
+    **generate_kwargs: Any,
+) -> list[Answer]:
+    """Answers of one forward pass a token, under whatever methods are attached.
+
+    Prompts about the same images, as objects or paths, share their vision encoding, and the reading of what
+    stands in front of the question where the methods allow it.
+
+    Args:
+        batch: images and text of each prompt.
+        **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
+    """
+    pictures: dict[Any, list[Image.Image]] = {}
+    keys = [_identity(images) for images, _ in batch]
+    for key, (images, _) in zip(keys, batch, strict=True):
+        if key not in pictures:
+            pictures[key] = open_images(images)
+    inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
     inputs = inputs.to(model.device, dtype=model.dtype)
-    output = model.generate(**inputs, **generate_kwargs)
-    new_tokens = output[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+    end_tokens = support.end_tokens(model, (), generate_kwargs)
+    with ExitStack() as stack:
+        if len(pictures) < len(batch):
+            stack.enter_context(cached_vision(model))
+            stack.enter_context(shared_prefix(model))
+        output = model.generate(**inputs, **generate_kwargs)
+    return read_answers(output, inputs["attention_mask"], end_tokens, processor)
+
+
+def _identity(images: Images) -> Any:
+    """Equal for the same pictures."""
+    several = [] if images is None else [images] if isinstance(images, ImageLike) else images
+    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in several)
 
 
 def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Method]:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
+from vlmfix.answer import Answer
 from vlmfix.models.geometry import Box, ImageTokens
 
 # The share of all regions that "at_least" keeps.
@@ -25,6 +26,7 @@ class Refinement:
 
     Args:
         answer: to the prompt, about the refined image; plain decoding's where `refined` is False.
+        final: the same with its tokens; None while it is not written yet.
         first_answer: what the model wrote in the pass that made the question's map: greedy, cut at
             `max_map_tokens`, and with `answer_suffix` behind the question; "" without such a pass.
         original: the image that was refined, or would have been; None without an image.
@@ -37,6 +39,7 @@ class Refinement:
     """
 
     answer: str
+    final: Answer | None = None
     first_answer: str = ""
     original: Image.Image | None = field(default=None, repr=False)
     saliency: np.ndarray | None = field(default=None, repr=False)

@@ -88,6 +88,9 @@ class Method:
     """Whether it reads the words of the prompt."""
     needs_encoder: ClassVar[bool] = False
     """Whether it reads the attention of the vision encoder, as `run.encoded_images`."""
+    keeps_prefix: ClassVar[bool] = False
+    """Whether nothing that it edits or observes by rows stands in front of the last image token, so that
+    prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
     asks: ClassVar[bool] = False
     """Whether it asks the model several times, see `AskingMethod`."""
 
@@ -109,6 +112,11 @@ class Method:
     def prunes(self) -> bool:
         """Whether it drops tokens of the prompt."""
         return type(self).prune is not Method.prune
+
+    @property
+    def sees_layers(self) -> bool:
+        """Whether it looks at what enters the layers."""
+        return type(self).enter_layer is not Method.enter_layer
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -196,28 +196,26 @@ class CARVE(AskingMethod):
                 processor, or another method drops image tokens.
             ValueError: `contrast_layers` does not fit the model.
         """
-        from vlmfix.generation import generate, open_images
+        from vlmfix.generation import answer_batch, open_images
 
         pictures = open_images(images)
 
-        def answer(shown: Sequence[Image.Image]) -> str:
-            return generate(
-                model, processor, [list(shown)], [prompt], max_new_tokens=max_new_tokens, **generate_kwargs
-            )[0]
+        def answered(refinement: Refinement, shown: Sequence[Image.Image]) -> Refinement:
+            batch = [(list(shown), prompt)]
+            [final] = answer_batch(model, processor, batch, max_new_tokens=max_new_tokens, **generate_kwargs)
+            return dataclasses.replace(refinement, answer=final.text.strip(), final=final)
 
         if not pictures or self.is_neutral:
             reason = STRENGTH_ZERO if pictures else NO_IMAGE
-            refinement = Refinement(
-                answer=answer(pictures), original=pictures[0] if pictures else None, reason=reason
-            )
+            original = pictures[0] if pictures else None
+            refinement = answered(Refinement(answer="", original=original, reason=reason), pictures)
         else:
             with cached_vision(model):
                 refinement = self._look(model, processor, pictures, prompt)
                 if not refinement.refined:
-                    refinement = dataclasses.replace(refinement, answer=answer(pictures))
+                    refinement = answered(refinement, pictures)
             if refinement.refined:
-                shown = self._final_images(pictures, refinement)
-                refinement = dataclasses.replace(refinement, answer=answer(shown))
+                refinement = answered(refinement, self._final_images(pictures, refinement))
         refined = int(refinement.refined)
         skipped = Counter([refinement.reason] * (1 - refined))
         self._sums.add(Sums(rows=1, rows_touched=refined, rows_skipped=skipped, edited=refined, eligible=1))

@@ -67,6 +67,7 @@ class GIFT(Method):
     )
     neutral: ClassVar = {"image_boost": 0, "query_gain": 1}
     needs_processor: ClassVar = True
+    keeps_prefix: ClassVar = True
 
     def __post_init__(self) -> None:
         if self.image_boost is not None:

@@ -65,6 +65,7 @@ class VAR(Method):
         paper="2503.03321",
     )
     neutral: ClassVar = {"moved_fraction": 0}
+    keeps_prefix: ClassVar = True
 
     def __post_init__(self) -> None:
         check_range("moved_fraction", self.moved_fraction, 0, 1)

@@ -63,6 +63,9 @@ def attention(
         run.peeked = observed_weights(module, query, key, run.peeking, mask, **kwargs)
         return torch.zeros_like(query).transpose(1, 2), None
     steering.layers_seen.add(layer)
+    if run.prefix is not None and not run.prefix.is_read:  # where no method edits
+        layout = run.prefix.layout
+        return _own_kernel(steering.kernel, layout, module, query, key, value, attention_mask, **kwargs)
     companions: list[Tensor] = []
     if layout is not run.layout or run.companions:  # the mask and positions given are of the whole prompt
         (query, key, value), *others = _segments(run, query, key, value)

@@ -46,7 +46,8 @@ def with_explicit_rows(
         `(batch, queries, heads, head_dim)`.
     """
     _refuse_foreign_terms(module, kwargs)
-    index, wanted = _rows_of_step(asked, run, run.layout_at(layer), query)
+    layout = run.layout_at(layer)
+    index, wanted = _rows_of_step(asked, run, layout, query)
     if index is not None and len(index) == 0:
         return own_kernel()[0]
     scaling = kwargs.get("scaling")
@@ -76,7 +77,7 @@ def with_explicit_rows(
         edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
         weights = changed(method, weights, edited)
     for method, own in asked:
-        method.observe(run, layer, _own_rows(weights, index, own, run.layout_at(layer)))
+        method.observe(run, layer, _own_rows(weights, index, own, layout, _first(layout, query)))
     if not changes:
         return own_kernel()[0]
     attended = attend(weights, value).to(query.dtype)
@@ -163,18 +164,24 @@ def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
 def _rows_of_step(
     asked: list[tuple[Method, Rows]], run: Run, layout: PromptLayout, query: Tensor
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Positions of the explicit rows and which of them each method wants; None stands for all."""
+    """Which queries are explicit rows and which of them each method wants; None stands for all."""
     queries = query.shape[2]
     if queries == 1 and not run.is_prefill:
         return None, [None] * len(asked)
     rows = run.union([rows for _, rows in asked]).to(query.device)
     masks = [own.to(query.device).mask_in(rows) for _, own in asked]
+    index = rows.index - _first(layout, query)
     # Without a cache, the generated tokens come along at every step.
-    generated = torch.arange(layout.length, queries, device=query.device)
+    generated = torch.arange(layout.length, max(queries, layout.length), device=query.device)
     if len(generated) == 0:
-        return rows.index, list(masks)
+        return index, list(masks)
     always = rows.mask.new_ones(rows.mask.shape[0], len(generated))
-    return torch.cat([rows.index, generated]), [torch.cat([mask, always], dim=1) for mask in masks]
+    return torch.cat([index, generated]), [torch.cat([mask, always], dim=1) for mask in masks]
+
+
+def _first(layout: PromptLayout, query: Tensor) -> int:
+    """Position of the first query in the prompt; not 0 where a shared beginning was read before."""
+    return max(0, layout.length - query.shape[2])
 
 
 def _take(query: Tensor, index: Tensor | None) -> Tensor:
@@ -203,11 +210,12 @@ def _masked(scores: Tensor, seen: Tensor | None, lowest: float) -> Tensor:
     return scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
 
 
-def _own_rows(weights: Tensor, index: Tensor | None, rows: Rows, layout: PromptLayout) -> Tensor:
-    """Of the explicit rows at `index`, those that one method asked for, and generated ones."""
+def _own_rows(weights: Tensor, index: Tensor | None, rows: Rows, layout: PromptLayout, first: int) -> Tensor:
+    """Of the explicit rows at `index` behind `first`, those that one method asked for, and generated ones."""
     if index is None or len(index) == len(rows.index):
         return weights
-    own = torch.isin(index, rows.index.to(index.device)) | (index >= layout.length)
+    positions = index + first
+    own = torch.isin(positions, rows.index.to(index.device)) | (positions >= layout.length)
     return weights[:, :, own]
 
 

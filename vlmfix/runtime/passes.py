@@ -92,6 +92,10 @@ class Passes:
         if run is None:
             return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
+        if run.prefix is not None and not run.prefix.is_read:
+            if any(method.sees_layers for method in self.steering.methods):
+                run.prefix.hidden_states.append(hidden_states)
+            return None
         is_decode = hidden_states.shape[1] == 1 and not run.is_prefill
         if is_decode and run.stage_at(index) is None:
             return None
@@ -108,12 +112,19 @@ class Passes:
                 self._set_positions(run, stage, index, hidden_states, kwargs)
             if run.is_prefill:
                 run.position_embeddings = kwargs["position_embeddings"]
-                prompt = hidden_states[:, : run.layout_at(index).length]
+                prompt = self._prompt(run, index, hidden_states)
                 for method in self.steering.methods:
                     method.enter_layer(run, index, prompt)
         if args:
             return (hidden_states, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": hidden_states}
+
+    def _prompt(self, run: Run, index: int, hidden_states: Tensor) -> Tensor:
+        """What enters a layer at the tokens of the prompt that are present in it."""
+        if run.prefix is not None and run.prefix.hidden_states:
+            beginnings = run.prefix.spread(run.prefix.hidden_states[index])
+            return torch.cat([beginnings, hidden_states], dim=1)
+        return hidden_states[:, : run.layout_at(index).length]
 
     def _prune(
         self, run: Run, index: int, layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]

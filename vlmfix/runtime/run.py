@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import or_
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from vlmfix.models.geometry import ImageTokens, token_grids
 from vlmfix.runtime.activity import Counts
 from vlmfix.runtime.encoder import EncodedImage, EncoderTap
 from vlmfix.runtime.layout import PromptLayout, Rows
+
+if TYPE_CHECKING:
+    from vlmfix.runtime.prefix import Prefix
 
 
 @dataclass(eq=False)
@@ -79,6 +82,7 @@ class Run:
         copies: sequences of each prompt in `inputs`, which beams multiply.
         config: of the whole model.
         encoder: what was seen of the vision encoder, if a method needs it.
+        prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
             in the prefill only.
         peek: computes weights `(batch, heads, rows, keys)` of the layer that is about to run, for given
@@ -104,6 +108,7 @@ class Run:
     copies: int = 1
     config: PreTrainedConfig | None = None
     encoder: EncoderTap | None = None
+    prefix: Prefix | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
     peek: Callable[[Rows], Tensor] | None = None
     peeking: Rows | None = None

@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-import copy
 import functools
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from vlmfix.runtime import attention
+
+
+class Encoded(NamedTuple):
+    """What the vision encoder made of one image, for the language model.
+
+    Args:
+        features: image tokens, `(tokens, hidden)`.
+        injected: what Qwen3-VL adds behind its first layers, one `(tokens, hidden)` a layer.
+    """
+
+    features: Tensor
+    injected: list[Tensor]
 
 
 @contextmanager
 def cached_vision(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, images that equal those of the pass before are not encoded again.
+    """Within the block, no image is encoded twice in a pass, nor if it was part of the pass before.
 
-    The last output of `get_image_features` is kept until the block ends. Tensors are compared by value, so
-    that a changed pixel or grid is encoded anew.
+    Images are compared by value, so that a changed pixel or grid is encoded anew. Under a method that watches
+    the encoder (`Method.needs_encoder`) all are encoded.
 
     Args:
         model: an image-text-to-text model of transformers; it leaves the block as it entered.
     """
     core = model.base_model
     encode = core.get_image_features
-    known: tuple[Any, Any] | None = None
+    known: dict[bytes, Encoded] = {}
+    form: Any = None
 
     @functools.wraps(encode)
     def cached(*args: Any, **kwargs: Any) -> Any:
-        nonlocal known
-        if known is None or not _equal(known[0], (args, kwargs)):
-            known = (args, kwargs), encode(*args, **kwargs)
-        return copy.copy(known[1])  # generation expands the output in place
+        nonlocal known, form
+        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        watched = steering is not None and any(method.needs_encoder for method in steering.methods)
+        if args or watched or not isinstance(kwargs.get("pixel_values"), Tensor):
+            return encode(*args, **kwargs)
+        images = _split_inputs(kwargs)
+        digests = [_digest(image, kwargs) for image in images]
+        missing = {
+            digest: image for digest, image in zip(digests, images, strict=True) if digest not in known
+        }
+        if missing:
+            form = encode(**{**kwargs, **_joined_inputs(list(missing.values()))})
+            known |= zip(missing, _split_output(form), strict=True)
+        known = {digest: known[digest] for digest in digests}
+        return _joined_output(form, [known[digest] for digest in digests])
 
     attributes = vars(core)
     before = {name: attributes[name] for name in ("get_image_features",) if name in attributes}
@@ -43,14 +70,58 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
         attributes.update(before)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two arguments are the same, tensors by value; what cannot be compared is not."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
-    return bool(one == other)
+def _split_inputs(inputs: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """The tensors of each image: Qwen-VL lists the patches of all images in one."""
+    pixels, grids = inputs["pixel_values"], inputs.get("image_grid_thw")
+    if grids is not None:
+        parts = pixels.split(grids.prod(dim=-1).tolist())
+        return [
+            {"pixel_values": part, "image_grid_thw": grid[None]}
+            for part, grid in zip(parts, grids, strict=True)
+        ]
+    sizes = inputs.get("image_sizes")
+    return [
+        {"pixel_values": image[None]} | ({} if sizes is None else {"image_sizes": sizes[index][None]})
+        for index, image in enumerate(pixels)
+    ]
+
+
+def _joined_inputs(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([image[name] for image in images]) for name in images[0]}
+
+
+def _digest(image: dict[str, Tensor], inputs: dict[str, Any]) -> bytes:
+    """Equal for equal images that are to be encoded in the same way."""
+    settings = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
+    digest = hashlib.blake2b(repr(sorted(settings.items(), key=str)).encode(), digest_size=16)
+    for name, value in image.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def _split_output(output: Any) -> list[Encoded]:
+    features = output.pooler_output
+    sizes = [len(image) for image in features]
+    layers = [layer.split(sizes) if isinstance(layer, Tensor) else layer for layer in _injected(output)]
+    return [Encoded(image, [layer[index] for layer in layers]) for index, image in enumerate(features)]
+
+
+def _joined_output(form: Any, images: list[Encoded]) -> Any:
+    """The output of the model for these images, in the form that it gave for others."""
+    features: Any = [image.features for image in images]
+    if isinstance(form.pooler_output, Tensor):
+        features = torch.stack(features)
+    output = type(form)(pooler_output=features)
+    layers = zip(*(image.injected for image in images), strict=True)
+    injected = [
+        torch.cat(parts) if isinstance(given, Tensor) else parts
+        for given, parts in zip(_injected(form), layers, strict=False)
+    ]
+    if injected:
+        output.deepstack_features = injected
+    return output
+
+
+def _injected(output: Any) -> list[Any]:
+    return getattr(output, "deepstack_features", None) or []

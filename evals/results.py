@@ -1,0 +1,121 @@
+"""What comes out of a job: metrics as sums over items, and one outcome for each task and method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A ratio of sums over items, or the unweighted mean of several such ratios (over splits, say).
+
+    Accuracy is right answers over answers, F1 is `2 TP` over `2 TP + FP + FN`, CHAIRi is hallucinated
+    mentions over mentions: all that is needed to resample a metric are the two terms of each item.
+
+    Args:
+        name: as tables show it.
+        parts: what each item adds to the numerator of each ratio, `(ratios, items)` float.
+        wholes: what it adds to the denominator, the same shape; items outside a ratio add 0 to both.
+        group: the split or type that it is restricted to; "" for the whole task.
+        better: which direction is an improvement; "" for figures that only explain others.
+        percent: whether it is a share, shown times 100.
+    """
+
+    name: str
+    parts: np.ndarray
+    wholes: np.ndarray
+    group: str = ""
+    better: Literal["higher", "lower", ""] = ""
+    percent: bool = True
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether no denominator is zero."""
+        return bool((self.wholes.sum(axis=1) > 0).all())
+
+    @property
+    def value(self) -> float:
+        """The ratio over all items; a zero denominator gives 0.0."""
+        wholes = self.wholes.sum(axis=1)
+        parts = self.parts.sum(axis=1)
+        return float(np.divide(parts, wholes, out=np.zeros_like(wholes), where=wholes > 0).mean())
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """One answer as a person reads it.
+
+    Args:
+        id: of the item.
+        cluster: the image that its statistics are clustered by.
+        image: file of the picture; None if there is none.
+        prompt: what was asked.
+        gold: what is right, in words.
+        answer: raw text of the model; None if the item failed.
+        verdict: what the scorer made of it in a few words, such as "yes", "unparsed", "not there: knife".
+        score: 1.0 for right, 0.0 for wrong, or a share between; None if the item failed.
+    """
+
+    id: str
+    cluster: str
+    image: Path | None
+    prompt: str
+    gold: str
+    answer: str | None
+    verdict: str
+    score: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One method on one task.
+
+    Args:
+        task: name of the task, such as "pope".
+        protocol: id of the protocol, with deviations.
+        method: label of the method, unique within a job: "greedy", "var", "var(moved_fraction=0.6)".
+        parameters: the complete configuration of the method.
+        items: one each, in order of their ids; with several samples of an item, they follow each other.
+        samples: which sample of its item each is, `(items,)` int.
+        metrics: the headline figure first. Failed items add nothing to them.
+        tradeoff: names of the hallucination metric and of the recall metric that the report plots.
+        parsers: for each parser or scorer the metrics that it gives, by its name; the one of the protocol
+            gave `metrics`. Empty where there is one way only.
+        objects: for each object the wrong answers and the number of times it was asked about or named.
+        yes_no: whether items are right or wrong, so that McNemar's test applies.
+        counts: numbers of items: "items", "answered", "failed", "unparsed", "truncated".
+        failures: numbers of failed items by reason.
+        costs: measured figures that differ from run to run: "seconds per item", "forwards per token",
+            "new tokens per item", "peak memory" in bytes; None where unknown.
+        activity: what the method did, as numbers; empty for greedy.
+        inactive: whether the method never acted.
+        details: what else a result file records: data files with SHA-256 and rows, model, decoding, versions.
+    """
+
+    task: str
+    protocol: str
+    method: str
+    parameters: Mapping[str, Any]
+    items: list[ItemResult]
+    samples: np.ndarray
+    metrics: list[Metric]
+    tradeoff: tuple[str, str] | None = None
+    parsers: Mapping[str, list[Metric]] = field(default_factory=dict)
+    objects: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    yes_no: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, float | None] = field(default_factory=dict)
+    activity: Mapping[str, Any] = field(default_factory=dict)
+    inactive: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def clusters(self) -> list[str]:
+        """The image of each item."""
+        return [item.cluster for item in self.items]
