@@ -5,36 +5,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 from PIL import Image
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-from transformers import PreTrainedModel, ProcessorMixin
-from transformers.utils import logging as transformers_logging
 from typer.core import TyperGroup
 
 import vlmfix
 from evals.data import demo_scene, render, write_coco
+from vlmfix.console import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    err,
+    load_model,
+    out,
+    parse_methods,
+    progress_bar,
+)
 from vlmfix.display import mark_differences, method_card, methods_markdown, thumbnail
 from vlmfix.generation import open_images
 from vlmfix.models.calibration import calibrate as find_values
 from vlmfix.models.calibration import calibration_of, write_profile
-from vlmfix.models.loading import DEFAULT_MODEL, EMBEDDED
+from vlmfix.models.loading import DEFAULT_MODEL
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 BATCH_SIZE = 8
-
-out = Console()
-err = Console(stderr=True)
 
 
 class OneLineErrors(TyperGroup):
@@ -62,12 +62,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-ModelOption = Annotated[
-    str, typer.Option(help=f"Embedded model ({', '.join(EMBEDDED)}), folder or hub id.", show_default=True)
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: over all GPUs, if any.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
 
 
 @app.callback()
@@ -107,13 +101,13 @@ def generate(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Answer a prompt about pictures, plainly or with methods."""
-    chosen = _methods(method, set_ or [])
+    chosen = parse_methods(method, set_ or [])
     if save_maps is not None and not any(isinstance(each, vlmfix.CARVE) for each in chosen):
         raise ValueError("--save-maps needs --method carve, which makes maps")
     if compare and not chosen:
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     sources = _sources(image)
-    loaded = _load(model, device, dtype)
+    loaded = load_model(model, device, dtype)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     refinements: list[vlmfix.Refinement] = []
     variants: dict[str, list[vlmfix.Method]]
@@ -132,7 +126,7 @@ def generate(
         )
 
     results, failures, saved = [], [], []
-    with _progress("answering", len(sources), quiet=json_ or len(sources) == 1) as advance:
+    with progress_bar("answering", len(sources), quiet=json_ or len(sources) == 1) as advance:
         for start in range(0, len(sources), BATCH_SIZE):
             batch = sources[start : start + BATCH_SIZE]
             readable: list[tuple[Path | None, Image.Image]] = []
@@ -203,9 +197,9 @@ def calibrate(
     paths = _sources([images])[:50]
     if len(paths) < 20:
         warnings.warn(f"{len(paths)} pictures; 20 to 50 give a firmer result", stacklevel=1)
-    loaded = _load(model, device, dtype)
+    loaded = load_model(model, device, dtype)
     pictures = [path for path in paths if path is not None]
-    with _progress("reading", len(paths)) as advance:
+    with progress_bar("reading", len(paths)) as advance:
         found = find_values(method, *loaded, pictures, progress=advance)
     path = write_profile(loaded[0], found, model, output)
     table = Table(title=f"{method} on {model}", show_header=False)
@@ -222,41 +216,13 @@ def scenes(
     seed: Annotated[int, typer.Option(help="Scenes with the same seed are the same.")] = 0,
 ) -> None:
     """Write a synthetic data set in COCO format: images, instances, captions, questions."""
-    with _progress("drawing", count) as advance:
+    with progress_bar("drawing", count) as advance:
         write_coco(output, count=count, seed=seed, progress=advance)
     out.print(f"{count} scenes in {output}", highlight=False)
 
 
-def _methods(names: str, settings: Iterable[str]) -> list[vlmfix.Method]:
-    """The methods that `a+b` names, with their parameters; none for greedy."""
-    chosen = [] if names == "greedy" else names.split("+")
-    parameters: dict[str, dict[str, Any]] = {name: {} for name in chosen}
-    for key, value in map(_setting, settings):
-        owner, dot, parameter = key.rpartition(".")
-        if not chosen:
-            raise ValueError(f"greedy has no parameters, but --set gives {key}; name a --method")
-        if not dot and len(chosen) > 1:
-            raise ValueError(f"--set {key} may belong to any of {names}; write {chosen[0]}.{key}")
-        if dot and owner not in parameters:
-            raise ValueError(f"--set {key} is of a method that is not in --method {names}")
-        parameters[owner or chosen[0]][parameter] = value
-    return [vlmfix.make_method(name, **parameters[name]) for name in chosen]
-
-
 def _short(method: vlmfix.Method) -> str:
     return type(method).__name__.lower()
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ValueError(f"--set {text!r} is not KEY=VALUE, such as --set moved_fraction=0.6")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"--set {text!r}: the value is not readable; write numbers, true/false or [1, 2]"
-        ) from error
 
 
 def _sources(given: list[Path] | None) -> list[Path | None]:
@@ -285,24 +251,6 @@ def _name(source: Path | None) -> str:
     return "demo scene" if source is None else str(source)
 
 
-def _load(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    if name in EMBEDDED or not err.is_terminal:
-        transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    return vlmfix.load(name, dtype=dtype, device_map=_device_map(device))
-
-
-def _device_map(device: str) -> str | None:
-    """What transformers calls `device`; None is the CPU."""
-    if device == "auto":
-        return "auto" if torch.cuda.is_available() else None
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} is not available here; use cpu, cuda, cuda:1 or auto") from error
-    return None if device == "cpu" else device
-
-
 def _show(source: Path | None, picture: Image.Image, answers: dict[str, str], *, alone: bool) -> None:
     """One answer as text; two side by side with the differing words marked."""
     if alone and out.is_terminal:
@@ -316,21 +264,6 @@ def _show(source: Path | None, picture: Image.Image, answers: dict[str, str], *,
     table = Table(*(Column(name, ratio=1) for name in answers), title=_name(source), expand=True)
     table.add_row(*mark_differences(*answers.values()))
     out.print(table)
-
-
-@contextmanager
-def _progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; silent where stderr is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns,
-        console=err,
-        transient=True,
-        redirect_stdout=out.is_terminal,  # answers that go to a file or pipe must not land on stderr
-        disable=quiet or not err.is_terminal,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import Profile
-from vlmfix.runtime.activity import Activity, InactiveMethodWarning, Sums
+from vlmfix.runtime.activity import Activity, InactiveMethodWarning, RowActivity, Sums
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Companion, Run
 from vlmfix.runtime.steering import steer
@@ -127,6 +127,10 @@ class Method:
         """What this object did in all runs that have ended."""
         activity = self._sums.activity(heads=self.card.level == "attention")
         return dataclasses.replace(activity, details={"strength zero": True}) if self.is_neutral else activity
+
+    def latest_activity(self) -> list[RowActivity]:
+        """What this object did in each sequence of the run that ended last, samples times beams."""
+        return list(self._sums.latest)
 
     def reset_activity(self) -> None:
         """Forget what was done, and warn anew."""

@@ -23,7 +23,7 @@ from vlmfix.models.profiles import Profile, find_profile
 from vlmfix.prompts import prepare, render
 from vlmfix.refinement import Refinement, bounding_box, refine, saliency_map, select_regions
 from vlmfix.runtime import attention, support
-from vlmfix.runtime.activity import Sums
+from vlmfix.runtime.activity import RowActivity, Sums
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import cached_vision
@@ -218,7 +218,12 @@ class CARVE(AskingMethod):
                 refinement = answered(refinement, self._final_images(pictures, refinement))
         refined = int(refinement.refined)
         skipped = Counter([refinement.reason] * (1 - refined))
-        self._sums.add(Sums(rows=1, rows_touched=refined, rows_skipped=skipped, edited=refined, eligible=1))
+        latest = [RowActivity(0, 0, refined, 1, refinement.reason)]
+        self._sums.add(
+            Sums(
+                rows=1, rows_touched=refined, rows_skipped=skipped, edited=refined, eligible=1, latest=latest
+            )
+        )
         return refinement
 
     def _final_images(self, pictures: Sequence[Image.Image], refinement: Refinement) -> list[Image.Image]:

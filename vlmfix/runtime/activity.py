@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,24 @@ class Activity:
     size: float | None
     prefill_only: bool | None
     details: dict[str, Any]
+
+
+class RowActivity(NamedTuple):
+    """What a method did in one sequence of a run; see `Activity`.
+
+    Args:
+        steps: forward passes until the sequence ended.
+        steps_edited: those with at least one edited site.
+        edited: sites.
+        eligible: sites that could have been edited.
+        skipped: why the method declined the sequence; "" if it did not.
+    """
+
+    steps: int
+    steps_edited: int
+    edited: int
+    eligible: int
+    skipped: str
 
 
 class Counts:
@@ -107,7 +125,15 @@ class Counts:
     def close(self, skipped: dict[str, Tensor]) -> Sums:
         """The sums of the run as plain numbers."""
         edited = self._edited.cpu()
+        reasons = [""] * len(edited)
+        for reason, rows in skipped.items():
+            for row in rows.nonzero().flatten().tolist():
+                reasons[row] = reasons[row] or reason
+        columns = (self._steps, self._steps_edited, edited.sum(dim=1), self._eligible)
         return Sums(
+            latest=[
+                RowActivity(*row) for row in zip(*(each.tolist() for each in columns), reasons, strict=True)
+            ],
             rows=len(edited),
             rows_touched=int(edited.any(dim=1).sum()),
             rows_skipped=Counter({reason: n for reason, rows in skipped.items() if (n := int(rows.sum()))}),
@@ -137,9 +163,10 @@ class Sums:
     size_count: int = 0
     warned: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    latest: list[RowActivity] = field(default_factory=list)
 
     def add(self, other: Sums) -> None:
-        """Merge `other` into these; of details, the later ones hold."""
+        """Merge `other` into these; of details and single sequences, the later ones hold."""
         for name in (
             "rows",
             "rows_touched",
@@ -155,6 +182,7 @@ class Sums:
         self.layers |= other.layers
         self.edited_in_decode |= other.edited_in_decode
         self.details |= other.details
+        self.latest = other.latest
 
     def activity(self, *, heads: bool) -> Activity:
         """These sums as shares; `heads` tells whether a site is a (step, layer, head) triple."""

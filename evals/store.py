@@ -1,0 +1,284 @@
+"""The directory of one run: its manifest, and records that are only ever appended.
+
+A run is one method on one task. Any number of processes write to it, each to files of its own; what is done
+is what all files say together. So a run can be killed at any moment and go on with another number of
+processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evals.canonical import canonical_json, digest
+
+MANIFEST = "manifest.json"
+RECORDS = "records"
+# Room that a run wants to find before it starts work.
+_FREE_BYTES = 20_000_000
+
+Identity = tuple[str, int]
+"""An item and its sample."""
+
+
+class ResumeError(ValueError):
+    """A run cannot go on as it was asked to; the message says what differs and what to do."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the files of a run say.
+
+    Args:
+        done: the record of each item that was answered.
+        failed: that of each item that was tried, and never answered.
+        torn: names of files whose last line was cut off and is left out.
+        duplicates: number of further answers to items that had one.
+    """
+
+    done: dict[Identity, dict[str, Any]]
+    failed: dict[Identity, dict[str, Any]]
+    torn: list[str]
+    duplicates: int
+
+
+@dataclass
+class Run:
+    """A run directory.
+
+    Args:
+        path: made by `start`.
+        manifest: as it stands there.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    _writer: Any = field(default=None, repr=False)
+
+    @classmethod
+    def start(
+        cls, path: Path, key: Mapping[str, Any], environment: Mapping[str, Any], *, allow_change: bool = False
+    ) -> Run:
+        """Make a run, or go on with it.
+
+        Args:
+            path: of the run; a part of the key's digest in its name keeps other keys out.
+            key: all that changes an answer, the same for all items.
+            environment: versions and devices, which should not change an answer.
+            allow_change: whether a run may go on in another environment; the manifest then lists both.
+
+        Raises:
+            ResumeError: another key or environment.
+            OSError: the directory cannot be written.
+        """
+        (path / RECORDS).mkdir(parents=True, exist_ok=True)
+        manifest = {"format": 1, "key": dict(key), "digest": digest(key), "environments": [dict(environment)]}
+        _create(path / MANIFEST, manifest)
+        run = cls(path, read_manifest(path))
+        if run.manifest["digest"] != manifest["digest"]:
+            lines = "; ".join(differences(run.manifest["key"], key))
+            raise ResumeError(f"{path} belongs to other settings ({lines}); choose another --output")
+        known = run.manifest["environments"]
+        if dict(environment) not in known:
+            if not allow_change:
+                lines = "; ".join(differences(known[-1], environment))
+                raise ResumeError(
+                    f"{path} was begun in another environment ({lines}); go back to it, choose another "
+                    "--output, or accept the mixture with --allow-environment-change"
+                )
+            run.manifest["environments"] = [*known, dict(environment)]
+            write_json(path / MANIFEST, run.manifest)
+        return run
+
+    def read(self, keys: Mapping[Identity, str]) -> Records:
+        """All records of the given items.
+
+        Args:
+            keys: of each item and sample; see `item_key`.
+
+        Raises:
+            ValueError: a line that is not the last of its file is no record.
+            ResumeError: a record of an item was made under another key: its image or prompt has changed.
+        """
+        done: dict[Identity, dict[str, Any]] = {}
+        failed: dict[Identity, dict[str, Any]] = {}
+        torn, duplicates = [], 0
+        found = []
+        for path in sorted((self.path / RECORDS).glob("*.jsonl")):
+            records, whole = _read_lines(path)
+            found += [(record.get("written_at", 0.0), path.name, record) for record in records]
+            if not whole:
+                torn.append(path.name)
+        # The first answer in this order holds, whatever the clocks of the hosts say.
+        for _, name, record in sorted(found, key=lambda each: each[:2]):
+            identity = (record["id"], record["sample"])
+            if identity not in keys:
+                continue
+            if record["key"] != keys[identity]:
+                raise ResumeError(
+                    f"{self.path / RECORDS / name}: {record['id']} was answered with another image or prompt "
+                    "than it has now; restore what changed or choose another --output"
+                )
+            if record["status"] != "ok":
+                failed[identity] = record
+            elif identity in done:
+                duplicates += 1
+            else:
+                done[identity] = record
+        failed = {identity: record for identity, record in failed.items() if identity not in done}
+        return Records(done, failed, torn, duplicates)
+
+    def append(self, records: Iterable[Mapping[str, Any]], shard: str) -> None:
+        """Write records and see them to the disk; a file of this process alone is opened with the first.
+
+        Args:
+            records: to be written, one line each.
+            shard: of this process, for the name of the file.
+
+        Raises:
+            OSError: the disk is full or gone; what was appended before is safe.
+        """
+        lines = "".join(f"{canonical_json(dict(record))}\n" for record in records)
+        try:
+            if self._writer is None:
+                self._writer = _open_new(self.path / RECORDS, shard)
+            self._writer.write(lines.encode())
+            self._writer.flush()
+            os.fsync(self._writer.fileno())
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {self.path / RECORDS} ({error.strerror}); what was answered before is "
+                "safe: make room and start the same command again"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file of this process."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def item_key(run_key: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    """SHA-256 over the settings of the run and what belongs to one item: content, image, prompt, seed.
+
+    Raises:
+        ValueError: a value is no finite number.
+    """
+    return digest({**run_key, "item": dict(item)})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is no run directory: it has no {MANIFEST}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); move the directory away and start again") from error
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two JSON values, as "method.moved_fraction: 0.4, now 0.6"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = sorted({*old, *new})
+        return [
+            line
+            for name in names
+            for line in differences(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
+        ]
+    old, new = json.loads(json.dumps([old, new]))  # tuples and lists are the same in a file
+    return [] if old == new else [f"{path}: {_brief(old)}, now {_brief(new)}"]
+
+
+def check_writable(directory: Path) -> None:
+    """Make a directory and see that it takes files, before any work is done.
+
+    Raises:
+        OSError: it does not; the message says why.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"0" * 65536)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to {directory} ({error.strerror}); choose another --output") from error
+    free = shutil.disk_usage(directory).free
+    if free < _FREE_BYTES:
+        raise OSError(
+            f"only {free / 1e6:.0f} MB are free for {directory}, and {_FREE_BYTES / 1e6:.0f} MB are needed; "
+            "make room or choose another --output"
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is either whole or as it was, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(_pretty(content), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _create(path: Path, content: Any) -> None:
+    """Write a file unless there is one; of several processes, one wins."""
+    if path.exists():
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(_pretty(content), encoding="utf-8")
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _pretty(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _open_new(directory: Path, shard: str) -> Any:
+    """A file that no process has used yet."""
+    attempt = 0
+    while True:
+        try:
+            return open(directory / f"{shard}-{attempt:03}.jsonl", "xb")
+        except FileExistsError:
+            attempt += 1
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The records of a file, and whether its last line is whole."""
+    lines = path.read_bytes().split(b"\n")
+    last = lines.pop()
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not {"id", "key", "status", "sample"} <= record.keys():
+                raise ValueError("no record of a run")
+        except (ValueError, AttributeError) as error:
+            if number == len(lines) and not last:
+                return records, False
+            raise ValueError(
+                f"{path}, line {number} is damaged ({error}); remove this line to answer its item again"
+            ) from error
+        records.append(record)
+    return records, not last
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

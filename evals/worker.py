@@ -1,0 +1,290 @@
+"""One process at work on a run: it answers items in batches and appends what it got."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
+
+import vlmfix
+from evals.memory import free_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from evals.protocols import Protocol
+from evals.sampling import SeededSampling, seed_of
+from evals.store import Identity, Run
+from evals.tasks.base import Item
+from vlmfix.generation import answer_batch, open_images
+from vlmfix.methods.base import AskingMethod
+
+
+class TooManyErrorsError(RuntimeError):
+    """More items failed than were allowed."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of an item, and the key of its record.
+
+    Args:
+        item: the question.
+        sample: 0, or the number of the sample where a protocol draws several.
+        seed: of the run.
+        key: see `evals.store.item_key`.
+    """
+
+    item: Item
+    sample: int
+    seed: int
+    key: str
+
+    @property
+    def identity(self) -> Identity:
+        """Item and sample."""
+        return self.item.id, self.sample
+
+    @property
+    def order(self) -> tuple[bytes, str, str, int]:
+        """Where it stands in a worker's queue: questions about one image follow each other."""
+        cluster = hashlib.sha256(self.item.cluster.encode()).digest()
+        return cluster, self.item.cluster, self.item.id, self.sample
+
+
+@dataclass
+class Worker:
+    """Answers draws with one model and the methods that act on it.
+
+    Args:
+        model: any that `vlmfix.generate` takes.
+        processor: of the model.
+        methods: in the order of attachment; none is plain decoding.
+        protocol: which fixes length and decoding.
+        parse: what the task reads in an answer, as a JSON value; for the records only.
+        shard: of this process, for file names.
+        batch_size: prompts per forward pass; halved for good where memory runs out.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    methods: Sequence[vlmfix.Method]
+    protocol: Protocol
+    parse: Callable[[Item, str], Any]
+    shard: str
+    batch_size: int
+    _passes: _Passes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._passes = _Passes(self.model)
+        if any(isinstance(method, AskingMethod) for method in self.methods):
+            self.batch_size = 1
+
+    def work(
+        self,
+        run: Run,
+        draws: Sequence[Draw],
+        *,
+        max_errors: int,
+        on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+    ) -> None:
+        """Answer all draws, in batches of neighbours; each batch is on disk before the next one begins.
+
+        Args:
+            run: to append to.
+            draws: in any order.
+            max_errors: number of failures after which work stops.
+            on_records: called with the records just written.
+
+        Raises:
+            TooManyErrorsError: more than `max_errors` draws failed.
+            UnsupportedError: a method does not go with the model or the protocol.
+            OSError: the disk is full.
+        """
+        queue = deque(sorted(draws, key=lambda draw: draw.order))
+        failures = 0
+        reset_peak_memory(self.model.device)
+        with ExitStack() as stack:
+            stack.callback(run.close)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", vlmfix.InactiveMethodWarning)  # the report says it
+            for method in self.methods:
+                if not isinstance(method, AskingMethod):
+                    stack.enter_context(method(self.model, self.processor))
+            stack.enter_context(self._passes.counted())
+            while queue:
+                batch = [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
+                records = self._records(batch)
+                if records is None:
+                    self.batch_size = max(1, len(batch) // 2)
+                    queue.extendleft(reversed(batch))
+                    continue
+                run.append(records, self.shard)
+                on_records(records)
+                failed = [record for record in records if record["status"] == "error"]
+                failures += len(failed)
+                if failures > max_errors:
+                    raise TooManyErrorsError(
+                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; the "
+                        f"last one was {failed[-1]['id']}: {failed[-1]['error']}"
+                    )
+
+    def _records(self, batch: list[Draw]) -> list[dict[str, Any]] | None:
+        """One record a draw, of success or of failure; None: memory ran out for so many."""
+        opened = _opened(batch)
+        pictures = {path: found for path, found in opened.items() if isinstance(found, Image.Image)}
+        readable, records = [], []
+        for draw in batch:
+            found = None if draw.item.image is None else opened[draw.item.image]
+            if isinstance(found, Exception):
+                records.append(self._failure(draw, found))
+            else:
+                readable.append(draw)
+        if not readable:
+            return records
+        try:
+            return records + self._answers(readable, pictures)
+        except vlmfix.UnsupportedError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                free_memory()
+                if len(batch) > 1:
+                    return None
+            if len(readable) == 1:
+                return [*records, self._failure(readable[0], error)]
+        for draw in readable:  # which of them it was
+            records += self._records([draw]) or []
+        return records
+
+    def _answers(self, batch: list[Draw], pictures: Mapping[Path, Image.Image]) -> list[dict[str, Any]]:
+        start = time.perf_counter()
+        self._passes.begin()
+        generate_kwargs = self._generate_kwargs(batch)
+        pairs = [(draw.item.image and pictures[draw.item.image], draw.item.prompt) for draw in batch]
+        asking = [method for method in self.methods if isinstance(method, AskingMethod)]
+        if asking:
+            refinement = asking[0].ask(self.model, self.processor, *pairs[0], **generate_kwargs)
+            answers = [refinement.final]
+        else:
+            answers = answer_batch(self.model, self.processor, pairs, **generate_kwargs)
+        end = time.perf_counter()
+        memory = peak_memory(self.model.device)
+        passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
+        prefill = (self._passes.first or end) - start
+        did = self._activities(len(batch))
+        return [
+            self._head(draw, len(batch))
+            | {
+                "status": "ok",
+                "text": answer.text,
+                "parsed": self.parse(draw.item, answer.text),
+                "token_ids": list(answer.token_ids),
+                "n_prompt_tokens": answer.prompt_tokens,
+                "n_new_tokens": len(answer.token_ids),
+                "finish": "eos" if answer.ended else "length",
+                "method_info": activity,
+                "time_prefill": prefill / len(batch),
+                "time_decode": (end - start - prefill) / len(batch),
+                "forwards_per_token": passes,
+                "peak_memory": memory,
+            }
+            for draw, answer, activity in zip(batch, answers, did, strict=True)
+        ]
+
+    def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
+        protocol = self.protocol
+        kwargs: dict[str, Any] = {
+            "max_new_tokens": protocol.max_new_tokens,
+            "num_beams": protocol.num_beams,
+            "do_sample": False,
+        }
+        if protocol.temperature > 0:
+            seeds = [seed_of(draw.seed, draw.item.id, draw.sample) for draw in batch]
+            sampling = SeededSampling(
+                seeds, temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k
+            )
+            kwargs["logits_processor"] = LogitsProcessorList([sampling])
+        return kwargs
+
+    def _activities(self, items: int) -> list[dict[str, Any]]:
+        """What each method did for each item, as sums that can be added up."""
+        found: list[dict[str, Any]] = [{} for _ in range(items)]
+        for method in self.methods:
+            rows = method.latest_activity()
+            beams = len(rows) // items
+            for index in range(items if beams else 0):
+                own = rows[index * beams : (index + 1) * beams]
+                sums = {
+                    name: sum(getattr(row, name) for row in own)
+                    for name in ("steps", "steps_edited", "edited", "eligible")
+                }
+                found[index][type(method).__name__.lower()] = sums | {"skipped": own[0].skipped}
+        return found
+
+    def _failure(self, draw: Draw, error: Exception) -> dict[str, Any]:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return self._head(draw, 1) | {
+            "status": "error",
+            "error": reason,
+            "error_type": type(error).__name__,
+        }
+
+    def _head(self, draw: Draw, batch_size: int) -> dict[str, Any]:
+        return {
+            "id": draw.item.id,
+            "sample": draw.sample,
+            "seed": draw.seed,
+            "key": draw.key,
+            "image": None if draw.item.image is None else str(draw.item.image),
+            "prompt": draw.item.prompt,
+            "batch_size": batch_size,
+            "host": platform.node(),
+            "written_at": time.time(),
+        }
+
+
+class _Passes:
+    """Counts the forward passes of a model, and notes when the first one was over."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.count = 0
+        self.first: float | None = None
+
+    def begin(self) -> None:
+        self.count, self.first = 0, None
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        handle = self.model.register_forward_hook(self._note)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.count += 1
+        if self.first is None:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)
+            self.first = time.perf_counter()
+
+
+def _opened(batch: Sequence[Draw]) -> dict[Path, Image.Image | Exception]:
+    """The picture of each file that a batch asks about, or why there is none."""
+    opened: dict[Path, Image.Image | Exception] = {}
+    for path in {draw.item.image for draw in batch if draw.item.image is not None}:
+        try:
+            [opened[path]] = open_images(path)
+        except (OSError, ValueError) as error:
+            opened[path] = error
+    return opened
