@@ -16,6 +16,8 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 import vlmfix
+from evals.commands.run import evaluate, report
+from evals.commands.score import score_app
 from evals.data import demo_scene, render, write_coco
 from vlmfix.console import (
     DeviceOption,
@@ -219,6 +221,11 @@ def scenes(
     with progress_bar("drawing", count) as advance:
         write_coco(output, count=count, seed=seed, progress=advance)
     out.print(f"{count} scenes in {output}", highlight=False)
+
+
+app.command("eval")(evaluate)
+app.command()(report)
+app.add_typer(score_app, name="score")
 
 
 def _short(method: vlmfix.Method) -> str:

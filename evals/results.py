@@ -41,7 +41,7 @@ class Metric:
     @property
     def value(self) -> float:
         """The ratio over all items; a zero denominator gives 0.0."""
-        wholes = self.wholes.sum(axis=1)
+        wholes = self.wholes.sum(axis=1).astype(float)
         parts = self.parts.sum(axis=1)
         return float(np.divide(parts, wholes, out=np.zeros_like(wholes), where=wholes > 0).mean())
 

@@ -62,7 +62,13 @@ class Run:
 
     @classmethod
     def start(
-        cls, path: Path, key: Mapping[str, Any], environment: Mapping[str, Any], *, allow_change: bool = False
+        cls,
+        path: Path,
+        key: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        info: Mapping[str, Any],
+        allow_change: bool = False,
     ) -> Run:
         """Make a run, or go on with it.
 
@@ -70,6 +76,7 @@ class Run:
             path: of the run; a part of the key's digest in its name keeps other keys out.
             key: all that changes an answer, the same for all items.
             environment: versions and devices, which should not change an answer.
+            info: what a person wants to find in the manifest as well; it is not compared.
             allow_change: whether a run may go on in another environment; the manifest then lists both.
 
         Raises:
@@ -77,7 +84,13 @@ class Run:
             OSError: the directory cannot be written.
         """
         (path / RECORDS).mkdir(parents=True, exist_ok=True)
-        manifest = {"format": 1, "key": dict(key), "digest": digest(key), "environments": [dict(environment)]}
+        manifest = {
+            "format": 1,
+            "key": dict(key),
+            "digest": digest(key),
+            "environments": [dict(environment)],
+            "info": dict(info),
+        }
         _create(path / MANIFEST, manifest)
         run = cls(path, read_manifest(path))
         if run.manifest["digest"] != manifest["digest"]:
@@ -95,11 +108,11 @@ class Run:
             write_json(path / MANIFEST, run.manifest)
         return run
 
-    def read(self, keys: Mapping[Identity, str]) -> Records:
+    def read(self, keys: Mapping[Identity, str | None]) -> Records:
         """All records of the given items.
 
         Args:
-            keys: of each item and sample; see `item_key`.
+            keys: of each item and sample, see `item_key`; None: all records of the item must agree.
 
         Raises:
             ValueError: a line that is not the last of its file is no record.
@@ -109,6 +122,7 @@ class Run:
         failed: dict[Identity, dict[str, Any]] = {}
         torn, duplicates = [], 0
         found = []
+        seen: dict[Identity, str] = {}
         for path in sorted((self.path / RECORDS).glob("*.jsonl")):
             records, whole = _read_lines(path)
             found += [(record.get("written_at", 0.0), path.name, record) for record in records]
@@ -119,7 +133,8 @@ class Run:
             identity = (record["id"], record["sample"])
             if identity not in keys:
                 continue
-            if record["key"] != keys[identity]:
+            expected = keys[identity] or seen.setdefault(identity, record["key"])
+            if record["key"] != expected:
                 raise ResumeError(
                     f"{self.path / RECORDS / name}: {record['id']} was answered with another image or prompt "
                     "than it has now; restore what changed or choose another --output"

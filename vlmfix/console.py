@@ -39,7 +39,7 @@ def parse_methods(names: str, settings: Iterable[str]) -> list[vlmfix.Method]:
     """
     chosen = [] if names == "greedy" else names.split("+")
     parameters: dict[str, dict[str, Any]] = {name: {} for name in chosen}
-    for key, value in map(_setting, settings):
+    for key, value in map(parse_setting, settings):
         owner, dot, parameter = key.rpartition(".")
         if not chosen:
             raise ValueError(f"greedy has no parameters, but --set gives {key}; name a --method")
@@ -51,7 +51,12 @@ def parse_methods(names: str, settings: Iterable[str]) -> list[vlmfix.Method]:
     return [vlmfix.make_method(name, **parameters[name]) for name in chosen]
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Key and value of `KEY=VALUE`; the value is YAML.
+
+    Raises:
+        ValueError: it has another form.
+    """
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"--set {text!r} is not KEY=VALUE, such as --set moved_fraction=0.6")
@@ -63,7 +68,9 @@ def _setting(text: str) -> tuple[str, Any]:
         ) from error
 
 
-def load_model(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_model(
+    name: str, device: str, dtype: str, *, revision: str | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model and processor that the options name.
 
     Raises:
@@ -73,7 +80,7 @@ def load_model(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, Pro
     if name in EMBEDDED or not err.is_terminal:
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    return vlmfix.load(name, dtype=dtype, device_map=_device_map(device))
+    return vlmfix.load(name, dtype=dtype, device_map=_device_map(device), revision=revision)
 
 
 def _device_map(device: str) -> str | None:

@@ -1,0 +1,133 @@
+"""Questions a second of the evaluation harness, against one question at a time, on the synthetic POPE.
+
+    python -m benchmarks.eval_throughput --model tiny-llava --images 20
+
+Each row is one method, attached in the same way in all columns. `one at a time` calls `model.generate` with
+one prompt. `batches` calls it with as many prompts as the harness, each with its image to encode and read.
+`harness` is a worker of `vlmfix eval`, with its records on the disk; its answers are compared with those of
+the first column, in float32.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import vlmfix
+from evals.data.items import pope_items
+from evals.data.synthetic import SEED, synthetic_folder
+from evals.protocols import default_protocol
+from evals.store import Run
+from evals.tasks.base import Item
+from evals.worker import Draw, Worker
+from vlmfix.answer import read_answers
+from vlmfix.generation import open_images
+from vlmfix.prompts import prepare
+from vlmfix.runtime import support
+
+PROTOCOL = default_protocol("pope", "synthetic").on("synthetic")
+
+
+def questions(folder: Path, images: int) -> list[Item]:
+    """The synthetic POPE questions about the first images that have some, image by image."""
+    items = pope_items(synthetic_folder(folder, count=4 * images, seed=SEED), PROTOCOL)
+    chosen = sorted({item.cluster for item in items})[:images]
+    return sorted(
+        (item for item in items if item.cluster in chosen), key=lambda item: (item.cluster, item.id)
+    )
+
+
+def in_batches(model: Any, processor: Any, items: Sequence[Item], size: int) -> list[str]:
+    """Answers of plain `generate` calls, without anything shared between prompts."""
+    texts = []
+    kwargs = {"max_new_tokens": PROTOCOL.max_new_tokens, "do_sample": False}
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
+        pictures = [open_images(item.image) for item in batch]
+        inputs = prepare(pictures, [item.prompt for item in batch], processor).to(
+            model.device, dtype=model.dtype
+        )
+        output = model.generate(**inputs, **kwargs)
+        answers = read_answers(
+            output, inputs["attention_mask"], support.end_tokens(model, (), kwargs), processor
+        )
+        texts += [answer.text for answer in answers]
+    return texts
+
+
+def in_harness(
+    model: Any,
+    processor: Any,
+    methods: Sequence[vlmfix.Method],
+    items: Sequence[Item],
+    size: int,
+    folder: Path,
+) -> list[str]:
+    """Answers of a worker of the harness."""
+    run = Run.start(folder, {}, {}, info={})
+    worker = Worker(model, processor, methods, PROTOCOL, lambda item, text: None, "0-of-1", size)
+    worker.work(run, [Draw(item, 0, 0, "") for item in items], max_errors=0)
+    done = run.read({(item.id, 0): None for item in items}).done
+    return [done[item.id, 0]["text"] for item in items]
+
+
+def timed(work: Callable[[], list[str]], items: int) -> tuple[float, list[str]]:
+    """Questions a second, and the answers."""
+    start = time.perf_counter()
+    texts = work()
+    return items / (time.perf_counter() - start), texts
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Embedded model, folder or hub id.")] = "tiny-llava",
+    method: Annotated[list[str] | None, typer.Option(help="Methods; repeatable.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images, each with up to 18 questions.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the fastest counts.")] = 3,
+    device: Annotated[str, typer.Option(help="Device.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="dtype of the weights.")] = "float32",
+) -> None:
+    """Print questions a second and how many answers differ."""
+    loaded = vlmfix.load(model, dtype=dtype, device_map=None if device == "cpu" else device)
+    table = Table("method", "one at a time", "batches", "harness", "gain", "answers that differ")
+    with TemporaryDirectory() as temporary:
+        items = questions(Path(temporary), images)
+        for name in method or ["greedy", "var", "gift"]:
+            methods = [] if name == "greedy" else [vlmfix.make_method(name)]
+            speeds: list[list[float]] = [[], [], []]
+            texts: list[list[str]] = [[], [], []]
+            for number in track(range(rounds), name, console=Console(stderr=True), transient=True):
+                with ExitStack() as stack:
+                    for each in methods:
+                        stack.enter_context(each(*loaded))
+                    works = [partial(in_batches, *loaded, items, size) for size in (1, batch_size)]
+                    results = [timed(work, len(items)) for work in works]
+                folder = Path(temporary) / f"{name}-{number}"
+                work = partial(in_harness, *loaded, methods, items, batch_size, folder)
+                results.append(timed(work, len(items)))
+                for column, (speed, answers) in enumerate(results):
+                    speeds[column].append(speed)
+                    texts[column] = answers
+            best = [max(each) for each in speeds]
+            differing = sum(one != other for one, other in zip(texts[0], texts[2], strict=True))
+            table.add_row(
+                name,
+                *(f"{each:.0f}/s" for each in best),
+                f"{best[2] / best[0]:.1f}",
+                f"{differing} of {len(items)}",
+            )
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
