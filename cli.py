@@ -77,7 +77,7 @@ def generate(
     model: ModelOption = DEFAULT_MODEL,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="Picture or folder of pictures; may be repeated. [default: demo scene]"),
+        typer.Option(help="Picture or folder of pictures; may be repeated. (default: demo scene)"),
     ] = None,
     prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = "Describe the image.",
     method: Annotated[
@@ -188,7 +188,7 @@ def calibrate(
     model: ModelOption = DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="Method that needs the values: var, gift, adaptinfer.")] = "var",
     output: Annotated[
-        Path | None, typer.Option(help="Profile file to write. [default: where later runs look first]")
+        Path | None, typer.Option(help="Profile file to write. (default: where later runs look first)")
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",

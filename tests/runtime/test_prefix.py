@@ -102,8 +102,11 @@ def test_activity_is_the_same(model: PreTrainedModel, inputs: dict[str, torch.Te
             if sharing:
                 stack.enter_context(shared_prefix(model))
             answer(model, inputs)
-        activities.append(method.activity())
+        activities.append((method.activity(), method.latest_activity()))
     assert activities[0] == activities[1]
+    activity, rows = activities[0]
+    assert activity.steps == sum(row.steps for row in rows)
+    assert activity.site_share == sum(row.edited for row in rows) / sum(row.eligible for row in rows)
 
 
 @pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"use_cache": False}])

@@ -50,6 +50,8 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
         if args or watched or not isinstance(kwargs.get("pixel_values"), Tensor):
             return encode(*args, **kwargs)
         images = _split_inputs(kwargs)
+        if images is None:
+            return encode(*args, **kwargs)
         digests = [_digest(image, kwargs) for image in images]
         missing = {
             digest: image for digest, image in zip(digests, images, strict=True) if digest not in known
@@ -70,18 +72,17 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
         attributes.update(before)
 
 
-def _split_inputs(inputs: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """The tensors of each image: Qwen-VL lists the patches of all images in one."""
-    pixels, grids = inputs["pixel_values"], inputs.get("image_grid_thw")
-    if grids is not None:
-        parts = pixels.split(grids.prod(dim=-1).tolist())
-        return [
-            {"pixel_values": part, "image_grid_thw": grid[None]}
-            for part, grid in zip(parts, grids, strict=True)
-        ]
-    sizes = inputs.get("image_sizes")
+def _split_inputs(inputs: dict[str, Any]) -> list[dict[str, Tensor]] | None:
+    """The tensors of each image; None: they do not come one an image."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    sizes: Any = 1
+    if "image_grid_thw" in tensors:  # Qwen-VL lists the patches of all images in one
+        sizes = tensors["image_grid_thw"].prod(dim=-1).tolist()
+    pixels = tensors.pop("pixel_values").split(sizes)
+    if any(len(value) != len(pixels) for value in tensors.values()):
+        return None
     return [
-        {"pixel_values": image[None]} | ({} if sizes is None else {"image_sizes": sizes[index][None]})
+        {"pixel_values": image} | {name: value[index][None] for name, value in tensors.items()}
         for index, image in enumerate(pixels)
     ]
 
@@ -110,9 +111,8 @@ def _split_output(output: Any) -> list[Encoded]:
 def _joined_output(form: Any, images: list[Encoded]) -> Any:
     """The output of the model for these images, in the form that it gave for others."""
     features: Any = [image.features for image in images]
-    if isinstance(form.pooler_output, Tensor):
-        features = torch.stack(features)
-    output = type(form)(pooler_output=features)
+    kind = type(form.pooler_output)
+    output = type(form)(pooler_output=torch.stack(features) if kind is Tensor else kind(features))
     layers = zip(*(image.injected for image in images), strict=True)
     injected = [
         torch.cat(parts) if isinstance(given, Tensor) else parts
