@@ -142,9 +142,9 @@ class _Measured:
     def __init__(self, outcome: Outcome, kept: np.ndarray) -> None:
         self.clusters = np.unique(outcome.clusters, return_inverse=True)[1]
         self.metrics = {
-            Key(parser, each.group, each.name): dataclasses.replace(
-                each, parts=each.parts * kept, wholes=each.wholes * kept
-            )
+            Key(parser, each.group, each.name): each
+            if kept.all()
+            else dataclasses.replace(each, parts=each.parts * kept, wholes=each.wholes * kept)
             for parser, metrics in {"": outcome.metrics, **outcome.parsers}.items()
             for each in metrics
         }

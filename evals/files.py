@@ -85,13 +85,15 @@ def read_text(path: str | Path) -> str:
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if it is a folder.
-        ValueError: if it is empty or not UTF-8.
+        ValueError: if it is empty, not UTF-8, or a pipe.
     """
     file = Path(path)
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder; name a file in it")
     if not file.exists():
         raise FileNotFoundError(f"no file {file}; check the path")
+    if not file.is_file():  # it could be read once only, and its hash is needed, too
+        raise ValueError(f"{file} is a pipe or device; save its content as a file")
     content = file.read_bytes()
     try:
         text = content.decode("utf-8-sig")

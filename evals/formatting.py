@@ -107,10 +107,8 @@ def spread_text(figure: Figure) -> str:
     """Mean and standard deviation over samples."""
     if figure.spread is None:
         return "-"
-    mean, deviation = (
-        number(value, percent=figure.metric.percent) for value in (figure.spread.mean, figure.spread.deviation)
-    )
-    return f"{mean} (SD {deviation})"
+    percent, found = figure.metric.percent, figure.spread
+    return f"{number(found.mean, percent=percent)} (SD {number(found.deviation, percent=percent)})"
 
 
 def _companions(row: Row, group: str) -> dict[str, str]:
@@ -125,7 +123,8 @@ def _companions(row: Row, group: str) -> dict[str, str]:
     known = {each.metric.name for each in row.figures}
     counts = row.outcome.counts
     for name in ("unparsed", "truncated"):
-        if name in counts and name not in known and counts.get("answered"):
+        applies = name == "truncated" or row.outcome.yes_no or counts.get(name)
+        if applies and name in counts and name not in known and counts.get("answered"):
             texts[f"{name}, %"] = number(counts[name] / counts["answered"], percent=True)
     return texts
 

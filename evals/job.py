@@ -67,7 +67,7 @@ class Job:
             column map.
         limit: number or share of the items of each task; None: all.
         batch_size: prompts per forward pass; 0 finds one by itself.
-        output: folder of all runs of the job.
+        output: folder of all runs of the job; by default `runs/` and the name of the model.
         seed: of sampling protocols.
         device: as on the command line.
         dtype: as on the command line.
@@ -129,8 +129,6 @@ def make_job(settings: Mapping[str, Any]) -> Job:
     for task in tasks:
         if task not in known_tasks():
             raise ValueError(f"unknown task {task!r}; tasks are {', '.join(known_tasks())}")
-    if "output" not in given:
-        raise ValueError("no --output; name the folder that receives the runs and the report")
     protocols: dict[str, Protocol] = {}
     for id in _several(given.pop("protocol", ())):
         protocol = parse_protocol(str(id))
@@ -147,7 +145,9 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"method {twice} is named twice with the same settings")
     given["batch_size"] = _count("batch_size", given.get("batch_size", "auto"), auto=True)
-    given["output"] = Path(given["output"]).expanduser()
+    given["output"] = Path(
+        given.get("output", f"runs/{Path(given.get('model', DEFAULT_MODEL)).name}")
+    ).expanduser()
     for name in ("limit", "max_errors"):
         if name in given:
             given[name] = _count_or_share(name, given[name], least=1 if name == "limit" else 0)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from evals.comparison import Comparison, Figure
 from evals.formatting import number, title
 from evals.statistics import Estimate
 
-LETTER = 7.0
-"""Width of a letter of a label, in pixels."""
-
+_LETTER = 7.0  # width in pixels
 _LINE = 14
-_LONGEST = 24
 _MARGINS = (58, 12, 14, 46)  # left, right, top, bottom
 
 
@@ -52,6 +49,8 @@ class Plot:
         points: one a method, the first method first.
         frame: left, top, right and bottom edge of the plotting area.
         corner: which corner is best, such as "upper left".
+        x_name: of the metric that lies across.
+        y_name: of the metric that goes up.
     """
 
     width: int
@@ -103,8 +102,8 @@ def tradeoff_plot(comparison: Comparison, *, width: int, height: int) -> Plot | 
         return None
     left, right, top, bottom = _MARGINS
     frame = (left, top, width - right, height - bottom)
-    x = _axis([across for _, across, _ in found], frame[0], frame[2], count=width // 110)
-    y = _axis([up for _, _, up in found], frame[3], frame[1], count=height // 70)
+    x = _axis([across for _, across, _ in found], frame[0], frame[2], count=max(4, width // 110))
+    y = _axis([up for _, _, up in found], frame[3], frame[1], count=max(4, height // 80))
     points = [
         Point(
             row.outcome.method,
@@ -118,7 +117,7 @@ def tradeoff_plot(comparison: Comparison, *, width: int, height: int) -> Plot | 
         )
         for row, across, up in found
     ]
-    _label(points, _Page(frame))
+    _label(points, _Page(frame), longest=width // 20)
     _, across, up = found[0]
     corner = f"{'lower' if up.metric.better == 'lower' else 'upper'} "
     corner += "right" if across.metric.better == "higher" else "left"
@@ -145,12 +144,15 @@ def _axis(figures: list[Figure], start: float, end: float, *, count: int) -> Axi
     return Axis(name, shown, place)
 
 
-def _ticks(low: float, high: float, count: int, finest: float) -> Iterable[float]:
-    """Round values between two ends, about `count` of them."""
-    raw = (high - low) / max(count, 2)
-    power = 10 ** math.floor(math.log10(raw))
-    step = max(next(power * each for each in (1, 2, 5, 10) if power * each >= raw * 0.999), finest)
-    return [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+def _ticks(low: float, high: float, count: int, finest: float) -> list[float]:
+    """Round values between two ends, as near to `count` of them as there are."""
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    steps = [power * factor for factor in (1, 2, 5, 10) if power * factor > 0.999 * finest] or [finest]
+    several = [
+        [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        for step in steps
+    ]
+    return min(several, key=lambda ticks: abs(len(ticks) - count))
 
 
 def _interval(estimate: Estimate) -> tuple[float, float]:
@@ -168,14 +170,14 @@ def _shown(figure: Figure) -> str:
     return number(figure.estimate.value, percent=figure.metric.percent)
 
 
-def _label(points: list[Point], page: _Page) -> None:
+def _label(points: list[Point], page: _Page, *, longest: int) -> None:
     """Put each label where it hides least."""
     page.taken += [(point.x - 6, point.y - 6, point.x + 6, point.y + 6) for point in points]
     page.taken += [(min(p.x_ends), p.y - 1, max(p.x_ends), p.y + 1) for p in points]
     page.taken += [(p.x - 1, min(p.y_ends), p.x + 1, max(p.y_ends)) for p in points]
     for point in points:
-        text = point.name if len(point.name) <= _LONGEST else f"{point.name[: _LONGEST - 1]}…"
-        length = LETTER * len(text)
+        text = point.name if len(point.name) <= longest else f"{point.name[: longest - 1]}…"
+        length = _LETTER * len(text)
         places = [
             (anchor, point.x + across, point.y + down)
             for down in (-7, 17, -22, 32, -37, 47)
@@ -190,7 +192,8 @@ def _label(points: list[Point], page: _Page) -> None:
             )
             for anchor, x, y in places
         ]
-        best = min(range(len(places)), key=lambda index: (page.cost(boxes[index]), index))
+        costs = [page.cost(box) + 2 * abs(y - point.y) for box, (_, _, y) in zip(boxes, places, strict=True)]
+        best = costs.index(min(costs))
         page.taken.append(boxes[best])
         point.label = text
         point.anchor, *at = places[best]

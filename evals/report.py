@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from evals import formatting
 from evals.comparison import Comparison, find
 from evals.disagreements import Disagreement, disagreements, thumbnail
+from evals.facts import run_facts, task_facts
 from evals.notes import notes as notes_of
 from evals.notes import progress
 from evals.plot import Plot, tradeoff_plot
@@ -32,9 +33,8 @@ SHOWN = 200
 """Items in the list of disagreements, over all tasks; each brings a picture along."""
 
 _OBJECTS = 20
-_FAILURES = 50
+_UNANSWERED = 50
 _LONGEST_ANSWER = 1500
-_LONGEST_FACT = 120
 _PLOT_SIZES = ((680, 430), (330, 360))  # for wide and for narrow screens
 
 
@@ -62,7 +62,7 @@ class _Section:
     further_objects: int
     costs: dict[str, list[str]]
     activity: dict[str, list[str]]
-    failures: dict[str, list[ItemResult]]
+    unanswered: dict[str, list[ItemResult]]
     shown: list[Disagreement]
     differing: int
 
@@ -104,15 +104,14 @@ def write_report(
         "progress": progress,
     }
     outcomes = [row.outcome for comparison in comparisons for row in comparison.rows]
-    facts = _facts(outcomes)
     script = files("evals").joinpath("templates", "report.js").read_text(encoding="utf-8")
     page = environment.get_template("report.html.j2").render(
         title=title,
         notes=notes,
-        facts=facts,
-        sections=_sections(comparisons, facts.keys()),
+        facts=run_facts(outcomes),
+        sections=_sections(comparisons),
         others=_others(comparisons),
-        longest_failures=_FAILURES,
+        longest_list=_UNANSWERED,
         resamples=RESAMPLES,
         style=Markup(files("evals").joinpath("templates", "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -121,27 +120,21 @@ def write_report(
     Path(path).write_bytes(page.encode("utf-8", "replace"))  # answers may hold lone surrogates
 
 
-def _sections(comparisons: Sequence[Comparison], known: Collection[str]) -> list[_Section]:
+def _sections(comparisons: Sequence[Comparison]) -> list[_Section]:
     listed = [disagreements(comparison) for comparison in comparisons]
     limit = SHOWN // max(1, sum(bool(each) for each in listed))
-    return [
-        _section(comparison, known, differing, limit)
-        for comparison, differing in zip(comparisons, listed, strict=True)
-    ]
+    return [_section(*each, limit) for each in zip(comparisons, listed, strict=True)]
 
 
-def _section(
-    comparison: Comparison, known: Collection[str], differing: list[Disagreement], limit: int
-) -> _Section:
+def _section(comparison: Comparison, differing: list[Disagreement], limit: int) -> _Section:
     outcomes = [row.outcome for row in comparison.rows]
-    facts = _facts(outcomes)
     objects = _objects(outcomes)
     plots = (tradeoff_plot(comparison, width=width, height=height) for width, height in _PLOT_SIZES)
     lost = {each.method: [item for item in each.items if item.score is None] for each in outcomes}
     return _Section(
         comparison=comparison,
         notes=notes_of(comparison),
-        facts={name: text for name, text in facts.items() if name not in known},
+        facts=task_facts(outcomes),
         plots=[plot for plot in plots if plot],
         companions=formatting.companions(comparison),
         tested=list(next((row.mcnemar for row in comparison.rows if row.mcnemar), {})),
@@ -150,7 +143,7 @@ def _section(
         further_objects=max(0, len(objects) - _OBJECTS),
         costs=_costs(outcomes),
         activity=_activity(outcomes),
-        failures={method: items for method, items in lost.items() if items},
+        unanswered={method: items for method, items in lost.items() if items},
         shown=differing[:limit],
         differing=len(differing),
     )
@@ -199,26 +192,17 @@ def _costs(outcomes: list[Outcome]) -> dict[str, list[str]]:
 
 def _activity(outcomes: list[Outcome]) -> dict[str, list[str]]:
     """Each figure of activity by method; figures that apply to none are left out."""
-    flat = [_flat(plain(outcome.activity)) for outcome in outcomes]
+    flat = [_flat(_only(plain(outcome.activity))) for outcome in outcomes]
     names = dict.fromkeys(
         name for each in flat for name, value in each.items() if value not in (None, [], {})
     )
     return {name: [_brief(each.get(name)) for each in flat] for name in names}
 
 
-def _facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Short details that all outcomes share."""
-    details = [plain(outcome.details) for outcome in outcomes]
-    shared = {
-        name: ", ".join(f"{key} {_brief(each)}".strip() for key, each in _flat(value).items())
-        if isinstance(value, dict)
-        else _brief(value)
-        for name, value in (details[0] if details else {}).items()
-        if all(each.get(name) == value for each in details)
-    }
-    return {
-        name: text for name, text in shared.items() if 0 < len(text) <= _LONGEST_FACT and "\n" not in text
-    }
+def _only(activity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The figures of a single method without its name, so that methods share lines."""
+    values = list(activity.values())
+    return values[0] if len(values) == 1 and isinstance(values[0], dict) else activity
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -54,33 +54,46 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     yield Text()
 
 
-def _fitting(name: str, rows: list[Row], columns: Mapping[str, list[Text]], width: int) -> Iterator[Table]:
-    """As many tables as it takes to show all columns."""
+def _fitting(
+    name: str, rows: list[Row], columns: Mapping[str, list[Text]], width: int
+) -> Iterator[RenderableType]:
+    """As many tables as it takes to show all columns, of about the same width."""
     labels = [_label(row) for row in rows]
     breadth = min(_LABEL, max(map(_breadth, labels)))
-    left = width - breadth - 2 * _GAP
-    needed = {
+    sizes = {
         head: max(_NARROWEST, *map(_breadth, cells), *map(cell_len, head.split()))
         for head, cells in columns.items()
     }
-    chunks: list[list[str]] = []
-    room = 0
-    for head, size in needed.items():
-        if size + _GAP > room:
-            chunks.append([])
-            room = left
-        chunks[-1].append(head)
-        room -= size + _GAP
-    for names in chunks:
-        table = Table(box=SIMPLE_HEAD, title=Text(name), title_style="bold", title_justify="left")
+    for heads in _even_chunks(sizes, width - breadth - 2 * _GAP):
+        table = Table(box=SIMPLE_HEAD)
         table.add_column("method", overflow="fold", width=breadth)
-        for head in names:
-            table.add_column(Text(head), justify="right", width=needed[head])
+        for head in heads:
+            table.add_column(Text(head), justify="right", width=sizes[head])
         for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
-            cells = [columns[head][index] for head in names]
+            cells = [columns[head][index] for head in heads]
             table.add_row(label, *cells, style="dim" if row.outcome.inactive else None)
+        yield Text(name, style="bold")
         yield table
         name = f"{name.removesuffix(', continued')}, continued"
+
+
+def _even_chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    """The fewest chunks that fit, none wider than it must be."""
+    fewest = _chunks(sizes, room)
+    narrower = (_chunks(sizes, smaller) for smaller in range(1, room))
+    return next((chunks for chunks in narrower if len(chunks) == len(fewest)), fewest)
+
+
+def _chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    chunks: list[list[str]] = []
+    left = 0
+    for head, size in sizes.items():
+        if not chunks or size + _GAP > left:
+            chunks.append([])
+            left = room
+        chunks[-1].append(head)
+        left -= size + _GAP
+    return chunks
 
 
 def _label(row: Row) -> Text:

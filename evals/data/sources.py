@@ -55,7 +55,7 @@ def open_data(
             columns=dict(data.get("columns", {})),
             config=data.get("config"),
         )
-    return DataFolder.find(**data)
+    return DataFolder.find(**{str(name): path for name, path in data.items()})
 
 
 def scene_count(data: str | Mapping[str, Any]) -> int:

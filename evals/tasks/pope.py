@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -92,5 +93,19 @@ def _metrics(
             found.append(Metric(name, masks * parts, masks * wholes, group, better))  # type: ignore[arg-type]
     if parser == "vlmevalkit":
         parts, wholes, _ = terms["F1"]
-        found.append(Metric("Overall", parts[None], wholes[None], "", "higher"))
+        distinct = _first_times(items)
+        found.append(Metric("Overall", (parts * distinct)[None], (wholes * distinct)[None], "", "higher"))
     return found
+
+
+def _first_times(items: Sequence[Item]) -> np.ndarray:
+    """1.0 where a question about an image comes for the first time, in each sample; splits share questions."""
+    samples: Counter[str] = Counter()
+    seen: set[tuple[str, str, int]] = set()
+    first = []
+    for item in items:
+        question = (item.cluster, item.prompt, samples[item.id])
+        samples[item.id] += 1
+        first.append(question not in seen)
+        seen.add(question)
+    return np.array(first, dtype=float)

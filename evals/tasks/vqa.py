@@ -32,10 +32,11 @@ class Vqa(Task):
         return Judgement(text.strip(), f"{score:.0%}", score)
 
     def scores(self, items: Sequence[Item], texts: Sequence[str | None], cut: Sequence[bool]) -> Scores:
-        modes = {}
+        modes: dict[str, list[Metric]] = {}
         types = np.array([item.meta.get("answer_type") or "" for item in items])
         answered = np.array([text is not None for text in texts], dtype=float)
-        for mode in dict.fromkeys([self.protocol.scorer, *vqa.MODES]):
+        others = vqa.MODES if all(len(item.gold) == vqa.M4C_ANSWERS for item in items) else ()
+        for mode in dict.fromkeys([self.protocol.scorer, *others]):
             accuracy = np.array(
                 [
                     0.0 if text is None else vqa.accuracy(text, item.gold, mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
     """
     core = model.base_model
     encode = core.get_image_features
+    names = list(inspect.signature(encode).parameters)
     known: dict[bytes, Encoded] = {}
     form: Any = None
 
@@ -47,17 +49,16 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
         nonlocal known, form
         steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
         watched = steering is not None and any(method.needs_encoder for method in steering.methods)
-        if args or watched or not isinstance(kwargs.get("pixel_values"), Tensor):
-            return encode(*args, **kwargs)
-        images = _split_inputs(kwargs)
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        images = None if watched else _split_inputs(inputs)
         if images is None:
             return encode(*args, **kwargs)
-        digests = [_digest(image, kwargs) for image in images]
+        digests = [_digest(image, inputs) for image in images]
         missing = {
             digest: image for digest, image in zip(digests, images, strict=True) if digest not in known
         }
         if missing:
-            form = encode(**{**kwargs, **_joined_inputs(list(missing.values()))})
+            form = encode(**{**inputs, **_joined_inputs(list(missing.values()))})
             known |= zip(missing, _split_output(form), strict=True)
         known = {digest: known[digest] for digest in digests}
         return _joined_output(form, [known[digest] for digest in digests])
@@ -75,6 +76,8 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
 def _split_inputs(inputs: dict[str, Any]) -> list[dict[str, Tensor]] | None:
     """The tensors of each image; None: they do not come one an image."""
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    if "pixel_values" not in tensors:
+        return None
     sizes: Any = 1
     if "image_grid_thw" in tensors:  # Qwen-VL lists the patches of all images in one
         sizes = tensors["image_grid_thw"].prod(dim=-1).tolist()

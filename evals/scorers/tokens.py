@@ -1,0 +1,55 @@
+"""Sentences and words of captions, as NLTK's `word_tokenize` cuts them, without its data."""
+
+from __future__ import annotations
+
+import re
+
+_CLOSING = r"\"'\])}»”’“‘«"  # noqa: RUF001
+_AFTER_END = rf"[{_CLOSING}({{\[;:*@?!\s]"
+_SENTENCE_END = re.compile(
+    rf"[.!?](?={_AFTER_END})(?!\S*[.!?]{_AFTER_END})(?:\s*[{_CLOSING}]+(?=\s|--|$))?(\s*)"
+)
+_LAST_END = re.compile(rf"[.!?][{_CLOSING}]*(?=\s|$)")
+_FINAL_DOT = re.compile(rf"(?<!\.)\.(?=[{_CLOSING}>\s]*$)")
+_OPENING_APOSTROPHE = re.compile(r"(?<!\w)'(?=\w)(?!(?:re|ve|ll|[mtsdn])\b)")
+_ALONE = re.compile(
+    r"[;@#$%&?!*\[\](){}<>\"«»“”„‘’\u2012-\u2015]|`+|''|--|\.{2,}|[,:](?!\d)"  # noqa: RUF001
+)
+_CLOSING_APOSTROPHE = re.compile(r"(?<=[^'\s])'(?=\s|$)")
+_CLITIC = re.compile(r"(?<=[^'\s])(?:'(?:s|m|d|ll|re|ve)|n't)(?=\s|$)")
+_CANNOT = re.compile(r"\bcannot\b")
+
+
+def tokenize(caption: str) -> list[str]:
+    """The words and marks of a caption in lower case.
+
+    A sentence ends at a full stop, exclamation or question mark before white space, quotes, brackets or
+    other marks, the closing ones included. Only its final dot is a token of its own: `cat.the` is one.
+    """
+    tokens = []
+    for sentence in sentences(caption.lower()):
+        text = _OPENING_APOSTROPHE.sub("' ", sentence)
+        text = _FINAL_DOT.sub(" . ", text)
+        text = _ALONE.sub(r" \g<0> ", text)
+        text = _CLOSING_APOSTROPHE.sub(" ' ", text)
+        text = _CLITIC.sub(r" \g<0>", text)
+        tokens += _CANNOT.sub(" can not ", text).split()
+    return tokens
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without the white space between them."""
+    found, start = [], 0
+    for end in _SENTENCE_END.finditer(text):
+        found.append(text[start : end.start(1)])
+        start = end.end()
+    return [*found, text[start:]]
+
+
+def drop_incomplete(caption: str) -> str:
+    """The caption without what follows its last complete sentence; all of it if it has none.
+
+    A length limit cuts captions in the middle of a sentence, whose objects a longer one might explain.
+    """
+    ends = [found.end() for found in _LAST_END.finditer(caption)]
+    return caption[: ends[-1]] if ends else caption
