@@ -9,6 +9,8 @@ from itertools import accumulate, pairwise
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
+from vlmfix.preprocessing import each_image_once
+
 # Rendered in the place of the question to learn what the chat template puts around it.
 _MARKER = "vlmfixquestion"
 
@@ -28,7 +30,10 @@ def prepare(
         render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
     ]
     flat = [picture for pictures in images for picture in pictures]
-    return processor(images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt")
+    with each_image_once(processor):
+        return processor(
+            images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
+        )
 
 
 def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
