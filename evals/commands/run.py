@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -112,6 +113,7 @@ def evaluate(
     try:
         with progress_bar("drawing scenes", scene_count(job.data), quiet=not first) as advance:
             prepared = prepare(job, advance)
+        _share_cores(share)
         loaded = load_model(job.model, _device(job, share), job.dtype, revision=job.revision)
         runs = execute(job, prepared, *loaded, share, watcher)
         _finish(job.output, runs, first=first, partial=False)
@@ -182,6 +184,12 @@ def _device(job: Job, share: Share) -> str:
     if job.device == "auto" and share.of > 1 and torch.cuda.is_available():
         return f"cuda:{share.local % torch.cuda.device_count()}"
     return job.device
+
+
+def _share_cores(share: Share) -> None:
+    """Workers of one host that each use all of its cores would slow each other down manyfold."""
+    if share.of > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // share.of))
 
 
 def _as_interrupt(*_: Any) -> None:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import vlmfix
 from benchmarks import eval_throughput
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def items(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:

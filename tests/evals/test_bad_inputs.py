@@ -15,6 +15,8 @@ import jobs
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, Any]]
 Edit = Callable[[Path], None]
 

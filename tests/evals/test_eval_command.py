@@ -24,10 +24,12 @@ from PIL import Image
 from cli import app
 from evals.commands import run as module
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TASKS = ("pope", "chair", "vqa")
 METHODS = ("--method", "greedy", "--method", "var")
-SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit", "8", "--batch-size", "4")
+SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit", "4", "--batch-size", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +75,10 @@ def test_three_tasks_from_end_to_end(whole: tuple[Path, Any]) -> None:
     }
     found = jobs.read(output / "metrics.json")["tasks"]
     assert [each["task"] for each in found] == list(TASKS)
-    for task, count in zip(found, (8, 6, 8), strict=True):
+    for task in found:
         assert [method["method"] for method in task["methods"]] == ["greedy", "var"]
         for method in task["methods"]:
-            assert method["counts"]["items"] == method["counts"]["answered"] == count
+            assert method["counts"]["items"] == method["counts"]["answered"] == 4
     for name in (
         "pope (pope.tiny/synthetic)",
         "chair (chair.tiny/synthetic+max_new_tokens=12)",
@@ -86,7 +88,7 @@ def test_three_tasks_from_end_to_end(whole: tuple[Path, Any]) -> None:
         assert name in result.stdout
     lines = [line for line in result.stderr.splitlines() if " of " in line]
     assert len(lines) == 6
-    assert lines[0].startswith("pope · greedy: 8 of 8, ")
+    assert lines[0].startswith("pope · greedy: 4 of 4, ")
     assert "report.html, metrics.json, costs.json" in result.stdout
 
 
@@ -100,7 +102,9 @@ def test_the_same_command_again_repeats_the_figures(world: Path, tmp_path: Path)
     assert again.stdout.split("seconds")[0] == first.stdout.split("seconds")[0]
 
 
-@pytest.mark.parametrize("order", [("2/3", "0/3", "1/3"), ("1/2", "0/2")])
+@pytest.mark.parametrize(
+    "order", [("2/3", "0/3", "1/3"), pytest.param(("1/2", "0/2"), marks=pytest.mark.slow)]
+)
 def test_shares_in_any_order_come_to_the_same(
     order: tuple[str, ...], whole: tuple[Path, Any], world: Path, tmp_path: Path
 ) -> None:
@@ -220,7 +224,7 @@ def test_failures_tried_again(option: str, copy: Path, tmp_path: Path) -> None:
     path = copy / "images" / "000000000003.png"
     content = path.read_bytes()
     path.write_bytes(content[:100])
-    command = ("chair", "--data", copy, *SHORT, option)
+    command = ("chair", "--data", copy, "--protocol", "chair.tiny+max_new_tokens=4", option)
     result = jobs.evaluate(tmp_path / "out", *command)
     assert "chair · greedy: 6 of 6, 1 failed" in result.stderr
     again = jobs.evaluate(tmp_path / "out", *command)
@@ -396,11 +400,11 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
     typed = f"vlmfix eval {' '.join(command[:-1])} '{tmp_path}/an output'"
     assert lines[-1] == f"stopped; what was answered is safe. To go on: {typed}"
     assert sum(line.startswith("stopped") for line in lines) == 1
-    assert lines[-2].startswith("pope · var: 4 of 8")
-    assert len(jobs.records(tmp_path)) == 12
+    assert lines[-2].startswith("pope · var: 2 of 4")
+    assert len(jobs.records(tmp_path)) == 6
     again = jobs.cli("eval", *command)
     assert again.exit_code == 0
-    assert "pope · var: 4 of 8 items are there" in again.stderr
+    assert "pope · var: 2 of 4 items are there" in again.stderr
     assert jobs.metrics(tmp_path / "an output") == jobs.metrics(whole[0])
 
 
@@ -493,7 +497,7 @@ def test_killed_at_ten_moments_and_resumed_with_other_numbers_of_workers(
         of = dice.choice([1, 1, 2, 3])
         there = written(tmp_path / "out")
         child = Child(*command, "--shard", f"{dice.randrange(of)}/{of}", log=tmp_path / "log")
-        target = there + dice.randrange(1, 3000)
+        target = there + dice.randrange(1, 2000)
         while written(tmp_path / "out") < target:
             if os.waitpid(child.process, os.WNOHANG)[0]:
                 break
@@ -507,10 +511,10 @@ def test_killed_at_ten_moments_and_resumed_with_other_numbers_of_workers(
         assert jobs.cli(*command, "--shard", share).exit_code == 0
     assert jobs.metrics(tmp_path / "out") == jobs.metrics(whole[0])
     ids = [(record["id"], record["sample"]) for record in jobs.records(tmp_path / "out" / "vqa")]
-    assert len(ids) == len(set(ids)) * 2 == 16
+    assert len(ids) == len(set(ids)) * 2 == 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_end_a_command_cleanly(number: int, world: Path, tmp_path: Path) -> None:
     command = ("eval", "vqa", "--data", world, "--batch-size", 1, "--output", tmp_path / "out")
     child = Child(*command, log=tmp_path / "log")
@@ -568,5 +572,6 @@ def test_accelerate_gives_each_process_a_share(
     assert done.returncode == 0, done.stderr
     assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
     assert "report.html, metrics.json, costs.json" in done.stdout
-    shares = {path.name.split("-0")[0] for path in tmp_path.glob("*/*/records/*.jsonl")}
-    assert shares == {f"{index}-of-{processes}" for index in range(processes)}
+    files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
+    assert {name[1:] for name in files} == {f"-of-{processes}-000.jsonl"}
+    assert len({name[0] for name in files}) > 1

@@ -144,6 +144,13 @@ def test_a_damaged_line_elsewhere_is_an_error_with_its_place(line: str, run: Run
         run.read(KEYS)
 
 
+def test_a_damaged_line_before_a_torn_one_is_an_error(run: Run) -> None:
+    path = write(run, record("a"))
+    path.write_text(path.read_text() + "{\n" + json.dumps(record("c"))[:20])
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        run.read(KEYS)
+
+
 def test_a_line_that_is_not_utf8_is_an_error_with_its_place(run: Run) -> None:
     path = write(run, record("a"))
     path.write_bytes(b'{"id": "\xff"}\n' + path.read_bytes())

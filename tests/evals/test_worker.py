@@ -496,6 +496,8 @@ def test_the_model_is_left_as_it_was(
             with pytest.raises(type(error)):
                 worker.work(run, jobs.draws(asked), max_errors=9)
     assert state(loaded[0]) == before
+    open_files = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
+    assert not [name for name in open_files if name.startswith(str(run.path))]
     assert vlmfix.generate(*loaded, asked[0].image, asked[0].prompt, max_new_tokens=4) == expected[0]
     there = jobs.answered(run, jobs.draws(asked))
     assert len(there) == 3
