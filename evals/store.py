@@ -53,10 +53,12 @@ class Run:
     Args:
         path: made by `start`.
         manifest: as it stands there.
+        environment: which of those in the manifest this process works in.
     """
 
     path: Path
     manifest: dict[str, Any]
+    environment: int = 0
     _writer: Any = field(default=None, repr=False)
 
     @classmethod
@@ -105,6 +107,7 @@ class Run:
                 )
             run.manifest["environments"] = [*known, dict(environment)]
             write_json(path / MANIFEST, run.manifest)
+        run.environment = run.manifest["environments"].index(dict(environment))
         return run
 
     def read(self, keys: Mapping[Identity, str | None]) -> Records:
@@ -159,7 +162,8 @@ class Run:
         Raises:
             OSError: the disk is full or gone; what was appended before is safe.
         """
-        lines = "".join(f"{canonical_json(dict(record))}\n" for record in records)
+        mark = {"environment": self.environment}
+        lines = "".join(f"{canonical_json({**record, **mark})}\n" for record in records)
         try:
             if self._writer is None:
                 self._writer = _open_new(self.path / RECORDS, shard)

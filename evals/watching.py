@@ -26,7 +26,7 @@ class ConsoleWatcher:
 
     Args:
         console: a terminal gets a bar, anything else a line a minute.
-        quiet: show nothing but notes, as workers beside the first one do.
+        quiet: show nothing, as workers beside the first one do.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:

@@ -137,8 +137,8 @@ class Worker:
                 failures += len(failed)
                 if failures > max_errors:
                     raise TooManyErrorsError(
-                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; the "
-                        f"last one was {failed[-1]['id']}: {failed[-1]['error']}"
+                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; mend "
+                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']}"
                     )
 
     def _next_batch(self, queue: deque[Draw]) -> list[Draw]:

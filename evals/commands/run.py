@@ -107,19 +107,22 @@ def evaluate(
     settings = read_job(config) if config is not None else {}
     job = make_job(settings | {name: value for name, value in given.items() if value is not None})
     share = Share.from_environment() if shard is None else Share.parse(shard)
-    first = share.index == 0
-    watcher = ConsoleWatcher(err, quiet=not first)
+    quiet = shard is None and share.index > 0  # of workers that were started together, one speaks
+    watcher = ConsoleWatcher(err, quiet=quiet)
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        with progress_bar("drawing scenes", scene_count(job.data), quiet=not first) as advance:
+        with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
             prepared = prepare(job, advance)
         _share_cores(share)
         loaded = load_model(job.model, _device(job, share), job.dtype, revision=job.revision)
         runs = execute(job, prepared, *loaded, share, watcher)
-        _finish(job.output, runs, first=first, partial=False)
+        _finish(job.output, runs, quiet=quiet, partial=False)
     except KeyboardInterrupt:
-        command = shlex.join(["vlmfix", *sys.argv[1:]])
-        err.print(f"stopped; what was answered is safe. To go on: {command}", soft_wrap=True, markup=False)
+        if not quiet:
+            command = shlex.join(["vlmfix", *sys.argv[1:]])
+            err.print(
+                f"stopped; what was answered is safe. To go on: {command}", soft_wrap=True, markup=False
+            )
         raise SystemExit(130) from None
     except TooManyErrorsError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -130,16 +133,14 @@ def report(
     output: Annotated[Path, typer.Argument(help="The --output of 'vlmfix eval'.")],
 ) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
-    _finish(output, planned_again(output), first=True, partial=True)
+    _finish(output, planned_again(output), quiet=False, partial=True)
 
 
-def _finish(output: Path, runs: Sequence[Planned], *, first: bool, partial: bool) -> None:
+def _finish(output: Path, runs: Sequence[Planned], *, quiet: bool, partial: bool) -> None:
     """Figures and report, when all items are there or a partial report was asked for."""
-    if not runs:
-        return
     gathered = gather(runs)
     if gathered.missing and not partial:
-        if first:
+        if not quiet:
             out.print(
                 f"{gathered.missing} of {gathered.total} items are left to other workers; the last of them "
                 f"writes the report. To see what there is: vlmfix report {output}",

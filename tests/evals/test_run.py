@@ -405,7 +405,7 @@ def test_another_environment(
         found["torch"],
         "99",
     ]
-    assert len(jobs.records(tmp_path)) == 4
+    assert sorted(record["environment"] for record in jobs.records(tmp_path)) == [0, 0, 1, 1]
 
 
 @pytest.fixture
@@ -491,6 +491,18 @@ def test_methods_that_do_not_go_together_are_refused_before_any_work(
     with pytest.raises(vlmfix.UnsupportedError, match="one pruning method at a time"):
         run(job(tmp_path, world, methods=methods), loaded)
     assert not (tmp_path / "pope").exists()
+
+
+def test_two_names_of_the_same_settings_share_their_answers(
+    loaded: tuple[Any, Any], world: Path, tmp_path: Path
+) -> None:
+    twice = job(tmp_path, world, methods=["var", {"var": {"moved_fraction": 0.4}}], limit=3)
+    runs = run(twice, loaded)
+    assert runs[0].path == runs[1].path
+    assert len(jobs.records(tmp_path)) == 3
+    publish(gather(runs), tmp_path, runs)
+    [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
+    assert [each["counts"]["answered"] for each in task["methods"]] == [3, 3]
 
 
 def test_a_method_without_values_for_the_model_is_refused_before_any_work(

@@ -90,7 +90,7 @@ def test_records_come_back_as_they_were(run: Run) -> None:
     run.append([failure("c")], "0-of-1")
     found = run.read(KEYS)
     assert [found.done[id, 0]["text"] for id in "ab"] == ["", strange]
-    assert found.failed == {("c", 0): failure("c")}
+    assert found.failed == {("c", 0): failure("c") | {"environment": 0}}
     assert (found.torn, found.duplicates) == ([], 0)
     assert [path.name for path in (run.path / "records").iterdir()] == ["0-of-1-000.jsonl"]
 

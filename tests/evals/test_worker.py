@@ -28,6 +28,7 @@ FIELDS = {
     "image": str,
     "prompt": str,
     "batch_size": int,
+    "environment": int,
     "host": str,
     "written_at": float,
     "status": str,
@@ -43,7 +44,7 @@ FIELDS = {
     "forwards_per_token": float,
     "peak_memory": int,
 }
-FAILED = ["batch_size", "host", "id", "image", "key", "prompt", "sample", "seed", "written_at"]
+FAILED = ["batch_size", "environment", "host", "id", "image", "key", "prompt", "sample", "seed", "written_at"]
 
 
 @pytest.fixture
@@ -134,6 +135,23 @@ def test_questions_about_an_image_run_together(
     images = [record["image"] for record in jobs.records(run.path)]
     assert [len(set(images[start : start + 3])) for start in (0, 3, 6)] == [1, 1, 1]
     assert [sorted(batch) for batch in batches] == [sorted(jobs.QUESTIONS)] * 3
+
+
+def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+    encoded: list[int] = []
+    tower = next(part for name, part in loaded[0].named_modules() if name.endswith("vision_tower"))
+    handle = tower.register_forward_pre_hook(
+        lambda module, args, kwargs: count(args, kwargs), with_kwargs=True
+    )
+
+    def count(args: Any, kwargs: Any) -> None:
+        encoded.append(len(args[0] if args else kwargs["pixel_values"]))
+
+    try:
+        jobs.worker(loaded, batch_size=9).work(run, jobs.draws(asked), max_errors=0)
+    finally:
+        handle.remove()
+    assert sum(encoded) == 3
 
 
 def test_a_batch_is_on_disk_before_the_next_begins(
@@ -368,7 +386,7 @@ def test_too_many_failures_stop_the_work(
     worker = jobs.worker(loaded, batch_size=1)
     everything = jobs.draws([*bad, *asked[3:]])
     if stops:
-        message = r"3 items failed, more than the 2 that --max-errors allows; the last one was pope/0/\d: no"
+        message = r"3 items failed, more than the 2 that --max-errors allows; mend them .* was pope/0/\d: no"
         with pytest.raises(TooManyErrorsError, match=message):
             worker.work(run, everything, max_errors=allowed)
     else:
