@@ -421,7 +421,7 @@ def test_an_interrupt_before_and_after_the_work(
     result = jobs.cli("eval", "pope", "--data", world, "--limit", 2, "--output", tmp_path)
     assert result.exit_code == 130
     assert isinstance(result.exception, SystemExit)
-    assert result.stderr.splitlines()[-1].startswith("stopped; what was answered is safe. To go on: vlmfix ")
+    assert result.stderr.splitlines()[-1].startswith("stopped; what was answered is safe. To go on: vlmfix")
     assert "0 of 0" not in result.stderr
 
 
@@ -522,7 +522,7 @@ def test_signals_end_a_command_cleanly(number: int, world: Path, tmp_path: Path)
     child = Child(*command, log=tmp_path / "log")
     assert child.send(number, lambda: written(tmp_path / "out") > 0) == 130
     said = (tmp_path / "log").read_text()
-    assert "stopped; what was answered is safe. To go on: vlmfix " in said
+    assert "stopped; what was answered is safe. To go on: vlmfix" in said
     assert "Traceback" not in said
     done = len(jobs.records(tmp_path))
     assert done > 0
