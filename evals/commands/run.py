@@ -109,7 +109,7 @@ def evaluate(
     share = Share.from_environment() if shard is None else Share.parse(shard)
     quiet = shard is None and share.index > 0  # of workers that were started together, one speaks
     watcher = ConsoleWatcher(err, quiet=quiet)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
             prepared = prepare(job, advance)
@@ -127,6 +127,8 @@ def evaluate(
     except TooManyErrorsError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(1) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def report(

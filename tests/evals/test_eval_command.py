@@ -43,13 +43,6 @@ def _loaded_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> No
     jobs.load_once(loaded, monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def _own_signals() -> Any:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The output and result of three tasks and two methods in one go."""
@@ -136,6 +129,13 @@ def test_shares_that_a_launcher_gives(
         "0-of-2-000.jsonl",
         "1-of-2-000.jsonl",
     }
+
+
+def test_signals_are_as_before(world: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 1)
+    jobs.refused("eval", "pope", "--data", world / "missing", "--output", tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_launcher_that_tells_half_of_it(
