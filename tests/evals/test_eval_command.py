@@ -568,6 +568,8 @@ def test_accelerate_gives_each_process_a_share(
         "--multi_gpu",
         "--num_processes",
         str(processes),
+        "--main_process_port",
+        "0",  # any that is free
     ]
     command = [ROOT / "cli.py", "eval", *TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path]
     done = subprocess.run([*launch, *map(str, command)], capture_output=True, text=True)
