@@ -4,16 +4,23 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.generation import generate
 from vlmfix.methods import make_method, methods
 from vlmfix.methods.adaptinfer import AdaptInfer
+from vlmfix.methods.adhh import ADHH
 from vlmfix.methods.base import Card, Kept, Method
 from vlmfix.methods.carve import CARVE
+from vlmfix.methods.devils import Devils
 from vlmfix.methods.divprune import DivPrune
 from vlmfix.methods.fastv import FastV
+from vlmfix.methods.flb import FLB
 from vlmfix.methods.gift import GIFT
 from vlmfix.methods.kmeans import KMeans
+from vlmfix.methods.lcd import LCD
+from vlmfix.methods.m3id import M3ID
+from vlmfix.methods.pai import PAI
 from vlmfix.methods.pyramiddrop import PyramidDrop
 from vlmfix.methods.randomtokens import RandomTokens
 from vlmfix.methods.sparsevlm import SparseVLM
 from vlmfix.methods.uniformgrid import UniformGrid
+from vlmfix.methods.vaf import VAF
 from vlmfix.methods.var import VAR
 from vlmfix.methods.vhr import VHR
 from vlmfix.methods.visionzip import VisionZip
@@ -25,12 +32,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CARVE",
+    "FLB",
     "GIFT",
+    "LCD",
+    "M3ID",
     "VAR",
     "VHR",
     "Activity",
     "AdaptInfer",
     "Card",
+    "Devils",
     "DivPrune",
     "FastV",
     "InactiveMethodWarning",

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.geometry import ImageTokens, token_grids
 from vlmfix.runtime.activity import Counts
+from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.encoder import EncodedImage, EncoderTap
 from vlmfix.runtime.layout import PromptLayout, Rows
 
@@ -75,6 +76,8 @@ class Run:
         is_prefill: whether this pass reads the prompt for the first time.
         alive: sequences that have not ended, `(batch,)` bool.
         companions: what methods added behind the prompt; in the prefill only.
+        branches: what is decoded beside the prompts, of the method that owns the logits.
+        reading: the branch that the decoder reads alone.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
@@ -102,6 +105,8 @@ class Run:
     is_prefill: bool = True
     alive: Tensor = field(init=False)
     companions: dict[Any, Companion] = field(default_factory=dict)
+    branches: list[Branch] = field(default_factory=list)
+    reading: Branch | None = None
     stages: list[Stage] = field(default_factory=list)
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -193,6 +198,14 @@ class Run:
             eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.
         """
         self.counts_of(method).add(layer, edited, eligible)
+
+    def measure(self, method: Any, **sizes: Tensor) -> None:
+        """Note the size of edits in a layer of this step; activity has the means over steps and sequences.
+
+        Args:
+            sizes: by name, `(batch, sites)` each; "size" is the one in the method's own unit.
+        """
+        self.counts_of(method).measure(sizes)
 
     def counts_of(self, method: Any) -> Counts:
         """The counters of `method` in this run."""
