@@ -22,6 +22,7 @@ from vlmfix.methods.sparsevlm import SparseVLM
 from vlmfix.methods.uniformgrid import UniformGrid
 from vlmfix.methods.vaf import VAF
 from vlmfix.methods.var import VAR
+from vlmfix.methods.vcd import VCD
 from vlmfix.methods.vhr import VHR
 from vlmfix.methods.visionzip import VisionZip
 from vlmfix.models.loading import load
@@ -31,12 +32,16 @@ from vlmfix.runtime.activity import Activity, InactiveMethodWarning
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADHH",
     "CARVE",
     "FLB",
     "GIFT",
     "LCD",
     "M3ID",
+    "PAI",
+    "VAF",
     "VAR",
+    "VCD",
     "VHR",
     "Activity",
     "AdaptInfer",

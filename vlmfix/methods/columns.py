@@ -1,4 +1,4 @@
-"""What methods share that edit attention by the kind of token that a key belongs to, in layers known before."""
+"""What methods share that edit attention by the kind of token a key is, in layers known beforehand."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _mask_of_rows(
 
 
 def _softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Weights of scores `(batch, heads, rows, keys)` under a mask, boolean or additive; None: all are seen."""
+    """Weights of scores `(batch, heads, rows, keys)` under a mask, boolean or additive; None: all seen."""
     if seen is not None:
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()

@@ -250,6 +250,9 @@ class Passes:
             if first:
                 read = branch.inputs_embeds
             given = dict(branch.decoder_inputs) if whole else {}
+            if "visual_pos_masks" in given:
+                behind = read.shape[1] - branch.inputs_embeds.shape[1]
+                given["visual_pos_masks"] = nn.functional.pad(given["visual_pos_masks"], (0, behind))
             positions = branch.positions(_positions(self._given, run.layout), run.step)
             given["position_ids"] = positions[..., -read.shape[1] :]
             run.reading = branch

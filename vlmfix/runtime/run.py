@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import or_
@@ -21,6 +21,7 @@ from vlmfix.runtime.layout import PromptLayout, Rows
 
 if TYPE_CHECKING:
     from vlmfix.runtime.prefix import Prefix
+    from vlmfix.runtime.vision import Encoded
 
 
 @dataclass(eq=False)
@@ -84,6 +85,8 @@ class Run:
             the prefill only.
         copies: sequences of each prompt in `inputs`, which beams multiply.
         config: of the whole model.
+        encode_images: what the vision encoder makes of images, see `vlmfix.runtime.vision`.
+        embed_tokens: embeddings of token ids.
         encoder: what was seen of the vision encoder, if a method needs it.
         prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
@@ -112,6 +115,8 @@ class Run:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     copies: int = 1
     config: PreTrainedConfig | None = None
+    encode_images: Callable[[Sequence[Mapping[str, Tensor]]], list[Encoded]] | None = None
+    embed_tokens: Callable[[Tensor], Tensor] | None = None
     encoder: EncoderTap | None = None
     prefix: Prefix | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None

@@ -18,6 +18,7 @@ from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
+from vlmfix.runtime.vision import encode_images
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
@@ -242,6 +243,8 @@ class Steering:
             inputs=self._inputs or kwargs,
             copies=copies,
             config=self.model.config,
+            encode_images=functools.partial(encode_images, self.model),
+            embed_tokens=self.model.get_input_embeddings(),
             encoder=self._encoder,
         )
         self.layers_seen = set()
