@@ -18,13 +18,14 @@ from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import split_images
 
 STEPS = 1000
+_CHANNELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class VCD(Contrastive):
     """Visual Contrastive Decoding (arXiv 2311.16922): away from the same prompt with a noised image.
 
-    The noise is drawn once an image, from the seed and the pixels, so that neither batches nor devices matter.
+    The noise is drawn once an image, from the seed and the pixels, so that neither batch nor device matters.
     Papers and scripts differ in the step (500 or 999) and in the strength (0.5 or 1); these are the scripts'.
 
     Args:
@@ -70,16 +71,13 @@ class VCD(Contrastive):
                 "VCD noises the pixels of the image, and the prompt came without any; pass pixel_values"
             )
         assert run.config is not None
-        copies = (
-            getattr(run.config.vision_config, "temporal_patch_size", 1)
-            if "image_grid_thw" in images[0]
-            else 1
-        )
-        noised = [
-            image
-            | {"pixel_values": add_noise(image["pixel_values"], self.noise_step, self.seed, copies=copies)}
-            for image in images
-        ]
+        copies = 1
+        if "image_grid_thw" in images[0]:  # Qwen-VL repeats an image for the frames of a video
+            copies = run.config.vision_config.temporal_patch_size
+        noised = []
+        for image in images:
+            pixels = add_noise(image["pixel_values"], self.noise_step, self.seed, copies=copies)
+            noised.append(image | {"pixel_values": pixels})
         return [with_other_images(run, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
@@ -113,9 +111,7 @@ def add_noise(pixels: Tensor, step: int, seed: int, *, copies: int = 1) -> Tenso
     if copies == 1:
         noise = torch.randn(exact.shape, generator=generator)
     else:
-        channels = 3
-        noise = torch.randn(
-            len(exact), channels, 1, exact.shape[1] // (channels * copies), generator=generator
-        )
+        size = exact.shape[1] // (_CHANNELS * copies)
+        noise = torch.randn(len(exact), _CHANNELS, 1, size, generator=generator)
         noise = noise.expand(-1, -1, copies, -1).reshape(exact.shape)
     return diffuse(exact, noise, step).to(pixels)
