@@ -105,8 +105,8 @@ class ScoreEdit(ColumnEdit):
         return self.factors(image, system), image.float()
 
     def measure_scores(self, run: Run, layer: int, before: Tensor, after: Tensor) -> None:
-        image = self.columns(run, layer, after)[1][:, 0].transpose(1, 2)
-        run.measure(self, size=(after @ image)[..., 0], before=(before @ image)[..., 0])
+        image = self.columns(run, layer, after)[1][:, 0]
+        run.measure(self, size=(after * image).sum(dim=-1), before=(before * image).sum(dim=-1))
 
     def report(self, run: Run, sums: Sums) -> None:
         if sums.size_count:
