@@ -75,7 +75,7 @@ def in_harness(
 ) -> list[str]:
     """Answers of a worker of the harness."""
     run = Run.start(folder, {}, {}, info={})
-    worker = Worker(model, processor, methods, PROTOCOL, lambda item, text: None, "0-of-1", size)
+    worker = Worker(model, processor, methods, PROTOCOL, lambda *_: None, "0-of-1", size)
     worker.work(run, [Draw(item, 0, 0, "") for item in items], max_errors=0)
     done = run.read({(item.id, 0): None for item in items}).done
     return [done[item.id, 0]["text"] for item in items]

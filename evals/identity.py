@@ -26,6 +26,8 @@ from vlmfix.models.profiles import find_profile
 # Larger checkpoints are read in samples: at this many places of each file.
 _WHOLE_BYTES = 2_000_000_000
 _PLACES, _PLACE_BYTES = 64, 1 << 20
+# Weights, configurations, tokenizers and chat templates.
+_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 
 
 def run_key(
@@ -47,15 +49,22 @@ def run_key(
         methods: see `method_identity`, in the order of attachment.
         seed: of sampling.
     """
-    fields = dataclasses.asdict(protocol) | {"id": protocol.id}
-    del fields["mirrors"]
     return {
         "library": vlmfix.__version__,
-        "task": {"name": task, "data": {role: _content(used) for role, used in data.items()}},
-        "protocol": plain(fields),
+        **key_of_data(task, data, protocol),
         "model": dict(model),
         "methods": list(methods),
         "seed": seed,
+    }
+
+
+def key_of_data(task: str, data: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> dict[str, Any]:
+    """The part of `run_key` that says what is asked, and how."""
+    fields = dataclasses.asdict(protocol) | {"id": protocol.id}
+    del fields["mirrors"]
+    return {
+        "task": {"name": task, "data": {role: _content(used) for role, used in data.items()}},
+        "protocol": plain(fields),
     }
 
 
@@ -79,7 +88,7 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
             "quantization": getattr(quantization, "to_dict", lambda: quantization)(),
             "attention": {
                 "text": model.get_decoder().config._attn_implementation,
-                "vision": getattr(config.vision_config, "_attn_implementation", None),
+                "vision": getattr(getattr(config, "vision_config", None), "_attn_implementation", None),
             },
             "generation_config": {
                 key: value
@@ -129,7 +138,7 @@ def fingerprint(folder: Path) -> str | None:
     """
     if not folder.is_dir():
         return None
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
     whole = sum(path.stat().st_size for path in files) <= _WHOLE_BYTES
     digest = hashlib.sha256()
     for path in files:

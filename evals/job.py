@@ -18,6 +18,17 @@ from vlmfix.models.loading import DEFAULT_MODEL
 
 SYNTHETIC = "synthetic"
 RESUME = ("if_possible", "always", "never")
+# Settings that are plain values, in words.
+_PLAIN: dict[str, tuple[type, str]] = {
+    "model": (str, "a name or path, in quotes if it looks like a number"),
+    "revision": (str, "a branch, tag or commit, in quotes if it looks like a number"),
+    "output": (str, "the path of a folder, in quotes if it looks like a number"),
+    "seed": (int, "a whole number"),
+    "device": (str, "a text such as cpu or cuda:1"),
+    "dtype": (str, "a text such as bfloat16"),
+    "retry_errors": (bool, "true or false"),
+    "allow_environment_change": (bool, "true or false"),
+}
 # By default so many items may fail, as a share and at least as a number.
 ERROR_SHARE, ERROR_COUNT = 0.01, 25
 
@@ -42,9 +53,15 @@ class Variant:
             ValueError: unknown methods or parameters, or values out of their range.
         """
         chosen = [] if names == "greedy" else names.split("+")
-        for name in parameters:
-            if name not in chosen:
+        if not chosen and any(parameters.values()):
+            raise ValueError("greedy has no parameters; name a method")
+        for name, values in parameters.items():
+            if chosen and name not in chosen:
                 raise ValueError(f"there are settings for {name}, which is not in {names}")
+            if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+                raise ValueError(f"the parameters of {name} are {values!r}; they must be a mapping of names")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"{names} names a method twice; once is enough")
         methods = tuple(vlmfix.make_method(name, **parameters.get(name, {})) for name in chosen)
         shown = []
         for name in chosen:
@@ -123,15 +140,18 @@ def make_job(settings: Mapping[str, Any]) -> Job:
     if unknown:
         raise ValueError(f"a job has no {', '.join(unknown)}; it has {', '.join(sorted(names))}")
     given = {key: value for key, value in settings.items() if value is not None}
-    tasks = _several(given.pop("tasks", ()))
+    _check_plain(given)
+    tasks = _several("tasks", given.pop("tasks", ()))
     if not tasks:
         raise ValueError(f"no task to evaluate; name one or more of {', '.join(known_tasks())}")
     for task in tasks:
-        if task not in known_tasks():
+        if not isinstance(task, str) or task not in known_tasks():
             raise ValueError(f"unknown task {task!r}; tasks are {', '.join(known_tasks())}")
     protocols: dict[str, Protocol] = {}
-    for id in _several(given.pop("protocol", ())):
-        protocol = parse_protocol(str(id))
+    for id in _several("protocol", given.pop("protocol", ())):
+        if not isinstance(id, str):
+            raise ValueError(f"protocol is {id!r}; it must be an id such as pope.llava, or a list of ids")
+        protocol = parse_protocol(id)
         if protocol.task not in tasks:
             raise ValueError(f"protocol {id} is for {protocol.task}, which is not among the tasks")
         if protocol.task in protocols:
@@ -139,7 +159,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
                 f"two protocols for {protocol.task}; runs of different protocols need a job each"
             )
         protocols[protocol.task] = protocol
-    variants = tuple(_variant(each) for each in _several(given.pop("methods", ())) or ("greedy",))
+    variants = tuple(_variant(each) for each in _several("methods", given.pop("methods", ())) or ("greedy",))
     labels = [variant.label for variant in variants]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
@@ -211,13 +231,28 @@ def _variant(entry: Any) -> Variant:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise ValueError(f"method {entry!r} must be a name, or one name with its parameters")
     [(name, parameters)] = entry.items()
+    if not isinstance(name, str):
+        raise ValueError(f"method {name!r} must be a name, such as var")
+    if "+" not in name:
+        return Variant.of(name, {name: parameters})
     if not isinstance(parameters, Mapping):
-        raise ValueError(f"the parameters of {name} are {parameters!r}; they must be a mapping")
-    return Variant.of(name, parameters if "+" in name else {name: parameters})
+        raise ValueError(f"the parameters of {name} are {parameters!r}; they must be a mapping by method")
+    return Variant.of(name, parameters)
 
 
-def _several(value: Any) -> Sequence[Any]:
-    return [value] if isinstance(value, str | Mapping) else list(value)
+def _check_plain(given: Mapping[str, Any]) -> None:
+    """Refuse plain values of a wrong type, which YAML makes of unquoted text."""
+    for name, (kind, wanted) in _PLAIN.items():
+        if name in given and (type(given[name]) is not kind or given[name] == ""):
+            raise ValueError(f"{name} is {given[name]!r}; it must be {wanted}")
+
+
+def _several(name: str, value: Any) -> Sequence[Any]:
+    if isinstance(value, str | Mapping):
+        return [value]
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{name} is {value!r}; it must be a name, or a list of them")
+    return value
 
 
 def _count(name: str, value: Any, *, auto: bool = False) -> int:
@@ -235,8 +270,8 @@ def _count(name: str, value: Any, *, auto: bool = False) -> int:
 def _count_or_share(name: str, value: Any, *, least: int) -> int | float:
     """A whole number, or a share between 0 and 1."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if (
         math.isfinite(number)

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from evals.comparison import Comparison, compare
+from evals.plans import Planned
 from evals.report import write_report
 from evals.results import ItemResult, Outcome
-from evals.run import Planned
 from evals.store import Run, read_manifest
 from evals.summary import costs, summarise, write_json
+from evals.tasks.base import Item, Judgement, Task
+from evals.writing import write_text
 
 METRICS, COSTS, REPORT, ERRORS = "metrics.json", "costs.json", "report.html", "errors.jsonl"
 SYNTHETIC_NOTE = (
@@ -72,10 +74,13 @@ def outcome_of(planned: Planned) -> Outcome:
     items = [item for item, _ in identities]
     texts = [None if record is None else record["text"] for record in found]
     cut = [record is not None and record["finish"] == "length" for record in found]
+    judgements = [
+        None if text is None else _judged(task, item, text, is_cut)
+        for item, text, is_cut in zip(items, texts, cut, strict=True)
+    ]
     scores = task.scores(items, texts, cut)
     results = []
-    for item, text, is_cut, failure in zip(items, texts, cut, failed, strict=True):
-        judgement = None if text is None else task.judge(item, text, cut=is_cut)
+    for item, text, judgement, failure in zip(items, texts, judgements, failed, strict=True):
         verdict = "not answered" if failure is None else f"failed: {failure['error']}"
         results.append(
             ItemResult(
@@ -110,7 +115,7 @@ def outcome_of(planned: Planned) -> Outcome:
             "unparsed": scores.unparsed,
             "truncated": sum(cut),
         },
-        failures=dict(sorted(Counter(failure["error"] for failure in failed if failure).items())),
+        failures=dict(sorted(Counter(failure["error_type"] for failure in failed if failure).items())),
         costs=_costs(answered),
         activity=activity,
         inactive=inactive,
@@ -120,6 +125,17 @@ def outcome_of(planned: Planned) -> Outcome:
             "environments": manifest["environments"],
         },
     )
+
+
+def _judged(task: Task, item: Item, text: str, cut: bool) -> Judgement:
+    """The judgement of an answer; an error names the item, whose answer is safe."""
+    try:
+        return task.judge(item, text, cut=cut)
+    except Exception as error:
+        raise ValueError(
+            f"{item.id}: scoring fails ({type(error).__name__}: {error}); the answers are safe, and vlmfix "
+            "report scores them again"
+        ) from error
 
 
 def publish(gathered: Gathered, output: Path, runs: Sequence[Planned]) -> list[Comparison]:
@@ -142,7 +158,7 @@ def publish(gathered: Gathered, output: Path, runs: Sequence[Planned]) -> list[C
         _write_scores(planned, [each for each in comparisons if row in each.rows])
         _write_items(planned, outcome)
     notes = [SYNTHETIC_NOTE] if any("/synthetic" in outcome.protocol for outcome in gathered.outcomes) else []
-    tasks = " and ".join(dict.fromkeys(outcome.task.upper() for outcome in gathered.outcomes))
+    tasks = ", ".join(dict.fromkeys(outcome.task.upper() for outcome in gathered.outcomes))
     model = gathered.outcomes[0].details["key"]["model"]["id"]
     write_report(output / REPORT, comparisons, title=f"{tasks}: {model}", notes=notes)
     return comparisons
@@ -173,10 +189,8 @@ def _write_items(planned: Planned, outcome: Outcome) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}")
     text = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in lines)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, text)
 
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

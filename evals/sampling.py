@@ -22,8 +22,8 @@ def seed_of(seed: int, item: str, sample: int) -> int:
 class SeededSampling(LogitsProcessor):
     """Turns greedy decoding into sampling.
 
-    The arg-max of logits plus Gumbel noise is a draw from their softmax. The noise is a function of the seed of the sequence, the step and the token, so that a batch draws what
-    its sequences draw alone.
+    The arg-max of logits plus Gumbel noise is a draw from their softmax. The noise is a function of the seed
+    of the sequence, the step and the token, so that a batch draws what its sequences draw alone.
 
     Args:
         seeds: one a sequence, 0 or more.
@@ -56,7 +56,7 @@ def gumbel_noise(seeds: Tensor, step: int, size: int) -> Tensor:
     steps = torch.tensor(step + 1, device=seeds.device)
     keys = _mixed(seeds + _GOLDEN * steps)[:, None]
     bits = _mixed(keys + _GOLDEN * torch.arange(1, size + 1, device=seeds.device))
-    uniform = (_shifted(bits, 11).double() + 0.5) / 2**53
+    uniform = (_shifted(bits, 12).double() + 0.5) / 2**52  # in (0, 1): one more bit would be rounded to 1
     return -torch.log(-torch.log(uniform))
 
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evals.canonical import canonical_json, digest
+from evals.writing import create_json, write_json
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
-# Room that a run wants to find before it starts work.
-_FREE_BYTES = 20_000_000
+_MANIFEST_TYPES = {"key": dict, "digest": str, "environments": list, "info": dict}
 
 Identity = tuple[str, int]
 """An item and its sample."""
@@ -54,10 +53,12 @@ class Run:
     Args:
         path: made by `start`.
         manifest: as it stands there.
+        environment: which of those in the manifest this process works in.
     """
 
     path: Path
     manifest: dict[str, Any]
+    environment: int = 0
     _writer: Any = field(default=None, repr=False)
 
     @classmethod
@@ -91,7 +92,7 @@ class Run:
             "environments": [dict(environment)],
             "info": dict(info),
         }
-        _create(path / MANIFEST, manifest)
+        create_json(path / MANIFEST, manifest)
         run = cls(path, read_manifest(path))
         if run.manifest["digest"] != manifest["digest"]:
             lines = "; ".join(differences(run.manifest["key"], key))
@@ -106,6 +107,7 @@ class Run:
                 )
             run.manifest["environments"] = [*known, dict(environment)]
             write_json(path / MANIFEST, run.manifest)
+        run.environment = run.manifest["environments"].index(dict(environment))
         return run
 
     def read(self, keys: Mapping[Identity, str | None]) -> Records:
@@ -125,7 +127,7 @@ class Run:
         seen: dict[Identity, str] = {}
         for path in sorted((self.path / RECORDS).glob("*.jsonl")):
             records, whole = _read_lines(path)
-            found += [(record.get("written_at", 0.0), path.name, record) for record in records]
+            found += [(record["written_at"], path.name, record) for record in records]
             if not whole:
                 torn.append(path.name)
         # The first answer in this order holds, whatever the clocks of the hosts say.
@@ -133,15 +135,17 @@ class Run:
             identity = (record["id"], record["sample"])
             if identity not in keys:
                 continue
-            expected = keys[identity] or seen.setdefault(identity, record["key"])
-            if record["key"] != expected:
+            expected = keys[identity]
+            if record["status"] != "ok":
+                if expected in (None, record["key"]):  # else what failed was mended since
+                    failed[identity] = record
+                continue
+            if record["key"] != (expected or seen.setdefault(identity, record["key"])):
                 raise ResumeError(
                     f"{self.path / RECORDS / name}: {record['id']} was answered with another image or prompt "
                     "than it has now; restore what changed or choose another --output"
                 )
-            if record["status"] != "ok":
-                failed[identity] = record
-            elif identity in done:
+            if identity in done:
                 duplicates += 1
             else:
                 done[identity] = record
@@ -158,14 +162,17 @@ class Run:
         Raises:
             OSError: the disk is full or gone; what was appended before is safe.
         """
-        lines = "".join(f"{canonical_json(dict(record))}\n" for record in records)
+        mark = {"environment": self.environment}
+        lines = "".join(f"{canonical_json({**record, **mark})}\n" for record in records)
         try:
             if self._writer is None:
                 self._writer = _open_new(self.path / RECORDS, shard)
-            self._writer.write(lines.encode())
-            self._writer.flush()
+            left = memoryview(lines.encode())
+            while left:
+                left = left[self._writer.write(left) :]
             os.fsync(self._writer.fileno())
         except OSError as error:
+            self.close()  # a line may be cut off, and nothing may follow it
             raise OSError(
                 f"cannot write to {self.path / RECORDS} ({error.strerror}); what was answered before is "
                 "safe: make room and start the same command again"
@@ -198,13 +205,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no run directory: it has no {MANIFEST}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no object")
+        for name, kind in _MANIFEST_TYPES.items():
+            if not isinstance(manifest.get(name), kind):
+                raise ValueError(f"{name} is {_brief(manifest.get(name))}")
+        return manifest
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); move the directory away and start again") from error
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two JSON values, as "method.moved_fraction: 0.4, now 0.6"."""
+    """What differs between two JSON values, as "methods[0].moved_fraction: 0.4, now 0.6"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = sorted({*old, *new})
         return [
@@ -213,55 +226,13 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for line in differences(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
         ]
     old, new = json.loads(json.dumps([old, new]))  # tuples and lists are the same in a file
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = list(zip(old, new, strict=True))
+        if all(isinstance(each, Mapping) for pair in pairs for each in pair):
+            return [
+                line for index, pair in enumerate(pairs) for line in differences(*pair, f"{path}[{index}]")
+            ]
     return [] if old == new else [f"{path}: {_brief(old)}, now {_brief(new)}"]
-
-
-def check_writable(directory: Path) -> None:
-    """Make a directory and see that it takes files, before any work is done.
-
-    Raises:
-        OSError: it does not; the message says why.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"0" * 65536)
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write to {directory} ({error.strerror}); choose another --output") from error
-    free = shutil.disk_usage(directory).free
-    if free < _FREE_BYTES:
-        raise OSError(
-            f"only {free / 1e6:.0f} MB are free for {directory}, and {_FREE_BYTES / 1e6:.0f} MB are needed; "
-            "make room or choose another --output"
-        )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is either whole or as it was, whenever the process is killed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(_pretty(content), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _create(path: Path, content: Any) -> None:
-    """Write a file unless there is one; of several processes, one wins."""
-    if path.exists():
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(_pretty(content), encoding="utf-8")
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _pretty(content: Any) -> str:
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _open_new(directory: Path, shard: str) -> Any:
@@ -269,7 +240,7 @@ def _open_new(directory: Path, shard: str) -> Any:
     attempt = 0
     while True:
         try:
-            return open(directory / f"{shard}-{attempt:03}.jsonl", "xb")
+            return open(directory / f"{shard}-{attempt:03}.jsonl", "xb", buffering=0)
         except FileExistsError:
             attempt += 1
 
@@ -282,9 +253,9 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if not {"id", "key", "status", "sample"} <= record.keys():
+            if not _is_record(record):
                 raise ValueError("no record of a run")
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             if number == len(lines) and not last:
                 return records, False
             raise ValueError(
@@ -292,6 +263,18 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
             ) from error
         records.append(record)
     return records, not last
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it has what reading and scoring need, in their types."""
+    if not isinstance(record, dict):
+        return False
+    texts = ["id", "key", *(["text", "finish"] if record.get("status") == "ok" else ["error", "error_type"])]
+    return (
+        all(isinstance(record.get(name), str) for name in texts)
+        and isinstance(record.get("sample"), int)
+        and isinstance(record.get("written_at"), int | float)
+    )
 
 
 def _brief(value: Any) -> str:

@@ -26,7 +26,7 @@ class ConsoleWatcher:
 
     Args:
         console: a terminal gets a bar, anything else a line a minute.
-        quiet: show nothing but notes, as workers beside the first one do.
+        quiet: show nothing, as workers beside the first one do.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -35,6 +35,7 @@ class ConsoleWatcher:
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
         self._title = self._running = ""
+        self._begun = False
         self._total = self._done = self._new = self._failed = 0
         self._scores: list[float] = []
         self._start = self._told = 0.0
@@ -47,6 +48,7 @@ class ConsoleWatcher:
     def begin(self, title: str, running: str, total: int, done: int) -> None:
         """A run begins, of which `done` items are there; `running` names the mean score of its items."""
         self._title, self._running, self._total, self._done = title, running, total, done
+        self._begun = True
         self._new, self._failed, self._scores = 0, 0, []
         self._start = self._told = time.monotonic()
         if self.quiet:
@@ -80,19 +82,24 @@ class ConsoleWatcher:
             )
         elif not self.quiet and time.monotonic() - self._told > _INTERVAL:
             self._told = time.monotonic()
-            self._say(f"{self._done + self._new} of {self._total}, {self._speed()}, {self._mean()}")
+            self._say(self._status())
 
     def end(self) -> None:
         """The run is over."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if not self.quiet:
-            failed = f", {self._failed} failed" if self._failed else ""
-            self._say(f"{self._done + self._new} of {self._total}{failed}, {self._speed()}, {self._mean()}")
+        if self._begun and not self.quiet:
+            self._say(self._status())
+        self._begun = False
 
     def _say(self, text: str) -> None:
         self.console.print(f"{escape(self._title)}: {text}", soft_wrap=True, highlight=False)
+
+    def _status(self) -> str:
+        failed = f"{self._failed} failed" if self._failed else ""
+        parts = (f"{self._done + self._new} of {self._total}", failed, self._speed(), self._mean())
+        return ", ".join(filter(None, parts))
 
     def _speed(self) -> str:
         seconds = time.monotonic() - self._start

@@ -24,8 +24,12 @@ from evals.protocols import Protocol
 from evals.sampling import SeededSampling, seed_of
 from evals.store import Identity, Run
 from evals.tasks.base import Item
+from vlmfix.answer import Answer
 from vlmfix.generation import answer_batch, open_images
 from vlmfix.methods.base import AskingMethod
+
+# Characters by which the prompts of a batch may differ in length.
+_LENGTHS = 2000
 
 
 class TooManyErrorsError(RuntimeError):
@@ -69,7 +73,7 @@ class Worker:
         processor: of the model.
         methods: in the order of attachment; none is plain decoding.
         protocol: which fixes length and decoding.
-        parse: what the task reads in an answer, as a JSON value; for the records only.
+        parse: what the task reads in an answer that was cut or not, as a JSON value; for the records only.
         shard: of this process, for file names.
         batch_size: prompts per forward pass; halved for good where memory runs out.
     """
@@ -78,7 +82,7 @@ class Worker:
     processor: ProcessorMixin
     methods: Sequence[vlmfix.Method]
     protocol: Protocol
-    parse: Callable[[Item, str], Any]
+    parse: Callable[[Item, str, bool], Any]
     shard: str
     batch_size: int
     _passes: _Passes = field(init=False)
@@ -121,10 +125,10 @@ class Worker:
                     stack.enter_context(method(self.model, self.processor))
             stack.enter_context(self._passes.counted())
             while queue:
-                batch = [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
+                batch = self._next_batch(queue)
                 records = self._records(batch)
                 if records is None:
-                    self.batch_size = max(1, len(batch) // 2)
+                    self.batch_size = len(batch) // 2
                     queue.extendleft(reversed(batch))
                     continue
                 run.append(records, self.shard)
@@ -133,13 +137,29 @@ class Worker:
                 failures += len(failed)
                 if failures > max_errors:
                     raise TooManyErrorsError(
-                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; the "
-                        f"last one was {failed[-1]['id']}: {failed[-1]['error']}"
+                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; mend "
+                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']}"
                     )
+
+    def _next_batch(self, queue: deque[Draw]) -> list[Draw]:
+        """Neighbours; a prompt that is far longer or shorter waits, as all are padded to the longest."""
+        batch = [queue.popleft()]
+        shortest = longest = len(batch[0].item.prompt)
+        while queue and len(batch) < self.batch_size:
+            length = len(queue[0].item.prompt)
+            shortest, longest = min(shortest, length), max(longest, length)
+            if longest - shortest > _LENGTHS:
+                break
+            batch.append(queue.popleft())
+        return batch
 
     def _records(self, batch: list[Draw]) -> list[dict[str, Any]] | None:
         """One record a draw, of success or of failure; None: memory ran out for so many."""
         opened = _opened(batch)
+        if len(batch) > 1 and any(
+            isinstance(found, Exception) and is_out_of_memory(found) for found in opened.values()
+        ):
+            return None
         pictures = {path: found for path, found in opened.items() if isinstance(found, Image.Image)}
         readable, records = [], []
         for draw in batch:
@@ -155,12 +175,13 @@ class Worker:
         except vlmfix.UnsupportedError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
-                free_memory()
-                if len(batch) > 1:
-                    return None
-            if len(readable) == 1:
-                return [*records, self._failure(readable[0], error)]
+            reason = error.with_traceback(None)  # whose frames hold tensors
+        if is_out_of_memory(reason):
+            free_memory()
+            if len(batch) > 1:
+                return None
+        if len(readable) == 1:
+            return [*records, self._failure(readable[0], reason)]
         for draw in readable:  # which of them it was
             records += self._records([draw]) or []
         return records
@@ -186,7 +207,7 @@ class Worker:
             | {
                 "status": "ok",
                 "text": answer.text,
-                "parsed": self.parse(draw.item, answer.text),
+                "parsed": self._parsed(draw.item, answer),
                 "token_ids": list(answer.token_ids),
                 "n_prompt_tokens": answer.prompt_tokens,
                 "n_new_tokens": len(answer.token_ids),
@@ -199,6 +220,13 @@ class Worker:
             }
             for draw, answer, activity in zip(batch, answers, did, strict=True)
         ]
+
+    def _parsed(self, item: Item, answer: Answer) -> Any:
+        """What the task reads; None where it cannot, which comes out when all is scored."""
+        try:
+            return self.parse(item, answer.text, not answer.ended)
+        except Exception:
+            return None
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
         protocol = self.protocol
@@ -285,6 +313,6 @@ def _opened(batch: Sequence[Draw]) -> dict[Path, Image.Image | Exception]:
     for path in {draw.item.image for draw in batch if draw.item.image is not None}:
         try:
             [opened[path]] = open_images(path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # readers of image formats raise what they like
             opened[path] = error
     return opened

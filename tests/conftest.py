@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 import vlmfix
+from evals.data import write_coco
 
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
@@ -85,6 +86,18 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model(family: str, models: dict[str, PreTrainedModel]) -> PreTrainedModel:
     return models[family]
+
+
+@pytest.fixture(scope="session")
+def loaded() -> tuple[Any, Any]:
+    """The embedded model and its processor; every test must leave them as they are."""
+    return vlmfix.load()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of six synthetic scenes, which tests must not change."""
+    return write_coco(tmp_path_factory.mktemp("world") / "scenes", count=6, seed=77)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -9,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import datasets
 import torch
 import typer
+from rich.markup import escape
 
 from evals.data.sources import scene_count
 from evals.job import RESUME, Job, make_job, read_job
 from evals.outcomes import COSTS, METRICS, REPORT, gather, publish
-from evals.run import Planned, Share, execute, planned_again, prepare
+from evals.plans import Planned, planned_again, prepare
+from evals.run import execute
+from evals.share import Share
 from evals.tables import tables
 from evals.watching import ConsoleWatcher
 from evals.worker import TooManyErrorsError
@@ -29,7 +34,7 @@ def evaluate(
         Path | None, typer.Option(help="Job file (YAML); options on the command line take its place.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help=f"Embedded model, folder or hub id. [default: {DEFAULT_MODEL}]")
+        str | None, typer.Option(help=f"Embedded model, folder or hub id. (default: {DEFAULT_MODEL})")
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -40,7 +45,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="synthetic, a COCO root, or what 'vlmfix scenes' wrote. [default: synthetic]"),
+        typer.Option(help="synthetic, a COCO root, or what 'vlmfix scenes' wrote. (default: synthetic)"),
     ] = None,
     protocol: Annotated[
         list[str] | None,
@@ -52,29 +57,31 @@ def evaluate(
     batch_size: Annotated[
         str | None, typer.Option(help="Prompts per forward pass, or auto; halved where memory runs out.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the runs, figures and report.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the runs, figures and report. (default: runs/MODEL)")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: this process takes share i of n; accelerate sets it by itself.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of protocols that sample.")] = None,
-    resume: Annotated[str | None, typer.Option(help=f"{', '.join(RESUME)}. [default: {RESUME[0]}]")] = None,
+    resume: Annotated[str | None, typer.Option(help=f"{', '.join(RESUME)}. (default: {RESUME[0]})")] = None,
     retry_errors: Annotated[
         bool | None,
-        typer.Option("--retry-errors/--no-retry-errors", help="Try failed items again. [default: yes]"),
+        typer.Option("--retry-errors/--no-retry-errors", help="Try failed items again. (default: yes)"),
     ] = None,
     max_errors: Annotated[
         str | None,
-        typer.Option(help="Number or share of failures that stop a run. [default: 1 %, at least 25]"),
+        typer.Option(help="Number or share of failures that stop a run. (default: 1 %, at least 25)"),
     ] = None,
     allow_environment_change: Annotated[
         bool | None, typer.Option("--allow-environment-change", help="Go on with other versions or devices.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ..., or auto. [default: auto]")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ..., or auto. (default: auto)")
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's. [default: auto]"),
+        typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's. (default: auto)"),
     ] = None,
 ) -> None:
     """Measure methods on POPE, CHAIR and VQA; start the same command again to go on after a stop."""
@@ -95,26 +102,30 @@ def evaluate(
         "device": device,
         "dtype": dtype,
     }
+    if not err.is_terminal:
+        datasets.disable_progress_bars()
     settings = read_job(config) if config is not None else {}
     job = make_job(settings | {name: value for name, value in given.items() if value is not None})
     share = Share.from_environment() if shard is None else Share.parse(shard)
-    first = share.index == 0
-    watcher = ConsoleWatcher(err, quiet=not first)
+    quiet = shard is None and share.index > 0  # of workers that were started together, one speaks
+    watcher = ConsoleWatcher(err, quiet=quiet)
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        with progress_bar("drawing scenes", scene_count(job.data), quiet=not first) as advance:
+        with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
             prepared = prepare(job, advance)
+        _share_cores(share)
         loaded = load_model(job.model, _device(job, share), job.dtype, revision=job.revision)
         runs = execute(job, prepared, *loaded, share, watcher)
-        _finish(job.output, runs, first=first, partial=False)
+        _finish(job.output, runs, quiet=quiet, partial=False)
     except KeyboardInterrupt:
-        watcher.end()
-        command = shlex.join(["vlmfix", *sys.argv[1:]])
-        err.print(f"stopped; what was answered is safe. To go on: {command}", soft_wrap=True, markup=False)
+        if not quiet:
+            command = shlex.join(["vlmfix", *sys.argv[1:]])
+            err.print(
+                f"stopped; what was answered is safe. To go on: {command}", soft_wrap=True, markup=False
+            )
         raise SystemExit(130) from None
     except TooManyErrorsError as error:
-        err.print(f"[bold red]error:[/] {error}", soft_wrap=True)
-        _finish(job.output, [], first=False, partial=False)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(1) from None
 
 
@@ -122,16 +133,14 @@ def report(
     output: Annotated[Path, typer.Argument(help="The --output of 'vlmfix eval'.")],
 ) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
-    _finish(output, planned_again(output), first=True, partial=True)
+    _finish(output, planned_again(output), quiet=False, partial=True)
 
 
-def _finish(output: Path, runs: Sequence[Planned], *, first: bool, partial: bool) -> None:
+def _finish(output: Path, runs: Sequence[Planned], *, quiet: bool, partial: bool) -> None:
     """Figures and report, when all items are there or a partial report was asked for."""
-    if not runs:
-        return
     gathered = gather(runs)
     if gathered.missing and not partial:
-        if first:
+        if not quiet:
             out.print(
                 f"{gathered.missing} of {gathered.total} items are left to other workers; the last of them "
                 f"writes the report. To see what there is: vlmfix report {output}",
@@ -176,6 +185,12 @@ def _device(job: Job, share: Share) -> str:
     if job.device == "auto" and share.of > 1 and torch.cuda.is_available():
         return f"cuda:{share.local % torch.cuda.device_count()}"
     return job.device
+
+
+def _share_cores(share: Share) -> None:
+    """Workers of one host that each use all of its cores would slow each other down manyfold."""
+    if share.of > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // share.of))
 
 
 def _as_interrupt(*_: Any) -> None:

@@ -49,10 +49,17 @@ def open_data(
             raise ValueError(
                 f"data has {', '.join(unknown)}; beside dataset it has {', '.join(sorted(_HUB_KEYS))}"
             )
+        columns = data.get("columns", {})
+        if not isinstance(columns, Mapping):
+            raise ValueError(f"data: columns are {columns!r}; they must be a mapping from roles to names")
+        for key in ("dataset", "split", "config"):
+            value = data.get(key)
+            if not isinstance(value, str | None) or (key == "dataset" and not value):
+                raise ValueError(f"data: {key} is {value!r}; it must be a name, in quotes if need be")
         return HubData(
-            name=str(data["dataset"]),
-            split=str(data.get("split", "test")),
-            columns=dict(data.get("columns", {})),
+            name=data["dataset"],
+            split=data.get("split") or "test",
+            columns=dict(columns),
             config=data.get("config"),
         )
     return DataFolder.find(**{str(name): path for name, path in data.items()})
@@ -63,4 +70,5 @@ def scene_count(data: str | Mapping[str, Any]) -> int:
     if data == SYNTHETIC:
         return SCENES
     settings = data.get(SYNTHETIC) if isinstance(data, Mapping) else None
-    return settings.get("count", SCENES) if isinstance(settings, Mapping) else 0
+    count = settings.get("count", SCENES) if isinstance(settings, Mapping) else 0
+    return count if isinstance(count, int) else 0

@@ -29,7 +29,9 @@ class Chair(Task):
     def items(self, built: Path) -> list[Item]:
         if isinstance(self.data, HubData):
             return hub_items(self.data, self.protocol, built)
-        return chair_items(self.data, self.protocol)
+        items = chair_items(self.data, self.protocol)
+        self._truth(self.protocol.scorer)  # what the scorer refuses is told before any work
+        return items
 
     def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
         judged = self._judged(self.protocol.scorer, item, text, cut)

@@ -99,7 +99,7 @@ def _metrics(
 
 
 def _first_times(items: Sequence[Item]) -> np.ndarray:
-    """1.0 where a question about an image comes for the first time, in each sample; splits share questions."""
+    """1.0 where a question about an image comes for the first time in its sample; splits share some."""
     samples: Counter[str] = Counter()
     seen: set[tuple[str, str, int]] = set()
     first = []

@@ -10,6 +10,7 @@ import numpy as np
 
 from evals.data.hub import HubData, hub_items
 from evals.data.items import vqa_items
+from evals.files import examples
 from evals.results import Metric
 from evals.scorers import vqa
 from evals.tasks.base import Item, Judgement, Scores, Task
@@ -24,8 +25,16 @@ class Vqa(Task):
 
     def items(self, built: Path) -> list[Item]:
         if isinstance(self.data, HubData):
-            return hub_items(self.data, self.protocol, built / "pictures")
-        return vqa_items(self.data, self.protocol)
+            items = hub_items(self.data, self.protocol, built / "pictures")
+        else:
+            items = vqa_items(self.data, self.protocol)
+        odd = [item.id for item in items if len(item.gold) != vqa.M4C_ANSWERS]
+        if odd and vqa.mode_named(self.protocol.scorer) == "m4c":
+            raise ValueError(
+                f"{self.protocol.id} needs ten answers to each question, and {len(odd)} of {len(items)} have "
+                f"fewer or more ({examples(odd)}); choose scorer=always or scorer=official"
+            )
+        return items
 
     def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
         score = vqa.accuracy(text, item.gold, self.protocol.scorer)

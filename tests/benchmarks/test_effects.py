@@ -19,6 +19,8 @@ from benchmarks.bootstrap import Ratio, compare, resample
 from benchmarks.judging import COLUMNS, judge
 from training import report
 
+pytestmark = pytest.mark.slow
+
 COUNTS = np.random.default_rng(5).integers(0, 4, size=(4, 30)).astype(float)
 
 
