@@ -16,8 +16,8 @@ from vlmfix.runtime.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class FLB(Mixing):
-    """First Logit Boosting (jiwooha20/FLB): the logits of the first answer token, when the image is freshest,
-    are added to those of later ones.
+    """First Logit Boosting (github.com/jiwooha20/FLB): the first token's logits are added to later ones.
+    The image is freshest then.
 
     Args:
         gamma: weight that is approached, in [0, 100]; 0 leaves only the cut.
@@ -34,7 +34,7 @@ class FLB(Mixing):
         where="every step behind the first",
         forwards=1.0,
         fidelity="released code",
-        paper="",
+        paper="github.com/jiwooha20/FLB",
     )
     neutral: ClassVar = {"gamma": 0, "beta": 0}
 

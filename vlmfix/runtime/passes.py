@@ -93,7 +93,9 @@ class Passes:
             run.companions = {}
         run.is_prefill = False
         if any(method.reads_last_row_again(run) for method in self.steering.methods):
+            branches, run.branches = run.branches, []  # which are not read yet
             again = self._read_last_row_again(cache)
+            run.branches = branches
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
         if run.branches:
