@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.generation import BaseStreamer
 
 import vlmfix
+from vlmfix.models.profiles import Profile, configs_directory
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {
@@ -54,7 +55,8 @@ QUESTION_TOKENS = 24
 
 def acting(name: str, size: str) -> vlmfix.Method:
     """The method as it acts on LLaVA-1.5-7B: layers at the same depths, and settings for random weights."""
-    layers = SIZES[size]["num_hidden_layers"]
+    layers, heads = SIZES[size]["num_hidden_layers"], SIZES[size]["num_attention_heads"]
+    profile = Profile.read(configs_directory() / "models" / "llava-1.5-7b.yaml")
 
     def at(layer: int) -> int:
         return layer * layers // 32
@@ -68,6 +70,10 @@ def acting(name: str, size: str) -> vlmfix.Method:
         },
         "gift": {"saliency_layer": at(11), "enhanced_layers": (at(12), at(22)), "image_boost": 5.0},
         "vhr": {"num_last_layers": at(14), "extra_layers": (1,)},
+        "adhh": {
+            "threshold": 0.0,
+            "heads": [(at(layer), head * heads // 32) for layer, head in profile.get("adhh_heads")],
+        },
         "adaptinfer": {
             "prune_layers": (at(1), at(10), at(20)),
             "kept_ratios": (133 / IMAGE_TOKENS, 27 / 133, 3 / 27),

@@ -33,6 +33,13 @@ ACTING: dict[str, dict[str, Any]] = {
     "randomtokens": {"kept_tokens": 2},
     "uniformgrid": {"kept_tokens": 2},
     "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
+    "m3id": {"decay": 0.1, "beta": 0.001},
+    "lcd": {"beta": 0.001},
+    "flb": {"gamma": 3.0, "decay": 0.5},
+    "pai": {"alpha": 1.0},
+    "devils": {"alpha": 2.0},
+    "vaf": {"enhance": 2.0, "suppress": 0.5},
+    "adhh": {"threshold": 0.2, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 

@@ -4,17 +4,25 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.generation import generate
 from vlmfix.methods import make_method, methods
 from vlmfix.methods.adaptinfer import AdaptInfer
+from vlmfix.methods.adhh import ADHH
 from vlmfix.methods.base import Card, Kept, Method
 from vlmfix.methods.carve import CARVE
+from vlmfix.methods.devils import Devils
 from vlmfix.methods.divprune import DivPrune
 from vlmfix.methods.fastv import FastV
+from vlmfix.methods.flb import FLB
 from vlmfix.methods.gift import GIFT
 from vlmfix.methods.kmeans import KMeans
+from vlmfix.methods.lcd import LCD
+from vlmfix.methods.m3id import M3ID
+from vlmfix.methods.pai import PAI
 from vlmfix.methods.pyramiddrop import PyramidDrop
 from vlmfix.methods.randomtokens import RandomTokens
 from vlmfix.methods.sparsevlm import SparseVLM
 from vlmfix.methods.uniformgrid import UniformGrid
+from vlmfix.methods.vaf import VAF
 from vlmfix.methods.var import VAR
+from vlmfix.methods.vcd import VCD
 from vlmfix.methods.vhr import VHR
 from vlmfix.methods.visionzip import VisionZip
 from vlmfix.models.loading import load
@@ -24,13 +32,21 @@ from vlmfix.runtime.activity import Activity, InactiveMethodWarning
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADHH",
     "CARVE",
+    "FLB",
     "GIFT",
+    "LCD",
+    "M3ID",
+    "PAI",
+    "VAF",
     "VAR",
+    "VCD",
     "VHR",
     "Activity",
     "AdaptInfer",
     "Card",
+    "Devils",
     "DivPrune",
     "FastV",
     "InactiveMethodWarning",

@@ -45,13 +45,14 @@ def thumbnail(image: Image.Image, columns: int = 48) -> Text:
 def method_card(cls: type[Method]) -> str:
     """What a method is, in a few lines."""
     card = cls.card
+    paper = f"arXiv {card.paper}" if card.is_on_arxiv else card.paper
     defaults = (f"{field.name}={field.default!r}" for field in dataclasses.fields(cls) if field.init)
     return "\n".join(
         (
             f"{card.level}: {card.changes}",
             f"where: {card.where}",
             f"works with: {card.decoding}; {card.kernels}; families: {card.families}",
-            f"forward passes per token: {card.forwards:g}; built from: {card.fidelity}; arXiv {card.paper}",
+            f"forward passes per token: {card.forwards:g}; built from: {card.fidelity}; {paper}",
             f"defaults: {', '.join(defaults)}",
         )
     )
@@ -81,7 +82,7 @@ def methods_markdown() -> str:
                 f"{card.forwards:g}",
                 f"{card.decoding}; {card.kernels}; families: {card.families}",
                 card.fidelity,
-                f"[{card.paper}](https://arxiv.org/abs/{card.paper})",
+                f"[{card.paper}](https://{'arxiv.org/abs/' if card.is_on_arxiv else ''}{card.paper})",
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,7 +7,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from conftest import QUICK, attached
+from conftest import QUICK, acting, attached
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -198,7 +198,8 @@ def test_half_precision(name: str, dtype: torch.dtype, family: str) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     with attached(name, model):
         edited = logits(model, inputs)
-    assert edited.isfinite().all()
+    assert not edited.isnan().any()
+    assert acting(name).owns_logits or edited.isfinite().all()  # a cut rules tokens out
     assert not torch.equal(edited, logits(model, inputs))
 
 

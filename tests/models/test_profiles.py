@@ -14,6 +14,12 @@ import vlmfix
 from vlmfix.models.loading import EMBEDDED, resolve
 from vlmfix.models.profiles import Profile, configs_directory, find_profile, user_directory
 
+NEEDED = {
+    vlmfix.VAR: "sink_dimensions",
+    vlmfix.VHR: None,
+    vlmfix.GIFT: "gift_saliency_layer",
+    vlmfix.ADHH: "adhh_heads",
+}
 SHIPPED = sorted((configs_directory() / "models").glob("*.yaml"))
 
 
@@ -33,8 +39,8 @@ def test_shipped_profiles(path: Path) -> None:
     for model_type in [types] if isinstance(types, str) else types:
         config = config_of(profile, model_type)
         assert [each.stem for each in SHIPPED if Profile.read(each).fits(config)] == [path.stem]
-        for cls in (vlmfix.VAR, vlmfix.VHR, vlmfix.GIFT):
-            if cls is not vlmfix.GIFT or "gift_saliency_layer" in profile.values:
+        for cls, needed in NEEDED.items():
+            if needed is None or needed in profile.values:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that nobody has verified a value
                     cls().resolve(config, profile)

@@ -118,6 +118,36 @@ def test_scores_and_weights_that_say_the_same_agree(family: str, model: PreTrain
     assert not torch.equal(by_scores, logits(model, inputs))
 
 
+def test_edits_of_scores_see_those_of_the_model_and_add_up(llava: PreTrainedModel) -> None:
+    """In either order, also in the rows that only one of the methods wants."""
+    inputs = families.prompt("llava", llava, (1, 2))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Doubling(Toy):
+        def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
+            return 2 * scores
+
+    @dataclass(frozen=True, kw_only=True)
+    class Halving(Toy):
+        def rows(self, run: Run, layer: int) -> Rows | None:
+            return run.layout.last_row
+
+        def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
+            return 0.5 * scores
+
+    @dataclass(frozen=True, kw_only=True)
+    class Both(Toy):
+        def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
+            last = torch.arange(scores.shape[2]) == scores.shape[2] - 1
+            return torch.where(last[:, None], 1.5, 2.0) * scores
+
+    with Both()(llava):
+        expected = logits(llava, inputs)
+    for first, second in ((Doubling(), Halving()), (Halving(), Doubling())):
+        with first(llava), second(llava):
+            torch.testing.assert_close(logits(llava, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_heads_are_edited_in_all_rows(llava: PreTrainedModel) -> None:
     """With all heads at zero, attention adds nothing, as if its output projection were zero."""
     inputs = families.prompt("llava", llava, (1, 0))

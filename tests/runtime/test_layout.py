@@ -30,6 +30,25 @@ def test_rows_behind_the_last_image() -> None:
     assert layout.has_image
 
 
+def test_text_in_front_of_the_first_image_and_behind_the_last_one_survive_a_pruning() -> None:
+    """Also where no image token is left."""
+    layout = PromptLayout.from_image_tokens(
+        mask("0110100 0000110 0000000"), mask("1111111 0001111 1111111").int()
+    )
+    assert torch.equal(layout.before_first_image, mask("1000000 0001000 0000000"))
+    narrower, _ = layout.select(~layout.image_tokens)
+    assert not narrower.has_image
+    assert narrower.before_first_image.sum(dim=1).tolist() == [1, 1, 0]
+    assert narrower.after_last_image.sum(dim=1).tolist() == [2, 1, 0]
+
+
+def test_masks_over_all_keys() -> None:
+    layout = PromptLayout.from_image_tokens(mask("010 000"), None)
+    assert torch.equal(layout.over_keys(layout.image_tokens, 5), mask("01000 00000"))
+    generated = torch.tensor([True, False])
+    assert torch.equal(layout.over_keys(layout.after_last_image, 5, generated=generated), mask("00111 00000"))
+
+
 def test_padding_is_never_an_image() -> None:
     layout = PromptLayout.from_image_tokens(mask("1100"), mask("0111"))
     assert torch.equal(layout.image_tokens, mask("0100"))
@@ -79,7 +98,7 @@ def test_layout_of_every_family(family: str, model: PreTrainedModel) -> None:
     for row, single in enumerate(singles):
         padding = batch.length - single.length
         assert not batch.real_tokens[row, :padding].any()
-        for name in ("image_tokens", "real_tokens", "after_last_image"):
+        for name in ("image_tokens", "real_tokens", "before_first_image", "after_last_image"):
             assert torch.equal(getattr(batch, name)[row, padding:], getattr(single, name)[0])
     assert batch.image_tokens.sum(dim=1).tolist() == [
         (ids == families.IMAGE_TOKEN).sum() for ids in inputs["input_ids"]

@@ -2,9 +2,9 @@
 
 Methods on one model compose in the order in which they were attached, and within a forward pass in this one:
 companions join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer` sees those that
-go on, scores are edited, weights are edited, all methods observe the final weights, head outputs are edited;
-at the end of the prefill companions leave and, if a method asks for it, the last prompt row is read again
-under all edits.
+go on, scores are edited (each method sees those of the model, and the edits add up), weights are edited one
+after the other, all methods observe the final weights, head outputs are edited; at the end of the prefill
+companions leave and, if a method asks for it, the last prompt row is read again under all edits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Activity, InactiveMethodWarning, RowActivity, Sums
+from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Companion, Run
 from vlmfix.runtime.steering import steer
@@ -38,7 +39,7 @@ class Card:
         where: in which rows and layers.
         forwards: forward passes per generated token; 1.0 is the cost of plain decoding.
         fidelity: what it was built from: "paper", "released code" or "reconstruction".
-        paper: arXiv id.
+        paper: arXiv id; without one, the address of the code.
         decoding: ways of decoding that it works with.
         kernels: attention kernels that it works with.
         families: model families that it works with.
@@ -53,6 +54,11 @@ class Card:
     decoding: str = "greedy, sampling, beams, batches"
     kernels: str = "SDPA, FlashAttention, eager"
     families: str = "all"
+
+    @property
+    def is_on_arxiv(self) -> bool:
+        """Whether `paper` is an arXiv id."""
+        return "/" not in self.paper
 
 
 class Kept(NamedTuple):
@@ -114,6 +120,11 @@ class Method:
         return type(self).prune is not Method.prune
 
     @property
+    def owns_logits(self) -> bool:
+        """Whether it says what the logits are."""
+        return type(self).edit_logits is not Method.edit_logits
+
+    @property
     def sees_layers(self) -> bool:
         """Whether it looks at what enters the layers."""
         return type(self).enter_layer is not Method.enter_layer
@@ -135,6 +146,11 @@ class Method:
     def reset_activity(self) -> None:
         """Forget what was done, and warn anew."""
         vars(self._sums).update(vars(Sums()))
+
+    @property
+    def measures_scores(self) -> bool:
+        """Whether it measures what edits of the scores do."""
+        return type(self).measure_scores is not Method.measure_scores
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         """This method with every value filled in that depends on the checkpoint.
@@ -159,6 +175,27 @@ class Method:
         """
         return None
 
+    def branches(
+        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> Sequence[Branch]:
+        """Other forms of the prompts to be decoded beside them, whose logits `edit_logits` gets; in the
+        prefill.
+
+        Args:
+            inputs_embeds: of the prompts, image features merged, `(batch, prompt, hidden)`.
+            decoder_inputs: what else the text decoder was given, such as positions.
+        """
+        return ()
+
+    def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        """Logits of the next token, before the processors of `generate`, `(batch, vocabulary)` float32.
+
+        Args:
+            logits: of the prompts.
+            branches: of each branch, in the same form.
+        """
+        return logits
+
     def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
         """Which tokens go on to a layer; in the prefill only; None: all.
 
@@ -181,8 +218,19 @@ class Method:
         return None
 
     def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
-        """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them."""
+        """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them.
+
+        Every method sees the scores of the model; what several add to them adds up.
+        """
         return scores
+
+    def measure_scores(self, run: Run, layer: int, before: Tensor, after: Tensor) -> None:
+        """See what the edits of the scores did to the newest row, for `run.measure`.
+
+        Args:
+            before: its weights without any edit, `(batch, heads, keys)` float32.
+            after: those of the scores that all methods have edited.
+        """
 
     def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
         """Weights after the softmax, `(batch, heads, rows, keys)` float32; returns them, never in place."""
@@ -197,6 +245,10 @@ class Method:
 
     def observe(self, run: Run, layer: int, weights: Tensor) -> None:
         """See the final weights of the rows asked for, `(batch, heads, rows, keys)` float32."""
+
+    def sites(self, layer: int, heads: int) -> int:
+        """How many of the heads of a layer it could edit in a step, for its activity."""
+        return heads
 
     def reads_last_row_again(self, run: Run) -> bool:
         """Whether the last prompt row is run once more when the prompt has been read, with `run.is_prefill`

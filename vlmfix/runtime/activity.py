@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Activity:
         site_share: edited sites among the eligible ones.
         size: mean size of the edit, in the unit that `details` names.
         prefill_only: whether no step behind the prefill was edited.
-        details: facts of this method, for instance the schedule of a pruning.
+        details: facts of this method, for instance the schedule of a pruning, and means beside `size`.
     """
 
     rows: int
@@ -82,6 +83,8 @@ class Counts:
         self._steps_edited = torch.zeros_like(self._eligible)
         self._steps = torch.zeros_like(self._eligible)
         self._edited_in_decode = torch.zeros((), dtype=torch.bool, device=device)
+        self._sizes: dict[str, tuple[Tensor, Tensor]] = {}
+        self._sizes_now: dict[str, list[Tensor]] = {}
 
     def add(self, layer: int, edited: Tensor, eligible: int | Tensor) -> None:
         """Sites of one layer in the current step.
@@ -92,6 +95,11 @@ class Counts:
         """
         self._edited_now.append((layer, edited))
         self._eligible_now += eligible
+
+    def measure(self, sizes: Mapping[str, Tensor]) -> None:
+        """Sizes of edits in one layer of the current step, by name, `(rows, sites)` each."""
+        for name, values in sizes.items():
+            self._sizes_now.setdefault(name, []).append(values.detach())
 
     def end_step(self, alive: Tensor, taken: Tensor, *, is_prefill: bool) -> None:
         """Sum up a step over the sequences that are alive and, for sites, that the method does not skip."""
@@ -105,7 +113,14 @@ class Counts:
         self._steps_edited += touched
         if not is_prefill:
             self._edited_in_decode |= touched.any()
-        self._edited_now = []
+        for name, values in self._sizes_now.items():
+            of_step = torch.cat([each.to(counted.device) for each in values], dim=1)
+            total, count = self._sizes.get(name, (0, 0))
+            self._sizes[name] = (
+                total + (of_step.sum(dim=1) * counted).sum(),
+                count + of_step.shape[1] * counted.sum(),
+            )
+        self._edited_now, self._sizes_now = [], {}
         self._eligible_now = 0
 
     def _sum_up(self) -> Tensor:
@@ -130,6 +145,8 @@ class Counts:
             for row in rows.nonzero().flatten().tolist():
                 reasons[row] = reasons[row] or reason
         columns = (self._steps, self._steps_edited, edited.sum(dim=1), self._eligible)
+        sizes = {name: (float(total), int(count)) for name, (total, count) in self._sizes.items()}
+        size, size_count = sizes.pop("size", (0.0, 0))
         return Sums(
             latest=[
                 RowActivity(*row) for row in zip(*(each.tolist() for each in columns), reasons, strict=True)
@@ -143,6 +160,9 @@ class Counts:
             edited=int(edited.sum()),
             eligible=int(self._eligible.sum()),
             edited_in_decode=bool(self._edited_in_decode),
+            size=size,
+            size_count=size_count,
+            other_sizes=sizes,
         )
 
 
@@ -161,6 +181,7 @@ class Sums:
     edited_in_decode: bool = False
     size: float = 0.0
     size_count: int = 0
+    other_sizes: dict[str, tuple[float, int]] = field(default_factory=dict)
     warned: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     latest: list[RowActivity] = field(default_factory=list)
@@ -178,6 +199,9 @@ class Sums:
             "size_count",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, sums in other.other_sizes.items():
+            own = self.other_sizes.get(name, (0.0, 0))
+            self.other_sizes[name] = (own[0] + sums[0], own[1] + sums[1])
         self.rows_skipped += other.rows_skipped
         self.layers |= other.layers
         self.edited_in_decode |= other.edited_in_decode
@@ -187,6 +211,7 @@ class Sums:
     def activity(self, *, heads: bool) -> Activity:
         """These sums as shares; `heads` tells whether a site is a (step, layer, head) triple."""
         share = self.edited / self.eligible if self.eligible else None
+        means = {name: total / count for name, (total, count) in self.other_sizes.items() if count}
         return Activity(
             rows=self.rows,
             rows_touched=self.rows_touched,
@@ -198,5 +223,5 @@ class Sums:
             site_share=share,
             size=self.size / self.size_count if self.size_count else None,
             prefill_only=None if not self.edited else not self.edited_in_decode,
-            details=dict(self.details),
+            details=self.details | means,
         )

@@ -14,6 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.branches import Parts
 from vlmfix.runtime.explicit import causal, observed_weights, with_explicit_rows
 from vlmfix.runtime.layout import PromptLayout
 
@@ -56,6 +57,12 @@ def attention(
     run: Run | None = steering.run
     if run is None:
         return _own_kernel(steering.kernel, None, module, query, key, value, attention_mask, **kwargs)
+    if run.reading is not None:
+        layout = run.reading.layout
+        mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
+        return _own_kernel(steering.kernel, layout, module, query, key, value, mask, **kwargs)
+    if isinstance(key, Parts):
+        return _with_branches(steering, run, module, query, key, value, **kwargs)
     layer: int = vars(module)["layer_idx"]
     layout = run.layout_at(layer)
     if run.peeking is not None:
@@ -94,6 +101,24 @@ def attention(
     for method in steering.methods:
         output = method.edit_heads(run, layer, output)
     return output, weights
+
+
+def _with_branches(
+    steering: Any, run: Run, module: nn.Module, query: Tensor, key: Any, value: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """A decode step of prompts and branches, each of which attends to its own keys alone."""
+    kwargs["position_ids"] = None
+    prompts, *others = zip(query.split(run.layout.batch_size), key, value, strict=True)
+    mask = run.layout.attention_mask(1, prompts[1].shape[2], query.device)
+    output, _ = attention(module, *prompts, mask, **kwargs)
+    outputs = [output]
+    for branch, (own_query, own_key, own_value) in zip(run.branches, others, strict=True):
+        mask = branch.layout.attention_mask(1, own_key.shape[2], query.device)
+        own, _ = _own_kernel(
+            steering.kernel, branch.layout, module, own_query, own_key, own_value, mask, **kwargs
+        )
+        outputs.append(own)
+    return torch.cat(outputs), None
 
 
 def _segments(run: Run, *tensors: Tensor) -> list[tuple[Tensor, ...]]:

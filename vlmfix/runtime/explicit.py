@@ -55,24 +55,28 @@ def with_explicit_rows(
         _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
     )
     seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, kwargs))
-    lowest = torch.finfo(scores.dtype).min
-    original = torch.softmax(_masked(scores, seen, lowest), dim=-1)
     changes: list[Tensor] = []
 
     def changed(method: Method, before: Tensor, after: Tensor) -> Tensor:
         """Note in which heads and rows a method edited; an edit that returns its input had no part."""
         if after is not before:
             changes.append((after != before).any(dim=-1))
-            run.count(method, layer, changes[-1], after.shape[1])
+            run.count(method, layer, changes[-1], method.sites(layer, after.shape[1]))
         return after
 
     edited_scores = scores
     for (method, _), rows in zip(asked, wanted, strict=True):
-        edited = _where_wanted(rows, method.edit_scores(run, layer, edited_scores), edited_scores)
-        edited_scores = changed(method, edited_scores, edited)
-    weights = (
-        original if edited_scores is scores else torch.softmax(_masked(edited_scores, seen, lowest), dim=-1)
-    )
+        edited = _where_wanted(rows, method.edit_scores(run, layer, scores), scores)
+        if changed(method, scores, edited) is not scores:
+            # What methods add to the same scores adds up, whatever their order.
+            edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
+    weights = _softmax(edited_scores, seen)
+    measuring = [method for method, _ in asked if method.measures_scores]
+    if measuring:
+        newest = None if seen is None else seen[..., -1:, :]
+        before = _softmax(scores[:, :, -1:], newest)[:, :, 0]
+        for method in measuring:
+            method.measure_scores(run, layer, before, weights[:, :, -1])
     for (method, _), rows in zip(asked, wanted, strict=True):
         edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
         weights = changed(method, weights, edited)
@@ -114,7 +118,7 @@ def observed_weights(
         _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
     )
     seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, kwargs))
-    return torch.softmax(_masked(scores, seen, torch.finfo(scores.dtype).min), dim=-1)
+    return _softmax(scores, seen)
 
 
 def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
@@ -204,10 +208,12 @@ def _mask_of_rows(
     return causal(index, query.shape[2], key.shape[2])
 
 
-def _masked(scores: Tensor, seen: Tensor | None, lowest: float) -> Tensor:
-    if seen is None:
-        return scores
-    return scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
+def _softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
+    """Weights of scores `(batch, heads, rows, keys)` under a mask, boolean or additive; None: all seen."""
+    if seen is not None:
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
+    return torch.softmax(scores, dim=-1)
 
 
 def _own_rows(weights: Tensor, index: Tensor | None, rows: Rows, layout: PromptLayout, first: int) -> Tensor:

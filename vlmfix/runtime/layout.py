@@ -131,6 +131,12 @@ class PromptLayout:
         return (images_ahead == 0) & self.image_tokens.any(dim=1, keepdim=True) & self.real_tokens
 
     @cached_property
+    def before_first_image(self) -> Tensor:
+        """Tokens in front of the first image token; all False in a sample without an image."""
+        no_image_yet = self.image_tokens.cumsum(1) == 0
+        return no_image_yet & self.image_tokens.any(dim=1, keepdim=True) & self.real_tokens
+
+    @cached_property
     def rows_after_last_image(self) -> Rows:
         """`after_last_image` as rows, computed once a prompt."""
         return Rows.where(self.after_last_image)
@@ -159,12 +165,27 @@ class PromptLayout:
         positions = index if self.positions is None else self.positions.gather(1, index)
         real_tokens = kept.gather(1, index)
         narrower = PromptLayout(self.image_tokens.gather(1, index) & real_tokens, real_tokens, positions)
-        vars(narrower)["after_last_image"] = self.after_last_image.gather(1, index) & real_tokens
+        for name in ("before_first_image", "after_last_image"):  # also where no image token is left
+            vars(narrower)[name] = getattr(self, name).gather(1, index) & real_tokens
         return narrower, index
 
     def gather(self, values: Tensor) -> Tensor:
         """Of `values` over the whole prompt, `(batch, prompt)`, those of these tokens, `(batch, tokens)`."""
         return values if self.positions is None else values.gather(1, self.positions.to(values.device))
+
+    def over_keys(self, tokens: Tensor, keys: int, *, generated: Tensor | None = None) -> Tensor:
+        """A mask over these tokens as one over all keys.
+
+        Args:
+            tokens: `(batch, tokens)` bool.
+            keys: number of keys, these tokens and the generated ones behind them.
+            generated: the mask of the latter by sample, `(batch,)` bool; None: they are all False.
+
+        Returns:
+            `(batch, keys)` bool.
+        """
+        rest = tokens.new_zeros(self.batch_size, keys - self.length)
+        return torch.cat([tokens, rest if generated is None else rest | generated[:, None]], dim=1)
 
     def key_mask(self, keys: int, device: torch.device) -> Tensor | None:
         """Which of `keys` keys, prompt and generated, are no padding, `(batch, keys)`; None: all."""

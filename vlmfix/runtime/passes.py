@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.branches import follow_beams, join
 from vlmfix.runtime.layout import PromptLayout, Rows
 from vlmfix.runtime.run import Run, Stage
 
@@ -34,7 +36,7 @@ class Passes:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Append companions in the prefill; keep positions right behind tokens that never entered."""
         run, methods = self.steering.run, self.steering.methods
-        if run is None or kwargs.get("inputs_embeds") is None:
+        if run is None or run.reading is not None or kwargs.get("inputs_embeds") is None:
             return None
         embeddings = kwargs["inputs_embeds"]
         if run.is_prefill:
@@ -44,8 +46,13 @@ class Passes:
                 for method in methods
                 if (companion := method.companion(run, embeddings)) is not None
             }
+            run.branches = [
+                branch for method in methods for branch in method.branches(run, embeddings, self._given)
+            ]
+        elif run.branches:
+            self._given = dict(kwargs)
         prunes = any(method.prunes for method in methods)
-        if not run.companions and not prunes:
+        if not run.companions and not prunes and not run.branches:
             return None
         _check_mask(kwargs.get("attention_mask"))
         kwargs = dict(kwargs)
@@ -55,6 +62,8 @@ class Passes:
                 kwargs["position_ids"] = _next_positions(run, kwargs)
         if run.companions:
             _append_companions(run, kwargs)
+        if run.branches and not run.is_prefill and _is_joined(run):
+            kwargs = join(run, kwargs)
         if run.is_prefill:
             run.next_position = _positions(kwargs, run.layout)[..., : run.layout.length].amax(dim=-1) + 1
         return args, kwargs
@@ -64,8 +73,17 @@ class Passes:
     ) -> Any:
         """End the first pass over the prompt: companions leave, and the last row is read again if asked."""
         run = self.steering.run
-        if run is None or not run.is_prefill:
+        if run is None or run.reading is not None:
             return None
+        if not run.is_prefill:
+            if not run.branches:
+                return None
+            if _is_joined(run):
+                output.past_key_values = self._given["past_key_values"]
+            else:
+                self._read_branches(run, output)
+            self._given = {}
+            return output
         cache = output.past_key_values  # the decoder may have made it
         if run.companions:
             extra = run.companion_length
@@ -75,9 +93,17 @@ class Passes:
             run.companions = {}
         run.is_prefill = False
         if any(method.reads_last_row_again(run) for method in self.steering.methods):
+            branches, run.branches = run.branches, []  # which are not read yet
             again = self._read_last_row_again(cache)
+            run.branches = branches
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
+        if run.branches:
+            for branch in run.branches:
+                branch.cache = None if cache is None else DynamicCache()
+            if cache is not None:
+                follow_beams(run, cache)
+            self._read_branches(run, output)
         run.position_embeddings, run.inputs = None, {}
         for stage in run.stages:
             stage.position_embeddings = None
@@ -89,7 +115,7 @@ class Passes:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Let methods see what enters a layer of the prompt, and leave out what they prune."""
         run = self.steering.run
-        if run is None:
+        if run is None or run.reading is not None:
             return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
         if run.prefix is not None and not run.prefix.is_read:
@@ -213,6 +239,40 @@ class Passes:
             given["position_ids"] = positions[..., -1:]
         return self.decoder(**given)
 
+    def _read_branches(self, run: Run, output: Any) -> None:
+        """Let the decoder read the branches by themselves, and put their rows behind those of the prompts."""
+        embeddings = self._given["inputs_embeds"]
+        first = run.step == 0
+        rows = [output.last_hidden_state]
+        length = rows[0].shape[1]
+        for branch in run.branches:
+            new = embeddings[:, run.layout.length :] if branch.cache is None else embeddings[:, -1:]
+            whole = first or branch.cache is None
+            read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
+            if first:
+                read = branch.inputs_embeds
+            given = dict(branch.decoder_inputs) if whole else {}
+            if "visual_pos_masks" in given:
+                behind = read.shape[1] - branch.inputs_embeds.shape[1]
+                given["visual_pos_masks"] = nn.functional.pad(given["visual_pos_masks"], (0, behind))
+            positions = branch.positions(_positions(self._given, run.layout), run.step)
+            given["position_ids"] = positions[..., -read.shape[1] :]
+            run.reading = branch
+            try:
+                states = self.decoder(
+                    inputs_embeds=read,
+                    attention_mask=None,
+                    past_key_values=branch.cache,
+                    use_cache=branch.cache is not None,
+                    **given,
+                ).last_hidden_state
+            finally:
+                run.reading = None
+            states = states[:, -length:]
+            padded = nn.functional.pad(states, (0, 0, length - states.shape[1], 0))
+            rows.append(padded)
+        output.last_hidden_state = torch.cat(rows)
+
     def _take_over_injection(self, kwargs: dict[str, Any]) -> None:
         """Qwen3-VL adds visual features behind its first layers, at positions that pruning moves."""
         features, places = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
@@ -236,6 +296,11 @@ class Passes:
         added = hidden_states.new_zeros(batch, tokens + run.companion_length, hidden_states.shape[-1])
         added[:, :tokens][places.to(added.device)] = features[index - 1].to(added)
         return hidden_states + _present(added, run, run.layout_at(index - 1))
+
+
+def _is_joined(run: Run) -> bool:
+    """Whether branches are decoded in one pass with the prompts."""
+    return all(branch.fused and branch.cache is not None for branch in run.branches)
 
 
 def _check_mask(mask: Any) -> None:

@@ -68,6 +68,8 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         steering = vars(decoder).get(attention.ATTRIBUTE)
         run = None if steering is None else steering.run
+        if run is not None and run.reading is not None:
+            return read(*args, **kwargs)
         if steering is not None and not all(method.keeps_prefix for method in steering.methods):
             return read(*args, **kwargs)
         batch = None if args else _Batch.of(kwargs, prompt_ids, image_token)

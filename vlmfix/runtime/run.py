@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import or_
@@ -15,11 +15,13 @@ from transformers import PreTrainedConfig
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.geometry import ImageTokens, token_grids
 from vlmfix.runtime.activity import Counts
+from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.encoder import EncodedImage, EncoderTap
 from vlmfix.runtime.layout import PromptLayout, Rows
 
 if TYPE_CHECKING:
     from vlmfix.runtime.prefix import Prefix
+    from vlmfix.runtime.vision import Encoded
 
 
 @dataclass(eq=False)
@@ -75,12 +77,16 @@ class Run:
         is_prefill: whether this pass reads the prompt for the first time.
         alive: sequences that have not ended, `(batch,)` bool.
         companions: what methods added behind the prompt; in the prefill only.
+        branches: what is decoded beside the prompts, of the method that owns the logits.
+        reading: the branch that the decoder reads alone.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
             the prefill only.
         copies: sequences of each prompt in `inputs`, which beams multiply.
         config: of the whole model.
+        encode_images: what the vision encoder makes of images, see `vlmfix.runtime.vision`.
+        embed_tokens: embeddings of token ids.
         encoder: what was seen of the vision encoder, if a method needs it.
         prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
@@ -102,11 +108,15 @@ class Run:
     is_prefill: bool = True
     alive: Tensor = field(init=False)
     companions: dict[Any, Companion] = field(default_factory=dict)
+    branches: list[Branch] = field(default_factory=list)
+    reading: Branch | None = None
     stages: list[Stage] = field(default_factory=list)
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     copies: int = 1
     config: PreTrainedConfig | None = None
+    encode_images: Callable[[Sequence[Mapping[str, Tensor]]], list[Encoded]] | None = None
+    embed_tokens: Callable[[Tensor], Tensor] | None = None
     encoder: EncoderTap | None = None
     prefix: Prefix | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
@@ -193,6 +203,14 @@ class Run:
             eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.
         """
         self.counts_of(method).add(layer, edited, eligible)
+
+    def measure(self, method: Any, **sizes: Tensor) -> None:
+        """Note the size of edits in a layer of this step; activity has the means over steps and sequences.
+
+        Args:
+            sizes: by name, `(batch, sites)` each; "size" is the one in the method's own unit.
+        """
+        self.counts_of(method).measure(sizes)
 
     def counts_of(self, method: Any) -> Counts:
         """The counters of `method` in this run."""

@@ -18,6 +18,7 @@ from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
+from vlmfix.runtime.vision import encode_images
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
@@ -91,6 +92,11 @@ class Steering:
             if type(other) is type(method):
                 raise UnsupportedError(
                     f"{name} is attached to this model already; leave that block before entering another"
+                )
+            if method.owns_logits and other.owns_logits:
+                raise UnsupportedError(
+                    f"{type(other).__name__} defines the logits of this model already, and {name} would, "
+                    "too; use one of them at a time"
                 )
             if method.prunes and other.prunes:
                 raise UnsupportedError(
@@ -237,6 +243,8 @@ class Steering:
             inputs=self._inputs or kwargs,
             copies=copies,
             config=self.model.config,
+            encode_images=functools.partial(encode_images, self.model),
+            embed_tokens=self.model.get_input_embeddings(),
             encoder=self._encoder,
         )
         self.layers_seen = set()
@@ -276,7 +284,8 @@ class Steering:
             )
         return placeholders
 
-    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Let methods edit the logits, which only the prompts keep, and count the step."""
         missed = set(range(len(self.decoder.layers))) - self.layers_seen
         if missed:
             raise UnsupportedError(
@@ -285,7 +294,17 @@ class Steering:
             )
         run = self.run
         if run is None:
-            return
+            return None
+        owners = [method for method in self.methods if method.owns_logits]
+        if owners:
+            rows = run.layout.batch_size
+            logits = output.logits[:rows].clone()
+            last = output.logits[:, -1].float()
+            for method in owners:
+                edited = method.edit_logits(run, last[:rows], last[rows:].split(rows) if run.branches else ())
+                logits[:, -1] = edited.to(logits.dtype)
+            output.logits = logits
         for method in self.methods:
             taken = ~torch.stack(list(method.skipped(run).values())).any(dim=0)
             run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)
+        return output if owners else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
         steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
         watched = steering is not None and any(method.needs_encoder for method in steering.methods)
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
-        images = None if watched else _split_inputs(inputs)
+        images = None if watched else split_images(inputs)
         if images is None:
             return encode(*args, **kwargs)
         digests = [_digest(image, inputs) for image in images]
@@ -73,8 +73,19 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
         attributes.update(before)
 
 
-def _split_inputs(inputs: dict[str, Any]) -> list[dict[str, Tensor]] | None:
-    """The tensors of each image; None: they do not come one an image."""
+def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
+    """What the vision encoder makes of images.
+
+    Args:
+        model: an image-text-to-text model of transformers.
+        images: see `split_images`.
+    """
+    output = model.base_model.get_image_features(**_joined_inputs(images), return_dict=True)
+    return _split_output(output)
+
+
+def split_images(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]] | None:
+    """The tensors of each image, as `get_image_features` takes them; None: they do not come one an image."""
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     if "pixel_values" not in tensors:
         return None
@@ -90,7 +101,7 @@ def _split_inputs(inputs: dict[str, Any]) -> list[dict[str, Tensor]] | None:
     ]
 
 
-def _joined_inputs(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _joined_inputs(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([image[name] for image in images]) for name in images[0]}
 
 

@@ -1,0 +1,117 @@
+"""VCD: away from what a noised image would make the model say (arXiv 2311.16922)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.contrast import Contrastive, contrast, with_other_images
+from vlmfix.runtime.branches import Branch
+from vlmfix.runtime.run import Run
+from vlmfix.runtime.vision import split_images
+
+STEPS = 1000
+_CHANNELS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class VCD(Contrastive):
+    """Visual Contrastive Decoding (arXiv 2311.16922): away from the same prompt with a noised image.
+
+    The noise is drawn once an image, from the seed and the pixels, so that neither batch nor device matters.
+    Papers and scripts differ in the step (500 or 999) and in the strength (0.5 or 1); these are the scripts'.
+
+    Args:
+        alpha: strength, in [0, 100]; 0 leaves only the cut.
+        noise_step: of the 1,000 steps of the diffusion, 0 to 999; the higher, the less is left of the image.
+        seed: of the noise, 0 or more.
+        beta: plausibility cut, see `Mixing`.
+        fused: see `Contrastive`.
+    """
+
+    alpha: float = 1.0
+    noise_step: int = 500
+    seed: int = 0
+
+    card: ClassVar = Card(
+        level="logits",
+        changes="logits: away from those of a noised image",
+        where="every step",
+        forwards=2.0,
+        fidelity="released code",
+        paper="2311.16922",
+    )
+    neutral: ClassVar = {"alpha": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 100)
+        for name, limit in (("noise_step", STEPS - 1), ("seed", 2**31)):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= limit:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 0 to {limit}")
+
+    def branches(
+        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> Sequence[Branch]:
+        if self.alpha == 0 or not run.layout.has_image:
+            return ()
+        images = split_images(
+            {name: run.inputs.get(name) for name in ("pixel_values", "image_sizes", "image_grid_thw")}
+        )
+        if images is None:
+            raise UnsupportedError(
+                "VCD noises the pixels of the image, and the prompt came without any; pass pixel_values"
+            )
+        assert run.config is not None
+        copies = 1
+        if "image_grid_thw" in images[0]:  # Qwen-VL repeats an image for the frames of a video
+            copies = run.config.vision_config.temporal_patch_size
+        noised = []
+        for image in images:
+            pixels = add_noise(image["pixel_values"], self.noise_step, self.seed, copies=copies)
+            noised.append(image | {"pixel_values": pixels})
+        return [with_other_images(run, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
+
+    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        return contrast(logits, branches[0], self.alpha) if branches else logits
+
+
+def signal_shares() -> Tensor:
+    """How much of the signal is left after each diffusion step, squared (arXiv 2311.16922), `(1000,)`."""
+    betas = torch.sigmoid(-6 + 12 * torch.arange(STEPS, dtype=torch.float64) / (STEPS - 1))
+    return torch.cumprod(1 - (betas * (0.005 - 1e-5) + 1e-5), dim=0)
+
+
+def diffuse(pixels: Tensor, noise: Tensor, step: int) -> Tensor:
+    """Pixels after `step` + 1 diffusion steps, given standard normal noise of their shape."""
+    share = float(signal_shares()[step])
+    return share**0.5 * pixels + (1 - share) ** 0.5 * noise
+
+
+def add_noise(pixels: Tensor, step: int, seed: int, *, copies: int = 1) -> Tensor:
+    """Noise that depends on the seed and the pixels alone.
+
+    Args:
+        pixels: of one image, after normalisation, of any shape.
+        step: of the diffusion, 0 to 999.
+        seed: of the noise.
+        copies: how often a patch `(patches, channels * copies * height * width)` holds the image; each copy
+            gets the same noise.
+    """
+    exact = pixels.detach().float().cpu().contiguous()
+    generator = torch.Generator().manual_seed(zlib.crc32(exact.numpy().tobytes()) ^ seed)
+    if copies == 1:
+        noise = torch.randn(exact.shape, generator=generator)
+    else:
+        size = exact.shape[1] // (_CHANNELS * copies)
+        noise = torch.randn(len(exact), _CHANNELS, 1, size, generator=generator)
+        noise = noise.expand(-1, -1, copies, -1).reshape(exact.shape)
+    return diffuse(exact, noise, step).to(pixels)

@@ -1,0 +1,113 @@
+"""Branches: other readings of a prompt that are decoded in the same batch, to compare their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vlmfix.runtime.layout import PromptLayout
+
+if TYPE_CHECKING:
+    from vlmfix.runtime.run import Run
+
+
+@dataclass(eq=False)
+class Branch:
+    """A degraded or enriched form of each prompt, with a cache of its own; neither sees the other.
+
+    Args:
+        inputs_embeds: `(prompts, tokens, hidden)`, image features merged.
+        real_tokens: everything but padding, which is on the left, `(prompts, tokens)` bool.
+        position_ids: of the rotary embedding, `(prompts, tokens)` or `(axes, prompts, tokens)`; None: counted
+            from the first real token.
+        decoder_inputs: what else the text decoder wants, such as injected visual features.
+        fused: whether it is decoded in one pass with the prompts, or in one of its own.
+        cache: None without one.
+    """
+
+    inputs_embeds: Tensor
+    real_tokens: Tensor
+    position_ids: Tensor | None = None
+    decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
+    fused: bool = True
+    cache: DynamicCache | None = None
+
+    @cached_property
+    def layout(self) -> PromptLayout:
+        """Its padding, in the form in which attention wants it."""
+        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
+
+    def positions(self, like: Tensor, generated: int) -> Tensor:
+        """Positions of its tokens and of so many generated ones, with the axes of `like`."""
+        own = self.layout.counted_positions if self.position_ids is None else self.position_ids
+        own = own.to(like.device)
+        own = own.expand(*like.shape[:-2], *own.shape[-2:])
+        ahead = torch.arange(1, generated + 1, device=own.device)
+        return torch.cat([own, own.amax(dim=-1, keepdim=True) + ahead], dim=-1)
+
+
+class Parts(tuple[Tensor, ...]):
+    """Keys or values of the prompts and of each branch, `(batch, heads, keys, head_dim)` each."""
+
+
+class JoinedCache(DynamicCache):
+    """What one pass over prompts and branches writes to: the cache of each of them.
+
+    Args:
+        caches: of the prompts, then of the branches.
+        rows: sequences in each.
+    """
+
+    def __init__(self, caches: Sequence[DynamicCache], rows: int) -> None:
+        super().__init__()
+        self.layers = caches[0].layers  # lengths are those of the prompts
+        self._caches = caches
+        self._rows = rows
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Append to each cache its rows."""
+        pairs = zip(self._caches, key_states.split(self._rows), value_states.split(self._rows), strict=True)
+        written = [cache.update(key, value, layer_idx, *args, **kwargs) for cache, key, value in pairs]
+        return Parts(key for key, _ in written), Parts(value for _, value in written)
+
+
+def join(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a decode step in which every branch takes the token of its prompt."""
+    embeddings, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
+    rows = embeddings.shape[0]
+    given = kwargs.get("position_ids")
+    assert run.next_position is not None
+    real = run.next_position[..., None] + (run.step - 1) if given is None else given
+    real = real.expand(*real.shape[:-2], rows, 1)
+    positions = [branch.positions(real, run.step)[..., -1:] for branch in run.branches]
+    return kwargs | {
+        "inputs_embeds": embeddings.repeat(1 + len(run.branches), 1, 1),
+        "position_ids": torch.cat([real, *positions], dim=-2),
+        "attention_mask": None,
+        "past_key_values": JoinedCache([cache, *(_cache(branch) for branch in run.branches)], rows),
+    }
+
+
+def follow_beams(run: Run, cache: DynamicCache) -> None:
+    """Let the caches of the branches follow that of the prompts, when beam search reorders it."""
+    reorder = cache.reorder_cache
+
+    def reordered(beam_idx: Tensor) -> None:
+        reorder(beam_idx)
+        for branch in run.branches:
+            _cache(branch).reorder_cache(beam_idx)
+
+    vars(cache)["reorder_cache"] = reordered
+
+
+def _cache(branch: Branch) -> DynamicCache:
+    assert branch.cache is not None
+    return branch.cache
