@@ -101,6 +101,9 @@ def generate(
         names = " and ".join(type(each).__name__ for each in asking)
         raise UnsupportedError(f"{names} ask the model several times each; use one of them")
     generate_kwargs["max_new_tokens"] = max_new_tokens
+    for each in methods:
+        generate_kwargs = each.decoding(generate_kwargs)
+        pairs = [(pictures, each.prompt(text)) for pictures, text in pairs]
     answers: list[str] = []
     with ExitStack() as stack:
         for each in methods:

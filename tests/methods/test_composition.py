@@ -29,7 +29,17 @@ pytestmark = [
 
 METHODS = [name for name, cls in vlmfix.methods().items() if not cls.asks]
 PRUNING = [name for name in METHODS if acting(name).prunes]
-ATTENTION = [name for name in METHODS if name not in PRUNING]
+LOGITS = [name for name in METHODS if acting(name).owns_logits]
+ATTENTION = [name for name in METHODS if name not in PRUNING + LOGITS]
+
+PAIRS = [
+    *permutations(ATTENTION, 2),
+    *((attention, pruning) for attention in ATTENTION for pruning in PRUNING),
+    *(("vhr", logit) for logit in LOGITS),
+    *((logit, "var") for logit in LOGITS),
+    *((logit, "fastv") for logit in LOGITS),
+    *(("m3id", other) for other in ATTENTION + PRUNING if other not in ("var", "vhr", "fastv")),
+]
 
 KEEPS_ALL: dict[str, dict[str, Any]] = {
     "adaptinfer": {"prune_layers": (1,), "kept_tokens": (10_000,)},
@@ -62,7 +72,7 @@ def logits(
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("pair", [*permutations(ATTENTION, 2), *((a, p) for a in ATTENTION for p in PRUNING)])
+@pytest.mark.parametrize("pair", PAIRS)
 def test_two_methods_keep_the_promises(
     pair: tuple[str, str], name: str, models: dict[str, PreTrainedModel]
 ) -> None:
@@ -70,7 +80,7 @@ def test_two_methods_keep_the_promises(
     inputs = families.prompt(name, model, (1, 2, 0))
     together = logits(model, inputs, pair)
     # An attention method may find nothing to edit among the tokens that a pruning left.
-    for alone in pair if pair[1] in ATTENTION else pair[:1]:
+    for alone in pair[:1] if pair[1] in PRUNING else pair:
         assert (together - logits(model, inputs, (alone,))).abs().max() > 1e-4
     for row, single in enumerate(families.split(name, model, inputs)):
         torch.testing.assert_close(together[:, row], logits(model, single, pair)[:, 0], atol=1e-4, rtol=1e-4)

@@ -164,6 +164,18 @@ class Method:
         """
         return self
 
+    def prompt(self, text: str) -> str:
+        """What `vlmfix.generate` and the harness ask in place of `text`."""
+        return text
+
+    def decoding(self, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments with which `vlmfix.generate` and the harness call `model.generate` under this method.
+
+        Args:
+            generate_kwargs: those without it.
+        """
+        return dict(generate_kwargs)
+
     def begin(self, run: Run) -> None:
         """See a new prompt before the model reads it."""
 

@@ -202,7 +202,13 @@ class Passes:
                 return
             if stage.first_layer == index:
                 positions = stage.layout.counted_positions[:, -1:] + run.step
-                stage.position_embeddings = self.decoder.rotary_emb(hidden_states, positions)
+                own = self.decoder.rotary_emb(hidden_states, positions)
+                rows = run.layout.batch_size  # branches stand behind them, and nothing is pruned from these
+                cos, sin = (
+                    torch.cat([new, old[rows:]])
+                    for new, old in zip(own, kwargs["position_embeddings"], strict=True)
+                )
+                stage.position_embeddings = cos, sin
         elif stage.first_layer == index:
             given = kwargs["position_embeddings"]
             if stage.renumbered:
