@@ -275,3 +275,24 @@ def _image_token_counts(model: PreTrainedModel, inputs: dict[str, torch.Tensor])
     with torch.no_grad():
         features = model.model.get_image_features(**inputs, return_dict=True).pooler_output
     return [len(image) for image in features]
+
+
+def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+    """Everything about a model that a method could leave changed."""
+    modules = {
+        name: (sorted(vars(module)), len(module._forward_pre_hooks), len(module._forward_hooks))
+        for name, module in model.named_modules()
+    }
+    kernels = {name: vars(each.config) for name, each in _submodels(model).items()}
+    return {
+        "modules": modules,
+        "kernels": {name: dict(config) for name, config in kernels.items()},
+        "weights": {
+            name: (parameter.data_ptr(), parameter._version) for name, parameter in model.named_parameters()
+        },
+        "generation": model.generation_config.to_dict(),
+    }
+
+
+def _submodels(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}

@@ -8,7 +8,6 @@ import families
 import pytest
 import torch
 from conftest import QUICK, acting, attached
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -51,10 +50,10 @@ def family(case: tuple[str, str]) -> str:
 
 @pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))
 def test_families_that_are_refused(refusing: str, other: str, models: dict[str, PreTrainedModel]) -> None:
-    before = fingerprint(models[other])
+    before = families.fingerprint(models[other])
     with pytest.raises(vlmfix.UnsupportedError, match=f"{other} is not read; use LLaVA"):
         attached(refusing, models[other]).__enter__()
-    assert fingerprint(models[other]) == before
+    assert families.fingerprint(models[other]) == before
 
 
 def new_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
@@ -75,27 +74,6 @@ def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: An
     return torch.stack(output.logits)
 
 
-def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
-    """Everything about a model that a method could leave changed."""
-    modules = {
-        name: (sorted(vars(module)), len(module._forward_pre_hooks), len(module._forward_hooks))
-        for name, module in model.named_modules()
-    }
-    kernels = {name: vars(each.config) for name, each in _submodels(model).items()}
-    return {
-        "modules": modules,
-        "kernels": {name: dict(config) for name, config in kernels.items()},
-        "weights": {
-            name: (parameter.data_ptr(), parameter._version) for name, parameter in model.named_parameters()
-        },
-        "generation": model.generation_config.to_dict(),
-    }
-
-
-def _submodels(model: nn.Module) -> dict[str, PreTrainedModel]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
-
-
 def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     stock = logits(model, inputs)
@@ -106,12 +84,12 @@ def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrai
 
 def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2))
-    before, stock = fingerprint(model), logits(model, inputs)
+    before, stock = families.fingerprint(model), logits(model, inputs)
     with attached(name, model):
         edited = logits(model, inputs)
     assert (edited - stock).abs().max() > 1e-3
     assert torch.equal(logits(model, inputs), stock)
-    assert fingerprint(model) == before
+    assert families.fingerprint(model) == before
 
 
 def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> None:
@@ -176,10 +154,10 @@ def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTraine
 
 
 def test_restored_after_an_exception(name: str, family: str, model: PreTrainedModel) -> None:
-    before = fingerprint(model)
+    before = families.fingerprint(model)
     with pytest.raises(KeyboardInterrupt), attached(name, model):
         raise KeyboardInterrupt
-    assert fingerprint(model) == before
+    assert families.fingerprint(model) == before
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
@@ -189,7 +167,7 @@ def test_restored_after_an_exception(name: str, family: str, model: PreTrainedMo
     with pytest.raises(ZeroDivisionError), attached(name, model):
         model.generate(**inputs, max_new_tokens=2)
     handle.remove()
-    assert fingerprint(model) == before
+    assert families.fingerprint(model) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import Profile
@@ -26,7 +26,8 @@ from vlmfix.runtime.activity import Activity, InactiveMethodWarning, RowActivity
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Companion, Run
-from vlmfix.runtime.steering import steer
+from vlmfix.runtime.steering import fitted, steer
+from vlmfix.runtime.twin import Twin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,30 @@ class Method:
     ) -> AbstractContextManager[None]:
         """Attach to `model` for a `with` block; see `vlmfix.runtime.steering.steer` for what is refused."""
         return steer(model, self, processor)
+
+    def logits_processor(
+        self,
+        model: PreTrainedModel,
+        inputs: Mapping[str, Any],
+        processor: ProcessorMixin | None = None,
+    ) -> LogitsProcessorList:
+        """This method for `model.generate(**inputs, logits_processor=...)`, of methods that edit the logits.
+
+        It gives the same tokens as `with method(model):` and leaves the model alone, but reads every prompt
+        and token a second time: prefer the block. What it does is not counted in `activity`.
+
+        Args:
+            model: as for a `with` block.
+            inputs: of this very call of `generate`, with `input_ids`; another call needs another processor.
+            processor: of the model, for methods that read the words of the prompt.
+
+        Raises:
+            UnsupportedError: the method acts inside the model, or the model is not supported.
+            ValueError: a value of the method does not fit the model; later, when used with other inputs.
+        """
+        if self.is_neutral:
+            return LogitsProcessorList()
+        return LogitsProcessorList([Twin(model, fitted(model, self, processor), inputs, processor)])
 
     @property
     def is_neutral(self) -> bool:

@@ -109,7 +109,8 @@ def _with_branches(
     """A decode step of prompts and branches, each of which attends to its own keys alone."""
     kwargs["position_ids"] = None
     prompts, *others = zip(query.split(run.layout.batch_size), key, value, strict=True)
-    mask = run.layout.attention_mask(1, prompts[1].shape[2], query.device)
+    layout = run.layout_at(vars(module)["layer_idx"])
+    mask = layout.attention_mask(1, prompts[1].shape[2], query.device)
     output, _ = attention(module, *prompts, mask, **kwargs)
     outputs = [output]
     for branch, (own_query, own_key, own_value) in zip(run.branches, others, strict=True):

@@ -169,6 +169,15 @@ class PromptLayout:
             vars(narrower)[name] = getattr(self, name).gather(1, index) & real_tokens
         return narrower, index
 
+    def repeat(self, copies: int) -> PromptLayout:
+        """The layout of so many copies of each whole prompt."""
+        if copies == 1:
+            return self
+        image_tokens, real_tokens = (
+            each.repeat_interleave(copies, dim=0) for each in (self.image_tokens, self.real_tokens)
+        )
+        return PromptLayout(image_tokens, real_tokens)
+
     def gather(self, values: Tensor) -> Tensor:
         """Of `values` over the whole prompt, `(batch, prompt)`, those of these tokens, `(batch, tokens)`."""
         return values if self.positions is None else values.gather(1, self.positions.to(values.device))

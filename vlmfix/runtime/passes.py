@@ -38,6 +38,9 @@ class Passes:
         run, methods = self.steering.run, self.steering.methods
         if run is None or run.reading is not None or kwargs.get("inputs_embeds") is None:
             return None
+        copies = self.steering.copies
+        if run.is_prefill and copies > 1:
+            kwargs = _copied(kwargs, copies)
         embeddings = kwargs["inputs_embeds"]
         if run.is_prefill:
             self._given = dict(kwargs)
@@ -51,9 +54,11 @@ class Passes:
             ]
         elif run.branches:
             self._given = dict(kwargs)
+        if run.is_prefill:
+            run.next_position = _positions(kwargs, run.layout)[..., : run.layout.length].amax(dim=-1) + 1
         prunes = any(method.prunes for method in methods)
         if not run.companions and not prunes and not run.branches:
-            return None
+            return args, kwargs
         _check_mask(kwargs.get("attention_mask"))
         kwargs = dict(kwargs)
         if prunes:
@@ -64,8 +69,6 @@ class Passes:
             _append_companions(run, kwargs)
         if run.branches and not run.is_prefill and _is_joined(run):
             kwargs = join(run, kwargs)
-        if run.is_prefill:
-            run.next_position = _positions(kwargs, run.layout)[..., : run.layout.length].amax(dim=-1) + 1
         return args, kwargs
 
     def after_decoder(
@@ -307,6 +310,23 @@ class Passes:
 def _is_joined(run: Run) -> bool:
     """Whether branches are decoded in one pass with the prompts."""
     return all(branch.fused and branch.cache is not None for branch in run.branches)
+
+
+def _copied(kwargs: dict[str, Any], copies: int) -> dict[str, Any]:
+    """What the decoder is given, for so many sequences of each prompt."""
+    kwargs, prompts = dict(kwargs), len(kwargs["inputs_embeds"])
+    for name, dim in (("inputs_embeds", 0), ("attention_mask", 0), ("position_ids", -2)):
+        if kwargs.get(name) is not None and kwargs[name].shape[dim] == prompts:
+            kwargs[name] = kwargs[name].repeat_interleave(copies, dim=dim)
+    places = kwargs.get("visual_pos_masks")
+    if places is not None:
+        counts = places.sum(dim=1).tolist()
+        kwargs["visual_pos_masks"] = places.repeat_interleave(copies, dim=0)
+        kwargs["deepstack_visual_embeds"] = [
+            torch.cat([own for own in features.split(counts) for _ in range(copies)])
+            for features in kwargs["deepstack_visual_embeds"]
+        ]
+    return kwargs
 
 
 def _check_mask(mask: Any) -> None:

@@ -37,17 +37,11 @@ def steer(model: PreTrainedModel, method: Method, processor: ProcessorMixin | No
         UnsupportedError: the model, or the combination with what is attached already, is not supported.
         ValueError: a value of the method does not fit the model, or nobody knows it.
     """
-    support.check_model(model)
     if method.is_neutral:  # strength zero is the stock model, not an edit by nothing
+        support.check_model(model)
         yield
         return
-    if method.needs_processor and processor is None:
-        name = type(method).__name__
-        raise UnsupportedError(
-            f"{name} reads the words of the prompt and needs the processor: 'with {name}()(model, "
-            "processor):', or vlmfix.generate"
-        )
-    resolved = method.resolve(model.config, find_profile(model.config))
+    resolved = fitted(model, method, processor)
     steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
     if steering.model is not model:
         raise UnsupportedError(
@@ -59,6 +53,61 @@ def steer(model: PreTrainedModel, method: Method, processor: ProcessorMixin | No
         yield
     finally:
         steering.detach(resolved)
+
+
+def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> Method:
+    """`method` with every value filled in that depends on the checkpoint.
+
+    Raises:
+        UnsupportedError: it needs the processor, or the model is not supported.
+        ValueError: a value does not fit the model, or nobody knows it.
+    """
+    support.check_model(model)
+    if method.needs_processor and processor is None:
+        name = type(method).__name__
+        raise UnsupportedError(
+            f"{name} reads the words of the prompt and needs the processor: 'with {name}()(model, "
+            "processor):', or vlmfix.generate"
+        )
+    return method.resolve(model.config, find_profile(model.config))
+
+
+@contextmanager
+def alone(
+    model: PreTrainedModel,
+    method: Method,
+    run: Run | None,
+    scores: Tensor,
+    copies: int,
+    inputs: dict[str, Any],
+    processor: ProcessorMixin | None,
+) -> Iterator[Steering]:
+    """Attach `method` by itself for one pass of a run of its own; what is attached already stands aside.
+
+    Args:
+        model: whatever is attached to it.
+        method: with every value filled in.
+        run: to go on with; None: the pass reads the prompts.
+        scores: what the method edits in place of the logits of this pass, `(sequences, vocabulary)`.
+        copies: sequences of each prompt, which the text decoder reads, and not yet the model.
+        inputs: of the prompts, as `generate` got them.
+        processor: of the model, for methods that read the words of the prompt.
+    """
+    attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+    steering: Steering = attached or Steering(model)
+    aside = dict(vars(steering))
+    steering.methods, steering.run, steering.scores, steering.copies = (method,), run, scores, copies
+    steering._processor, steering._inputs, steering._prompt_ids = processor, inputs, inputs["input_ids"]
+    steering._generating, steering._end_tokens = True, None
+    try:
+        if attached is None:
+            steering._install()
+        yield steering
+    finally:
+        if attached is None:
+            steering._undo.close()
+        else:
+            vars(steering).update(aside)
 
 
 class Steering:
@@ -75,6 +124,8 @@ class Steering:
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[Method, ...] = ()
         self.run: Run | None = None
+        self.scores: Tensor | None = None
+        self.copies = 1
         self.layers_seen: set[int] = set()
         self._passes = Passes(self)
         self._processor: ProcessorMixin | None = None
@@ -215,6 +266,8 @@ class Steering:
             self.run.step += 1
             if self._end_tokens is not None and input_ids is not None:
                 self.run.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
+        if self.run is not None and self.run.is_prefill:
+            batch *= self.copies
         if self.run is not None and batch != self.run.layout.batch_size:
             raise UnsupportedError(
                 f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during "
@@ -229,8 +282,8 @@ class Steering:
         self._end_run()
         if not self._generating:
             self._forget_images()
-        layout = self._layout(input_ids, kwargs)
-        ids = input_ids
+        layout = self._layout(input_ids, kwargs).repeat(self.copies)
+        ids = None if input_ids is None else input_ids.repeat_interleave(self.copies, dim=0)
         copies = 1 if self._prompt_ids is None else layout.batch_size // len(self._prompt_ids)
         if ids is None and self._prompt_ids is not None:
             ids = self._prompt_ids.repeat_interleave(copies, dim=0)
@@ -298,12 +351,16 @@ class Steering:
         owners = [method for method in self.methods if method.owns_logits]
         if owners:
             rows = run.layout.batch_size
-            logits = output.logits[:rows].clone()
             last = output.logits[:, -1].float()
+            own = last[:rows] if self.scores is None else self.scores
+            branches = last[rows:].split(rows) if run.branches else ()
             for method in owners:
-                edited = method.edit_logits(run, last[:rows], last[rows:].split(rows) if run.branches else ())
-                logits[:, -1] = edited.to(logits.dtype)
-            output.logits = logits
+                own = method.edit_logits(run, own, branches)
+            if self.scores is None:
+                output.logits = output.logits[:rows].clone()
+                output.logits[:, -1] = own.to(output.logits.dtype)
+            else:
+                output.logits = own[:, None]
         for method in self.methods:
             taken = ~torch.stack(list(method.skipped(run).values())).any(dim=0)
             run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)
