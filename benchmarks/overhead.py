@@ -9,6 +9,7 @@ Methods that ask several times (CARVE) are left out: their cost depends on what 
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from contextlib import nullcontext
@@ -204,6 +205,10 @@ def main(
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="torch dtype.")] = "float32",
     kernel: Annotated[str, typer.Option(help="Attention of the stock model.")] = "sdpa",
+    separate: Annotated[
+        bool,
+        typer.Option("--separate", help="Also contrastive methods whose branches have passes of their own."),
+    ] = False,
 ) -> None:
     """Print the cost of every method relative to plain greedy decoding in the same run."""
     model = random_llava(size, device=device, dtype=getattr(torch, dtype), kernel=kernel)
@@ -224,8 +229,13 @@ def main(
     for column in columns:
         table.add_column(column, justify="right")
     known = [name for name, cls in vlmfix.methods().items() if not cls.asks]
-    for name in ["greedy", *(method or known)]:
-        steered = None if name == "greedy" else acting(name, size)
+    rows: dict[str, vlmfix.Method | None] = {"greedy": None}
+    for name in method or known:
+        acts = acting(name, size)
+        rows[name] = acts
+        if separate and "fused" in acts.parameters:
+            rows[f"{name}, separate passes"] = dataclasses.replace(acts, fused=False)  # type: ignore[call-arg]
+    for name, steered in rows.items():
         cost, ratio = measure(
             model, steered, tokens=tokens, rounds=rounds, batch_size=batch_size, images=images
         )
