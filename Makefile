@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
+# A test uses one core.
+PARALLEL := --numprocesses auto
 export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test quick lint types test-oldest clean
@@ -11,10 +13,10 @@ demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 quick: $(VENV)/ready
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -24,7 +26,7 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 test-oldest: $(OLDEST)/ready
-	$(OLDEST)/bin/pytest -m promises
+	$(OLDEST)/bin/pytest $(PARALLEL) -m promises
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
