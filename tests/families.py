@@ -254,6 +254,18 @@ def split(
     return singles
 
 
+def continued(single: dict[str, torch.Tensor], new: Sequence[int]) -> dict[str, torch.Tensor]:
+    """A batch of one with tokens behind its prompt."""
+    added = torch.tensor([new], dtype=torch.long)
+    ids = torch.cat([single["input_ids"], added], dim=1)
+    whole = {**single, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in single:
+        whole["mm_token_type_ids"] = torch.cat(
+            [single["mm_token_type_ids"], torch.zeros_like(added).int()], dim=1
+        )
+    return whole
+
+
 _IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw")
 
 

@@ -7,14 +7,17 @@ from vlmfix.methods.adaptinfer import AdaptInfer
 from vlmfix.methods.adhh import ADHH
 from vlmfix.methods.base import Card, Kept, Method
 from vlmfix.methods.carve import CARVE
+from vlmfix.methods.deco import DeCo
 from vlmfix.methods.devils import Devils
 from vlmfix.methods.divprune import DivPrune
+from vlmfix.methods.dola import DoLa
 from vlmfix.methods.fastv import FastV
 from vlmfix.methods.flb import FLB
 from vlmfix.methods.gift import GIFT
 from vlmfix.methods.kmeans import KMeans
 from vlmfix.methods.lcd import LCD
 from vlmfix.methods.m3id import M3ID
+from vlmfix.methods.only import ONLY
 from vlmfix.methods.pai import PAI
 from vlmfix.methods.pyramiddrop import PyramidDrop
 from vlmfix.methods.randomtokens import RandomTokens
@@ -38,6 +41,7 @@ __all__ = [
     "GIFT",
     "LCD",
     "M3ID",
+    "ONLY",
     "PAI",
     "VAF",
     "VAR",
@@ -46,8 +50,10 @@ __all__ = [
     "Activity",
     "AdaptInfer",
     "Card",
+    "DeCo",
     "Devils",
     "DivPrune",
+    "DoLa",
     "FastV",
     "InactiveMethodWarning",
     "KMeans",

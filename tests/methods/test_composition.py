@@ -81,7 +81,8 @@ def test_two_methods_keep_the_promises(
     together = logits(model, inputs, pair)
     # An attention method may find nothing to edit among the tokens that a pruning left.
     for alone in pair[:1] if pair[1] in PRUNING else pair:
-        assert (together - logits(model, inputs, (alone,))).abs().max() > 1e-4
+        change = together - logits(model, inputs, (alone,))
+        assert change[change.isfinite()].abs().max() > 1e-4  # tokens that both leave possible
     for row, single in enumerate(families.split(name, model, inputs)):
         torch.testing.assert_close(together[:, row], logits(model, single, pair)[:, 0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together, logits(model, inputs, pair, use_cache=False), atol=1e-4, rtol=1e-4)
@@ -190,9 +191,10 @@ def test_counts_of_a_batch_are_those_of_its_samples(
     model = models[family]
     inputs = families.prompt(family, model, (1, 2, 0))
     batch = activity_of(name, model, inputs)
+    needs_image = acting(name).needs_image
     assert batch.site_share
-    assert batch.rows_touched == 2
-    assert batch.rows_skipped == {"no_image": 1}
+    assert batch.rows_touched == (2 if needs_image else 3)
+    assert batch.rows_skipped == ({"no_image": 1} if needs_image else {})
     assert batch.steps == 3 * 4
     singles = [activity_of(name, model, single) for single in families.split(family, model, inputs)]
     together = activity_of(name, model, *families.split(family, model, inputs))
@@ -203,15 +205,15 @@ def test_counts_of_a_batch_are_those_of_its_samples(
     )
     assert batch.site_share == pytest.approx(together.site_share)
     assert batch.layers_edited == sorted({layer for single in singles for layer in single.layers_edited})
-    assert sum(single.rows_touched for single in singles) == 2
+    assert sum(single.rows_touched for single in singles) == batch.rows_touched
     if batch.size is not None:
         assert batch.size == pytest.approx(together.size, rel=1e-4)
     beams = activity_of(name, model, inputs, num_beams=2)
     assert beams.rows == 6
-    assert beams.rows_skipped == {"no_image": 2}
+    assert beams.rows_skipped == ({"no_image": 2} if needs_image else {})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if acting(name).needs_image])
 def test_a_method_that_never_acts_warns_once(name: str, llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (0,))
     method = acting(name)

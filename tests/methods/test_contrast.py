@@ -126,13 +126,8 @@ def brute_force(model: PreTrainedModel, family: str, inputs: dict[str, Tensor], 
     for single in families.split(family, model, inputs):
         new: list[int] = []
         for step in range(6):
-            added = torch.tensor([new], dtype=torch.long)
-            ids = torch.cat([single["input_ids"], added], dim=1)
-            whole = {**single, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            if "mm_token_type_ids" in single:
-                whole["mm_token_type_ids"] = torch.cat(
-                    [single["mm_token_type_ids"], torch.zeros_like(added).int()], dim=1
-                )
+            whole = families.continued(single, new)
+            ids = whole["input_ids"]
             text = model.get_input_embeddings()(ids[ids != families.IMAGE_TOKEN][None])
             with torch.no_grad():
                 logits = model(**whole).logits[:, -1].float()

@@ -91,10 +91,14 @@ class Method:
     neutral: ClassVar[Mapping[str, Any]] = {}
     edits: ClassVar[bool] = True
     """Whether it edits at all; what an observer does is neither counted nor worth a warning."""
+    needs_image: ClassVar[bool] = True
+    """Whether it leaves prompts without an image as they are."""
     needs_processor: ClassVar[bool] = False
     """Whether it reads the words of the prompt."""
     needs_encoder: ClassVar[bool] = False
     """Whether it reads the attention of the vision encoder, as `run.encoded_images`."""
+    needs_plain_layers: ClassVar[bool] = False
+    """Whether it runs parts of a decoder layer by itself, by `run.modules` and `run.attend`."""
     keeps_prefix: ClassVar[bool] = False
     """Whether nothing that it edits or observes by rows stands in front of the last image token, so that
     prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
@@ -148,6 +152,11 @@ class Method:
     def owns_logits(self) -> bool:
         """Whether it says what the logits are."""
         return type(self).edit_logits is not Method.edit_logits
+
+    @property
+    def needs_final_norm(self) -> bool:
+        """Whether it applies the final norm of the text decoder by itself, by `run.modules`."""
+        return False
 
     @property
     def sees_layers(self) -> bool:
@@ -224,12 +233,26 @@ class Method:
         """
         return ()
 
+    def taps(self, run: Run) -> Sequence[int]:
+        """Layers of which `run.exits` shall hold what enters them at the newest position, in every step."""
+        return ()
+
+    def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
+        """Further hidden states, `(batch, hidden)` each, that the model shall turn into logits in one go with
+        its own; `edit_logits` gets these behind those of the branches.
+
+        Args:
+            hidden_states: what the model turns into logits itself, at the newest position, behind the final
+                norm, `(batch, hidden)`.
+        """
+        return ()
+
     def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         """Logits of the next token, before the processors of `generate`, `(batch, vocabulary)` float32.
 
         Args:
             logits: of the prompts.
-            branches: of each branch, in the same form.
+            branches: of each branch and of each readout, in the same form.
         """
         return logits
 
@@ -281,7 +304,10 @@ class Method:
         return heads
 
     def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        """See the final weights of the rows asked for, `(batch, heads, rows, keys)` float32."""
+        """See the final weights of the rows asked for, `(batch, heads, rows, keys)` float32.
+
+        `run.attend(weights)` gives what the layer would make of other weights.
+        """
 
     def sites(self, layer: int, heads: int) -> int:
         """How many of the heads of a layer it could edit in a step, for its activity."""
@@ -297,7 +323,7 @@ class Method:
 
     def skipped(self, run: Run) -> dict[str, Tensor]:
         """Sequences that the method declines, by reason, `(batch,)` bool each."""
-        return {"no_image": ~run.layout.image_tokens.any(dim=1)}
+        return {"no_image": ~run.layout.image_tokens.any(dim=1)} if self.needs_image else {}
 
     def report(self, run: Run, sums: Sums) -> None:
         """Add `size` and `details` of this run to its sums."""
@@ -315,7 +341,8 @@ class Method:
         self.report(run, sums)
         if sums.edited == 0 and not self._sums.warned:
             self._sums.warned = True
-            reason = "no image in the prompt" if not run.layout.has_image else self.inactive_reason(run)
+            misses_image = self.needs_image and not run.layout.has_image
+            reason = "no image in the prompt" if misses_image else self.inactive_reason(run)
             warnings.warn(
                 f"{type(self).__name__} edited 0 of {sums.eligible} sites in {sums.steps} steps of "
                 f"{sums.rows} sequences: {reason}",

@@ -23,7 +23,8 @@ _EQUAL = 1e-6
 class Mixing(Method, ABC):
     """Says what the logits of the next token are; tokens that are not plausible are ruled out.
 
-    A subclass says how logits are mixed (`combine`). Prompts without an image keep theirs.
+    A subclass says how logits are mixed (`combine`). Prompts without an image keep theirs, unless it needs
+    none.
 
     Args:
         beta: tokens less likely than this share of the likeliest one are ruled out, in [0, 1]; 0 rules out
@@ -43,16 +44,17 @@ class Mixing(Method, ABC):
 
         Args:
             logits: of the prompts.
-            branches: of each branch, in the same form.
+            branches: of each branch and of each readout, in the same form.
         """
 
     def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        if not run.layout.has_image:
+        if self.needs_image and not run.layout.has_image:
             return logits
-        with_image = run.layout.image_tokens.any(dim=1).to(logits.device)
-        mixed = torch.where(plausible(logits, self.beta), self.combine(run, logits, branches), -torch.inf)
-        edited = torch.where(with_image[:, None], mixed, logits)
-        run.count(self, 0, (differ(logits, edited) & with_image).long(), 1)
+        edited = torch.where(plausible(logits, self.beta), self.combine(run, logits, branches), -torch.inf)
+        if self.needs_image:
+            with_image = run.layout.image_tokens.any(dim=1).to(logits.device)
+            edited = torch.where(with_image[:, None], edited, logits)
+        run.count(self, 0, differ(logits, edited).long(), 1)
         return edited
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import reduce
 from operator import or_
@@ -80,8 +81,10 @@ def with_explicit_rows(
     for (method, _), rows in zip(asked, wanted, strict=True):
         edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
         weights = changed(method, weights, edited)
+    run.attend = functools.partial(_attention_output, module, value)
     for method, own in asked:
         method.observe(run, layer, _own_rows(weights, index, own, layout, _first(layout, query)))
+    run.attend = None
     if not changes:
         return own_kernel()[0]
     attended = attend(weights, value).to(query.dtype)
@@ -158,6 +161,12 @@ def attend(weights: Tensor, value: Tensor) -> Tensor:
     batch, heads, rows, keys = weights.shape
     grouped = weights.to(value.dtype).reshape(batch, value.shape[1], -1, keys)
     return (grouped @ value).view(batch, heads, rows, value.shape[-1]).transpose(1, 2)
+
+
+def _attention_output(module: nn.Module, value: Tensor, weights: Tensor) -> Tensor:
+    """What attention with these weights adds to the residual stream, `(batch, rows, hidden)`."""
+    output: Tensor = module.get_submodule("o_proj")(attend(weights, value).flatten(2))
+    return output
 
 
 def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:

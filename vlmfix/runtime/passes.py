@@ -30,6 +30,7 @@ class Passes:
         self.decoder = steering.decoder
         self._given: dict[str, Any] = {}
         self._injected: tuple[Tensor, list[Tensor]] | None = None
+        self._is_reading_again = False
 
     def before_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -52,7 +53,7 @@ class Passes:
             run.branches = [
                 branch for method in methods for branch in method.branches(run, embeddings, self._given)
             ]
-        elif run.branches:
+        elif run.branches and not self._is_reading_again:
             self._given = dict(kwargs)
         if run.is_prefill:
             run.next_position = _positions(kwargs, run.layout)[..., : run.layout.length].amax(dim=-1) + 1
@@ -74,19 +75,28 @@ class Passes:
     def after_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """End the first pass over the prompt: companions leave, and the last row is read again if asked."""
+        """End a pass; put behind the prompts what else the model shall turn into logits."""
         run = self.steering.run
-        if run is None or run.reading is not None:
+        if run is None or run.reading is not None or self._is_reading_again:
             return None
-        if not run.is_prefill:
-            if not run.branches:
-                return None
-            if _is_joined(run):
+        if run.is_prefill:
+            self._end_prefill(run, output)
+        rows = []
+        if run.branches:
+            if run.step and _is_joined(run):
                 output.past_key_values = self._given["past_key_values"]
             else:
-                self._read_branches(run, output)
-            self._given = {}
-            return output
+                rows = self._read_branches(run)
+        self._given = {}
+        newest = output.last_hidden_state[: run.layout.batch_size, -1]
+        for method in self.steering.methods:
+            rows += method.readouts(run, newest)
+        if rows:
+            _append_rows(run, output, rows)
+        return output
+
+    def _end_prefill(self, run: Run, output: Any) -> None:
+        """End the first pass over the prompt: companions leave, and the last row is read again if asked."""
         cache = output.past_key_values  # the decoder may have made it
         if run.companions:
             extra = run.companion_length
@@ -96,9 +106,7 @@ class Passes:
             run.companions = {}
         run.is_prefill = False
         if any(method.reads_last_row_again(run) for method in self.steering.methods):
-            branches, run.branches = run.branches, []  # which are not read yet
             again = self._read_last_row_again(cache)
-            run.branches = branches
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
         if run.branches:
@@ -106,17 +114,14 @@ class Passes:
                 branch.cache = None if cache is None else DynamicCache()
             if cache is not None:
                 follow_beams(run, cache)
-            self._read_branches(run, output)
         run.position_embeddings, run.inputs = None, {}
         for stage in run.stages:
             stage.position_embeddings = None
-        self._given = {}
-        return output
 
     def before_layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Let methods see what enters a layer of the prompt, and leave out what they prune."""
+        """Let methods see what enters a layer, in the prompt all of it, and leave out what they prune."""
         run = self.steering.run
         if run is None or run.reading is not None:
             return None
@@ -127,6 +132,7 @@ class Passes:
             return None
         is_decode = hidden_states.shape[1] == 1 and not run.is_prefill
         if is_decode and run.stage_at(index) is None:
+            _tap(run, index, hidden_states)
             return None
         kwargs = dict(kwargs)
         if not is_decode:
@@ -144,6 +150,7 @@ class Passes:
                 prompt = self._prompt(run, index, hidden_states)
                 for method in self.steering.methods:
                     method.enter_layer(run, index, prompt)
+        _tap(run, index, hidden_states)
         if args:
             return (hidden_states, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": hidden_states}
@@ -246,14 +253,17 @@ class Passes:
             if positions is None:
                 positions = torch.tensor([[run.layout.length - 1]], device=given["inputs_embeds"].device)
             given["position_ids"] = positions[..., -1:]
-        return self.decoder(**given)
+        self._is_reading_again = True
+        try:
+            return self.decoder(**given)
+        finally:
+            self._is_reading_again = False
 
-    def _read_branches(self, run: Run, output: Any) -> None:
-        """Let the decoder read the branches by themselves, and put their rows behind those of the prompts."""
+    def _read_branches(self, run: Run) -> list[Tensor]:
+        """Let the decoder read the branches by themselves: their last hidden states, `(batch, hidden)`."""
         embeddings = self._given["inputs_embeds"]
         first = run.step == 0
-        rows = [output.last_hidden_state]
-        length = rows[0].shape[1]
+        rows = []
         for branch in run.branches:
             new = embeddings[:, run.layout.length :] if branch.cache is None else embeddings[:, -1:]
             whole = first or branch.cache is None
@@ -277,10 +287,8 @@ class Passes:
                 ).last_hidden_state
             finally:
                 run.reading = None
-            states = states[:, -length:]
-            padded = nn.functional.pad(states, (0, 0, length - states.shape[1], 0))
-            rows.append(padded)
-        output.last_hidden_state = torch.cat(rows)
+            rows.append(states[:, -1])
+        return rows
 
     def _take_over_injection(self, kwargs: dict[str, Any]) -> None:
         """Qwen3-VL adds visual features behind its first layers, at positions that pruning moves."""
@@ -305,6 +313,23 @@ class Passes:
         added = hidden_states.new_zeros(batch, tokens + run.companion_length, hidden_states.shape[-1])
         added[:, :tokens][places.to(added.device)] = features[index - 1].to(added)
         return hidden_states + _present(added, run, run.layout_at(index - 1))
+
+
+def _tap(run: Run, index: int, hidden_states: Tensor) -> None:
+    """Keep what enters a tapped layer at the newest position; a copy, to let go of the rest."""
+    if index in run.taps:
+        newest = hidden_states.shape[1] - run.companion_length - 1
+        run.exits[index] = hidden_states[: run.layout.batch_size, newest].clone()
+
+
+def _append_rows(run: Run, output: Any, rows: list[Tensor]) -> None:
+    """Put hidden states `(batch, hidden)` behind the last ones of the prompts, at the newest position."""
+    states = output.last_hidden_state
+    if run.wants_last_logits:
+        states = states[:, -1:]
+    added = torch.cat([each.to(states) for each in rows])[:, None]
+    padded = nn.functional.pad(added, (0, 0, states.shape[1] - 1, 0))
+    output.last_hidden_state = torch.cat([states, padded])
 
 
 def _is_joined(run: Run) -> bool:

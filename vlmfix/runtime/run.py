@@ -18,6 +18,7 @@ from vlmfix.runtime.activity import Counts
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.encoder import EncodedImage, EncoderTap
 from vlmfix.runtime.layout import PromptLayout, Rows
+from vlmfix.runtime.modules import DecoderModules
 
 if TYPE_CHECKING:
     from vlmfix.runtime.prefix import Prefix
@@ -79,6 +80,10 @@ class Run:
         companions: what methods added behind the prompt; in the prefill only.
         branches: what is decoded beside the prompts, of the method that owns the logits.
         reading: the branch that the decoder reads alone.
+        modules: what methods may run of the text decoder by themselves.
+        taps: layers of which `exits` is kept.
+        exits: what entered these layers at the newest position in this pass, `(batch, hidden)`, by layer.
+        wants_last_logits: whether the model was asked for logits of the newest position alone in this pass.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
@@ -95,6 +100,8 @@ class Run:
             rows; during `Method.prune` only.
         peeking: the rows that `peek` is computing.
         peeked: what it computed.
+        attend: what the attention of the layer adds to the residual stream `(batch, rows, hidden)` under
+            given weights `(batch, heads, rows, keys)`; during `Method.observe` only.
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`.
         counts: what each method did.
     """
@@ -110,6 +117,10 @@ class Run:
     companions: dict[Any, Companion] = field(default_factory=dict)
     branches: list[Branch] = field(default_factory=list)
     reading: Branch | None = None
+    modules: DecoderModules | None = None
+    taps: frozenset[int] = frozenset()
+    exits: dict[int, Tensor] = field(default_factory=dict)
+    wants_last_logits: bool = False
     stages: list[Stage] = field(default_factory=list)
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +134,7 @@ class Run:
     peek: Callable[[Rows], Tensor] | None = None
     peeking: Rows | None = None
     peeked: Tensor | None = None
+    attend: Callable[[Tensor], Tensor] | None = None
     state: dict[Hashable, Any] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
     _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)

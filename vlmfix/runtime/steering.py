@@ -16,6 +16,7 @@ from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
+from vlmfix.runtime.modules import DecoderModules
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import encode_images
@@ -121,6 +122,7 @@ class Steering:
         self.model = model
         self.decoder = model.get_decoder()
         self.image_token = support.image_token(model.config)
+        self.modules = DecoderModules(model)
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[Method, ...] = ()
         self.run: Run | None = None
@@ -154,6 +156,10 @@ class Steering:
                     f"{type(other).__name__} drops image tokens of this model already, and the counts of "
                     f"{name} would refer to tokens that are gone; use one pruning method at a time"
                 )
+        if method.needs_plain_layers:
+            self.modules.check_layers()
+        if method.needs_final_norm:
+            self.modules.check_final_norm()
         if method.needs_encoder:
             self._encoder = EncoderTap(self.model)
         self._processor = processor or self._processor
@@ -273,6 +279,9 @@ class Steering:
                 f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during "
                 "generation; methods need a constant batch"
             )
+        if self.run is not None:
+            kept = kwargs.get("logits_to_keep")
+            self.run.wants_last_logits = isinstance(kept, int) and kept == 1
 
     def _forget_images(self) -> None:
         if self._encoder is not None:
@@ -299,10 +308,12 @@ class Steering:
             encode_images=functools.partial(encode_images, self.model),
             embed_tokens=self.model.get_input_embeddings(),
             encoder=self._encoder,
+            modules=self.modules,
         )
         self.layers_seen = set()
         for method in self.methods:
             method.begin(self.run)
+        self.run.taps = frozenset(layer for method in self.methods for layer in method.taps(self.run))
 
     def _end_run(self) -> None:
         """Hand what the methods did in the run over to them."""
@@ -353,15 +364,17 @@ class Steering:
             rows = run.layout.batch_size
             last = output.logits[:, -1].float()
             own = last[:rows] if self.scores is None else self.scores
-            branches = last[rows:].split(rows) if run.branches else ()
+            others = last[rows:].split(rows) if len(last) > rows else ()
             for method in owners:
-                own = method.edit_logits(run, own, branches)
+                own = method.edit_logits(run, own, others)
             if self.scores is None:
                 output.logits = output.logits[:rows].clone()
                 output.logits[:, -1] = own.to(output.logits.dtype)
             else:
                 output.logits = own[:, None]
         for method in self.methods:
-            taken = ~torch.stack(list(method.skipped(run).values())).any(dim=0)
+            taken = torch.ones_like(run.alive)
+            for skipped in method.skipped(run).values():
+                taken &= ~skipped
             run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)
         return output if owners else None

@@ -1,0 +1,85 @@
+"""The modules of the text decoder that methods run by themselves, outside its own pass."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.models.profiles import find_profile
+
+_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+
+
+class DecoderModules:
+    """Parts of the text decoder of a model, by what they do.
+
+    Args:
+        model: the whole model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._decoder = model.get_decoder()
+
+    def check_final_norm(self) -> None:
+        """Refuse a decoder whose final norm is not known.
+
+        Raises:
+            UnsupportedError: with the remedy.
+        """
+        if not isinstance(self._final_norm, nn.Module):
+            raise UnsupportedError(
+                f"{type(self._decoder).__name__} has no final norm called 'norm'; give its name as "
+                "final_norm in a profile of the model, or pass normed=False"
+            )
+
+    def check_layers(self) -> None:
+        """Refuse a decoder whose layers are not a norm and attention, then a norm and a feed-forward part.
+
+        Raises:
+            UnsupportedError: with the reason.
+        """
+        for layer in self._decoder.layers:
+            parts = {name for name, _ in layer.named_children()}
+            scaled = getattr(layer, "residual_multiplier", 1.0) != 1.0
+            if parts != _PARTS or scaled or not hasattr(layer.self_attn, "o_proj"):
+                raise UnsupportedError(
+                    f"{type(layer).__name__} is not a plain layer of {', '.join(sorted(_PARTS))}, parts that "
+                    "methods could run by themselves; use a model of the LLaVA, Qwen-VL or InternVL families"
+                )
+
+    def final_norm(self, hidden_states: Tensor) -> Tensor:
+        """What stands behind the last layer, on `(batch, tokens, hidden)`."""
+        return _run(self._final_norm, hidden_states)
+
+    def input_norm(self, layer: int, hidden_states: Tensor) -> Tensor:
+        """The norm in front of the attention of a layer, on `(batch, tokens, hidden)`."""
+        return _run(self._decoder.layers[layer].input_layernorm, hidden_states)
+
+    def feed_forward(self, layer: int, hidden_states: Tensor) -> Tensor:
+        """The second half of a layer: `(batch, tokens, hidden)` and what the feed-forward part adds to it."""
+        parts = self._decoder.layers[layer]
+        added = _run(parts.mlp, _run(parts.post_attention_layernorm, hidden_states))
+        return hidden_states.to(added.device) + added
+
+    @cached_property
+    def _final_norm(self) -> nn.Module | None:
+        norm = getattr(self._decoder, "norm", None)
+        if norm is None:
+            profile = find_profile(self._model.config)
+            name = None if profile is None else profile.get("final_norm")
+            norm = None if name is None else getattr(self._decoder, name, None)
+        return norm
+
+
+def _run(module: nn.Module | None, hidden_states: Tensor) -> Tensor:
+    """What a module makes of hidden states, on the device where it lies."""
+    assert module is not None
+    device = next(module.parameters()).device
+    if device.type != "meta":  # accelerate brings offloaded weights, and the input to them
+        hidden_states = hidden_states.to(device)
+    output: Tensor = module(hidden_states)
+    return output
