@@ -14,6 +14,7 @@ import statistics
 import time
 from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -81,6 +82,7 @@ def acting(name: str, size: str) -> vlmfix.Method:
         },
         "fastv": {"start_layer": max(at(2), 1)},
         "pyramiddrop": {"prune_layers": (at(8), at(16), at(24))},
+        "vdd": {"unknown_token_id": 0},
         "sparsevlm": {"prune_layers": (at(2), at(6) + 1, at(15) + 1), "kept_tokens": (66, 30, 17)},
     }
     return vlmfix.make_method(name, **published.get(name, {}))
@@ -108,10 +110,11 @@ def random_llava(size: str, *, device: str, dtype: torch.dtype, kernel: str) -> 
 
 
 class Processor:
-    """What GIFT needs to read a prompt of random words."""
+    """What methods need to read a prompt of random words and to make pixels."""
 
     chat_template = None
     image_token = "<image>"
+    image_processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
     def __init__(self) -> None:
         words = {f"w{token}": token for token in range(1000)} | {self.image_token: IMAGE_TOKEN}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -164,6 +165,8 @@ class Processor:
 
     chat_template = None
     image_token = "<image>"
+
+    image_processor = SimpleNamespace(image_mean=[0.5, 0.4, 0.6], image_std=[0.25, 0.3, 0.2])
 
     def __init__(self) -> None:
         names = {IMAGE_TOKEN: "<image>", VISION_START: "<start>", VISION_END: "<end>", 0: "<pad>", 1: "<s>"}

@@ -7,6 +7,7 @@ from vlmfix.methods.adaptinfer import AdaptInfer
 from vlmfix.methods.adhh import ADHH
 from vlmfix.methods.base import Card, Kept, Method
 from vlmfix.methods.carve import CARVE
+from vlmfix.methods.crops import CRoPS
 from vlmfix.methods.deco import DeCo
 from vlmfix.methods.devils import Devils
 from vlmfix.methods.divprune import DivPrune
@@ -14,6 +15,7 @@ from vlmfix.methods.dola import DoLa
 from vlmfix.methods.fastv import FastV
 from vlmfix.methods.flb import FLB
 from vlmfix.methods.gift import GIFT
+from vlmfix.methods.icd import ICD
 from vlmfix.methods.kmeans import KMeans
 from vlmfix.methods.lcd import LCD
 from vlmfix.methods.m3id import M3ID
@@ -21,11 +23,14 @@ from vlmfix.methods.only import ONLY
 from vlmfix.methods.pai import PAI
 from vlmfix.methods.pyramiddrop import PyramidDrop
 from vlmfix.methods.randomtokens import RandomTokens
+from vlmfix.methods.ritual import RITUAL
+from vlmfix.methods.sid import SID
 from vlmfix.methods.sparsevlm import SparseVLM
 from vlmfix.methods.uniformgrid import UniformGrid
 from vlmfix.methods.vaf import VAF
 from vlmfix.methods.var import VAR
 from vlmfix.methods.vcd import VCD
+from vlmfix.methods.vdd import VDD
 from vlmfix.methods.vhr import VHR
 from vlmfix.methods.visionzip import VisionZip
 from vlmfix.models.loading import load
@@ -39,16 +44,21 @@ __all__ = [
     "CARVE",
     "FLB",
     "GIFT",
+    "ICD",
     "LCD",
     "M3ID",
     "ONLY",
     "PAI",
+    "RITUAL",
+    "SID",
     "VAF",
     "VAR",
     "VCD",
+    "VDD",
     "VHR",
     "Activity",
     "AdaptInfer",
+    "CRoPS",
     "Card",
     "DeCo",
     "Devils",

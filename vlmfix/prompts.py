@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from vlmfix.preprocessing import each_image_once
 
-# Rendered in the place of the question to learn what the chat template puts around it.
+# Rendered in the place of the question, and of a system message, to learn what the chat template puts around
+# them.
 _MARKER = "vlmfixquestion"
+_SYSTEM_MARKER = "vlmfixsystem"
 
 
 def prepare(
@@ -38,7 +42,7 @@ def prepare(
 
 def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
     """The text that the model reads for one user turn with its images in front."""
-    template = processor.chat_template or processor.tokenizer.chat_template
+    template = _template(processor)
     if template is None:
         placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
         return f"USER: {placeholders}{prompt} ASSISTANT:"
@@ -47,6 +51,61 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
     return processor.apply_chat_template(
         turn, chat_template=template, tokenize=False, add_generation_prompt=True
     )
+
+
+@dataclass(frozen=True)
+class SystemSlot:
+    """What a chat template writes around a system message at the beginning, as tokens without the first, BOS.
+
+    Args:
+        before: in front of it.
+        after: between it and the user's first words.
+        without: in front of these if no system message is given; a template may put one of its own there.
+        begin_token: BOS; None: the tokenizer has none.
+    """
+
+    before: list[int]
+    after: list[int]
+    without: list[int]
+    begin_token: int | None
+
+    @classmethod
+    def of(cls, processor: ProcessorMixin) -> SystemSlot | None:
+        """The slot of a processor's template; None: it has no template, or this takes no system message."""
+        heads = [_head(None, processor)]
+        for content in (_SYSTEM_MARKER, [{"type": "text", "text": _SYSTEM_MARKER}]):
+            heads.append(_head(content, processor))
+            if heads[-1] is not None and _SYSTEM_MARKER in heads[-1]:
+                break
+        if heads[0] is None or heads[-1] is None or _SYSTEM_MARKER not in heads[-1]:
+            return None
+        tokenizer = processor.tokenizer
+        before, _, after = heads[-1].partition(_SYSTEM_MARKER)
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after, heads[0])]
+        begin = tokenizer.bos_token_id
+        return cls(ids[0][_leading(begin, ids[0]) :], ids[1], ids[2][_leading(begin, ids[2]) :], begin)
+
+    def put(self, message: Sequence[int], head: Sequence[int]) -> tuple[int, int, list[int]] | None:
+        """Give a prompt a system message, in the place of one that it has.
+
+        Args:
+            message: in tokens.
+            head: the prompt up to its first image, without padding.
+
+        Returns:
+            First token to leave out, the one behind the last, and what to put there; None: the prompt does
+            not begin as the template says.
+        """
+        first = _leading(self.begin_token, head)
+        rest = list(head[first:])
+        if rest[: len(self.without)] == self.without:
+            return first, first + len(self.without), [*self.before, *message, *self.after]
+        if rest[: len(self.before)] != self.before:
+            return None
+        for start in range(len(self.before), len(rest) - len(self.after) + 1):
+            if rest[start : start + len(self.after)] == self.after:
+                return first + len(self.before), first + start, list(message)
+        return None
 
 
 @dataclass(frozen=True)
@@ -120,3 +179,30 @@ def _surroundings(processor: ProcessorMixin) -> tuple[str, str]:
     head, _, tail = render(_MARKER, 0, processor).partition(_MARKER)
     starts = [head.rfind(token) for token in processor.tokenizer.all_special_tokens]
     return head[max([0, *starts]) :].strip(), tail.strip()
+
+
+def _template(processor: ProcessorMixin) -> str | None:
+    return processor.chat_template or processor.tokenizer.chat_template
+
+
+def _head(system: Any, processor: ProcessorMixin) -> str | None:
+    """What the template writes in front of the user's first words; None: it refuses this, or there is none.
+
+    Args:
+        system: content of a system message; None: no such message.
+    """
+    template = _template(processor)
+    turns: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": [{"type": "text", "text": _MARKER}]})
+    if template is None:
+        return None
+    try:
+        text = processor.apply_chat_template(turns, chat_template=template, tokenize=False)
+    except TemplateError:
+        return None
+    return text.partition(_MARKER)[0].rstrip()
+
+
+def _leading(token: int | None, ids: Sequence[int]) -> int:
+    """How often `ids` begin with `token`."""
+    return next((count for count, each in enumerate(ids) if each != token), len(ids))

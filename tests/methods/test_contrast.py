@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import families
 import pytest
 import torch
+from branches import (
+    WAY_NAMES,
+    WAYS,
+    Alone,
+    Inputs,
+    answered,
+    check_branches,
+    images_of,
+    last_logits,
+    text_ids,
+    text_logits,
+)
+from conftest import acting, attached
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,10 +30,12 @@ from vlmfix.methods.contrast import contrast, differ, finite, plausible
 from vlmfix.methods.lcd import language_contrast
 from vlmfix.methods.m3id import mutual_information
 from vlmfix.methods.vcd import add_noise, diffuse, signal_shares
+from vlmfix.runtime.vision import split_images
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 BRANCH = torch.tensor([[1.5, 1.2, -0.5, -1.0, 0.0]])
 INF = torch.inf
+IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw")
 
 
 def close(got: Tensor, expected: list[float], atol: float = 1e-6) -> None:
@@ -120,38 +136,56 @@ def test_differ() -> None:
     ]
 
 
-def brute_force(model: PreTrainedModel, family: str, inputs: dict[str, Tensor], decay: float) -> list[Any]:
-    """M3ID by two passes without a cache for every token, each prompt alone."""
-    answers = []
-    for single in families.split(family, model, inputs):
-        new: list[int] = []
-        for step in range(6):
-            whole = families.continued(single, new)
-            ids = whole["input_ids"]
-            text = model.get_input_embeddings()(ids[ids != families.IMAGE_TOKEN][None])
-            with torch.no_grad():
-                logits = model(**whole).logits[:, -1].float()
-                states = model.get_decoder()(inputs_embeds=text, use_cache=False).last_hidden_state
-                branch = model.get_output_embeddings()(states[:, -1]).float()
-            mixed = mutual_information(logits, branch, weight=math.expm1(decay * (step + 1)))
-            new.append(int(torch.where(plausible(logits, 0.001), mixed, -INF).argmax()))
-        answers.append(new)
-    return answers
+def test_a_formula_against_a_loop() -> None:
+    """Random logits, some of them banned by another processor."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        rows = [3 * torch.randn(1, 7, generator=generator) for _ in range(2)]
+        logits, branch = rows
+        logits[0, 2], branch[0, 4] = -INF, -INF
+        alpha, beta = torch.rand(2, generator=generator).tolist()
+        smallest = min(float(each) for each in branch[0] if each != -INF)
+        expected = []
+        for own, other in zip(logits[0].tolist(), branch[0].tolist(), strict=True):
+            share = math.exp(own - max(logits[0].tolist()))
+            if own == -INF or share < beta:
+                expected.append(-INF)
+            else:
+                expected.append((1 + alpha) * own - alpha * (smallest if other == -INF else other))
+        cut = torch.where(plausible(logits, beta), contrast(logits, branch, alpha), -INF)
+        torch.testing.assert_close(cut[0], torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"use_cache": False}], ids=["cache", "no cache"])
-@pytest.mark.parametrize("fused", [True, False])
+def without_image(model: PreTrainedModel) -> Alone:
+    return lambda single, new: [text_logits(model, [*text_ids(model, single), *new])]
+
+
+@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
 def test_branches_equal_brute_force(
-    model: PreTrainedModel, family: str, kwargs: dict[str, Any], fused: bool
+    model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
-    inputs = families.prompt(family, model, (1, 2))
-    with vlmfix.M3ID(decay=0.3, beta=0.001, fused=fused)(model):
-        output = model.generate(**inputs, max_new_tokens=6, do_sample=False, **kwargs)
-    assert output[:, inputs["input_ids"].shape[1] :].tolist() == brute_force(model, family, inputs, 0.3)
+    inputs = families.prompt(family, model, images_of(way))
+    method = vlmfix.M3ID(decay=0.3, beta=0.001, fused=fused)
+    check_branches(model, family, method, inputs, without_image(model), **way)
+
+
+@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+def test_noised_images_equal_brute_force(
+    model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
+) -> None:
+    inputs = families.prompt(family, model, images_of(way))
+    copies = 2 if "image_grid_thw" in inputs else 1
+
+    def alone(single: Inputs, new: list[int]) -> list[Tensor]:
+        images = split_images({name: each for name, each in single.items() if name in IMAGE_INPUTS})
+        noised = [add_noise(image["pixel_values"], 500, 3, copies=copies) for image in images or []]
+        return [last_logits(model, answered(single, new) | {"pixel_values": torch.cat(noised)})]
+
+    check_branches(model, family, vlmfix.VCD(beta=0.001, seed=3, fused=fused), inputs, alone, **way)
 
 
 def test_beams_follow_with_and_without_fusing(model: PreTrainedModel, family: str) -> None:
-    inputs = families.prompt(family, model, (1, 2))
+    inputs = families.prompt(family, model, images_of({"num_beams": 4}))
     outputs = []
     for kwargs, fused in (({}, True), ({}, False), ({"use_cache": False}, True)):
         with vlmfix.VCD(beta=0.001, fused=fused)(model):
@@ -160,10 +194,73 @@ def test_beams_follow_with_and_without_fusing(model: PreTrainedModel, family: st
     assert torch.equal(outputs[0], outputs[2])
 
 
+CONTRASTIVE = ["crops", "flb", "icd", "lcd", "m3id", "ritual", "sid", "vcd", "vdd"]
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_sampling_draws_once_a_row(name: str, family: str, models: dict[str, PreTrainedModel]) -> None:
+    """Fused or not the draws are the same, and branches and their noise draw nothing of their own."""
+    model = models[family]
+    inputs = families.prompt(family, model, (1, 2))
+
+    def sample(context: Any) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(7)
+        with context:
+            tokens = model.generate(**inputs, max_new_tokens=6, do_sample=True, num_return_sequences=2)
+        return tokens, torch.get_rng_state()
+
+    stock, state = sample(nullcontext())
+    method = acting(name)
+    tokens, own_state = sample(method(model, families.PROCESSOR))
+    assert torch.equal(own_state, state)
+    assert not torch.equal(tokens, stock)
+    if name != "flb":
+        apart = vlmfix.make_method(name, **method.parameters | {"fused": False})
+        other, own_state = sample(apart(model, families.PROCESSOR))
+        assert torch.equal(other, tokens)
+        assert torch.equal(own_state, state)
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_a_sequence_that_ends_leaves_the_others_alone(name: str, llava: PreTrainedModel) -> None:
+    kwargs: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    with attached(name, llava):
+        for seed in range(20):
+            inputs = families.prompt("llava", llava, (1, 2), seed=seed)
+            whole = llava.generate(**inputs, **kwargs)[:, inputs["input_ids"].shape[1] :]
+            ends = [token for token in whole[1, :4].tolist() if token not in whole[0]]
+            if ends:
+                break
+        ended = llava.generate(**inputs, **kwargs, eos_token_id=ends[0])[:, inputs["input_ids"].shape[1] :]
+    assert torch.equal(ended[0], whole[0])
+    place = whole[1].tolist().index(ends[0])
+    assert torch.equal(ended[1, : place + 1], whole[1, : place + 1])
+    assert not ended[1, place + 1 :].any()
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3}])
+def test_what_a_call_leaves_behind(
+    name: str, way: dict[str, Any], models: dict[str, PreTrainedModel]
+) -> None:
+    """Positions that the model keeps are those of the prompts, and its cache is a plain one."""
+    model = models["qwen2_5_vl"]
+    inputs = families.prompt("qwen2_5_vl", model, (1, 2))
+    kwargs = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, **way}
+    stock = model.generate(**inputs, **kwargs).past_key_values
+    deltas = model.model.rope_deltas.clone()
+    model.model.rope_deltas = None
+    with attached(name, model):
+        cache = model.generate(**inputs, **kwargs).past_key_values
+        assert torch.equal(model.model.rope_deltas, deltas)
+        assert type(cache) is type(stock)
+        assert vars(cache).keys() == vars(stock).keys()
+        assert [layer.keys.shape for layer in cache.layers] == [layer.keys.shape for layer in stock.layers]
+
+
 def test_with_methods_at_other_levels(model: PreTrainedModel, family: str) -> None:
     """The order of attachment does not matter, and attention edits leave the branch alone."""
-    from conftest import attached
-
     inputs = families.prompt(family, model, (1, 2))
     kwargs = {"max_new_tokens": 6, "do_sample": False}
     with attached("var", model), attached("vhr", model), attached("m3id", model):

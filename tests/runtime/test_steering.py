@@ -186,6 +186,7 @@ def test_embeddings_with_their_ids(llava: PreTrainedModel, inputs: dict[str, tor
         ({"prompt_lookup_num_tokens": 3}, "prompt lookup decoding"),
         ({"prefill_chunk_size": 4}, "chunked prefill"),
         ({"assistant_early_exit": 2}, "early-exit assisted decoding"),
+        ({"guidance_scale": 1.5}, "classifier-free guidance"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )
@@ -195,6 +196,12 @@ def test_decoding_that_is_refused(
     with VAR(llava), pytest.raises(vlmfix.UnsupportedError, match=message):
         generate(llava, inputs, **kwargs)
     generate(llava, inputs)
+
+
+def test_continuous_batching_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+    with VAR(llava), pytest.raises(vlmfix.UnsupportedError, match="continuous batching"):
+        llava.generate_batch(inputs["input_ids"].tolist())
+    assert "init_continuous_batching" not in vars(llava)
 
 
 def test_assistant_model_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:

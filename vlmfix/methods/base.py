@@ -93,8 +93,6 @@ class Method:
     """Whether it edits at all; what an observer does is neither counted nor worth a warning."""
     needs_image: ClassVar[bool] = True
     """Whether it leaves prompts without an image as they are."""
-    needs_processor: ClassVar[bool] = False
-    """Whether it reads the words of the prompt."""
     needs_encoder: ClassVar[bool] = False
     """Whether it reads the attention of the vision encoder, as `run.encoded_images`."""
     needs_plain_layers: ClassVar[bool] = False
@@ -142,6 +140,11 @@ class Method:
         """Whether the numbers leave the model as it is; the stock model then runs untouched."""
         off = [getattr(self, name) == value for name, value in self.neutral.items()]
         return bool(off) and all(off)
+
+    @property
+    def needs_processor(self) -> bool:
+        """Whether it cannot do without the processor of the model, to read words or to make pixels."""
+        return False
 
     @property
     def prunes(self) -> bool:

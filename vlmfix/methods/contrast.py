@@ -1,18 +1,17 @@
-"""What contrastive methods share: the combination of logits, the plausibility cut, and their branches."""
+"""What contrastive methods share: the combination of logits and the plausibility cut."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Method, check_flag, check_range
-from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
 
 # Branch logits that differ by less, once their mean is removed, change nothing.
@@ -111,58 +110,3 @@ def differ(logits: Tensor, edited: Tensor) -> Tensor:
     """In which rows two logits give different distributions, `(batch,)` bool."""
     same = (logits.log_softmax(dim=-1) - edited.log_softmax(dim=-1)).nan_to_num(nan=0.0, posinf=torch.inf)
     return same.abs().amax(dim=-1) > _EQUAL
-
-
-def without_image(run: Run, inputs_embeds: Tensor, *, fused: bool) -> Branch:
-    """The prompts without their image tokens.
-
-    Args:
-        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
-        fused: see `Branch`.
-    """
-    text, index = run.layout.select(~run.layout.image_tokens)
-    index = index.to(inputs_embeds.device)
-    embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
-    return Branch(embeddings, text.real_tokens, fused=fused)
-
-
-def with_other_images(
-    run: Run,
-    images: Sequence[Mapping[str, Tensor]],
-    inputs_embeds: Tensor,
-    decoder_inputs: Mapping[str, Any],
-    *,
-    fused: bool,
-) -> Branch:
-    """The prompts about other images of the same shapes.
-
-    Args:
-        images: in the order of the prompts, see `vlmfix.runtime.vision.split_images`.
-        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
-        decoder_inputs: what else the text decoder was given.
-        fused: see `Branch`.
-    """
-    assert run.encode_images is not None
-    with torch.no_grad():
-        encoded = run.encode_images(images)
-    prompts = run.layout.image_tokens[:: run.copies].to(inputs_embeds.device)
-
-    def placed(features: list[Tensor], like: Tensor) -> Tensor:
-        """Image features in their places, for every copy of a prompt."""
-        filled = like.clone()
-        filled[prompts] = torch.cat(features).to(filled)
-        return filled.repeat_interleave(run.copies, dim=0)
-
-    own = inputs_embeds[:: run.copies]
-    embeddings = placed([image.features for image in encoded], own)
-    further: dict[str, Any] = {}
-    visual = decoder_inputs.get("visual_pos_masks")
-    if visual is not None:
-        layers = zip(*(image.injected for image in encoded), strict=True)
-        filled = [placed(list(features), torch.zeros_like(own)) for features in layers]
-        further = {
-            "visual_pos_masks": visual,
-            "deepstack_visual_embeds": [each[visual.to(each.device)] for each in filled],
-        }
-    positions = decoder_inputs.get("position_ids")
-    return Branch(embeddings, run.layout.real_tokens, positions, further, fused=fused)

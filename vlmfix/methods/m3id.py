@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card, check_range
-from vlmfix.methods.contrast import Contrastive, contrast, without_image
+from vlmfix.methods.contrast import Contrastive, contrast
+from vlmfix.methods.forms import without_image
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
 

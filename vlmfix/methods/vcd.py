@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,12 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, check_range
-from vlmfix.methods.contrast import Contrastive, contrast, with_other_images
+from vlmfix.methods.contrast import Contrastive, contrast
+from vlmfix.methods.forms import seeded, shown_images, with_other_images
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
-from vlmfix.runtime.vision import split_images
 
 STEPS = 1000
 _CHANNELS = 3
@@ -63,13 +61,7 @@ class VCD(Contrastive):
     ) -> Sequence[Branch]:
         if self.alpha == 0 or not run.layout.has_image:
             return ()
-        images = split_images(
-            {name: run.inputs.get(name) for name in ("pixel_values", "image_sizes", "image_grid_thw")}
-        )
-        if images is None:
-            raise UnsupportedError(
-                "VCD noises the pixels of the image, and the prompt came without any; pass pixel_values"
-            )
+        images = shown_images(run, "VCD")
         assert run.config is not None
         copies = 1
         if "image_grid_thw" in images[0]:  # Qwen-VL repeats an image for the frames of a video
@@ -106,8 +98,7 @@ def add_noise(pixels: Tensor, step: int, seed: int, *, copies: int = 1) -> Tenso
         copies: how often a patch `(patches, channels * copies * height * width)` holds the image; each copy
             gets the same noise.
     """
-    exact = pixels.detach().float().cpu().contiguous()
-    generator = torch.Generator().manual_seed(zlib.crc32(exact.numpy().tobytes()) ^ seed)
+    exact, generator = pixels.detach().float().cpu(), seeded(pixels, seed)
     if copies == 1:
         noise = torch.randn(exact.shape, generator=generator)
     else:

@@ -14,7 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.runtime.branches import Parts
+from vlmfix.runtime.branches import Branch, Parts
 from vlmfix.runtime.explicit import causal, observed_weights, with_explicit_rows
 from vlmfix.runtime.layout import PromptLayout
 
@@ -58,16 +58,14 @@ def attention(
     if run is None:
         return _own_kernel(steering.kernel, None, module, query, key, value, attention_mask, **kwargs)
     if run.reading is not None:
-        layout = run.reading.layout
-        mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
-        return _own_kernel(steering.kernel, layout, module, query, key, value, mask, **kwargs)
+        return _of_branch(steering.kernel, run.reading, module, query, key, value, **kwargs)
     if isinstance(key, Parts):
         return _with_branches(steering, run, module, query, key, value, **kwargs)
     layer: int = vars(module)["layer_idx"]
     layout = run.layout_at(layer)
     if run.peeking is not None:
         mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
-        run.peeked = observed_weights(module, query, key, run.peeking, mask, **kwargs)
+        run.peeked = observed_weights(module, query, key, run.peeking.index, mask, **kwargs)
         return torch.zeros_like(query).transpose(1, 2), None
     steering.layers_seen.add(layer)
     if run.prefix is not None and not run.prefix.is_read:  # where no method edits
@@ -114,12 +112,30 @@ def _with_branches(
     output, _ = attention(module, *prompts, mask, **kwargs)
     outputs = [output]
     for branch, (own_query, own_key, own_value) in zip(run.branches, others, strict=True):
-        mask = branch.layout.attention_mask(1, own_key.shape[2], query.device)
-        own, _ = _own_kernel(
-            steering.kernel, branch.layout, module, own_query, own_key, own_value, mask, **kwargs
-        )
+        own, _ = _of_branch(steering.kernel, branch, module, own_query, own_key, own_value, **kwargs)
         outputs.append(own)
     return torch.cat(outputs), None
+
+
+def _of_branch(
+    kernel: str, branch: Branch, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of a branch to its own keys, in deep layers to the chosen ones alone."""
+    layout, selection = branch.layout, branch.selection
+    queries, keys = query.shape[2], key.shape[2]
+    mask = layout.attention_mask(queries, keys, query.device)
+    layer: int = vars(module)["layer_idx"]
+    if selection is not None and layer == selection.layer - 1:
+        index = torch.arange(queries, device=query.device)
+        newest = index[-max(1, queries - layout.length + 1) :]
+        weights = observed_weights(module, query, key, newest, mask, **kwargs)
+        selection.update(weights, causal(index, queries, keys)[None] if mask is None else mask[:, 0])
+    if selection is not None and layer >= selection.layer:
+        assert selection.seen is not None
+        mask = selection.seen.to(query.device)
+        if kernel != "eager":  # FlashAttention cannot hide keys from some queries alone
+            kernel = "sdpa"
+    return _own_kernel(kernel, layout, module, query, key, value, mask, **kwargs)
 
 
 def _segments(run: Run, *tensors: Tensor) -> list[tuple[Tensor, ...]]:

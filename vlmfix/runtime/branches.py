@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
+class Selection:
+    """The tokens that a branch sees in its deeper layers, chosen in every step by its own attention.
+
+    What was chosen in a step holds for all tokens that are read in it; they keep what they became. A token
+    that comes before all chosen ones sees itself alone.
+
+    Args:
+        layer: the first layer in which only chosen tokens are seen.
+        choose: from the attention of the newest token in the layer before, averaged over the heads, and the
+            tokens that it sees at all, to those that are chosen, `(prompts, newest, keys)` each. Without a
+            cache, the newest tokens of earlier steps come along; else there is one.
+        seen: what the tokens of this step see from `layer` on, `(prompts, 1, queries, keys)` bool.
+    """
+
+    layer: int
+    choose: Callable[[Tensor, Tensor], Tensor]
+    seen: Tensor | None = None
+
+    def update(self, weights: Tensor, visible: Tensor) -> None:
+        """Choose for a step.
+
+        Args:
+            weights: attention of the newest tokens, `(prompts, heads, newest, keys)`.
+            visible: what the tokens of this step see, `(prompts or 1, queries, keys)` bool.
+        """
+        (queries, keys), newest = visible.shape[-2:], weights.shape[2]
+        chosen = self.choose(weights.mean(dim=1), visible[:, -newest:])
+        step = (torch.arange(queries, device=weights.device) - (queries - newest)).clamp_min(0)
+        seen = visible & chosen[:, step]
+        itself = torch.ones_like(visible[0]).tril(keys - queries).triu(keys - queries)
+        self.seen = (seen | (itself & ~seen.any(dim=-1, keepdim=True)))[:, None]
+
+
+@dataclass(eq=False)
 class Branch:
     """A degraded or enriched form of each prompt, with a cache of its own; neither sees the other.
 
@@ -28,6 +62,7 @@ class Branch:
             from the first real token.
         decoder_inputs: what else the text decoder wants, such as injected visual features.
         fused: whether it is decoded in one pass with the prompts, or in one of its own.
+        selection: which tokens its deeper layers see; None: all.
         cache: None without one.
     """
 
@@ -36,6 +71,7 @@ class Branch:
     position_ids: Tensor | None = None
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
     fused: bool = True
+    selection: Selection | None = None
     cache: DynamicCache | None = None
 
     @cached_property
@@ -106,6 +142,14 @@ def follow_beams(run: Run, cache: DynamicCache) -> None:
             _cache(branch).reorder_cache(beam_idx)
 
     vars(cache)["reorder_cache"] = reordered
+    run.followed = cache
+
+
+def unfollow_beams(run: Run) -> None:
+    """Leave the cache of the prompts as it would be without branches."""
+    if run.followed is not None:
+        del vars(run.followed)["reorder_cache"]
+        run.followed = None
 
 
 def _cache(branch: Branch) -> DynamicCache:

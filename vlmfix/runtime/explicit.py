@@ -99,7 +99,7 @@ def observed_weights(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
-    rows: Rows,
+    rows: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> Tensor:
@@ -109,18 +109,18 @@ def observed_weights(
         module: the attention module.
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, key_value_heads, keys, head_dim)`.
-        rows: which rows.
+        rows: which queries, `(rows,)`.
         attention_mask: `(batch, 1, queries, keys)` bool; None for plain causal.
 
     Raises:
         UnsupportedError: the model adds terms to its scores that explicit rows do not know.
     """
     _refuse_foreign_terms(module, kwargs)
-    index, scaling = rows.index.to(query.device), kwargs.get("scaling")
+    rows, scaling = rows.to(query.device), kwargs.get("scaling")
     scores = attention_scores(
-        _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
+        _take(query, rows), key, query.shape[-1] ** -0.5 if scaling is None else scaling
     )
-    seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, kwargs))
+    seen = _mask_of_rows(attention_mask, rows, query, key, _is_causal(module, kwargs))
     return _softmax(scores, seen)
 
 

@@ -9,8 +9,8 @@ from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.geometry import ImageTokens, token_grids
@@ -19,6 +19,7 @@ from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.encoder import EncodedImage, EncoderTap
 from vlmfix.runtime.layout import PromptLayout, Rows
 from vlmfix.runtime.modules import DecoderModules
+from vlmfix.runtime.support import image_markers
 
 if TYPE_CHECKING:
     from vlmfix.runtime.prefix import Prefix
@@ -84,6 +85,7 @@ class Run:
         taps: layers of which `exits` is kept.
         exits: what entered these layers at the newest position in this pass, `(batch, hidden)`, by layer.
         wants_last_logits: whether the model was asked for logits of the newest position alone in this pass.
+        followed: the cache of the prompts, where those of branches follow its beams.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
@@ -121,6 +123,7 @@ class Run:
     taps: frozenset[int] = frozenset()
     exits: dict[int, Tensor] = field(default_factory=dict)
     wants_last_logits: bool = False
+    followed: DynamicCache | None = None
     stages: list[Stage] = field(default_factory=list)
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -178,6 +181,39 @@ class Run:
                 )
             sequences += [own] * copies
         return sequences
+
+    @cached_property
+    def image_blocks(self) -> Tensor:
+        """Image tokens, and those that mark where an image begins and ends, `(batch, prompt)` bool.
+
+        What marks them is said by the configuration, or by a processor with which the method was attached.
+
+        Raises:
+            UnsupportedError: there are markers, but the token ids are not known.
+        """
+        assert self.config is not None
+        image = self.layout.image_tokens
+        begin, end = image_markers(self.config, self.processor)
+        if begin is None and end is None:
+            return image
+        ids = self.token_ids
+        first = (ids == begin) & nn.functional.pad(image[:, 1:], (0, 1))
+        last = (ids == end) & nn.functional.pad(image[:, :-1], (1, 0))
+        return image | first | last
+
+    @property
+    def token_ids(self) -> Tensor:
+        """`prompt_ids`, for those who cannot do without.
+
+        Raises:
+            UnsupportedError: only embeddings were given.
+        """
+        if self.prompt_ids is None:
+            raise UnsupportedError(
+                "the prompt is given as inputs_embeds alone, and what its tokens are is not known; pass its "
+                "input_ids to generate as well"
+            )
+        return self.prompt_ids
 
     @property
     def companion_length(self) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
+from vlmfix.runtime.branches import unfollow_beams
 from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.modules import DecoderModules
@@ -32,7 +33,7 @@ def steer(model: PreTrainedModel, method: Method, processor: ProcessorMixin | No
     Args:
         model: a stock image-text-to-text model with a decoder-only language model.
         method: what to attach; values it leaves open come from the profile of the checkpoint.
-        processor: of the model, for methods that read the words of the prompt.
+        processor: of the model, for methods that read the words of the prompt or change its pixels.
 
     Raises:
         UnsupportedError: the model, or the combination with what is attached already, is not supported.
@@ -67,7 +68,7 @@ def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | N
     if method.needs_processor and processor is None:
         name = type(method).__name__
         raise UnsupportedError(
-            f"{name} reads the words of the prompt and needs the processor: 'with {name}()(model, "
+            f"{name} needs the processor, for the words or the pixels of the prompt: 'with {name}()(model, "
             "processor):', or vlmfix.generate"
         )
     return method.resolve(model.config, find_profile(model.config))
@@ -209,6 +210,7 @@ class Steering:
         self._undo.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
         self._undo.callback(self.model.register_forward_hook(self._after_model).remove)
         self._set(self.model, "generate", self._guarded(self.model.generate))
+        self._set(self.model, "init_continuous_batching", support.refuse_continuous_batching)
 
     def _set(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute of this instance; undone, it is what it was, or gone."""
@@ -234,7 +236,7 @@ class Steering:
             try:
                 output = generate(*args, **kwargs)
             except BaseException:
-                self.run = None  # what a method did in half a run is no activity
+                self._end_run(failed=True)
                 raise
             finally:
                 self._end_run()
@@ -315,10 +317,13 @@ class Steering:
             method.begin(self.run)
         self.run.taps = frozenset(layer for method in self.methods for layer in method.taps(self.run))
 
-    def _end_run(self) -> None:
-        """Hand what the methods did in the run over to them."""
+    def _end_run(self, *, failed: bool = False) -> None:
+        """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
         run, self.run = self.run, None
-        if run is not None and not run.is_prefill:  # a prefill that failed is no run
+        if run is None:
+            return
+        unfollow_beams(run)
+        if not failed and not run.is_prefill:  # a prefill that failed is no run
             for method in self.methods:
                 method.end(run)
 

@@ -36,6 +36,25 @@ def image_token(config: PreTrainedConfig) -> int:
     )
 
 
+def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int | None, int | None]:
+    """Ids of the tokens that mark where an image begins and where it ends; None: there is no such token.
+
+    Args:
+        config: of the whole model.
+        processor: of the model; that of InternVL names what its configuration does not.
+    """
+    pairs = (
+        (config, "vision_start_token_id", "vision_end_token_id"),
+        (config, "image_start_token_id", "image_end_token_id"),
+        (processor, "start_image_token_id", "end_image_token_id"),
+    )
+    for source, *names in pairs:
+        begin, end = (getattr(source, name, None) for name in names)
+        if begin is not None or end is not None:
+            return begin, end
+    return None, None
+
+
 def check_model(model: Any) -> None:
     """Refuse models whose decoding a method could not follow.
 
@@ -124,12 +143,29 @@ def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
                 f"{mode} ({name}) reads several tokens a step, which methods do not support; generate "
                 "without it"
             )
+    if asked("guidance_scale") not in (None, 1):
+        raise UnsupportedError(
+            "classifier-free guidance (guidance_scale) reads a prompt of its own, which methods would take "
+            "for a new one; generate without it"
+        )
     cache = asked("cache_implementation")
     if cache not in (None, "dynamic"):
         raise UnsupportedError(
             f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache"
         )
     check_cache(kwargs.get("past_key_values"))
+
+
+def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
+    """Stands in for a model's `init_continuous_batching`, which `generate_batch` calls.
+
+    Raises:
+        UnsupportedError: always.
+    """
+    raise UnsupportedError(
+        "continuous batching (generate_batch) reads text alone, from a cache in pages, which methods do not "
+        "support; use generate"
+    )
 
 
 def end_tokens(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -1,0 +1,214 @@
+"""Other forms of the prompts of a batch, which contrastive methods decode beside them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.branches import Branch, Selection
+from vlmfix.runtime.run import Run
+from vlmfix.runtime.vision import split_images
+
+
+def unchanged(
+    run: Run,
+    inputs_embeds: Tensor,
+    decoder_inputs: Mapping[str, Any],
+    *,
+    fused: bool,
+    selection: Selection | None = None,
+) -> Branch:
+    """The prompts as they are.
+
+    Args:
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        decoder_inputs: what else the text decoder was given.
+        fused: see `Branch`.
+        selection: see `Branch`.
+    """
+    injected = {
+        name: decoder_inputs[name]
+        for name in ("visual_pos_masks", "deepstack_visual_embeds")
+        if decoder_inputs.get("visual_pos_masks") is not None
+    }
+    positions = decoder_inputs.get("position_ids")
+    return Branch(
+        inputs_embeds, run.layout.real_tokens, positions, injected, fused=fused, selection=selection
+    )
+
+
+def without_image(
+    run: Run, inputs_embeds: Tensor, *, fused: bool, selection: Selection | None = None
+) -> Branch:
+    """The prompts without their image tokens, and without those that mark where an image begins and ends.
+
+    Args:
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        fused: see `Branch`.
+        selection: see `Branch`.
+
+    Raises:
+        ValueError: nothing is left of a prompt.
+    """
+    text, index = run.layout.select(~run.image_blocks)
+    if not bool(text.real_tokens.any(dim=1).all()):
+        raise ValueError("a prompt holds nothing but an image; a contrast with the text alone needs some")
+    index = index.to(inputs_embeds.device)
+    embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
+    return Branch(embeddings, text.real_tokens, fused=fused, selection=selection)
+
+
+def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:
+    """The tensors of each image, see `vlmfix.runtime.vision.split_images`.
+
+    Args:
+        name: of the method that wants to change them.
+
+    Raises:
+        UnsupportedError: the prompt came without pixels.
+    """
+    images = split_images(
+        {each: run.inputs.get(each) for each in ("pixel_values", "image_sizes", "image_grid_thw")}
+    )
+    if images is None:
+        raise UnsupportedError(
+            f"{name} changes the pixels of the image, and the prompt came without any; pass pixel_values"
+        )
+    return images
+
+
+def seeded(pixels: Tensor, seed: int) -> torch.Generator:
+    """A source of random numbers that depends on the seed and the pixels alone, on the CPU.
+
+    Neither the place of an image in a batch nor the device then matters, and the numbers that sampling draws
+    stay what they are.
+
+    Args:
+        pixels: of one image, of any shape.
+        seed: 0 or more.
+    """
+    exact = pixels.detach().float().cpu().contiguous()
+    return torch.Generator().manual_seed(zlib.crc32(exact.numpy().tobytes()) ^ seed)
+
+
+def with_other_images(
+    run: Run,
+    images: Sequence[Mapping[str, Tensor]],
+    inputs_embeds: Tensor,
+    decoder_inputs: Mapping[str, Any],
+    *,
+    fused: bool,
+) -> Branch:
+    """The prompts about other images of the same shapes.
+
+    Args:
+        images: in the order of the prompts, see `vlmfix.runtime.vision.split_images`.
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        decoder_inputs: what else the text decoder was given.
+        fused: see `Branch`.
+    """
+    assert run.encode_images is not None
+    with torch.no_grad():
+        encoded = run.encode_images(images)
+    prompts = run.layout.image_tokens[:: run.copies].to(inputs_embeds.device)
+
+    def placed(features: list[Tensor], like: Tensor) -> Tensor:
+        """Image features in their places, for every copy of a prompt."""
+        filled = like.clone()
+        filled[prompts] = torch.cat(features).to(filled)
+        return filled.repeat_interleave(run.copies, dim=0)
+
+    own = inputs_embeds[:: run.copies]
+    embeddings = placed([image.features for image in encoded], own)
+    branch = unchanged(run, embeddings, decoder_inputs, fused=fused)
+    if not branch.decoder_inputs:
+        return branch
+    visual = branch.decoder_inputs["visual_pos_masks"]
+    layers = zip(*(image.injected for image in encoded), strict=True)
+    filled = [placed(list(features), torch.zeros_like(own)) for features in layers]
+    branch.decoder_inputs = {
+        "visual_pos_masks": visual,
+        "deepstack_visual_embeds": [each[visual.to(each.device)] for each in filled],
+    }
+    return branch
+
+
+class Replacement(NamedTuple):
+    """Tokens of a prompt from column `start` up to `stop`, and those that stand there instead."""
+
+    start: int
+    stop: int
+    ids: Sequence[int]
+
+
+def rewritten(
+    run: Run,
+    inputs_embeds: Tensor,
+    decoder_inputs: Mapping[str, Any],
+    replacements: Sequence[Sequence[Replacement]],
+    *,
+    fused: bool,
+) -> Branch:
+    """The prompts with other words in some places, of any number.
+
+    Where images stay, only words in front of them may be replaced; what follows keeps its distance to them.
+
+    Args:
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        decoder_inputs: what else the text decoder was given.
+        replacements: of each prompt, copies of it counted once; in order and apart.
+        fused: see `Branch`.
+    """
+    real_tokens = run.layout.real_tokens[:: run.copies].tolist()
+    pairs = [_tokens(*each) for each in zip(real_tokens, replacements, strict=True)]
+    length = max(map(len, pairs))
+    device = run.layout.real_tokens.device
+
+    def padded(part: int) -> Tensor:
+        """Columns or ids, `(batch, tokens)`."""
+        rows = [[-1] * (length - len(pair)) + [token[part] for token in pair] for pair in pairs]
+        return torch.tensor(rows, device=device).repeat_interleave(run.copies, dim=0)
+
+    columns, ids = padded(0), padded(1)
+    kept = columns >= 0
+    old = columns.clamp_min(0)
+    assert run.embed_tokens is not None
+    with torch.no_grad():
+        new = run.embed_tokens(ids.clamp_min(0)).to(inputs_embeds)
+    hidden = old.to(new.device)[..., None].expand_as(new)
+    embeddings = torch.where(kept.to(new.device)[..., None], inputs_embeds.gather(1, hidden), new)
+    branch = Branch(embeddings, kept | (ids >= 0), fused=fused)
+    if not bool((kept & run.layout.image_tokens.gather(1, old)).any()):
+        return branch
+    whole = unchanged(run, inputs_embeds, decoder_inputs, fused=fused)
+    if whole.position_ids is not None:
+        given = whole.position_ids
+        ahead = given - run.layout.counted_positions.to(given.device)
+        shifts = ahead.gather(-1, old.to(given.device).expand(*ahead.shape[:-1], -1))
+        counted = branch.layout.counted_positions.to(given.device)
+        branch.position_ids = counted + shifts.where(kept.to(given.device), 0)
+    if whole.decoder_inputs:
+        visual = whole.decoder_inputs["visual_pos_masks"]
+        here = visual.gather(1, old.to(visual.device)) & kept.to(visual.device)
+        branch.decoder_inputs = {**whole.decoder_inputs, "visual_pos_masks": here}
+    return branch
+
+
+def _tokens(real_tokens: Sequence[bool], replacements: Sequence[Replacement]) -> list[tuple[int, int]]:
+    """Column of each token that stays, and id of each new one; -1 for the other."""
+    stays = list(real_tokens)
+    added: dict[int, list[tuple[int, int]]] = {}
+    for start, stop, ids in replacements:
+        stays[start:stop] = [False] * (stop - start)
+        added[start] = [(-1, token) for token in ids]
+    return list(
+        chain.from_iterable(
+            added.get(column, []) + [(column, -1)] * stay for column, stay in enumerate(stays)
+        )
+    )
