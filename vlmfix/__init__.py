@@ -7,6 +7,7 @@ from vlmfix.methods.adaptinfer import AdaptInfer
 from vlmfix.methods.adhh import ADHH
 from vlmfix.methods.base import Card, Kept, Method
 from vlmfix.methods.carve import CARVE
+from vlmfix.methods.controls import ControlBeam, ControlGreedy, ControlPromptBias, ControlSample
 from vlmfix.methods.devils import Devils
 from vlmfix.methods.divprune import DivPrune
 from vlmfix.methods.fastv import FastV
@@ -15,10 +16,13 @@ from vlmfix.methods.gift import GIFT
 from vlmfix.methods.kmeans import KMeans
 from vlmfix.methods.lcd import LCD
 from vlmfix.methods.m3id import M3ID
+from vlmfix.methods.outputshift import ControlOutputShift
 from vlmfix.methods.pai import PAI
+from vlmfix.methods.plausibility import ControlPlausibility, ControlSharpen
 from vlmfix.methods.pyramiddrop import PyramidDrop
 from vlmfix.methods.randomtokens import RandomTokens
 from vlmfix.methods.sparsevlm import SparseVLM
+from vlmfix.methods.textcontrast import ControlTextContrast
 from vlmfix.methods.uniformgrid import UniformGrid
 from vlmfix.methods.vaf import VAF
 from vlmfix.methods.var import VAR
@@ -46,6 +50,14 @@ __all__ = [
     "Activity",
     "AdaptInfer",
     "Card",
+    "ControlBeam",
+    "ControlGreedy",
+    "ControlOutputShift",
+    "ControlPlausibility",
+    "ControlPromptBias",
+    "ControlSample",
+    "ControlSharpen",
+    "ControlTextContrast",
     "Devils",
     "DivPrune",
     "FastV",

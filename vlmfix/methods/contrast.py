@@ -23,7 +23,7 @@ _EQUAL = 1e-6
 class Mixing(Method, ABC):
     """Says what the logits of the next token are; tokens that are not plausible are ruled out.
 
-    A subclass says how logits are mixed (`combine`). Prompts without an image keep theirs.
+    A subclass says how logits are mixed (`combine`). If it needs an image, prompts without one keep theirs.
 
     Args:
         beta: tokens less likely than this share of the likeliest one are ruled out, in [0, 1]; 0 rules out
@@ -47,12 +47,13 @@ class Mixing(Method, ABC):
         """
 
     def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        if not run.layout.has_image:
+        if self.needs_image and not run.layout.has_image:
             return logits
-        with_image = run.layout.image_tokens.any(dim=1).to(logits.device)
-        mixed = torch.where(plausible(logits, self.beta), self.combine(run, logits, branches), -torch.inf)
-        edited = torch.where(with_image[:, None], mixed, logits)
-        run.count(self, 0, (differ(logits, edited) & with_image).long(), 1)
+        edited = torch.where(plausible(logits, self.beta), self.combine(run, logits, branches), -torch.inf)
+        if self.needs_image:
+            with_image = run.layout.image_tokens.any(dim=1).to(logits.device)
+            edited = torch.where(with_image[:, None], edited, logits)
+        run.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
 

@@ -303,8 +303,11 @@ class Steering:
             for method in owners:
                 edited = method.edit_logits(run, last[:rows], last[rows:].split(rows) if run.branches else ())
                 logits[:, -1] = edited.to(logits.dtype)
+                run.counts_of(method).divergence.compare(last[:rows], edited)
             output.logits = logits
         for method in self.methods:
-            taken = ~torch.stack(list(method.skipped(run).values())).any(dim=0)
+            taken = torch.ones_like(run.alive)
+            for skipped in method.skipped(run).values():
+                taken &= ~skipped
             run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)
         return output if owners else None
