@@ -158,8 +158,8 @@ def generate(
             "model": model,
             "prompt": prompt,
             "method": method,
-            "parameters": {_short(each): each.parameters for each in chosen},
-            "activity": {_short(each): dataclasses.asdict(each.activity()) for each in chosen},
+            "parameters": {each.name: each.parameters for each in chosen},
+            "activity": {each.name: dataclasses.asdict(each.activity()) for each in chosen},
         }
         document = head | {"results": results, "failures": failures}
         print(json.dumps(document, ensure_ascii=False, indent=2, default=repr))
@@ -176,10 +176,12 @@ def methods(
     if markdown:
         print(methods_markdown())
         return
-    table = Table("method", Column("what it does", ratio=1), show_lines=True)
-    for name, cls in vlmfix.methods().items():
-        table.add_row(name, method_card(cls))
-    out.print(table)
+    for kind, are_controls in (("method", False), ("control", True)):
+        table = Table(kind, Column("what it does", ratio=1), show_lines=True)
+        for name, cls in vlmfix.methods().items():
+            if cls.card.is_control == are_controls:
+                table.add_row(name, method_card(cls))
+        out.print(table)
 
 
 @app.command()
@@ -226,10 +228,6 @@ def scenes(
 app.command("eval")(evaluate)
 app.command()(report)
 app.add_typer(score_app, name="score")
-
-
-def _short(method: vlmfix.Method) -> str:
-    return type(method).__name__.lower()
 
 
 def _sources(given: list[Path] | None) -> list[Path | None]:

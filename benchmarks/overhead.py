@@ -4,7 +4,8 @@
     python -m benchmarks.overhead --size 0.3b --method adaptinfer --images 4 --tokens 16
 
 Each round runs the stock model and the method one after the other; the ratio is the median over the rounds.
-Methods that ask several times (CARVE) are left out: their cost depends on what they find.
+Methods that ask several times (CARVE) are left out, as their cost depends on what they find, and so are
+controls that leave the model alone.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def acting(name: str, size: str) -> vlmfix.Method:
         "pyramiddrop": {"prune_layers": (at(8), at(16), at(24))},
         "vdd": {"unknown_token_id": 0},
         "sparsevlm": {"prune_layers": (at(2), at(6) + 1, at(15) + 1), "kept_tokens": (66, 30, 17)},
+        "control.output_shift": {"yes_ids": (1,), "no_ids": (2,)},
+        "control.plausibility": {"beta": 0.9},
     }
     return vlmfix.make_method(name, **published.get(name, {}))
 
@@ -231,7 +234,7 @@ def main(
     table.add_column("method")
     for column in columns:
         table.add_column(column, justify="right")
-    known = [name for name, cls in vlmfix.methods().items() if not cls.asks]
+    known = [name for name, cls in vlmfix.methods().items() if cls.attaches]
     rows: dict[str, vlmfix.Method | None] = {"greedy": None}
     for name in method or known:
         acts = acting(name, size)

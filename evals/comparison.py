@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
+from evals.measured import Key, Measured
 from evals.results import Metric, Outcome
-from evals.statistics import (
-    Estimate,
-    Spread,
-    mcnemar,
-    mean_estimate,
-    percentile_estimate,
-    resampled_ratios,
-    spread,
-)
-
-
-class Key(NamedTuple):
-    """Where a metric stands: under which parser ("" is the headline), in which group, with what name."""
-
-    parser: str
-    group: str
-    name: str
+from evals.statistics import Estimate, Spread, mcnemar, spread
+from evals.store import differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +38,13 @@ class Figure:
         """Whether no denominator is zero; if one is, the value 0.0 means nothing."""
         return self.metric.is_defined
 
+    @property
+    def gain(self) -> float:
+        """The difference, in the better direction; 0.0 without one."""
+        if self.difference is None:
+            return 0.0
+        return self.difference.value if self.metric.better == "higher" else -self.difference.value
+
 
 @dataclass(frozen=True)
 class McNemar:
@@ -60,6 +53,28 @@ class McNemar:
     better: int
     worse: int
     p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """A tested method beside the best of its controls.
+
+    Args:
+        control: label of the control with the best headline figure.
+        figures: the headline figures of the method, with their paired differences to this control.
+        verdict: how the method stands to it: "better than", "worse than" or "not distinguishable from", by
+            whether the interval of the first difference excludes 0; "only partly better than" where captions
+            have fewer hallucinations of one kind at more of the other, or at less recall.
+    """
+
+    control: str
+    figures: list[Figure]
+    verdict: str
+
+    @property
+    def words(self) -> str:
+        """Such as "not distinguishable from greedy"."""
+        return f"{self.verdict} {self.control}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +88,7 @@ class Row:
         mcnemar: against the first method, by group; a question that several groups share counts once in the
             group "". Empty for the first method, several samples, and tasks without right and wrong.
         unpaired: why the method is not compared with the first one; "" if it is.
+        best: how it stands to the best of its controls; None for controls, and where there is none.
     """
 
     outcome: Outcome
@@ -80,6 +96,7 @@ class Row:
     parsers: dict[str, list[Figure]]
     mcnemar: dict[str, McNemar]
     unpaired: str
+    best: Best | None = None
 
     def figure(self, name: str, group: str = "") -> Figure | None:
         """The headline figure of that name, if there is one."""
@@ -99,6 +116,11 @@ class Comparison:
         """Groups of the headline metrics in their order, the whole task ("") first."""
         found = [figure.metric.group for row in self.rows for figure in row.figures]
         return sorted(dict.fromkeys(found), key=bool)
+
+    @property
+    def others(self) -> list[Row]:
+        """Whose answers are shown beside those of the first: tested methods; without any, controls."""
+        return [row for row in self.rows[1:] if row.outcome.control is None] or self.rows[1:]
 
     def headline(self, group: str) -> list[Metric]:
         """The metrics of a group that have a better direction, once each."""
@@ -136,81 +158,18 @@ def compare(outcomes: Sequence[Outcome]) -> list[Comparison]:
     return [Comparison(task, protocol, _rows(several)) for (task, protocol), several in tasks.items()]
 
 
-class _Measured:
-    """The metrics of an outcome, restricted to some of its items, with their resampled values."""
-
-    def __init__(self, outcome: Outcome, kept: np.ndarray) -> None:
-        self.clusters = np.unique(outcome.clusters, return_inverse=True)[1]
-        self.metrics = {
-            Key(parser, each.group, each.name): each
-            if kept.all()
-            else dataclasses.replace(each, parts=each.parts * kept, wholes=each.wholes * kept)
-            for parser, metrics in {"": outcome.metrics, **outcome.parsers}.items()
-            for each in metrics
-        }
-        self.members: dict[tuple[str, str], np.ndarray] = {}
-        for key, metric in self.metrics.items():
-            before = self.members.get(key[:2], np.zeros(len(kept), dtype=bool))
-            self.members[key[:2]] = before | (metric.wholes > 0).any(axis=0)
-        draws = resampled_ratios(list(self.metrics.values()), self.clusters)
-        self._draws = dict(zip(self.metrics, draws.T, strict=True))
-
-    def is_mean(self, key: Key) -> bool:
-        """Whether a metric is a plain mean over all items that its group has."""
-        wholes = self.metrics[key].wholes
-        return len(wholes) == 1 and bool((wholes[0] == self.members[key[:2]]).all())
-
-    def estimate(self, key: Key) -> Estimate:
-        metric = self.metrics[key]
-        if not metric.is_defined:
-            return Estimate(metric.value, None, None, None, *self._size(key), "undefined")
-        if self.is_mean(key):
-            members = self.members[key[:2]]
-            found = mean_estimate(metric.parts[0][members], self.clusters[members])
-        else:
-            found = self._percentiles(metric.value, self._draws[key], self._size(key))
-        if not metric.percent or found.low is None or found.high is None:
-            return found
-        return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
-
-    def difference(self, key: Key, first: _Measured) -> Estimate | None:
-        """To the same metric of the first method; None where either is undefined."""
-        metric, other = self.metrics[key], first.metrics.get(key)
-        if other is None or not metric.is_defined or not other.is_defined:
-            return None
-        if self.is_mean(key) and first.is_mean(key):
-            members = self.members[key[:2]]
-            return mean_estimate((metric.parts - other.parts)[0][members], self.clusters[members])
-        draws = self._draws[key] - first._draws[key]
-        sizes = zip(self._size(key), first._size(key), strict=True)
-        return self._percentiles(metric.value - other.value, draws, [min(both) for both in sizes])
-
-    def _size(self, key: Key) -> tuple[int, int]:
-        """Items with a share in a denominator, and images with a share in each of the denominators."""
-        shares = self.metrics[key].wholes > 0
-        clusters = min(len(np.unique(self.clusters[share])) for share in shares)
-        return int(shares.any(axis=0).sum()), clusters
-
-    @staticmethod
-    def _percentiles(value: float, draws: np.ndarray, size: Sequence[int]) -> Estimate:
-        items, clusters = size
-        return percentile_estimate(value, draws, items=items, clusters=clusters)
-
-
 def _rows(outcomes: list[Outcome]) -> list[Row]:
     first, rows = outcomes[0], []
-    base: _Measured | None = None
+    base: Measured | None = None
+    controls: list[tuple[Outcome, Measured]] = []
     for outcome in outcomes:
-        whole = _Measured(outcome, np.ones(len(outcome.items), dtype=bool))
+        whole = Measured(outcome, np.ones(len(outcome.items), dtype=bool))
         base = base or whole
         unpaired = _why_unpaired(first, outcome)
         differences: dict[Key, Estimate | None] = {}
         tests: dict[str, McNemar] = {}
         if outcome is not first and not unpaired:
-            kept = _answered(first) & _answered(outcome)
-            here, there = whole, base
-            if not kept.all():
-                here, there = (_Measured(each, kept) for each in (outcome, first))
+            here, there = _paired(outcome, whole, first, base)
             differences = {key: here.difference(key, there) for key in here.metrics}
             if outcome.yes_no and len(np.unique(outcome.samples)) == 1:
                 tests = {
@@ -222,11 +181,61 @@ def _rows(outcomes: list[Outcome]) -> list[Row]:
             key: Figure(metric, whole.estimate(key), differences.get(key), _spread(metric, outcome.samples))
             for key, metric in whole.metrics.items()
         }
+        if outcome.control is not None:
+            controls.append((outcome, whole))
+            best = None
+        else:
+            own = [each for each in controls if each[0].control in ("", outcome.method)]
+            best = _best(outcome, whole, figures, own)
         parsers: dict[str, list[Figure]] = {}
         for key, figure in figures.items():
             parsers.setdefault(key.parser, []).append(figure)
-        rows.append(Row(outcome, parsers.pop("", []), parsers, tests, unpaired))
+        rows.append(Row(outcome, parsers.pop("", []), parsers, tests, unpaired, best))
     return rows
+
+
+def _paired(outcome: Outcome, whole: Measured, other: Outcome, base: Measured) -> tuple[Measured, Measured]:
+    """Both on the items that both answered."""
+    kept = _answered(other) & _answered(outcome)
+    return (whole, base) if kept.all() else (Measured(outcome, kept), Measured(other, kept))
+
+
+def _best(
+    outcome: Outcome,
+    whole: Measured,
+    figures: Mapping[Key, Figure],
+    controls: list[tuple[Outcome, Measured]],
+) -> Best | None:
+    """The control with the best headline figure, the first of equals; None if there is no such figure."""
+    group = min((metric.group for metric in outcome.metrics), key=bool, default="")
+    headline = [key for key in figures if key[:2] == ("", group) and figures[key].metric.better]
+    comparable = [
+        (other, base)
+        for other, base in controls
+        if headline and base.metrics[headline[0]].is_defined and not _why_unpaired(outcome, other)
+    ]
+    if not comparable:
+        return None
+    sign = 1 if figures[headline[0]].metric.better == "higher" else -1
+    other, base = max(comparable, key=lambda each: sign * each[1].metrics[headline[0]].value)
+    here, there = _paired(outcome, whole, other, base)
+    beside = [dataclasses.replace(figures[key], difference=here.difference(key, there)) for key in headline]
+    return Best(other.method, beside, _verdict(outcome, beside))
+
+
+def _verdict(outcome: Outcome, figures: Sequence[Figure]) -> str:
+    """How a method stands to a control; see `Best`."""
+    gains = {each.metric.name: each.gain for each in figures}
+    main = figures[0].difference
+    if main is None or not main.excludes_zero:
+        return "not distinguishable from"
+    if gains[figures[0].metric.name] < 0:
+        return "worse than"
+    if outcome.tradeoff is not None and not outcome.yes_no:
+        fewer_wrong, recall = (gains.get(name, 0.0) for name in outcome.tradeoff)
+        if fewer_wrong <= 0 or recall < 0:
+            return "only partly better than"
+    return "better than"
 
 
 def _sorted(outcome: Outcome) -> Outcome:
@@ -256,6 +265,9 @@ def _taken(metrics: list[Metric], order: list[int], outcome: Outcome) -> list[Me
 
 
 def _why_unpaired(first: Outcome, other: Outcome) -> str:
+    own, others = _settings(first), _settings(other)
+    if own and others and (lines := differences(own, others)):
+        return f"the runs differ in {'; '.join(lines)}"
     asked = [
         {
             (item.id, int(sample)): (item.prompt, item.gold, item.cluster)
@@ -268,6 +280,18 @@ def _why_unpaired(first: Outcome, other: Outcome) -> str:
         return f"only one of the two has {alone:,} of the items"
     differing = sum(question != asked[1][key] for key, question in asked[0].items())
     return f"{differing:,} items differ in prompt, gold answer or image" if differing else ""
+
+
+def _settings(outcome: Outcome) -> dict[str, Any]:
+    """What must be equal in the keys of two runs that are compared: all but the methods and what they ask."""
+    key = {
+        name: value
+        for name, value in outcome.details.get("key", {}).items()
+        if name not in ("methods", "calibrated_on")
+    }
+    if "protocol" in key:
+        key["protocol"] = {name: value for name, value in key["protocol"].items() if name != "id"}
+    return key
 
 
 def _answered(outcome: Outcome) -> np.ndarray:

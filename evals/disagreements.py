@@ -62,8 +62,8 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
 
     Failed items do not count, nor do items that were asked differently.
     """
-    first, *others = (row.outcome for row in comparison.rows)
-    answered = [(other.method, _by_key(other)) for other in others]
+    first = comparison.rows[0].outcome
+    answered = [(row.outcome.method, _by_key(row.outcome)) for row in comparison.others]
     several = len(set(first.samples.tolist())) > 1
     found = []
     for (id_, sample), before in _by_key(first).items():

@@ -42,7 +42,7 @@ def task_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
         "items": f"{len(items):,} about {images:,} image{'' if images == 1 else 's'}",
         "decoding": _words(map(_decoding, protocols)),
         "scored by": _words(each.get("parser") or each.get("scorer") for each in protocols),
-        "first prompt": _words(_found(outcomes, "info", "first_prompt")),
+        "first prompt": _words(_found(outcomes[:1], "info", "first_prompt")),
         "data": "\n".join(
             f"{role}: {_data(used)}"
             for roles in _found(outcomes, "info", "data")

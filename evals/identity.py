@@ -38,6 +38,8 @@ def run_key(
     model: Mapping[str, Any],
     methods: Iterable[Mapping[str, Any]],
     seed: int,
+    prompt_change: str = "",
+    calibrated_on: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The key of a run: what its answers depend on, apart from the single items.
 
@@ -48,19 +50,24 @@ def run_key(
         model: see `model_identity`.
         methods: see `method_identity`, in the order of attachment.
         seed: of sampling.
+        prompt_change: what the methods change of the protocol's prompt, for its id, such as "+bias-yes".
+        calibrated_on: runs that a control was made to match, by what it takes from them.
     """
-    return {
+    key = {
         "library": vlmfix.__version__,
-        **key_of_data(task, data, protocol),
+        **key_of_data(task, data, protocol, prompt_change),
         "model": dict(model),
         "methods": list(methods),
         "seed": seed,
     }
+    return key if calibrated_on is None else key | {"calibrated_on": dict(calibrated_on)}
 
 
-def key_of_data(task: str, data: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> dict[str, Any]:
+def key_of_data(
+    task: str, data: Mapping[str, Mapping[str, Any]], protocol: Protocol, prompt_change: str = ""
+) -> dict[str, Any]:
     """The part of `run_key` that says what is asked, and how."""
-    fields = dataclasses.asdict(protocol) | {"id": protocol.id}
+    fields = dataclasses.asdict(protocol) | {"id": f"{protocol.id}{prompt_change}"}
     del fields["mirrors"]
     return {
         "task": {"name": task, "data": {role: _content(used) for role, used in data.items()}},
@@ -113,7 +120,7 @@ def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, 
     """
     profile = find_profile(model.config)
     resolved = method if method.is_neutral else method.resolve(model.config, profile)
-    return plain({"name": type(method).__name__.lower(), "parameters": resolved.parameters})
+    return plain({"name": method.name, "parameters": resolved.parameters})
 
 
 def environment(model: PreTrainedModel) -> dict[str, Any]:

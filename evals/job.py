@@ -26,6 +26,7 @@ _PLAIN: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"),
     "device": (str, "a text such as cpu or cuda:1"),
     "dtype": (str, "a text such as bfloat16"),
+    "controls": (bool, "true or false"),
     "retry_errors": (bool, "true or false"),
     "allow_environment_change": (bool, "true or false"),
 }
@@ -40,10 +41,17 @@ class Variant:
     Args:
         label: as tables show it, unique in a job.
         methods: in the order of attachment; none is plain decoding.
+        control: of which method it is a control, by label; "": of all methods; None: of none, it is tested.
     """
 
     label: str
     methods: tuple[vlmfix.Method, ...]
+    control: str | None = None
+
+    @property
+    def prompt_change(self) -> str:
+        """What the methods change of the prompt, such as "+bias-yes"; "": nothing."""
+        return "".join(f"+{change}" for method in self.methods if (change := method.prompt_change))
 
     @classmethod
     def of(cls, names: str, parameters: Mapping[str, Mapping[str, Any]]) -> Variant:
@@ -77,6 +85,7 @@ class Job:
     Args:
         tasks: names of benchmarks, in order.
         variants: the first one is what the others are compared with.
+        controls: whether the controls that belong to a comparison are added, see `evals.controls`.
         model: embedded model, folder or hub id.
         revision: branch, tag or commit of a hub id.
         protocols: by task; a task without one gets its default.
@@ -97,6 +106,7 @@ class Job:
 
     tasks: tuple[str, ...]
     variants: tuple[Variant, ...]
+    controls: bool = True
     model: str = DEFAULT_MODEL
     revision: str | None = None
     protocols: Mapping[str, Protocol] = field(default_factory=dict)

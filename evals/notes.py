@@ -10,7 +10,8 @@ NOTABLE_GAP = 0.005
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Unfinished and unpaired methods, failed items, undefined figures and parsers that disagree."""
+    """Unfinished and unpaired methods, failed items, methods that are no better than the best of their
+    controls, undefined figures and parsers that disagree."""
     found = [note for row in comparison.rows for note in _notes(row)]
     gaps = {row.outcome.method: gap for row in comparison.rows if (gap := _parser_gap(row))}
     if gaps:
@@ -48,6 +49,8 @@ def _notes(row: Row) -> list[str]:
         found.append(failures)
     if row.unpaired:
         found.append(f"no paired differences: {row.unpaired}")
+    if row.best is not None and row.best.verdict != "better than":
+        found.append(f"{row.best.words} by {row.best.figures[0].metric.name}")
     undefined = [_place(each.metric.name, each.metric.group) for each in row.figures if not each.is_defined]
     if undefined:
         found.append(f"undefined for a zero denominator: {', '.join(undefined)}")

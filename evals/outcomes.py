@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +21,7 @@ from evals.store import Run, read_manifest
 from evals.summary import costs, summarise, write_json
 from evals.tasks.base import Item, Judgement, Task
 from evals.writing import write_text
+from vlmfix.runtime.divergence import Divergence
 
 METRICS, COSTS, REPORT, ERRORS = "metrics.json", "costs.json", "report.html", "errors.jsonl"
 SYNTHETIC_NOTE = (
@@ -100,6 +102,7 @@ def outcome_of(planned: Planned) -> Outcome:
         task=task.name,
         protocol=task.protocol.id,
         method=planned.variant.label,
+        control=planned.variant.control,
         parameters={each["name"]: each["parameters"] for each in manifest["key"]["methods"]},
         items=results,
         samples=np.array([sample for _, sample in identities]),
@@ -194,8 +197,8 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    if not records:
-        return {}
+    if not all("time_decode" in record for record in records) or not records:
+        return {}  # answers that were made of those of other runs cost nothing
     memory = [record["peak_memory"] for record in records if record["peak_memory"] is not None]
     return {
         "seconds per item": fmean(record["time_prefill"] + record["time_decode"] for record in records),
@@ -208,6 +211,7 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 def _activity(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], bool]:
     """Sums over all items for each method, and whether one of them never acted."""
     found: dict[str, Any] = {}
+    inactive = False
     for name in dict.fromkeys(name for record in records for name in record["method_info"]):
         rows = [record["method_info"][name] for record in records if name in record["method_info"]]
         sums = {key: sum(row[key] for row in rows) for key in ("steps", "steps_edited", "edited", "eligible")}
@@ -219,4 +223,10 @@ def _activity(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], boo
             "step share": sums["steps_edited"] / sums["steps"] if sums["steps"] else None,
             "skipped": dict(sorted(skipped.items())),
         }
-    return found, any(each["items touched"] == 0 for each in found.values())
+        moved = [Divergence(*(row[name] for name in Divergence._fields)) for row in rows if "kl_steps" in row]
+        if moved:
+            total = reduce(Divergence.merged, moved)
+            found[name] |= total.figures
+            inactive |= total.is_still
+        inactive |= found[name]["items touched"] == 0
+    return found, inactive

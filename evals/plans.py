@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import identity
+from evals import controls, identity
 from evals.data.hub import HubData
 from evals.data.items import limited
 from evals.data.sources import open_data
@@ -93,18 +93,13 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Pre
 
 def write_job(job: Job, runs: Sequence[Planned]) -> None:
     """Note which runs belong to the latest job of an output folder."""
-    content = {
-        "settings": identity.plain(job.settings),
-        "runs": [
-            {
-                "task": planned.task.name,
-                "label": planned.variant.label,
-                "path": str(planned.path.relative_to(job.output)),
-            }
-            for planned in runs
-        ],
-    }
-    write_json(job.output / JOB, content)
+    listed = []
+    for planned in runs:
+        path = str(planned.path.relative_to(job.output))
+        run = {"task": planned.task.name, "label": planned.variant.label, "path": path}
+        of = planned.variant.control
+        listed.append(run if of is None else run | {"control": of})
+    write_json(job.output / JOB, {"settings": identity.plain(job.settings), "runs": listed})
 
 
 def planned_again(output: Path) -> list[Planned]:
@@ -115,16 +110,19 @@ def planned_again(output: Path) -> list[Planned]:
         ValueError: the file is damaged.
         ResumeError: data or protocol are others than those that were asked about.
     """
-    settings, paths = _read_job(output)
+    settings, listed = _read_job(output)
     job = make_job(settings | {"output": str(output)})
     runs = []
     for each in prepare(job):
-        for variant in job.variants:
-            name = (each.task.name, variant.label)
-            if name not in paths:
-                raise ValueError(f"{output / JOB} lists no run of {' · '.join(name)}; run vlmfix eval again")
-            path = output / paths[name]
-            asked = identity.key_of_data(each.task.name, each.used, each.task.protocol)
+        task = each.task.name
+        variants = {variant.label: variant for variant in controls.rows(job, each.task)}
+        own = [run for run in listed if run["task"] == task]
+        for label in variants.keys() - {run["label"] for run in own}:
+            raise ValueError(f"{output / JOB} lists no run of {task} · {label}; run vlmfix eval again")
+        for run in own:  # those that are not among the variants were made to match one of them
+            made = Variant(run["label"], (), control=run.get("control"))
+            variant, path = variants.get(run["label"], made), output / run["path"]
+            asked = identity.key_of_data(task, each.used, each.task.protocol, variant.prompt_change)
             known = read_manifest(path)["key"]
             lines = differences({part: known.get(part) for part in asked}, asked)
             if lines:
@@ -133,8 +131,8 @@ def planned_again(output: Path) -> list[Planned]:
     return runs
 
 
-def _read_job(output: Path) -> tuple[dict[str, Any], dict[tuple[str, str], str]]:
-    """What `write_job` wrote: the settings, and the path of each task and label.
+def _read_job(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `write_job` wrote: the settings, and the runs with task, label, path and, of some, control.
 
     Raises:
         FileNotFoundError: there was no job.
@@ -145,8 +143,10 @@ def _read_job(output: Path) -> tuple[dict[str, Any], dict[tuple[str, str], str]]
         raise FileNotFoundError(f"{output} holds no job (no {JOB}); run vlmfix eval --output {output} first")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        paths = {(run["task"], run["label"]): run["path"] for run in content["runs"]}
-        return dict(content["settings"]), paths
+        runs = [dict(run) for run in content["runs"]]
+        if not all(isinstance(run[name], str) for run in runs for name in ("task", "label", "path")):
+            raise ValueError("a run is not described in words")
+        return dict(content["settings"]), runs
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); run vlmfix eval with the same options again"

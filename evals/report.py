@@ -150,8 +150,8 @@ def _section(comparison: Comparison, differing: list[Disagreement], limit: int) 
 
 
 def _others(comparisons: Sequence[Comparison]) -> list[str]:
-    """All methods that are compared with a first one."""
-    return list(dict.fromkeys(row.outcome.method for each in comparisons for row in each.rows[1:]))
+    """All methods whose answers are shown beside those of a first one."""
+    return list(dict.fromkeys(row.outcome.method for each in comparisons for row in each.others))
 
 
 def _parsed(comparison: Comparison) -> list[Metric]:

@@ -82,6 +82,7 @@ class Outcome:
         parameters: the complete configuration of the method.
         items: one each, in order of their ids; with several samples of an item, they follow each other.
         samples: which sample of its item each is, `(items,)` int.
+        control: of which method it is a control, by label; "": of all methods; None: of none, it is tested.
         metrics: the headline figure first. Failed items add nothing to them.
         tradeoff: names of the hallucination metric and of the recall metric that the report plots.
         parsers: for each parser or scorer the metrics that it gives, by its name; the one of the protocol
@@ -104,6 +105,7 @@ class Outcome:
     items: list[ItemResult]
     samples: np.ndarray
     metrics: list[Metric]
+    control: str | None = None
     tradeoff: tuple[str, str] | None = None
     parsers: Mapping[str, list[Metric]] = field(default_factory=dict)
     objects: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import shlex
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evals import identity
-from evals.canonical import digest
+import vlmfix
+from evals import controls
+from evals.beginning import Beginning, Begun
 from evals.job import Job, Variant
+from evals.matching import Answered, AnswerIds, Matched, matching_controls
 from evals.plans import Planned, Prepared, write_job
 from evals.share import Share
-from evals.store import (
-    MANIFEST,
-    RECORDS,
-    Identity,
-    Records,
-    ResumeError,
-    Run,
-    differences,
-    item_key,
-    read_manifest,
-)
-from evals.tasks.base import Item, Task, content_hash
-from evals.worker import Draw, Worker
+from evals.store import RECORDS, Identity
+from evals.tasks.base import Item, Task
+from evals.worker import Worker, record_head
 from vlmfix.generation import answer_batch
-from vlmfix.methods.base import AskingMethod
-from vlmfix.prompts import render
+from vlmfix.methods.outputshift import answer_ids
 
 # Prompts per forward pass, where nobody says; halved when memory runs out.
 _BATCH_SIZES = {"cpu": 32, "cuda": 64}
 _LONG_ANSWER = 64
+# The record of an item that a control cannot take from other runs.
+_UNANSWERED = {
+    "status": "error",
+    "error": "one of the two runs has no answer",
+    "error_type": "NoAnswer",
+}
 
 
 class Watcher(Protocol):
@@ -68,6 +60,9 @@ def execute(
 ) -> list[Planned]:
     """Answer what is left of a job, as far as it belongs to this process.
 
+    Controls that are made to match a method begin when its run has ended. The process that finds it ended
+    answers all of them, those of others too: they may have gone by then.
+
     Args:
         job: what to do.
         prepared: its tasks.
@@ -77,56 +72,42 @@ def execute(
         watcher: is told about the progress.
 
     Returns:
-        The runs, which others may still be at work on.
+        The runs, which others may still be at work on; controls first in each task.
 
     Raises:
         ResumeError: a run cannot go on.
         TooManyErrorsError: too many items failed.
-        UnsupportedError: a method does not go with the model.
+        UnsupportedError: a method or control does not go with the model.
         ValueError: a method lacks a value for this model.
         OSError: the disk is full.
     """
-    for variant in job.variants:  # what does not go together is refused before any work
+    rows = [(each, variant) for each in prepared for variant in controls.rows(job, each.task)]
+    for _, variant in rows:  # what does not go together is refused before any work
         with ExitStack() as stack:
             for method in variant.methods:
-                if not isinstance(method, AskingMethod):
+                if method.attaches:
                     stack.enter_context(method(model, processor))
+    work = _Work(job, model, processor, share, watcher, _answer_ids(rows, processor))
     _warm_up(model, processor)
-    about_model = identity.model_identity(model, processor, job.model)
-    environment = identity.environment(model)
-    rendered = functools.cache(functools.partial(render, processor=processor))
-    images: dict[Path, str | None] = {}
-    started: list[tuple[Planned, Run, dict[Identity, Draw]]] = []
-    for task, items, used in ((each.task, each.items, each.used) for each in prepared):
-        parts = _item_parts(job, task, items, images, rendered)
-        for variant in job.variants:
-            key = identity.run_key(
-                task=task.name,
-                data=used,
-                protocol=task.protocol,
-                model=about_model,
-                methods=[identity.method_identity(method, model) for method in variant.methods],
-                seed=job.seed,
-            )
-            planned = Planned(task, items, variant, _path(job, task, variant, key))
-            _explain(planned, key, job.resume, share, watcher)
-            run = Run.start(
-                planned.path,
-                key,
-                environment,
-                info=_info(used, items[0], rendered),
-                allow_change=job.allow_environment_change,
-            )
-            draws = {}
-            for item, sample in planned.identities:
-                part = parts[item.id, sample]
-                draws[item.id, sample] = Draw(item, sample, part["seed"], item_key(key, part))
-            started.append((planned, run, draws))
-    write_job(job, [planned for planned, _, _ in started])
-    for planned, run, draws in started:
-        records = run.read({identity: draw.key for identity, draw in draws.items()})
-        _work(job, planned, run, draws, records, model, processor, share, watcher)
-    return [planned for planned, _, _ in started]
+    beginning = Beginning(job, model, processor, share, watcher.note)
+    begun = [beginning.begin(each, variant) for each, variant in rows]
+    write_job(job, [each.planned for each in begun])
+    for each in begun:
+        work.answer(each, share)
+    matched = work.matched(begun)
+    further = [
+        beginning.begin(each, control.variant, settings=control.settings, calibrated_on=control.calibrated_on)
+        for each, control in matched
+    ]
+    runs = [each.planned for each in (*begun, *further)]
+    runs.sort(key=lambda planned: (job.tasks.index(planned.task.name), planned.variant.control is None))
+    write_job(job, runs)
+    for each, (_, control) in zip(further, matched, strict=True):
+        if control.answers is None:
+            work.answer_all(each)
+        else:
+            work.copy(each, control.answers)
+    return runs
 
 
 def _warm_up(model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -135,122 +116,120 @@ def _warm_up(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     answer_batch(model, processor, [(grey, "Hello")] * 2, max_new_tokens=2, do_sample=False)
 
 
-def _work(
-    job: Job,
-    planned: Planned,
-    run: Run,
-    draws: Mapping[Identity, Draw],
-    records: Records,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    share: Share,
-    watcher: Watcher,
-) -> None:
-    """Answer what is left of one run."""
-    task = planned.task
-    own = [draw for draw in draws.values() if share.takes(draw.item)]
-    finished = set(records.done) | (set() if job.retry_errors else set(records.failed))
-    left = [draw for draw in own if draw.identity not in finished]
-    if not left:
-        return
-    for name in records.torn:
-        file = planned.path / RECORDS / name
-        watcher.note(f"{file}: the last line was cut off; its item is answered again")
-    items = {draw.item.id: draw.item for draw in own}
+@dataclass(frozen=True)
+class _Work:
+    """What a process does for a job, run by run."""
 
-    def advance(written: list[dict[str, Any]]) -> None:
-        scores = []
-        for record in (each for each in written if each["status"] == "ok"):
-            with suppress(Exception):  # a scorer that fails does so again when all is scored
-                cut = record["finish"] == "length"
-                scores.append(task.judge(items[record["id"]], record["text"], cut=cut).score)
-        watcher.advance(written, scores)
+    job: Job
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    share: Share
+    watcher: Watcher
+    answer_ids: AnswerIds | None
 
-    def parse(item: Item, text: str, cut: bool) -> Any:
-        return task.judge(item, text, cut=cut).parsed
+    def answer(self, begun: Begun, share: Share) -> None:
+        """Answer what is left of a share of a run."""
+        job, planned, draws = self.job, begun.planned, begun.draws
+        task = planned.task
+        records = begun.read()
+        own = [draw for draw in draws.values() if share.takes(draw.item)]
+        finished = set(records.done) | (set() if job.retry_errors else set(records.failed))
+        left = [draw for draw in own if draw.identity not in finished]
+        if not left:
+            return
+        for name in records.torn:
+            file = planned.path / RECORDS / name
+            self.watcher.note(f"{file}: the last line was cut off; its item is answered again")
+        items = {draw.item.id: draw.item for draw in own}
 
-    worker = Worker(
-        model,
-        processor,
-        planned.variant.methods,
-        task.protocol,
-        parse,
-        str(share),
-        _batch_size(job, task, model),
-    )
-    title = f"{task.name} · {planned.variant.label}"
-    watcher.begin(title, task.running, len(own), len(own) - len(left))
-    try:
-        worker.work(run, left, max_errors=job.allowed_errors(len(draws)), on_records=advance)
-    finally:
-        watcher.end()
+        def advance(written: list[dict[str, Any]]) -> None:
+            scores = []
+            for record in (each for each in written if each["status"] == "ok"):
+                with suppress(Exception):  # a scorer that fails does so again when all is scored
+                    cut = record["finish"] == "length"
+                    scores.append(task.judge(items[record["id"]], record["text"], cut=cut).score)
+            self.watcher.advance(written, scores)
 
+        def parse(item: Item, text: str, cut: bool) -> Any:
+            return task.judge(item, text, cut=cut).parsed
 
-def _path(job: Job, task: Task, variant: Variant, key: Mapping[str, Any]) -> Path:
-    name = "+".join(type(method).__name__.lower() for method in variant.methods) or "greedy"
-    return job.output / task.name / f"{name}-{digest(key)[:8]}"
-
-
-def _explain(planned: Planned, key: Mapping[str, Any], resume: str, share: Share, watcher: Watcher) -> None:
-    """Say what becomes of earlier runs of the same methods, and refuse what must not be."""
-    path = planned.path
-    if resume == "never" and any(not share.is_beside(file) for file in (path / RECORDS).glob("*.jsonl")):
-        raise ResumeError(
-            f"{path} holds such a run already; choose another --output, or --resume if_possible"
+        gives_margins = task.yes_no and controls.is_greedy(planned.variant, task.protocol)
+        worker = Worker(
+            self.model,
+            self.processor,
+            planned.variant.methods,
+            task.protocol,
+            parse,
+            str(self.share),
+            _batch_size(job, task, self.model),
+            self.answer_ids if gives_margins else None,
         )
-    if (path / MANIFEST).exists():
-        return
-    others = path.parent.glob(f"{path.name.rpartition('-')[0]}-????????/{MANIFEST}")
-    found = {other.parent.name: differences(read_manifest(other.parent)["key"], key) for other in others}
-    nearest = min(sorted(found), key=lambda name: len(found[name]), default="")
-    why = "; ".join(found.get(nearest, []))
-    if resume == "always":
-        there = f"; {nearest} is of other settings ({why})" if nearest else ""
-        raise ResumeError(f"there is no run {path} to go on with{there}; see --output and --resume")
-    if nearest:
-        watcher.note(f"a new run {path.name}, not {nearest}: {why}")
+        title = f"{task.name} · {planned.variant.label}"
+        self.watcher.begin(title, task.running, len(own), len(own) - len(left))
+        try:
+            worker.work(begun.run, left, max_errors=job.allowed_errors(len(draws)), on_records=advance)
+        finally:
+            self.watcher.end()
+
+    def answer_all(self, begun: Begun) -> None:
+        """Answer what is left of a run, its own share first."""
+        for number in range(self.share.of):
+            self.answer(begun, Share((self.share.index + number) % self.share.of, self.share.of))
+
+    def copy(self, begun: Begun, answers: Mapping[Identity, Mapping[str, Any]]) -> None:
+        """Write down answers that were made of those of other runs."""
+        records = begun.read()
+        new = []
+        for identity, draw in begun.draws.items():
+            answer = answers.get(identity, _UNANSWERED)
+            if identity not in (records.failed if answer is _UNANSWERED else records.done):
+                new.append({**record_head(draw, draw.item.prompt, 1), **answer})
+        if new:
+            begun.run.append(new, str(self.share))
+            begun.run.close()
+
+    def matched(self, begun: Sequence[Begun]) -> list[tuple[Prepared, Matched]]:
+        """The controls of the methods whose runs have ended."""
+        found: list[tuple[Prepared, Matched]] = []
+        for method in begun:
+            greedy = _greedy_beside(method, begun)
+            if greedy is None:
+                continue
+            stock, own = (Answered(each.planned, each.read()) for each in (greedy, method))
+            if all(each.records.is_complete(len(method.draws)) for each in (stock, own)):
+                made = matching_controls(stock, own, self.answer_ids, self.processor)
+                found += [(method.prepared, control) for control in made]
+        return found
 
 
-def _item_parts(
-    job: Job, task: Task, items: Sequence[Item], images: dict[Path, str | None], rendered: Any
-) -> dict[Identity, dict[str, Any]]:
-    """What belongs to each sample of each item in the key of its answer.
+def _greedy_beside(method: Begun, begun: Sequence[Begun]) -> Begun | None:
+    """Greedy decoding of the same task as a control; None where there are no controls, or for one of them."""
+    if method.planned.variant.control is not None:
+        return None
+    task = method.planned.task
+    for each in begun:
+        variant = each.planned.variant
+        if each.planned.task is task and variant.control == "" and controls.is_greedy(variant, task.protocol):
+            return each
+    return None
+
+
+def _answer_ids(rows: Sequence[tuple[Prepared, Variant]], processor: ProcessorMixin) -> AnswerIds | None:
+    """Tokens that say yes and no; None where no task asks for them, or where nobody needs them and there are
+    none.
 
     Raises:
-        ValueError: an item cannot be written down.
+        UnsupportedError: there are none, and a control needs them.
     """
-    parts = {}
-    for item in items:
-        if item.image is not None and item.image not in images:
-            try:
-                images[item.image] = hashlib.sha256(item.image.read_bytes()).hexdigest()
-            except (OSError, ValueError):
-                images[item.image] = None  # it fails when it is asked about
-        try:
-            content = content_hash(item)
-            str(item.image).encode()
-        except ValueError as error:
-            raise ValueError(f"{item.id} cannot be written down ({error}); mend its texts") from error
-        for sample, seed in enumerate(task.protocol.seeds):
-            parts[item.id, sample] = {
-                "id": item.id,
-                "content": content,
-                "image": None if item.image is None else images[item.image],
-                "prompt": rendered(item.prompt, 0 if item.image is None else 1),
-                "seed": job.seed + seed,
-                "sample": sample,
-            }
-    return parts
-
-
-def _info(used: Mapping[str, Mapping[str, Any]], first: Item, rendered: Any) -> dict[str, Any]:
-    """What a person wants to find in a manifest, beside the key."""
-    return {
-        "command": shlex.join(sys.argv),
-        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data": {role: dict(each) for role, each in used.items()},
-        "first_prompt": rendered(first.prompt, 0 if first.image is None else 1),
-    }
+    if not any(prepared.task.yes_no for prepared, _ in rows):
+        return None
+    needed = any(
+        variant.control is not None and controls.OUTPUT_SHIFT in prepared.task.controls
+        for prepared, variant in rows
+    )
+    with nullcontext() if needed else suppress(vlmfix.UnsupportedError):
+        return answer_ids(processor.tokenizer)
+    return None
 
 
 def _batch_size(job: Job, task: Task, model: PreTrainedModel) -> int:

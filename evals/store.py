@@ -45,6 +45,10 @@ class Records:
     torn: list[str]
     duplicates: int
 
+    def is_complete(self, items: int) -> bool:
+        """Whether all of so many items were tried."""
+        return len(self.done) + len(self.failed) == items
+
 
 @dataclass
 class Run:

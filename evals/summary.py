@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.comparison import Comparison, Figure, Row
+from evals.comparison import Best, Comparison, Figure, Row
 from evals.notes import notes
 from evals.results import Outcome
 from evals.statistics import LEVEL, RESAMPLES, SEED, Estimate
@@ -101,8 +101,21 @@ def _method(row: Row) -> dict[str, Any]:
         "metrics": [_figure(each) for each in row.figures],
         "parsers": {name: [_figure(each) for each in figures] for name, figures in row.parsers.items()},
         "objects": {name: {"wrong": wrong, "of": of} for name, (wrong, of) in outcome.objects.items()},
+        "control": outcome.control,
+        "best_control": None if row.best is None else _best(row.best),
         "mcnemar": row.mcnemar,
         "unpaired": row.unpaired or None,
+    }
+
+
+def _best(best: Best) -> dict[str, Any]:
+    return {
+        "method": best.control,
+        "verdict": best.verdict,
+        "differences": {
+            each.metric.name: None if each.difference is None else _difference(each.difference)
+            for each in best.figures
+        },
     }
 
 

@@ -11,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.comparison import Comparison, Figure, Row
-from evals.formatting import companions, difference_texts, p_value, title, value_texts, verdict
+from evals.formatting import (
+    companions,
+    difference_texts,
+    p_value,
+    title,
+    value_texts,
+    verdict,
+)
 from evals.notes import notes, progress
 from evals.results import Metric
 
@@ -43,6 +50,9 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
         main = headline[0].name
         cells = {group: [_cell(row.figure(main, group)) for row in rows] for group in groups[1:]}
         yield from _fitting(f"{name}: {main} by group", rows, cells, width)
+    if tested := [row for row in rows if row.best]:
+        labels = [Text(f"{row.outcome.method}\n{row.best.words}") for row in tested if row.best]
+        yield from _fitting(f"{name}: beside the best control", tested, _gains(tested), width, labels)
     beside = companions(comparison)
     texts = {head: [Text(each[head]) for each in beside] for head in beside[0]}
     if any(row.mcnemar for row in rows):
@@ -55,10 +65,14 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
 
 
 def _fitting(
-    name: str, rows: list[Row], columns: Mapping[str, list[Text]], width: int
+    name: str,
+    rows: list[Row],
+    columns: Mapping[str, list[Text]],
+    width: int,
+    labels: Sequence[Text] | None = None,
 ) -> Iterator[RenderableType]:
     """As many tables as it takes to show all columns, of about the same width."""
-    labels = [_label(row) for row in rows]
+    labels = labels or [_label(row) for row in rows]
     breadth = min(_LABEL, max(map(_breadth, labels)))
     sizes = {
         head: max(_NARROWEST, *map(_breadth, cells), *map(cell_len, head.split()))
@@ -116,11 +130,22 @@ def _cell(figure: Figure | None) -> Text:
     if not figure.is_defined:
         return Text("undefined")
     text = Text(f"{' '.join(value_texts(figure))} ")
-    if figure.difference is not None:
-        mark = "*" if figure.difference.excludes_zero else " "
-        style = {"better": "green", "worse": "red"}.get(verdict(figure), "")
-        text.append(f"\n{' '.join(difference_texts(figure))}{mark}", style=style)
-    return text
+    return text if figure.difference is None else Text("\n").join((text, _difference(figure)))
+
+
+def _difference(figure: Figure) -> Text:
+    """The difference with its interval, marked if that excludes 0."""
+    if figure.difference is None:
+        return Text("-")
+    mark = "*" if figure.difference.excludes_zero else " "
+    style = {"better": "green", "worse": "red"}.get(verdict(figure), "")
+    return Text(f"{' '.join(difference_texts(figure))}{mark}", style=style)
+
+
+def _gains(rows: list[Row]) -> dict[str, list[Text]]:
+    """The differences of each method to the best of its controls."""
+    columns = zip(*(row.best.figures for row in rows if row.best), strict=True)
+    return {_head(column[0].metric): [_difference(figure) for figure in column] for column in columns}
 
 
 def _test(row: Row, group: str) -> Text:
@@ -135,6 +160,11 @@ def _legend(comparisons: Sequence[Comparison]) -> list[Text]:
         lines[0] += (
             " Second line: difference to the first method on the same items, with its paired interval; "
             "* marks those that exclude 0."
+        )
+    if any(row.best for row in rows):
+        lines.append(
+            "Best control: the one with the best first figure among those that explain a method by something "
+            "trivial; control.NAME(METHOD) was made to match the method on the same items."
         )
     if any(row.mcnemar for row in rows):
         lines.append("better : worse: questions that only this method, or only the first one, has right.")

@@ -7,29 +7,33 @@ import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import nn
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from evals.memory import free_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from evals.passes import Passes
 from evals.protocols import Protocol
 from evals.sampling import SeededSampling, seed_of
 from evals.store import Identity, Run
 from evals.tasks.base import Item
 from vlmfix.answer import Answer
-from vlmfix.generation import answer_batch, open_images
+from vlmfix.generation import answer_batch, decoding_under, open_images, prompt_under
 from vlmfix.methods.base import AskingMethod
+from vlmfix.methods.outputshift import answer_margins
+from vlmfix.runtime.divergence import Divergence
 
 # Characters by which the prompts of a batch may differ in length.
 _LENGTHS = 2000
+# Of margins: what lies below may depend on the batch.
+_DIGITS = 4
 
 
 class TooManyErrorsError(RuntimeError):
@@ -76,6 +80,8 @@ class Worker:
         parse: what the task reads in an answer that was cut or not, as a JSON value; for the records only.
         shard: of this process, for file names.
         batch_size: prompts per forward pass; halved for good where memory runs out.
+        answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
+            between them at the first step; None: they shall not.
     """
 
     model: PreTrainedModel
@@ -85,10 +91,11 @@ class Worker:
     parse: Callable[[Item, str, bool], Any]
     shard: str
     batch_size: int
-    _passes: _Passes = field(init=False)
+    answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    _passes: Passes = field(init=False)
 
     def __post_init__(self) -> None:
-        self._passes = _Passes(self.model)
+        self._passes = Passes(self.model, keeps_logits=self.answer_ids is not None)
         if any(isinstance(method, AskingMethod) for method in self.methods):
             self.batch_size = 1
 
@@ -121,7 +128,7 @@ class Worker:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", vlmfix.InactiveMethodWarning)  # the report says it
             for method in self.methods:
-                if not isinstance(method, AskingMethod):
+                if method.attaches:
                     stack.enter_context(method(self.model, self.processor))
             stack.enter_context(self._passes.counted())
             while queue:
@@ -190,7 +197,7 @@ class Worker:
         start = time.perf_counter()
         self._passes.begin()
         generate_kwargs = self._generate_kwargs(batch)
-        pairs = [(draw.item.image and pictures[draw.item.image], draw.item.prompt) for draw in batch]
+        pairs = [(draw.item.image and pictures[draw.item.image], self._asked(draw)) for draw in batch]
         asking = [method for method in self.methods if isinstance(method, AskingMethod)]
         if asking:
             refinement = asking[0].ask(self.model, self.processor, *pairs[0], **generate_kwargs)
@@ -202,8 +209,9 @@ class Worker:
         passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
         prefill = (self._passes.first or end) - start
         did = self._activities(len(batch))
+        margins = self._margins(len(batch))
         return [
-            self._head(draw, len(batch))
+            record_head(draw, self._asked(draw), len(batch))
             | {
                 "status": "ok",
                 "text": answer.text,
@@ -218,8 +226,21 @@ class Worker:
                 "forwards_per_token": passes,
                 "peak_memory": memory,
             }
-            for draw, answer, activity in zip(batch, answers, did, strict=True)
+            | margin
+            for draw, answer, activity, margin in zip(batch, answers, did, margins, strict=True)
         ]
+
+    def _asked(self, draw: Draw) -> str:
+        """What is asked in place of the question."""
+        return prompt_under(self.methods, draw.item.prompt)
+
+    def _margins(self, items: int) -> list[dict[str, float]]:
+        """By how much a yes is likelier than a no at the first step of each item, where that is wanted."""
+        if self.answer_ids is None:
+            return [{}] * items
+        assert self._passes.logits is not None
+        margins = answer_margins(self._passes.logits, *self.answer_ids).tolist()
+        return [{"margin": round(margin, _DIGITS)} for margin in margins]
 
     def _parsed(self, item: Item, answer: Answer) -> Any:
         """What the task reads; None where it cannot, which comes out when all is scored."""
@@ -229,19 +250,22 @@ class Worker:
             return None
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
+        """The decoding of the protocol under the methods; samples are drawn by seeds of their own."""
         protocol = self.protocol
         kwargs: dict[str, Any] = {
             "max_new_tokens": protocol.max_new_tokens,
             "num_beams": protocol.num_beams,
-            "do_sample": False,
+            "do_sample": protocol.temperature > 0,
+            "temperature": protocol.temperature,
+            "top_p": protocol.top_p,
+            "top_k": protocol.top_k,
         }
-        if protocol.temperature > 0:
+        kwargs = decoding_under(self.methods, kwargs)
+        warping = {name: kwargs.pop(name) for name in ("temperature", "top_p", "top_k")}
+        if kwargs["do_sample"]:
             seeds = [seed_of(draw.seed, draw.item.id, draw.sample) for draw in batch]
-            sampling = SeededSampling(
-                seeds, temperature=protocol.temperature, top_p=protocol.top_p, top_k=protocol.top_k
-            )
-            kwargs["logits_processor"] = LogitsProcessorList([sampling])
-        return kwargs
+            kwargs["logits_processor"] = LogitsProcessorList([SeededSampling(seeds, **warping)])
+        return kwargs | {"do_sample": False}
 
     def _activities(self, items: int) -> list[dict[str, Any]]:
         """What each method did for each item, as sums that can be added up."""
@@ -255,56 +279,40 @@ class Worker:
                     name: sum(getattr(row, name) for row in own)
                     for name in ("steps", "steps_edited", "edited", "eligible")
                 }
-                found[index][type(method).__name__.lower()] = sums | {"skipped": own[0].skipped}
+                moved = reduce(Divergence.merged, (row.divergence for row in own))
+                if moved.kl_steps:
+                    sums |= moved._asdict()
+                found[index][method.name] = sums | {"skipped": own[0].skipped}
         return found
 
     def _failure(self, draw: Draw, error: Exception) -> dict[str, Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return self._head(draw, 1) | {
+        return record_head(draw, self._asked(draw), 1) | {
             "status": "error",
             "error": reason,
             "error_type": type(error).__name__,
         }
 
-    def _head(self, draw: Draw, batch_size: int) -> dict[str, Any]:
-        return {
-            "id": draw.item.id,
-            "sample": draw.sample,
-            "seed": draw.seed,
-            "key": draw.key,
-            "image": None if draw.item.image is None else str(draw.item.image),
-            "prompt": draw.item.prompt,
-            "batch_size": batch_size,
-            "host": platform.node(),
-            "written_at": time.time(),
-        }
 
+def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
+    """What a record says of its question.
 
-class _Passes:
-    """Counts the forward passes of a model, and notes when the first one was over."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.count = 0
-        self.first: float | None = None
-
-    def begin(self) -> None:
-        self.count, self.first = 0, None
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        handle = self.model.register_forward_hook(self._note)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.count += 1
-        if self.first is None:
-            if self.model.device.type == "cuda":
-                torch.cuda.synchronize(self.model.device)
-            self.first = time.perf_counter()
+    Args:
+        draw: what was asked.
+        prompt: in these words.
+        batch_size: beside so many others.
+    """
+    return {
+        "id": draw.item.id,
+        "sample": draw.sample,
+        "seed": draw.seed,
+        "key": draw.key,
+        "image": None if draw.item.image is None else str(draw.item.image),
+        "prompt": prompt,
+        "batch_size": batch_size,
+        "host": platform.node(),
+        "written_at": time.time(),
+    }
 
 
 def _opened(batch: Sequence[Draw]) -> dict[Path, Image.Image | Exception]:

@@ -45,6 +45,10 @@ ACTING: dict[str, dict[str, Any]] = {
     "devils": {"alpha": 2.0},
     "vaf": {"enhance": 2.0, "suppress": 0.5},
     "adhh": {"threshold": 0.2, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
+    "control.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
+    "control.plausibility": {"beta": 0.7},
+    "control.sharpen": {"beta": 0.001},
+    "control.text_contrast": {"beta": 0.001},
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 

@@ -7,6 +7,7 @@ from vlmfix.methods.adaptinfer import AdaptInfer
 from vlmfix.methods.adhh import ADHH
 from vlmfix.methods.base import Card, Kept, Method
 from vlmfix.methods.carve import CARVE
+from vlmfix.methods.controls import ControlBeam, ControlGreedy, ControlPromptBias, ControlSample
 from vlmfix.methods.crops import CRoPS
 from vlmfix.methods.deco import DeCo
 from vlmfix.methods.devils import Devils
@@ -20,12 +21,15 @@ from vlmfix.methods.kmeans import KMeans
 from vlmfix.methods.lcd import LCD
 from vlmfix.methods.m3id import M3ID
 from vlmfix.methods.only import ONLY
+from vlmfix.methods.outputshift import ControlOutputShift
 from vlmfix.methods.pai import PAI
+from vlmfix.methods.plausibility import ControlPlausibility, ControlSharpen
 from vlmfix.methods.pyramiddrop import PyramidDrop
 from vlmfix.methods.randomtokens import RandomTokens
 from vlmfix.methods.ritual import RITUAL
 from vlmfix.methods.sid import SID
 from vlmfix.methods.sparsevlm import SparseVLM
+from vlmfix.methods.textcontrast import ControlTextContrast
 from vlmfix.methods.uniformgrid import UniformGrid
 from vlmfix.methods.vaf import VAF
 from vlmfix.methods.var import VAR
@@ -60,6 +64,14 @@ __all__ = [
     "AdaptInfer",
     "CRoPS",
     "Card",
+    "ControlBeam",
+    "ControlGreedy",
+    "ControlOutputShift",
+    "ControlPlausibility",
+    "ControlPromptBias",
+    "ControlSample",
+    "ControlSharpen",
+    "ControlTextContrast",
     "DeCo",
     "Devils",
     "DivPrune",

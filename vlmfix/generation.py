@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import Any, overload
 
@@ -100,14 +101,12 @@ def generate(
     if len(asking) > 1:
         names = " and ".join(type(each).__name__ for each in asking)
         raise UnsupportedError(f"{names} ask the model several times each; use one of them")
-    generate_kwargs["max_new_tokens"] = max_new_tokens
-    for each in methods:
-        generate_kwargs = each.decoding(generate_kwargs)
-        pairs = [(pictures, each.prompt(text)) for pictures, text in pairs]
+    generate_kwargs = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
+    pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
     answers: list[str] = []
     with ExitStack() as stack:
         for each in methods:
-            if not each.asks:
+            if each.attaches:
                 stack.enter_context(each(model, processor))
         size = 1 if asking else batch_size
         for start in range(0, len(pairs), size):
@@ -123,6 +122,16 @@ def generate(
             if progress is not None:
                 progress(len(batch))
     return answers[0] if single else answers
+
+
+def prompt_under(methods: Sequence[Method], text: str) -> str:
+    """What is asked in place of `text` under the methods, in their order."""
+    return reduce(lambda asked, method: method.prompt(asked), methods, text)
+
+
+def decoding_under(methods: Sequence[Method], generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `model.generate` under the methods, in their order, given those without any."""
+    return reduce(lambda kwargs, method: method.decoding(kwargs), methods, dict(generate_kwargs))
 
 
 def answer_batch(

@@ -65,6 +65,14 @@ def evaluate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of protocols that sample.")] = None,
     resume: Annotated[str | None, typer.Option(help=f"{', '.join(RESUME)}. (default: {RESUME[0]})")] = None,
+    controls: Annotated[
+        bool | None,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Add the controls that belong to a comparison: greedy decoding, a biased prompt, yes/no "
+            "shifted to a method's balance, captions cut to its lengths. (default: yes)",
+        ),
+    ] = None,
     retry_errors: Annotated[
         bool | None,
         typer.Option("--retry-errors/--no-retry-errors", help="Try failed items again. (default: yes)"),
@@ -96,6 +104,7 @@ def evaluate(
         "output": None if output is None else str(output),
         "seed": seed,
         "resume": resume,
+        "controls": controls,
         "retry_errors": retry_errors,
         "max_errors": max_errors,
         "allow_environment_change": allow_environment_change,

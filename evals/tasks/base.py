@@ -92,7 +92,9 @@ class Task(ABC):
     running: ClassVar[str]
     """What the mean score of the items so far is called."""
     yes_no: ClassVar[bool] = False
-    """Whether an answer is right or wrong."""
+    """Whether an answer is yes or no, and so right or wrong."""
+    controls: ClassVar[tuple[str, ...]] = ()
+    """Controls that a comparison on it needs beside greedy decoding, by name, see `evals.controls`."""
     tradeoff: ClassVar[tuple[str, str] | None] = None
     """The metric of hallucination, and the recall beside which it has to be read."""
 

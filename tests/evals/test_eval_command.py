@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("pope", "chair", "vqa")
-METHODS = ("--method", "greedy", "--method", "var")
+METHODS = ("--method", "greedy", "--method", "var", "--no-controls")
 SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit", "4", "--batch-size", "2")
 
 
@@ -181,7 +181,7 @@ def test_a_report_of_a_job_without_any_answer(
 
 
 def test_changed_settings_start_another_run_and_say_why(world: Path, tmp_path: Path) -> None:
-    command = ("pope", "--data", world, "--limit", 3, "--method", "var")
+    command = ("pope", "--data", world, "--limit", 3, "--method", "var", "--no-controls")
     jobs.evaluate(tmp_path, *command)
     result = jobs.evaluate(tmp_path, *command, "--set", "moved_fraction=0.6")
     [note] = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
@@ -263,6 +263,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
         data=str(world),
         methods=["greedy", {"var": {"moved_fraction": 0.6}}, {"var+vhr": {"vhr": {"head_scale": 1.5}}}],
         protocol=["pope.llava+max_new_tokens=3+parser=vlmevalkit", "vqa.tiny"],
+        controls=False,
         limit=4,
         batch_size=2,
         max_errors=0,
@@ -305,7 +306,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
 def test_methods_with_settings_on_the_command_line(world: Path, tmp_path: Path) -> None:
     jobs.evaluate(
         tmp_path, "pope", "--data", world, "--limit", 2, "--method", "greedy", "--method", "var+vhr",
-        "--method", "vhr", "--set", "var.moved_fraction=0.7", "--set", "vhr.head_scale=1.5",
+        "--method", "vhr", "--set", "var.moved_fraction=0.7", "--set", "vhr.head_scale=1.5", "--no-controls",
     )  # fmt: skip
     [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
     assert [each["method"] for each in task["methods"]] == [
@@ -369,7 +370,8 @@ def test_several_samples_of_each_item(world: Path, tmp_path: Path) -> None:
 
 
 def test_carve_is_asked_one_by_one(world: Path, tmp_path: Path) -> None:
-    jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, "--method", "greedy", "--method", "carve")
+    methods = ("--method", "greedy", "--method", "carve", "--no-controls")
+    jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, *methods)
     costs = {each["method"]: each for each in jobs.read(tmp_path / "costs.json")["methods"]}
     assert costs["carve"]["costs"]["forwards per token"] > costs["greedy"]["costs"]["forwards per token"]
 

@@ -22,6 +22,7 @@ def test_all_that_is_not_said_has_a_default() -> None:
     assert job.output == Path("runs/tiny-llava")
     assert (job.limit, job.max_errors, job.resume, job.retry_errors) == (None, None, "if_possible", True)
     assert not job.allow_environment_change
+    assert job.controls
     assert make_job({"tasks": "pope", "model": "org/some-model"}).output == Path("runs/some-model")
 
 
@@ -93,7 +94,7 @@ def test_batch_sizes(value: Any, size: int) -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("nope", 1, "a job has no nope; it has allow_environment_change, batch_size, data"),
+    ("nope", 1, "a job has no nope; it has allow_environment_change, batch_size, controls, data"),
     (1, 2, "a job has no 1"),
     ("tasks", [], "no task to evaluate; name one or more of chair, pope, vqa"),
     ("tasks", None, "no task to evaluate"),
@@ -181,6 +182,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("resume", True, "resume is True"),
     ("resume", ["always"], r"resume is \['always'\]"),
     ("retry_errors", "no", "retry_errors is 'no'; it must be true or false"),
+    ("controls", "no", "controls is 'no'; it must be true or false"),
     ("allow_environment_change", 1, "allow_environment_change is 1; it must be true or false"),
     ("data", 5, "data must be 'synthetic', a path, or a mapping of paths"),
     ("data", ["a"], "data must be 'synthetic', a path, or a mapping"),

@@ -58,6 +58,7 @@ def job(output: Path, data: Path, **changes: Any) -> Job:
         "data": str(data),
         "limit": 24,
         "batch_size": 3,
+        "controls": False,
     }
     return make_job(settings | changes)
 

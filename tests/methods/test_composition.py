@@ -27,7 +27,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning"),
 ]
 
-METHODS = [name for name, cls in vlmfix.methods().items() if not cls.asks]
+METHODS = [name for name, cls in vlmfix.methods().items() if cls.attaches]
+NEED_IMAGE = [name for name in METHODS if acting(name).needs_image]
 PRUNING = [name for name in METHODS if acting(name).prunes]
 LOGITS = [name for name in METHODS if acting(name).owns_logits]
 ATTENTION = [name for name in METHODS if name not in PRUNING + LOGITS]
@@ -71,6 +72,11 @@ def logits(
     return torch.stack(output.logits)
 
 
+def near(first: Tensor, second: Tensor) -> bool:
+    """Whether all logits are alike, those of tokens that both rule out, too."""
+    return torch.allclose(first, second, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_two_methods_keep_the_promises(
@@ -81,8 +87,7 @@ def test_two_methods_keep_the_promises(
     together = logits(model, inputs, pair)
     # An attention method may find nothing to edit among the tokens that a pruning left.
     for alone in pair[:1] if pair[1] in PRUNING else pair:
-        change = together - logits(model, inputs, (alone,))
-        assert change[change.isfinite()].abs().max() > 1e-4  # tokens that both leave possible
+        assert not near(together, logits(model, inputs, (alone,)))
     for row, single in enumerate(families.split(name, model, inputs)):
         torch.testing.assert_close(together[:, row], logits(model, single, pair)[:, 0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together, logits(model, inputs, pair, use_cache=False), atol=1e-4, rtol=1e-4)
@@ -191,10 +196,10 @@ def test_counts_of_a_batch_are_those_of_its_samples(
     model = models[family]
     inputs = families.prompt(family, model, (1, 2, 0))
     batch = activity_of(name, model, inputs)
-    needs_image = acting(name).needs_image
+    skips = int(name in NEED_IMAGE)
     assert batch.site_share
-    assert batch.rows_touched == (2 if needs_image else 3)
-    assert batch.rows_skipped == ({"no_image": 1} if needs_image else {})
+    assert batch.rows_touched == 3 - skips
+    assert batch.rows_skipped == ({"no_image": 1} if skips else {})
     assert batch.steps == 3 * 4
     singles = [activity_of(name, model, single) for single in families.split(family, model, inputs)]
     together = activity_of(name, model, *families.split(family, model, inputs))
@@ -205,15 +210,24 @@ def test_counts_of_a_batch_are_those_of_its_samples(
     )
     assert batch.site_share == pytest.approx(together.site_share)
     assert batch.layers_edited == sorted({layer for single in singles for layer in single.layers_edited})
-    assert sum(single.rows_touched for single in singles) == batch.rows_touched
+    assert sum(single.rows_touched for single in singles) == 3 - skips
     if batch.size is not None:
         assert batch.size == pytest.approx(together.size, rel=1e-4)
+    if name in LOGITS:
+        assert batch.layers_edited == []
+        assert batch.kl_steps == together.kl_steps == 4 * batch.rows_touched
+        assert 0 < batch.kl_mean <= batch.kl_max
+        for figure in ("kl_mean", "kl_max", "kl_cut", "argmax_changed"):
+            expected = getattr(together, figure)
+            assert getattr(batch, figure) == (expected and pytest.approx(expected, rel=1e-3)), figure
+    else:
+        assert (batch.kl_mean, batch.kl_steps, batch.argmax_changed) == (None, None, None)
     beams = activity_of(name, model, inputs, num_beams=2)
     assert beams.rows == 6
-    assert beams.rows_skipped == ({"no_image": 2} if needs_image else {})
+    assert beams.rows_skipped == ({"no_image": 2} if skips else {})
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if acting(name).needs_image])
+@pytest.mark.parametrize("name", NEED_IMAGE)
 def test_a_method_that_never_acts_warns_once(name: str, llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (0,))
     method = acting(name)

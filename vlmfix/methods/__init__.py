@@ -12,12 +12,13 @@ from vlmfix.methods.base import Method
 
 
 def methods() -> dict[str, type[Method]]:
-    """Every method of the package by the name that the command line uses, in alphabetical order."""
+    """Every method of the package by the name that the command line uses, in alphabetical order, controls
+    last."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     found = [cls for cls in _subclasses(Method) if cls.__module__.startswith(f"{__name__}.")]
     found = [cls for cls in found if "card" in vars(cls) and not cls.__name__.startswith("_")]
-    return {cls.__name__.lower(): cls for cls in sorted(found, key=lambda cls: cls.__name__.lower())}
+    return {cls.name: cls for cls in sorted(found, key=lambda cls: (cls.card.is_control, cls.name))}
 
 
 def _subclasses(cls: type[Method]) -> list[type[Method]]:

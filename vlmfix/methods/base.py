@@ -35,7 +35,7 @@ class Card:
     """What `vlmfix methods` prints of a method.
 
     Args:
-        level: attention, logits, tokens, vision encoder or image.
+        level: attention, logits, tokens, vision encoder, image or control.
         changes: what it changes, in a few words.
         where: in which rows and layers.
         forwards: forward passes per generated token; 1.0 is the cost of plain decoding.
@@ -60,6 +60,11 @@ class Card:
     def is_on_arxiv(self) -> bool:
         """Whether `paper` is an arXiv id."""
         return "/" not in self.paper
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is what methods are compared with, a trivial explanation of their gain."""
+        return self.level == "control"
 
 
 class Kept(NamedTuple):
@@ -87,8 +92,12 @@ class Method:
     the layer; `run.layout_at(layer)` tells where the image and the text are among them.
     """
 
+    name: ClassVar[str]
+    """By which the command line and results call it; where a class says nothing, its own in lower case."""
     card: ClassVar[Card]
     neutral: ClassVar[Mapping[str, Any]] = {}
+    attaches: ClassVar[bool] = True
+    """Whether it acts inside one `model.generate`, and not on what is asked or how it is decoded alone."""
     edits: ClassVar[bool] = True
     """Whether it edits at all; what an observer does is neither counted nor worth a warning."""
     needs_image: ClassVar[bool] = True
@@ -104,6 +113,10 @@ class Method:
     """Whether it asks the model several times, see `AskingMethod`."""
 
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
 
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None
@@ -204,6 +217,11 @@ class Method:
     def prompt(self, text: str) -> str:
         """What `vlmfix.generate` and the harness ask in place of `text`."""
         return text
+
+    @property
+    def prompt_change(self) -> str:
+        """What `prompt` changes, in a word for the ids of results; "": nothing."""
+        return ""
 
     def decoding(self, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments with which `vlmfix.generate` and the harness call `model.generate` under this method.
@@ -342,13 +360,14 @@ class Method:
         skipped = self.skipped(run)
         sums = run.counts_of(self).close(skipped)
         self.report(run, sums)
-        if sums.edited == 0 and not self._sums.warned:
+        if sums.did_nothing and not self._sums.warned:
             self._sums.warned = True
             misses_image = self.needs_image and not run.layout.has_image
             reason = "no image in the prompt" if misses_image else self.inactive_reason(run)
+            moved = f", none by more than {sums.divergence.kl_max:.1g} nats" if sums.edited else ""
             warnings.warn(
-                f"{type(self).__name__} edited 0 of {sums.eligible} sites in {sums.steps} steps of "
-                f"{sums.rows} sequences: {reason}",
+                f"{type(self).__name__} edited {sums.edited} of {sums.eligible} sites in {sums.steps} steps "
+                f"of {sums.rows} sequences{moved}: {reason}",
                 InactiveMethodWarning,
                 stacklevel=2,
             )
@@ -359,6 +378,7 @@ class AskingMethod(Method, ABC):
     """A strategy that asks the model several times, by `ask`; it cannot attach to one `model.generate`."""
 
     asks: ClassVar = True
+    attaches: ClassVar = False
 
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None

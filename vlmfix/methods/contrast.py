@@ -22,8 +22,7 @@ _EQUAL = 1e-6
 class Mixing(Method, ABC):
     """Says what the logits of the next token are; tokens that are not plausible are ruled out.
 
-    A subclass says how logits are mixed (`combine`). Prompts without an image keep theirs, unless it needs
-    none.
+    A subclass says how logits are mixed (`combine`). If it needs an image, prompts without one keep theirs.
 
     Args:
         beta: tokens less likely than this share of the likeliest one are ruled out, in [0, 1]; 0 rules out
@@ -53,7 +52,7 @@ class Mixing(Method, ABC):
         if self.needs_image:
             with_image = run.layout.image_tokens.any(dim=1).to(logits.device)
             edited = torch.where(with_image[:, None], edited, logits)
-        run.count(self, 0, differ(logits, edited).long(), 1)
+        run.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
 

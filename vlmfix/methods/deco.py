@@ -92,7 +92,7 @@ class DeCo(Method):
         else:
             corrected = likeliest.logits
         run.measure(self, candidates=likeliest.mask.sum(dim=1, keepdim=True))
-        run.count(self, 0, torch.ones_like(run.alive).long(), 1)
+        run.count(self, None, torch.ones_like(run.alive).long(), 1)
         return likeliest.spread(corrected, logits)
 
     def report(self, run: Run, sums: Sums) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from vlmfix.runtime.divergence import Divergence, DivergenceCounts
 
 
 class InactiveMethodWarning(UserWarning):
@@ -20,7 +23,10 @@ class Activity:
     """What a method did in all runs since it was made or reset; shares lie in [0, 1], None does not apply.
 
     A *site* is the smallest thing that a method may leave alone: a (step, layer, head) triple for methods at
-    the attention level, an image token for pruning, a sequence for methods of several passes.
+    the attention level, a step at the logits level, an image token for pruning, a sequence for methods of
+    several passes. KL(edited || base), in nats, is between the distributions of the next token with and
+    without the edit after the same prefix, before temperature and the like; it is known for methods that say
+    what the logits are.
 
     Args:
         rows: sequences seen (samples times beams).
@@ -33,6 +39,11 @@ class Activity:
         site_share: edited sites among the eligible ones.
         size: mean size of the edit, in the unit that `details` names.
         prefill_only: whether no step behind the prefill was edited.
+        argmax_changed: share of the steps of `kl_steps` in which the likeliest token became another one.
+        kl_mean: mean KL(edited || base) over these steps.
+        kl_max: the largest one.
+        kl_cut: the part of `kl_mean` that ruling tokens out alone gives; None if none was.
+        kl_steps: steps of sequences that had not ended and that the method takes.
         details: facts of this method, for instance the schedule of a pruning, and means beside `size`.
     """
 
@@ -46,6 +57,11 @@ class Activity:
     site_share: float | None
     size: float | None
     prefill_only: bool | None
+    argmax_changed: float | None
+    kl_mean: float | None
+    kl_max: float | None
+    kl_cut: float | None
+    kl_steps: int | None
     details: dict[str, Any]
 
 
@@ -58,6 +74,7 @@ class RowActivity(NamedTuple):
         edited: sites.
         eligible: sites that could have been edited.
         skipped: why the method declined the sequence; "" if it did not.
+        divergence: how far its edits moved the next token.
     """
 
     steps: int
@@ -65,6 +82,7 @@ class RowActivity(NamedTuple):
     edited: int
     eligible: int
     skipped: str
+    divergence: Divergence = Divergence()
 
 
 class Counts:
@@ -76,7 +94,8 @@ class Counts:
     """
 
     def __init__(self, rows: int, layers: int, device: torch.device) -> None:
-        self._edited = torch.zeros(rows, layers, dtype=torch.int64, device=device)
+        # The last column is of what no layer does.
+        self._edited = torch.zeros(rows, layers + 1, dtype=torch.int64, device=device)
         self._edited_now: list[tuple[int, Tensor]] = []
         self._eligible = torch.zeros(rows, dtype=torch.int64, device=device)
         self._eligible_now: int | Tensor = 0
@@ -85,15 +104,17 @@ class Counts:
         self._edited_in_decode = torch.zeros((), dtype=torch.bool, device=device)
         self._sizes: dict[str, tuple[Tensor, Tensor]] = {}
         self._sizes_now: dict[str, list[Tensor]] = {}
+        self.divergence = DivergenceCounts(rows, device)
 
-    def add(self, layer: int, edited: Tensor, eligible: int | Tensor) -> None:
+    def add(self, layer: int | None, edited: Tensor, eligible: int | Tensor) -> None:
         """Sites of one layer in the current step.
 
         Args:
+            layer: None for what no layer does.
             edited: how many were edited, `(rows,)`, or where, `(rows, sites, ...)` bool; a site counts once.
             eligible: how many could have been, `(rows,)` or one for all.
         """
-        self._edited_now.append((layer, edited))
+        self._edited_now.append((self._edited.shape[1] - 1 if layer is None else layer, edited))
         self._eligible_now += eligible
 
     def measure(self, sizes: Mapping[str, Tensor]) -> None:
@@ -120,6 +141,7 @@ class Counts:
                 total + (of_step.sum(dim=1) * counted).sum(),
                 count + of_step.shape[1] * counted.sum(),
             )
+        self.divergence.end_step(counted)
         self._edited_now, self._sizes_now = [], {}
         self._eligible_now = 0
 
@@ -144,25 +166,26 @@ class Counts:
         for reason, rows in skipped.items():
             for row in rows.nonzero().flatten().tolist():
                 reasons[row] = reasons[row] or reason
-        columns = (self._steps, self._steps_edited, edited.sum(dim=1), self._eligible)
+        counts = (self._steps, self._steps_edited, edited.sum(dim=1), self._eligible)
+        columns = (*(each.tolist() for each in counts), reasons, self.divergence.close())
+        latest = [RowActivity(*row) for row in zip(*columns, strict=True)]
         sizes = {name: (float(total), int(count)) for name, (total, count) in self._sizes.items()}
         size, size_count = sizes.pop("size", (0.0, 0))
         return Sums(
-            latest=[
-                RowActivity(*row) for row in zip(*(each.tolist() for each in columns), reasons, strict=True)
-            ],
+            latest=latest,
             rows=len(edited),
             rows_touched=int(edited.any(dim=1).sum()),
             rows_skipped=Counter({reason: n for reason, rows in skipped.items() if (n := int(rows.sum()))}),
             steps=int(self._steps.sum()),
             steps_edited=int(self._steps_edited.sum()),
-            layers=set(edited.any(dim=0).nonzero().squeeze(1).tolist()),
+            layers=set(edited[:, :-1].any(dim=0).nonzero().squeeze(1).tolist()),
             edited=int(edited.sum()),
             eligible=int(self._eligible.sum()),
             edited_in_decode=bool(self._edited_in_decode),
             size=size,
             size_count=size_count,
             other_sizes=sizes,
+            divergence=reduce(Divergence.merged, (row.divergence for row in latest)),
         )
 
 
@@ -182,9 +205,15 @@ class Sums:
     size: float = 0.0
     size_count: int = 0
     other_sizes: dict[str, tuple[float, int]] = field(default_factory=dict)
+    divergence: Divergence = field(default_factory=Divergence)
     warned: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     latest: list[RowActivity] = field(default_factory=list)
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether nothing was edited, or no edit moved a distribution."""
+        return self.edited == 0 or self.divergence.is_still
 
     def add(self, other: Sums) -> None:
         """Merge `other` into these; of details and single sequences, the later ones hold."""
@@ -205,6 +234,7 @@ class Sums:
         self.rows_skipped += other.rows_skipped
         self.layers |= other.layers
         self.edited_in_decode |= other.edited_in_decode
+        self.divergence = self.divergence.merged(other.divergence)
         self.details |= other.details
         self.latest = other.latest
 
@@ -223,5 +253,6 @@ class Sums:
             site_share=share,
             size=self.size / self.size_count if self.size_count else None,
             prefill_only=None if not self.edited else not self.edited_in_decode,
+            **self.divergence.figures,
             details=self.details | means,
         )

@@ -242,10 +242,11 @@ class Run:
         stage = self.stage_at(layer)
         return self.layout if stage is None else stage.layout
 
-    def count(self, method: Any, layer: int, edited: Tensor, eligible: int | Tensor) -> None:
+    def count(self, method: Any, layer: int | None, edited: Tensor, eligible: int | Tensor) -> None:
         """Note what a method did in a layer of this step.
 
         Args:
+            layer: None for what no layer does, such as an edit of the logits.
             edited: number of sites that it edited in each sequence, `(batch,)`, or where it edited any,
                 `(batch, sites, rows)` bool.
             eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.

@@ -371,7 +371,9 @@ class Steering:
             own = last[:rows] if self.scores is None else self.scores
             others = last[rows:].split(rows) if len(last) > rows else ()
             for method in owners:
-                own = method.edit_logits(run, own, others)
+                edited = method.edit_logits(run, own, others)
+                run.counts_of(method).divergence.compare(own, edited)
+                own = edited
             if self.scores is None:
                 output.logits = output.logits[:rows].clone()
                 output.logits[:, -1] = own.to(output.logits.dtype)

@@ -1,0 +1,49 @@
+"""Which controls stand beside the methods of a comparison.
+
+Greedy decoding belongs to every comparison, a biased prompt and an output shift to yes/no questions, cutting
+to equal lengths to captions; each task names its own. Others (sampling, beams, the plausibility cut, sharper
+logits, text contrast) are methods like any other, which a job names where they apply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import vlmfix
+from evals.job import Job, Variant
+from evals.protocols import Protocol
+from evals.tasks.base import Task
+
+OUTPUT_SHIFT, TRUNCATE = "control.output_shift", "control.truncate"
+MATCHED = (OUTPUT_SHIFT, TRUNCATE)
+"""Controls that are made to match a method, when its run has ended; see `evals.matching`."""
+
+
+def rows(job: Job, task: Task) -> list[Variant]:
+    """What a job runs on a task: controls first, then the methods that are tested; without the controls that
+    are made to match a method.
+
+    Stock decoding is a control, whoever named it, and so is a method of the level "control".
+    """
+    tested = [variant for variant in job.variants if not _is_control(variant)]
+    if not job.controls or not tested:
+        return list(job.variants)
+    controls = [variant for variant in job.variants if _is_control(variant)]
+    if not any(is_greedy(variant, task.protocol) for variant in controls):
+        plain = task.protocol.temperature == 0 and task.protocol.num_beams == 1
+        controls.append(Variant.of("greedy" if plain else vlmfix.ControlGreedy.name, {}))
+    wanted = [Variant.of(name, {}) for name in task.controls if name not in MATCHED]
+    named = [variant.methods for variant in controls]
+    controls += [variant for variant in wanted if variant.methods not in named]
+    return [dataclasses.replace(variant, control="") for variant in controls] + tested
+
+
+def is_greedy(variant: Variant, protocol: Protocol) -> bool:
+    """Whether a variant is greedy decoding of the stock model."""
+    if not variant.methods:
+        return protocol.temperature == 0 and protocol.num_beams == 1
+    return variant.methods == (vlmfix.ControlGreedy(),)
+
+
+def _is_control(variant: Variant) -> bool:
+    return all(method.card.is_control for method in variant.methods)

@@ -1,0 +1,54 @@
+"""Control: away from the prompt without its image, with nothing of the method under test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.contrast import Contrastive, contrast
+from vlmfix.methods.forms import without_image
+from vlmfix.runtime.branches import Branch
+from vlmfix.runtime.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTextContrast(Contrastive):
+    """Contrast with the prompt without its image (arXiv 2504.10020): the gain of less language prior, without
+    the branch of the method under test.
+
+    Args:
+        alpha: strength, in [0, 100]; 0 leaves only the cut.
+        beta: plausibility cut, see `Mixing`.
+        fused: see `Contrastive`.
+    """
+
+    alpha: float = 1.0
+
+    name: ClassVar = "control.text_contrast"
+    card: ClassVar = Card(
+        level="control",
+        changes="logits: away from those without the image",
+        where="every step",
+        forwards=2.0,
+        fidelity="reconstruction",
+        paper="2504.10020",
+    )
+    neutral: ClassVar = {"alpha": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 100)
+
+    def branches(
+        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> Sequence[Branch]:
+        if self.alpha == 0 or not run.layout.has_image:
+            return ()
+        return [without_image(run, inputs_embeds, fused=self.fused)]
+
+    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        return contrast(logits, branches[0], self.alpha) if branches else logits
