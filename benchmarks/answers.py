@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -20,6 +20,8 @@ import vlmfix
 from evals.data import Scene, render, sample_scene
 from evals.data.language import with_article
 from training.report import presence_items
+from vlmfix.methods.outputshift import answer_ids, answer_margins
+from vlmfix.runtime.run import Run
 
 NEW_TOKENS = {"captions": 80, "yes-no": 2}
 """Kinds of prompts, and the length limit of their answers in tokens."""
@@ -27,14 +29,19 @@ NEW_TOKENS = {"captions": 80, "yes-no": 2}
 
 @dataclass(frozen=True)
 class Setting:
-    """A method by name with the parameters that differ from its defaults; `greedy` is plain decoding."""
+    """A method by name with the parameters that differ from its defaults; `greedy` is plain decoding. Of
+    several methods, joined by `+`, the last one has the parameters.
+    """
 
     method: str
     parameters: dict[str, Any]
 
-    def build(self) -> vlmfix.Method | None:
-        """The method, new and without counts of earlier runs."""
-        return None if self.method == "greedy" else vlmfix.make_method(self.method, **self.parameters)
+    def build(self) -> list[vlmfix.Method]:
+        """The methods, new and without counts of earlier runs."""
+        if self.method == "greedy":
+            return []
+        *others, last = self.method.split("+")
+        return [*map(vlmfix.make_method, others), vlmfix.make_method(last, **self.parameters)]
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.parameters.items()) or "defaults"
@@ -115,45 +122,80 @@ class Speaker:
             UnsupportedError: the method does not go with the model.
             ValueError: a value of the method does not fit the model, or nobody knows it.
         """
-        method = setting.build()
+        methods = setting.build()
         images, prompts = split.prompts(kind)
-        path = self._path(setting, method, split, kind, prompts)
+        path = self._path(setting, methods, split, kind, prompts)
         if path.exists():
             progress(len(prompts))
             return Answers(**json.loads(path.read_text(encoding="utf-8"))["answers"])
+        torch.manual_seed(split.seed)  # for controls that sample
         start = time.perf_counter()
         texts = vlmfix.generate(
             self.model,
             self.processor,
             images,
             prompts,
-            method,
+            methods,
             max_new_tokens=NEW_TOKENS[kind],
             batch_size=self.batch_size,
             progress=progress,
             do_sample=False,
         )
         seconds = time.perf_counter() - start
-        answers = Answers(texts, seconds, method.activity().site_share if method else None)
+        answers = Answers(texts, seconds, methods[-1].activity().site_share if methods else None)
         write_json(path, {"setting": asdict(setting), "answers": asdict(answers)})
         return answers
 
+    def margins(self, split: Split) -> list[float]:
+        """How much likelier greedy decoding begins with a yes than with a no, in nats, for each question."""
+        images, prompts = split.prompts("yes-no")
+        path = self._path(Setting("greedy", {}), [], split, "margins", prompts)
+        if not path.exists():
+            observer = _Margins(ids=answer_ids(self.processor.tokenizer))
+            vlmfix.generate(
+                self.model,
+                self.processor,
+                images,
+                prompts,
+                observer,
+                max_new_tokens=1,
+                batch_size=self.batch_size,
+                do_sample=False,
+            )
+            write_json(path, observer.seen)
+        return json.loads(path.read_text(encoding="utf-8"))
+
     def _path(
-        self, setting: Setting, method: vlmfix.Method | None, split: Split, kind: str, prompts: list[str]
+        self, setting: Setting, methods: list[vlmfix.Method], split: Split, kind: str, prompts: list[str]
     ) -> Path:
         """A file name with a hash of everything that changes an answer."""
         key = {
             "model": self.name,
             "method": setting.method,
-            "parameters": method.parameters if method else {},
+            "parameters": methods[-1].parameters if methods else {},
             "seed": split.seed,
             "count": split.count,
             "prompts": prompts,
-            "new tokens": NEW_TOKENS[kind],
+            "new tokens": NEW_TOKENS.get(kind, 1),
             "versions": versions(),
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.folder / f"{setting.method}-{split.name}-{kind}-{digest}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Margins(vlmfix.Method):
+    """Looks at the first token of each answer."""
+
+    edits: ClassVar = False
+
+    ids: tuple[tuple[int, ...], tuple[int, ...]]
+    seen: list[float] = field(default_factory=list, compare=False)
+
+    def edit_logits(self, run: Run, logits: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
+        if run.step == 0:
+            self.seen.extend(answer_margins(logits, *self.ids).tolist())
+        return logits
 
 
 def versions() -> dict[str, str]:

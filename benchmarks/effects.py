@@ -3,7 +3,8 @@
     python -m benchmarks.effects --model tiny-llava --output runs/effects
 
 Each method gets one setting, chosen from `GRID` on validation scenes by `choose`, and is measured with it on
-other scenes. A second start does only what is missing.
+other scenes: against greedy decoding, and against greedy decoding that matches it (`benchmarks.matched`).
+Controls stand first. A second start does only what is missing.
 """
 
 from __future__ import annotations
@@ -21,68 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import vlmfix
 from benchmarks.answers import NEW_TOKENS, Setting, Speaker, Split, versions, write_json
 from benchmarks.bootstrap import LEVEL, RESAMPLES, Estimate, Ratio, compare, resample
+from benchmarks.grid import CONTROLS, GRID
 from benchmarks.judging import COLUMNS, judge
-
-# Settings that compete on the validation scenes, around the published ones as far as those fit a model of
-# 8 layers and 64 image tokens; a method that is not named runs at its defaults.
-GRID: dict[str, list[dict[str, Any]]] = {
-    "var": [
-        {"moved_fraction": 0.4},
-        {"moved_fraction": 0.6},
-        {"moved_fraction": 1.0},
-        {"moved_fraction": 0.6, "min_non_sink_share": 0.2},
-        {"moved_fraction": 1.0, "min_non_sink_share": 0.2},
-        {"moved_fraction": 1.0, "min_non_sink_share": 0.0, "min_image_mass": 0.05},
-    ],
-    "vhr": [
-        {"num_last_layers": 2, "head_scale": 2.0},
-        {"num_last_layers": 2, "head_scale": 3.0},
-        {"num_last_layers": 3, "head_scale": 1.5},
-        {"num_last_layers": 3, "head_scale": 2.0},
-        {"num_last_layers": 4, "head_scale": 1.25},
-        {"num_last_layers": 4, "head_scale": 1.5},
-        {"num_last_layers": 4, "head_scale": 1.5, "scale_positions": "last"},
-        {"num_last_layers": 6, "head_scale": 1.25},
-    ],
-    "gift": [
-        {"saliency_layer": 4, "enhanced_layers": (3, 6), "image_boost": 0.5},
-        {"saliency_layer": 4, "enhanced_layers": (3, 6), "image_boost": 2.0},
-        {"saliency_layer": 4, "enhanced_layers": (5, 7), "image_boost": 2.0},
-        {"saliency_layer": 4, "enhanced_layers": (5, 7), "image_boost": 5.0},
-        {"saliency_layer": 2, "enhanced_layers": (3, 6), "image_boost": 2.0},
-        {"saliency_layer": 2, "enhanced_layers": (2, 4), "image_boost": 1.0},
-        {"saliency_layer": 5, "enhanced_layers": (5, 7), "image_boost": 0.5},
-    ],
-    "carve": [
-        {"kept_pixel_fraction": 0.2},
-        {"kept_pixel_fraction": 0.4},
-        {"kept_pixel_fraction": 0.4, "step_mode": "last"},
-        {"kept_pixel_fraction": 0.4, "final_images": "refined"},
-    ],
-    "adaptinfer": [{"budget": "33%"}, {"budget": "50%"}, {"budget": "70%"}],
-    "fastv": [
-        {"start_layer": 2, "prune_ratio": 0.25},
-        {"start_layer": 2, "prune_ratio": 0.5},
-        {"start_layer": 2, "prune_ratio": 0.75},
-    ],
-    "kmeans": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
-    "randomtokens": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
-    "uniformgrid": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
-    "divprune": [{"keep_ratio": 0.25}, {"keep_ratio": 0.5}, {"keep_ratio": 0.75}],
-    "visionzip": [
-        {"dominant_tokens": 14, "contextual_tokens": 2},
-        {"dominant_tokens": 27, "contextual_tokens": 5},
-        {"dominant_tokens": 41, "contextual_tokens": 7},
-    ],
-    "pyramiddrop": [
-        {"prune_layers": (2, 4, 6), "keep_ratios": (0.75, 0.5, 0.25)},
-        {"prune_layers": (2, 4, 6), "keep_ratios": (0.5, 0.25, 0.125)},
-    ],
-    "sparsevlm": [
-        {"prune_layers": (2, 4, 6), "kept_tokens": (48, 32, 16)},
-        {"prune_layers": (2, 4, 6), "kept_tokens": (32, 16, 8)},
-    ],
-}
+from benchmarks.matched import MATCHED, cut, shifted
 
 SEED = 770_001
 RECALL_LOSS = 0.02
@@ -111,20 +53,24 @@ class Effect:
     Args:
         setting: method and parameters.
         columns: by name, on the test scenes; empty if every candidate was refused.
+        matched: the same against the controls that match it, by the names in `MATCHED`; empty for controls.
         inactive: whether the method never edited anything.
         candidates: what there was to choose from; empty for greedy.
     """
 
     setting: Setting
     columns: dict[str, Estimate]
+    matched: dict[str, Estimate]
     inactive: bool
     candidates: list[Candidate]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers of a setting on one split, judged: columns by name."""
+    """Answers of a setting on one split, and their columns by name."""
 
+    captions: list[str]
+    verdicts: list[str]
     columns: dict[str, Ratio]
     inactive: bool
 
@@ -166,20 +112,22 @@ class Comparison:
         self.task = progress.add_task("")
         self.weights = resample(test.count)
         self.greedy = {split: self._measure(GREEDY, split) for split in (validation, test)}
+        self.margins = speaker.margins(test)
 
     def effect(self, settings: Sequence[Setting]) -> Effect:
         """One method, from the choice among its settings, at least one, to its columns."""
         candidates = [self._validate(setting) for setting in settings]
         accepted = [i for i, candidate in enumerate(candidates) if not candidate.refused]
         if not accepted:
-            return Effect(settings[0], {}, inactive=False, candidates=candidates)
+            return Effect(settings[0], {}, {}, inactive=False, candidates=candidates)
         columns = [candidates[i].columns for i in accepted]
         chosen = settings[accepted[choose(self.greedy[self.validation].values, columns)]]
-        return self._against_greedy(chosen, self._measure(chosen, self.test), candidates)
+        measured = self._measure(chosen, self.test)
+        return self._against_greedy(chosen, measured, self._against_matched(measured), candidates)
 
-    def effect_of_greedy(self) -> Effect:
-        """The row that the others are compared with."""
-        return self._against_greedy(GREEDY, self.greedy[self.test], [])
+    def effect_of_control(self, setting: Setting) -> Effect:
+        """A row that says what a simple device does."""
+        return self._against_greedy(setting, self._measure(setting, self.test), {}, [])
 
     def _validate(self, setting: Setting) -> Candidate:
         try:
@@ -193,15 +141,35 @@ class Comparison:
         advance = functools.partial(self.progress.advance, self.task)
         captions, verdicts = (self.speaker.answers(setting, split, kind, advance) for kind in NEW_TOKENS)
         return Measured(
+            captions.texts,
+            verdicts.texts,
             judge(split, captions.texts, verdicts.texts),
             inactive=setting != GREEDY and not (captions.site_share or verdicts.site_share),
         )
 
-    def _against_greedy(self, setting: Setting, measured: Measured, candidates: list[Candidate]) -> Effect:
+    def _against_matched(self, measured: Measured) -> dict[str, Estimate]:
+        """A method, its longer captions cut, against greedy decoding that says yes as often as it does, and
+        longer captions of which are cut.
+        """
+        greedy, tokenizer = self.greedy[self.test], self.speaker.processor.tokenizer
+        verdicts = shifted(self.margins, measured.verdicts)
+        control = judge(self.test, cut(greedy.captions, measured.captions, tokenizer), verdicts)
+        shorter = cut(measured.captions, greedy.captions, tokenizer)
+        method = judge(self.test, shorter, measured.verdicts)
+        return {name: compare(method[of], control[of], self.weights) for name, of in MATCHED.items()}
+
+    def _against_greedy(
+        self,
+        setting: Setting,
+        measured: Measured,
+        matched: dict[str, Estimate],
+        candidates: list[Candidate],
+    ) -> Effect:
         greedy = self.greedy[self.test]
         return Effect(
             setting,
             {name: compare(measured.columns[name], greedy.columns[name], self.weights) for name in COLUMNS},
+            matched,
             inactive=measured.inactive,
             candidates=candidates,
         )
@@ -209,7 +177,8 @@ class Comparison:
 
 def table(effects: Sequence[Effect]) -> str:
     """A row for every method, in Markdown."""
-    lines = [f"| method | setting | {' | '.join(COLUMNS)} |", f"|{' --- |' * (len(COLUMNS) + 2)}"]
+    names = [*COLUMNS, *MATCHED]
+    lines = [f"| method | setting | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 2)}"]
     lines += [f"| {' | '.join(_cells(effect))} |" for effect in effects]
     return "\n".join(lines)
 
@@ -218,16 +187,23 @@ def _cells(effect: Effect) -> list[str]:
     method = effect.setting.method + (" (inactive)" if effect.inactive else "")
     if not effect.columns:
         reason = effect.candidates[0].refused.replace("|", "\\|")
-        return [method, f"refused: {reason}", *[""] * len(COLUMNS)]
+        return [method, f"refused: {reason}", *[""] * (len(COLUMNS) + len(MATCHED))]
     cells = []
     for name, estimate in effect.columns.items():
         digits = 2 if name == "words" else 3
         cell = f"{estimate.value:.{digits}f}"
-        if effect.setting != GREEDY:
-            low, high = f"{estimate.low:+.{digits}f}", f"{estimate.high:+.{digits}f}"
-            cell += f" ({estimate.difference:+.{digits}f}, {low} to {high})"
-        cells.append(cell)
+        cells.append(cell if effect.setting == GREEDY else f"{cell} ({_difference(estimate, digits)})")
+    for name in MATCHED:
+        matched = effect.matched.get(name)
+        cells.append(
+            "" if matched is None else f"{matched.value - matched.difference:.3f} ({_difference(matched, 3)})"
+        )
     return [method, str(effect.setting), *cells]
+
+
+def _difference(estimate: Estimate, digits: int) -> str:
+    low, high = (f"{each:+.{digits}f}" for each in (estimate.low, estimate.high))
+    return f"{estimate.difference:+.{digits}f}, {low} to {high}"
 
 
 def heading(model: str, validation: Split, test: Split) -> str:
@@ -238,7 +214,10 @@ def heading(model: str, validation: Split, test: Split) -> str:
         f"of seed {test.seed}, settings chosen on {validation.count} of seed {validation.seed}; {used}. In "
         f"parentheses: difference to greedy and its {LEVEL:.0%} interval, paired and clustered by scene "
         f"({RESAMPLES} bootstrap resamples). Accuracy and yes-ratio: questions about co-occurring negatives "
-        f"and as many positives."
+        f"and as many positives. The last columns have the value of a control that matches the method, and "
+        f"in parentheses the difference of the method to it: greedy decoding with an offset between yes and "
+        f"no at which it says yes as often (calibrated on these very items), and greedy captions, where the "
+        f"longer one of two captions of a scene is cut to the tokens of the shorter, and to whole sentences."
     )
 
 
@@ -256,20 +235,22 @@ def main(
     """Print the effect of every method against greedy decoding as a Markdown table."""
     grid = {
         name: [Setting(name, parameters) for parameters in GRID.get(name, [{}])]
-        for name in method or vlmfix.methods()
+        for name in sorted(method or vlmfix.methods(), key=lambda name: not name.startswith("control."))
+        if not name.startswith("control.") or name in GRID
     }
-    for settings in grid.values():
-        for setting in settings:
-            setting.build()  # a mistake shows now, not in an hour
+    for setting in (*CONTROLS, *(setting for settings in grid.values() for setting in settings)):
+        setting.build()  # a mistake shows now, not in an hour
     splits = Split("validation", seed + 1, validation), Split("test", seed, test)
     name = Path(model).name
     speaker = Speaker(model, output / name, batch_size)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        methods = progress.add_task("methods", total=1 + len(grid))
+        methods = progress.add_task("methods", total=1 + len(CONTROLS) + len(grid))
         comparison = Comparison(speaker, *splits, progress)
-        effects = [comparison.effect_of_greedy()]
-        progress.advance(methods)
+        effects = []
+        for setting in (GREEDY, *CONTROLS):
+            effects.append(comparison.effect_of_control(setting))
+            progress.advance(methods)
         for settings in grid.values():
             effects.append(comparison.effect(settings))
             progress.advance(methods)

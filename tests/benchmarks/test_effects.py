@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 import vlmfix
 from benchmarks import bootstrap, effects
-from benchmarks.answers import Split
+from benchmarks.answers import Speaker, Split
 from benchmarks.bootstrap import Ratio, compare, resample
+from benchmarks.grid import CONTROLS
 from benchmarks.judging import COLUMNS, judge
+from benchmarks.matched import MATCHED, cut, shifted
 from training import report
 
 pytestmark = pytest.mark.slow
@@ -52,7 +54,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return ["Yes, a dog and a cup."] * len(prompts)
 
     monkeypatch.setattr(vlmfix, "generate", generate)
+    monkeypatch.setattr(Speaker, "margins", lambda self, split: [0.5] * len(split.items))
     return asked
+
+
+@pytest.fixture(autouse=True)
+def _one_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effects, "CONTROLS", CONTROLS[:1])
 
 
 def test_resamples_draw_as_many_scenes_as_there_are() -> None:
@@ -113,6 +121,32 @@ def test_columns_are_those_of_the_report_of_the_training() -> None:
     assert (values["accuracy"], values["yes-ratio"]) == pytest.approx((accuracy, yes))
 
 
+def test_shifted_greedy_says_yes_as_often() -> None:
+    margins = [2.0, -0.5, 0.25, -3.0, 1.0]
+    assert shifted(margins, ["Yes", "no", "No.", "Nothing", "yes"]) == ["Yes", "No", "No", "No", "Yes"]
+    assert shifted(margins, ["Yes"] * 5) == ["Yes"] * 5
+    assert shifted(margins, ["No"] * 5) == ["No"] * 5
+    assert shifted(margins, ["Yes"] * 4 + ["No"]) == ["Yes", "Yes", "Yes", "No", "Yes"]
+
+
+def test_longer_captions_are_cut_to_whole_sentences() -> None:
+    _, processor = vlmfix.load()
+    long, short = "There is a dog. There is a cup on the table.", "There is a dog. There is a."
+    assert cut([long, short, long], [short, long, long], processor.tokenizer) == [
+        "There is a dog.",
+        short,
+        long,
+    ]
+
+
+def test_margins_are_those_of_the_answers(tmp_path: Path) -> None:
+    speaker, split = Speaker("tiny-llava", tmp_path, 8), Split("test", 3, 4)
+    margins = speaker.margins(split)
+    assert speaker.margins(split) == margins
+    greedy = speaker.answers(effects.GREEDY, split, "yes-no", lambda prompts: None).texts
+    assert [text.lower().startswith("yes") for text in greedy] == [margin > 0 for margin in margins]
+
+
 @pytest.mark.parametrize(
     ("candidates", "chosen"),
     [
@@ -141,7 +175,7 @@ def test_scenes_are_those_of_no_other_report() -> None:
 def test_second_start_does_only_what_is_missing(tmp_path: Path, calls: list[int]) -> None:
     first = start(tmp_path)
     settings = len(effects.GRID["var"])
-    assert len(calls) == 2 * (2 + settings + 1)
+    assert len(calls) == 2 * (2 + 1 + settings + 1)
     calls.clear()
     assert start(tmp_path).stdout == first.stdout
     assert calls == []
@@ -163,7 +197,7 @@ def test_what_changes_an_answer_is_asked_again(
     if changed == "parameters":
         monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.9}])
     assert start(tmp_path, *options).exit_code == 0
-    assert len(calls) == {"seed": 8, "version": 8, "parameters": 4, "count": 4}[changed]
+    assert len(calls) == {"seed": 10, "version": 10, "parameters": 4, "count": 6}[changed]
 
 
 def test_killed_in_the_middle_leaves_no_half_file(
@@ -184,7 +218,7 @@ def test_refused_settings_are_listed_and_the_job_goes_on(
     assert cells[0].startswith("refused: sink_dimensions has 100000")
     monkeypatch.setitem(effects.GRID, "var", [impossible, {"moved_fraction": 0.9}])
     assert rows(start(tmp_path))["var"][0] == "moved_fraction=0.9"
-    candidates = json.loads((tmp_path / "tiny-llava.json").read_text())["effects"][1]["candidates"]
+    candidates = json.loads((tmp_path / "tiny-llava.json").read_text())["effects"][2]["candidates"]
     assert "100000" in candidates[0]["refused"]
     assert candidates[1]["columns"].keys() == set(COLUMNS)
 
@@ -195,7 +229,7 @@ def test_method_that_never_acted_is_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved_fraction: float, name: str
 ) -> None:
     monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": moved_fraction}])
-    assert list(rows(start(tmp_path))) == ["greedy", name]
+    assert list(rows(start(tmp_path))) == ["greedy", "control.prompt_bias", name]
 
 
 def test_mistake_in_the_grid_shows_before_anything_runs(
@@ -209,14 +243,17 @@ def test_mistake_in_the_grid_shows_before_anything_runs(
 def test_small_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.6}])
     result = start(tmp_path)
-    greedy, var = rows(result).values()
-    assert len(greedy) == len(var) == 1 + len(COLUMNS)
+    greedy, control, var = rows(result).values()
+    assert len(greedy) == len(control) == len(var) == 1 + len(COLUMNS) + len(MATCHED)
     assert result.stdout == (tmp_path / "tiny-llava.md").read_text()
     assert "Test bed" in result.stdout
     content = json.loads((tmp_path / "tiny-llava.json").read_text())
-    plain, effect = content["effects"]
+    plain, _, effect = content["effects"]
     assert effect["setting"] == {"method": "var", "parameters": {"moved_fraction": 0.6}}
     assert 0 < plain["columns"]["recall"]["value"] <= 1
+    for name in MATCHED:
+        numbers = effect["matched"][name]
+        assert numbers["low"] <= numbers["difference"] <= numbers["high"]
     for name in COLUMNS:
         numbers = effect["columns"][name]
         assert numbers["low"] <= numbers["difference"] <= numbers["high"]

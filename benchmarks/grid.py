@@ -1,0 +1,113 @@
+"""Settings of the table of effects: those of controls, and those that compete for every method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.answers import Setting
+
+CONTROLS = [
+    Setting("control.prompt_bias", {"direction": "yes"}),
+    Setting("control.prompt_bias", {"direction": "no"}),
+    Setting("control.beam", {}),
+    Setting("control.sample", {}),
+    Setting("control.sample+control.plausibility", {}),
+    Setting("control.sample+control.sharpen", {}),
+    Setting("control.text_contrast", {}),
+]
+"""Rows of their own, without a choice; plain decoding with an offset between yes and no competes below."""
+
+GRID: dict[str, list[dict[str, Any]]] = {
+    "var": [
+        {"moved_fraction": 0.4},
+        {"moved_fraction": 0.6},
+        {"moved_fraction": 1.0},
+        {"moved_fraction": 0.6, "min_non_sink_share": 0.2},
+        {"moved_fraction": 1.0, "min_non_sink_share": 0.2},
+        {"moved_fraction": 1.0, "min_non_sink_share": 0.0, "min_image_mass": 0.05},
+    ],
+    "vhr": [
+        {"num_last_layers": 2, "head_scale": 2.0},
+        {"num_last_layers": 2, "head_scale": 3.0},
+        {"num_last_layers": 3, "head_scale": 1.5},
+        {"num_last_layers": 3, "head_scale": 2.0},
+        {"num_last_layers": 4, "head_scale": 1.25},
+        {"num_last_layers": 4, "head_scale": 1.5},
+        {"num_last_layers": 4, "head_scale": 1.5, "scale_positions": "last"},
+        {"num_last_layers": 6, "head_scale": 1.25},
+    ],
+    "gift": [
+        {"saliency_layer": 4, "enhanced_layers": (3, 6), "image_boost": 0.5},
+        {"saliency_layer": 4, "enhanced_layers": (3, 6), "image_boost": 2.0},
+        {"saliency_layer": 4, "enhanced_layers": (5, 7), "image_boost": 2.0},
+        {"saliency_layer": 4, "enhanced_layers": (5, 7), "image_boost": 5.0},
+        {"saliency_layer": 2, "enhanced_layers": (3, 6), "image_boost": 2.0},
+        {"saliency_layer": 2, "enhanced_layers": (2, 4), "image_boost": 1.0},
+        {"saliency_layer": 5, "enhanced_layers": (5, 7), "image_boost": 0.5},
+    ],
+    "carve": [
+        {"kept_pixel_fraction": 0.2},
+        {"kept_pixel_fraction": 0.4},
+        {"kept_pixel_fraction": 0.4, "step_mode": "last"},
+        {"kept_pixel_fraction": 0.4, "final_images": "refined"},
+    ],
+    "adaptinfer": [{"budget": "33%"}, {"budget": "50%"}, {"budget": "70%"}],
+    "fastv": [
+        {"start_layer": 2, "prune_ratio": 0.25},
+        {"start_layer": 2, "prune_ratio": 0.5},
+        {"start_layer": 2, "prune_ratio": 0.75},
+    ],
+    "kmeans": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
+    "randomtokens": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
+    "uniformgrid": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
+    "divprune": [{"keep_ratio": 0.25}, {"keep_ratio": 0.5}, {"keep_ratio": 0.75}],
+    "visionzip": [
+        {"dominant_tokens": 14, "contextual_tokens": 2},
+        {"dominant_tokens": 27, "contextual_tokens": 5},
+        {"dominant_tokens": 41, "contextual_tokens": 7},
+    ],
+    "pyramiddrop": [
+        {"prune_layers": (2, 4, 6), "keep_ratios": (0.75, 0.5, 0.25)},
+        {"prune_layers": (2, 4, 6), "keep_ratios": (0.5, 0.25, 0.125)},
+    ],
+    "sparsevlm": [
+        {"prune_layers": (2, 4, 6), "kept_tokens": (48, 32, 16)},
+        {"prune_layers": (2, 4, 6), "kept_tokens": (32, 16, 8)},
+    ],
+    "control.output_shift": [{"delta": delta} for delta in (-6.0, -4.0, -3.0, -2.0, -1.0, 1.0)],
+    "vcd": [
+        {"alpha": 0.5},
+        {"alpha": 1.0},
+        {"alpha": 0.5, "noise_step": 999},
+        {"alpha": 1.0, "noise_step": 999},
+    ],
+    "icd": [{"alpha": 0.25}, {"alpha": 0.5}, {"alpha": 1.0}],
+    "m3id": [{"decay": 0.02}, {"decay": 0.1}, {"decay": 0.02, "offset": 10.0}],
+    "vdd": [
+        {"reference": "no_image", "alpha": 0.5},
+        {"reference": "no_image", "alpha": 1.0},
+        {"reference": "both", "alpha": 0.5, "unknown_token_id": 0},
+        {"reference": "both", "alpha": 1.0, "unknown_token_id": 0},
+    ],
+    "ritual": [{"kappa": 1.0}, {"kappa": 3.0}],
+    "sid": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 0.5, "keep": 0.5}, {"alpha": 0.5, "layer": 4}],
+    "lcd": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 2.0}],
+    "flb": [{"gamma": 0.3}, {"gamma": 1.0}],
+    "only": [{"threshold": 0.25}, {"threshold": 0.6}, {"layer": 2}, {"layer": 4}],
+    "crops": [{}, {"alpha": 0.5}, {"decay": 0.05}],
+    "dola": [{"exits": "low"}, {"exits": "high"}, {"exits": "low", "weight": 0.5}],
+    "deco": [{"alpha": 0.2}, {"alpha": 0.6}, {"alpha": 0.6, "exits": (4, 5)}],
+    "pai": [
+        {"alpha": 0.2},
+        {"alpha": 0.5},
+        {"alpha": 1.0},
+        {"alpha": 0.2, "gamma": 1.1},
+        {"alpha": 0.5, "gamma": 1.5},
+    ],
+    "devils": [{"alpha": 0.25}, {"alpha": 0.5}, {"alpha": 1.0}],
+    "vaf": [{}, {"enhance": 1.5, "suppress": 0.9}, {"enhance": 2.0, "suppress": 0.8}],
+    "adhh": [{"threshold": 0.2}, {"threshold": 0.4}, {"threshold": 0.6}],
+    "opera": [{}, {"penalty_weights": 0.25}],
+}
+"""Candidates by method, around the published settings as far as those fit a model of 8 layers and 64 image
+tokens; a method that is not named runs at its defaults."""
