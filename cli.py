@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 import vlmfix
+from evals.annotated import annotated_images
 from evals.commands.run import evaluate, report
 from evals.commands.score import score_app
 from evals.data import demo_scene, render, write_coco
@@ -186,9 +188,17 @@ def methods(
 
 @app.command()
 def calibrate(
-    images: Annotated[Path, typer.Option(help="Folder with 20 to 50 ordinary pictures.")],
+    images: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with 20 to 50 ordinary pictures; for adhh, a COCO root or what 'vlmfix scenes' "
+            "writes, with 100 to 150 annotated ones."
+        ),
+    ],
     model: ModelOption = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="Method that needs the values: var, gift, adaptinfer.")] = "var",
+    method: Annotated[
+        str, typer.Option(help="Method that needs the values: var, gift, adaptinfer, adhh.")
+    ] = "var",
     output: Annotated[
         Path | None, typer.Option(help="Profile file to write. (default: where later runs look first)")
     ] = None,
@@ -198,12 +208,17 @@ def calibrate(
     """Find what a method needs to know of a checkpoint that has no profile."""
     vlmfix.make_method(method)  # a wrong name shows before the model is loaded
     calibration_of(method)
-    paths = _sources([images])[:50]
-    if len(paths) < 20:
-        warnings.warn(f"{len(paths)} pictures; 20 to 50 give a firmer result", stacklevel=1)
+    pictures: Sequence[Any]
+    if method == "adhh":
+        least, most = 100, 150
+        pictures = annotated_images(images, most)
+    else:
+        least, most = 20, 50
+        pictures = [path for path in _sources([images])[:most] if path is not None]
+    if len(pictures) < least:
+        warnings.warn(f"{len(pictures)} pictures; {least} to {most} give a firmer result", stacklevel=1)
     loaded = load_model(model, device, dtype)
-    pictures = [path for path in paths if path is not None]
-    with progress_bar("reading", len(paths)) as advance:
+    with progress_bar("reading", len(pictures)) as advance:
         found = find_values(method, *loaded, pictures, progress=advance)
     path = write_profile(loaded[0], found, model, output)
     table = Table(title=f"{method} on {model}", show_header=False)

@@ -164,6 +164,7 @@ def test_scenes_and_calibration(tmp_path: Path) -> None:
         (["scenes", "--count", "0", "--output", "{empty}/new"], "--count"),
         (["calibrate", "--images", "{empty}"], "no pictures in"),
         (["calibrate", "--images", "{empty}", "--method", "nothing"], "unknown method"),
+        (["calibrate", "--images", "{empty}", "--method", "adhh"], "has no annotated pictures"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

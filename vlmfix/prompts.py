@@ -144,13 +144,7 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder) - {image_token}
     places = [place for place, token in enumerate(input_ids) if token != image_token]
     ids = [input_ids[place] for place in places]
-
-    def decode(count: int) -> str:
-        return tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    text = decode(len(ids))
-    ends = list(accumulate((len(decode(count)) for count in range(len(ids) + 1)), max))
-    spans = list(pairwise(ends))
+    text, spans = text_and_spans(ids, processor)
     header, tail = _surroundings(processor)
     end = text.rfind(tail) if tail else len(text)
     if end < 0 or text[end + len(tail) :].strip():
@@ -172,6 +166,22 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
             tokens[place] = (len(question), len(question) + len(piece))
         question += piece
     return Question(question, tokens)
+
+
+def text_and_spans(
+    token_ids: Sequence[int], processor: ProcessorMixin, *, skip_special_tokens: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of tokens, and which of its characters each covers: from the first to behind the last."""
+
+    def decode(count: int) -> str:
+        return processor.tokenizer.decode(
+            list(token_ids[:count]),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
+
+    ends = accumulate((len(decode(count)) for count in range(len(token_ids) + 1)), max)
+    return decode(len(token_ids)), list(pairwise(ends))
 
 
 def _surroundings(processor: ProcessorMixin) -> tuple[str, str]:

@@ -37,6 +37,15 @@ def tokenize(caption: str) -> list[str]:
     return tokens
 
 
+def token_starts(caption: str) -> list[int]:
+    """Where in the caption each of its tokens begins."""
+    text, starts, end = caption.lower(), [], 0
+    for token in tokenize(caption):
+        starts.append(text.index(token, end))
+        end = starts[-1] + len(token)
+    return starts
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a text, without the white space between them."""
     found, start = [], 0

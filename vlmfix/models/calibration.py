@@ -8,25 +8,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.generation import ImageLike, open_images
+from vlmfix.generation import ImageLike
 from vlmfix.methods.base import Method
 from vlmfix.methods.gift import GIFT, gaze_shifts
 from vlmfix.methods.var import DEFAULT_THRESHOLD, sink_scores
+from vlmfix.models.findings import PROMPT, Calibration, Progress, prompt_inputs
+from vlmfix.models.head_calibration import AnnotatedImage, calibrate_heads
 from vlmfix.models.profiles import Profile, user_directory
 from vlmfix.models.schedules import change_point, dense_layers, kept_ratios
-from vlmfix.prompts import prepare
 from vlmfix.runtime import support
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 
-PROMPT = "Describe the image."
 QUESTIONS = (
     "Is there a person in the image?",
     "What color is the largest object?",
@@ -42,40 +42,23 @@ _CURVES = 0.1
 
 _BUDGETS = (11, 22, 33, 50, 70)
 
-Progress = Callable[[int], None] | None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was found for a method.
-
-    Args:
-        values: by parameter of the profile.
-        source: how it was found, for the profile.
-        findings: what supports it, for people.
-    """
-
-    values: dict[str, Any]
-    source: str
-    findings: dict[str, Any] = field(default_factory=dict)
-
 
 def calibrate(
     method: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[ImageLike],
+    images: Sequence[ImageLike] | Sequence[AnnotatedImage],
     *,
     progress: Progress = None,
 ) -> Calibration:
     """Find what a method needs to know of a checkpoint.
 
     Args:
-        method: "var" (sink dimensions), "gift" (layers) or "adaptinfer" (a schedule; needs
-            `vlmfix[adaptinfer]`).
+        method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
+            `vlmfix[adaptinfer]`) or "adhh" (hallucination heads).
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: 20 to 50 ordinary pictures.
+        images: 20 to 50 ordinary pictures; for "adhh" 100 or more `AnnotatedImage`.
         progress: called with the number of prompts just read.
 
     Raises:
@@ -84,7 +67,9 @@ def calibrate(
     """
     find = calibration_of(method)
     if not images:
-        raise ValueError("no images to calibrate on; give 20 to 50 ordinary pictures")
+        raise ValueError(
+            "no images to calibrate on; give 20 to 50 ordinary pictures, for adhh annotated ones"
+        )
     support.check_model(model)
     return find(model, processor, images, progress)
 
@@ -146,7 +131,7 @@ def _middle_states(
     model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, layers: range
 ) -> tuple[Tensor, Tensor]:
     """Residual streams entering the layers, `(layers, tokens, hidden)`, and which tokens are image."""
-    inputs = _inputs(model, processor, image, PROMPT)
+    inputs = prompt_inputs(model, processor, image, PROMPT)
     with torch.no_grad():
         hidden_states = model(**inputs, output_hidden_states=True).hidden_states
     states = torch.stack([hidden_states[layer][0].float().cpu() for layer in layers])
@@ -165,7 +150,7 @@ def calibrate_gift(
     observer = _GazeShifts(saliency_layer=0, enhanced_layers=(0, 0))
     totals = torch.zeros(layers)
     for number, image in enumerate(images):
-        inputs = _inputs(model, processor, image, QUESTIONS[number % len(QUESTIONS)])
+        inputs = prompt_inputs(model, processor, image, QUESTIONS[number % len(QUESTIONS)])
         with observer(model, processor), torch.no_grad():
             model(**inputs)
         totals += torch.stack(observer.seen).cpu()
@@ -221,7 +206,7 @@ def calibrate_adaptinfer(
     for image in images:
         observer = _TextToImage()
         with observer(model), torch.no_grad():
-            model(**_inputs(model, processor, image, PROMPT))
+            model(**prompt_inputs(model, processor, image, PROMPT))
         attention = torch.stack([seen.cpu() for seen in observer.seen])
         count = max(1, round(_CURVES * attention.shape[1]))
         chosen = attention.sum(dim=0).topk(count).indices
@@ -269,11 +254,8 @@ CALIBRATIONS: dict[str, Callable[..., Calibration]] = {
     "var": calibrate_sinks,
     "gift": calibrate_gift,
     "adaptinfer": calibrate_adaptinfer,
+    "adhh": calibrate_heads,
 }
-
-
-def _inputs(model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, prompt: str) -> Any:
-    return prepare([open_images(image)], [prompt], processor).to(model.device, dtype=model.dtype)
 
 
 def write_profile(

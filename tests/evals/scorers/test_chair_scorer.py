@@ -15,7 +15,7 @@ from evals.scorers.chair import GroundTruth, Vocabulary, drop_incomplete
 from evals.scorers.chair_report import as_json, score_file
 from evals.scorers.plurals import BIGRAMS
 from evals.scorers.synonyms import OWN_ENTRIES
-from evals.scorers.tokens import tokenize
+from evals.scorers.tokens import token_starts, tokenize
 
 OFFICIAL = Path(__file__).parents[4] / "shared" / "data" / "chair" / "synonyms.txt"
 needs_official = pytest.mark.skipif(
@@ -198,6 +198,11 @@ def test_unknown_variant_and_no_words() -> None:
 )
 def test_tokens(text: str, expected: str) -> None:
     assert tokenize(text) == expected.split()
+    rest = list(text.lower())
+    for start, token in zip(token_starts(text), tokenize(text), strict=True):
+        assert "".join(rest[start : start + len(token)]) == token
+        rest[start : start + len(token)] = " " * len(token)
+    assert not "".join(rest).strip()
 
 
 @pytest.mark.parametrize(
