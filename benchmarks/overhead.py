@@ -4,7 +4,8 @@
     python -m benchmarks.overhead --size 0.3b --method adaptinfer --images 4 --tokens 16
 
 Each round runs the stock model and the method one after the other; the ratio is the median over the rounds.
-Methods that ask several times (CARVE) are left out: their cost depends on what they find.
+Methods that ask several times (CARVE) or decode in a loop of their own (OPERA) are left out: their cost
+depends on what they find.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ def main(
     table.add_column("method")
     for column in columns:
         table.add_column(column, justify="right")
-    known = [name for name, cls in vlmfix.methods().items() if not cls.asks]
+    known = [name for name, cls in vlmfix.methods().items() if not cls.asks and not cls.decodes]
     for name in ["greedy", *(method or known)]:
         steered = None if name == "greedy" else acting(name, size)
         cost, ratio = measure(

@@ -15,6 +15,7 @@ from vlmfix.methods.gift import GIFT
 from vlmfix.methods.kmeans import KMeans
 from vlmfix.methods.lcd import LCD
 from vlmfix.methods.m3id import M3ID
+from vlmfix.methods.opera import OPERA
 from vlmfix.methods.pai import PAI
 from vlmfix.methods.pyramiddrop import PyramidDrop
 from vlmfix.methods.randomtokens import RandomTokens
@@ -38,6 +39,7 @@ __all__ = [
     "GIFT",
     "LCD",
     "M3ID",
+    "OPERA",
     "PAI",
     "VAF",
     "VAR",

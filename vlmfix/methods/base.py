@@ -99,6 +99,8 @@ class Method:
     prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
     asks: ClassVar[bool] = False
     """Whether it asks the model several times, see `AskingMethod`."""
+    decodes: ClassVar[bool] = False
+    """Whether it says how tokens are chosen; `decoding` then passes its loop to `generate`."""
 
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
 
@@ -175,6 +177,13 @@ class Method:
             generate_kwargs: those without it.
         """
         return dict(generate_kwargs)
+
+    def check_generate(self, generate_kwargs: Mapping[str, Any]) -> None:
+        """Refuse a `generate` call in which it could not act.
+
+        Raises:
+            UnsupportedError: with the reason and the remedy.
+        """
 
     def begin(self, run: Run) -> None:
         """See a new prompt before the model reads it."""
@@ -290,7 +299,8 @@ class Method:
         self.report(run, sums)
         if sums.edited == 0 and not self._sums.warned:
             self._sums.warned = True
-            reason = "no image in the prompt" if not run.layout.has_image else self.inactive_reason(run)
+            no_image = "no_image" in skipped and not run.layout.has_image
+            reason = "no image in the prompt" if no_image else self.inactive_reason(run)
             warnings.warn(
                 f"{type(self).__name__} edited 0 of {sums.eligible} sites in {sums.steps} steps of "
                 f"{sums.rows} sequences: {reason}",
