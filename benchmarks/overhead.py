@@ -4,8 +4,8 @@
     python -m benchmarks.overhead --size 0.3b --method adaptinfer --images 4 --tokens 16
 
 Each round runs the stock model and the method one after the other; the ratio is the median over the rounds.
-Methods that ask several times (CARVE) are left out, as their cost depends on what they find, and so are
-controls that leave the model alone.
+Methods that ask several times (CARVE) or decode in a loop of their own (OPERA) are left out, as their cost
+depends on what they find, and so are controls that leave the model alone.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def main(
     table.add_column("method")
     for column in columns:
         table.add_column(column, justify="right")
-    known = [name for name, cls in vlmfix.methods().items() if cls.attaches]
+    known = [name for name, cls in vlmfix.methods().items() if cls.attaches and not cls.decodes]
     rows: dict[str, vlmfix.Method | None] = {"greedy": None}
     for name in method or known:
         acts = acting(name, size)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from evals.data import write_coco
+from vlmfix.runtime.attention import ATTRIBUTE
 
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
@@ -61,6 +62,35 @@ def acting(name: str) -> vlmfix.Method:
 def attached(name: str, model: PreTrainedModel) -> AbstractContextManager[None]:
     """The model under the method at these settings."""
     return acting(name)(model, families.PROCESSOR)
+
+
+def plain(*names: str) -> dict[str, Any]:
+    """How the stock model decodes as it does under the methods, but for a loop of their own."""
+    kwargs: dict[str, Any] = {}
+    for name in names:
+        kwargs = acting(name).decoding(kwargs)
+    kwargs.pop("custom_generate", None)
+    return kwargs
+
+
+def under(model: PreTrainedModel, **kwargs: Any) -> dict[str, Any]:
+    """Arguments of `generate` as the attached methods want them; greedy if nothing else is said."""
+    kwargs = {"do_sample": False, **kwargs}
+    steering = vars(model.get_decoder()).get(ATTRIBUTE)
+    for method in () if steering is None else steering.methods:
+        kwargs = method.decoding(kwargs)
+    return kwargs
+
+
+def values(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
+    """What `generate` did, finely measured: raw logits of every generated position, `(steps, batch,
+    vocabulary)`; of a search with several beams, their scores, `(1, batch, beams)`."""
+    kwargs = under(model, return_dict_in_generate=True, **kwargs)
+    beams = kwargs.get("num_beams", 1)
+    if beams == 1:
+        return torch.stack(model.generate(**inputs, output_logits=True, **kwargs).logits)
+    output = model.generate(**inputs, output_scores=True, num_return_sequences=beams, **kwargs)
+    return output.sequences_scores.view(1, -1, beams)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,7 @@ from vlmfix.methods.kmeans import KMeans
 from vlmfix.methods.lcd import LCD
 from vlmfix.methods.m3id import M3ID
 from vlmfix.methods.only import ONLY
+from vlmfix.methods.opera import OPERA
 from vlmfix.methods.outputshift import ControlOutputShift
 from vlmfix.methods.pai import PAI
 from vlmfix.methods.plausibility import ControlPlausibility, ControlSharpen
@@ -52,6 +53,7 @@ __all__ = [
     "LCD",
     "M3ID",
     "ONLY",
+    "OPERA",
     "PAI",
     "RITUAL",
     "SID",

@@ -88,11 +88,12 @@ class ADHH(ColumnEdit):
     def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
         key = (self, layer, weights.device)
         if key not in run.state:
-            run.state[key] = torch.tensor(self._heads_of(layer), device=weights.device)
+            run.state[key] = torch.tensor([self._heads_of(layer)], device=weights.device)
+        heads: Tensor = run.state[key][0]
         (text,) = self.columns(run, layer, weights)
-        edited, mass = deactivate(weights[:, run.state[key]], text, threshold=self.threshold)
+        edited, mass = deactivate(weights[:, heads], text, threshold=self.threshold)
         run.measure(self, size=mass[:, :, -1, 0])
-        return weights.index_copy(1, run.state[key], edited)
+        return weights.index_copy(1, heads, edited)
 
     def report(self, run: Run, sums: Sums) -> None:
         if sums.size_count:

@@ -111,6 +111,8 @@ class Method:
     prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
     asks: ClassVar[bool] = False
     """Whether it asks the model several times, see `AskingMethod`."""
+    decodes: ClassVar[bool] = False
+    """Whether it says how tokens are chosen; `decoding` then passes its loop to `generate`."""
 
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
 
@@ -230,6 +232,13 @@ class Method:
             generate_kwargs: those without it.
         """
         return dict(generate_kwargs)
+
+    def check_generate(self, generate_kwargs: Mapping[str, Any]) -> None:
+        """Refuse a `generate` call in which it could not act.
+
+        Raises:
+            UnsupportedError: with the reason and the remedy.
+        """
 
     def begin(self, run: Run) -> None:
         """See a new prompt before the model reads it."""

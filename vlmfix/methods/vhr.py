@@ -110,7 +110,7 @@ class VHR(Method):
             run.state[self, layer] = self._choose(run, layer, heads)
         factors, count = run.state[self, layer]
         run.count(self, layer, count, heads.shape[2])
-        if not run.is_prefill and heads.shape[1] == 1:
+        if run.reads_on(heads.shape[1]):
             return heads * factors
         length = run.layout_at(layer).length
         scaled = heads.clone()

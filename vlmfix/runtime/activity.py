@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, NamedTuple
@@ -144,6 +145,14 @@ class Counts:
         self.divergence.end_step(counted)
         self._edited_now, self._sizes_now = [], {}
         self._eligible_now = 0
+
+    def part(self, rows: slice) -> Counts:
+        """Counters of some sequences, which count here."""
+        part = copy(self)
+        part._edited, part._eligible = self._edited[rows], self._eligible[rows]
+        part._steps, part._steps_edited = self._steps[rows], self._steps_edited[rows]
+        part._edited_now, part._sizes_now = [], {}
+        return part
 
     def _sum_up(self) -> Tensor:
         """What was edited in this step, `(rows, layers)`; layers of one shape are summed up together."""

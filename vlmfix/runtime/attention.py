@@ -72,7 +72,10 @@ def attention(
         layout = run.prefix.layout
         return _own_kernel(steering.kernel, layout, module, query, key, value, attention_mask, **kwargs)
     companions: list[Tensor] = []
-    if layout is not run.layout or run.companions:  # the mask and positions given are of the whole prompt
+    if run.block is not None:
+        attention_mask = run.block.attention_mask(layout, query.device)
+        kwargs["position_ids"] = None
+    elif layout is not run.layout or run.companions:  # the mask and positions given are of the whole prompt
         (query, key, value), *others = _segments(run, query, key, value)
         attention_mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
         kwargs["position_ids"] = None

@@ -179,7 +179,7 @@ def _rows_of_step(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Which queries are explicit rows and which of them each method wants; None stands for all."""
     queries = query.shape[2]
-    if queries == 1 and not run.is_prefill:
+    if run.reads_on(queries):
         return None, [None] * len(asked)
     rows = run.union([rows for _, rows in asked]).to(query.device)
     masks = [own.to(query.device).mask_in(rows) for _, own in asked]

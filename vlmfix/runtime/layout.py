@@ -178,6 +178,14 @@ class PromptLayout:
         )
         return PromptLayout(image_tokens, real_tokens)
 
+    def part(self, rows: slice) -> PromptLayout:
+        """The layout of some samples, with the padding of all."""
+        positions = None if self.positions is None else self.positions[rows]
+        part = PromptLayout(self.image_tokens[rows], self.real_tokens[rows], positions)
+        for name in ("before_first_image", "after_last_image"):
+            vars(part)[name] = getattr(self, name)[rows]
+        return part
+
     def gather(self, values: Tensor) -> Tensor:
         """Of `values` over the whole prompt, `(batch, prompt)`, those of these tokens, `(batch, tokens)`."""
         return values if self.positions is None else values.gather(1, self.positions.to(values.device))

@@ -37,7 +37,9 @@ class Passes:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Append companions in the prefill; keep positions right behind tokens that never entered."""
         run, methods = self.steering.run, self.steering.methods
-        if run is None or run.reading is not None or kwargs.get("inputs_embeds") is None:
+        if run is None or run.reading is not None or run.block is not None:
+            return None
+        if kwargs.get("inputs_embeds") is None:
             return None
         copies = self.steering.copies
         if run.is_prefill and copies > 1:
@@ -130,7 +132,7 @@ class Passes:
             if any(method.sees_layers for method in self.steering.methods):
                 run.prefix.hidden_states.append(hidden_states)
             return None
-        is_decode = hidden_states.shape[1] == 1 and not run.is_prefill
+        is_decode = run.reads_on(hidden_states.shape[1])
         if is_decode and run.stage_at(index) is None:
             _tap(run, index, hidden_states)
             return None
@@ -207,11 +209,12 @@ class Passes:
         self, run: Run, stage: Stage, index: int, hidden_states: Tensor, kwargs: dict[str, Any]
     ) -> None:
         """Give a layer behind a pruning the cosines and sines of the tokens that it reads."""
-        if hidden_states.shape[1] == 1 and not run.is_prefill:
+        if run.reads_on(hidden_states.shape[1]):
             if not stage.renumbered:
                 return
             if stage.first_layer == index:
-                positions = stage.layout.counted_positions[:, -1:] + run.step
+                behind = run.step if run.block is None else run.block.places(stage.layout.real_tokens.device)
+                positions = stage.layout.counted_positions[:, -1:] + behind
                 own = self.decoder.rotary_emb(hidden_states, positions)
                 rows = run.layout.batch_size  # branches stand behind them, and nothing is pruned from these
                 cos, sin = (

@@ -23,6 +23,7 @@ from vlmfix.runtime.support import image_markers
 
 if TYPE_CHECKING:
     from vlmfix.runtime.prefix import Prefix
+    from vlmfix.runtime.reader import Block
     from vlmfix.runtime.vision import Encoded
 
 
@@ -86,6 +87,7 @@ class Run:
         exits: what entered these layers at the newest position in this pass, `(batch, hidden)`, by layer.
         wants_last_logits: whether the model was asked for logits of the newest position alone in this pass.
         followed: the cache of the prompts, where those of branches follow its beams.
+        block: the tokens that the pass reads behind the prompt, where these are not simply the next ones.
         stages: what pruning left, by layer.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
@@ -104,8 +106,10 @@ class Run:
         peeked: what it computed.
         attend: what the attention of the layer adds to the residual stream `(batch, rows, hidden)` under
             given weights `(batch, heads, rows, keys)`; during `Method.observe` only.
-        state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`.
+        state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`; the
+            first dimension of tensors counts the sequences, or is 1 for all.
         counts: what each method did.
+        whole: the run of which this is a part, and which sequences of it these are.
     """
 
     layout: PromptLayout
@@ -124,6 +128,7 @@ class Run:
     exits: dict[int, Tensor] = field(default_factory=dict)
     wants_last_logits: bool = False
     followed: DynamicCache | None = None
+    block: Block | None = None
     stages: list[Stage] = field(default_factory=list)
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -140,6 +145,7 @@ class Run:
     attend: Callable[[Tensor], Tensor] | None = None
     state: dict[Hashable, Any] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
+    whole: tuple[Run, slice] | None = None
     _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -230,6 +236,30 @@ class Run:
             start = end
         raise KeyError(type(method).__name__)
 
+    def reads_on(self, queries: int) -> bool:
+        """Whether a pass of so many tokens reads new ones on the cache of the prompt."""
+        return not self.is_prefill and (queries == 1 or self.block is not None)
+
+    def part(self, rows: slice) -> Run:
+        """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""
+        batch = self.layout.batch_size
+        return Run(
+            self.layout.part(rows),
+            num_layers=self.num_layers,
+            prompt_ids=None if self.prompt_ids is None else self.prompt_ids[rows],
+            image_token=self.image_token,
+            processor=self.processor,
+            step=self.step,
+            is_prefill=False,
+            stages=[
+                Stage(each.first_layer, each.layout.part(rows), each.index[rows], renumbered=each.renumbered)
+                for each in self.stages
+            ],
+            config=self.config,
+            state={key: _of_rows(value, rows, batch) for key, value in self.state.items()},
+            whole=(self, rows),
+        )
+
     def stage_at(self, layer: int) -> Stage | None:
         """What a pruning left of the prompt in `layer`; None: all of it."""
         for stage in reversed(self.stages):
@@ -264,8 +294,12 @@ class Run:
     def counts_of(self, method: Any) -> Counts:
         """The counters of `method` in this run."""
         if method not in self.counts:
-            device = self.layout.image_tokens.device
-            self.counts[method] = Counts(self.layout.batch_size, self.num_layers, device)
+            if self.whole is None:
+                device = self.layout.image_tokens.device
+                self.counts[method] = Counts(self.layout.batch_size, self.num_layers, device)
+            else:
+                run, rows = self.whole
+                self.counts[method] = run.counts_of(method).part(rows)
         return self.counts[method]
 
     def union(self, rows: list[Rows]) -> Rows:
@@ -274,3 +308,15 @@ class Run:
         if key not in self._unions:
             self._unions[key] = reduce(or_, dict.fromkeys(rows))
         return self._unions[key]
+
+
+def _of_rows(value: Any, rows: slice, batch: int) -> Any:
+    """What some of `batch` sequences have of a value that a method keeps."""
+    if isinstance(value, Rows):
+        return Rows(value.index, value.mask[rows])
+    if isinstance(value, Tensor):
+        return value[rows] if value.shape[:1] == (batch,) else value
+    if isinstance(value, tuple):
+        parts = [_of_rows(each, rows, batch) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value

@@ -152,6 +152,13 @@ class Steering:
                     f"{type(other).__name__} defines the logits of this model already, and {name} would, "
                     "too; use one of them at a time"
                 )
+            for one, another in ((method, other), (other, method)):
+                if one.decodes and another.owns_logits:
+                    raise UnsupportedError(
+                        f"{type(one).__name__} tries tokens and takes them back, which "
+                        f"{type(another).__name__}, which defines the logits, does not follow; use one of "
+                        "them at a time"
+                    )
             if method.prunes and other.prunes:
                 raise UnsupportedError(
                     f"{type(other).__name__} drops image tokens of this model already, and the counts of "
@@ -227,6 +234,8 @@ class Steering:
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             support.check_generate(self.model, args, kwargs)
+            for method in self.methods:
+                method.check_generate(kwargs)
             self._end_run()
             self._forget_images()
             self._generating = True
@@ -254,6 +263,8 @@ class Steering:
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return  # the model itself says best what it misses
+        if self.run is not None and self.run.block is not None:
+            return
         batch, queries = tokens.shape[:2]
         cache = kwargs.get("past_key_values")
         support.check_cache(cache)
@@ -316,6 +327,17 @@ class Steering:
         for method in self.methods:
             method.begin(self.run)
         self.run.taps = frozenset(layer for method in self.methods for layer in method.taps(self.run))
+
+    @contextmanager
+    def part(self, rows: slice) -> Iterator[Run]:
+        """Within the block, passes read on behind some of the prompts alone."""
+        whole = self.run
+        assert whole is not None
+        self.run = whole.part(rows)
+        try:
+            yield self.run
+        finally:
+            self.run = whole
 
     def _end_run(self, *, failed: bool = False) -> None:
         """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
@@ -380,6 +402,8 @@ class Steering:
             else:
                 output.logits = own[:, None]
         for method in self.methods:
+            if method.decodes:  # its steps end when a token is chosen
+                continue
             taken = torch.ones_like(run.alive)
             for skipped in method.skipped(run).values():
                 taken &= ~skipped
