@@ -32,10 +32,10 @@ WAYS: list[tuple[dict[str, Any], bool]] = [
 WAY_NAMES = ["greedy", "beams", "beams, not fused", "beams, no cache"]
 
 
-def images_of(way: dict[str, Any]) -> tuple[int, int]:
-    """Numbers of images of two prompts; old versions give beams the images of other ones if there are more."""
-    is_kept = "num_beams" not in way or hasattr(GenerationMixin, "_expand_multimodal_outputs")
-    return (1, 2) if is_kept else (1, 1)
+def images_of(family: str, way: dict[str, Any]) -> tuple[int, int]:
+    """Numbers of images of two prompts; old versions mix up the images of beams where they are several."""
+    is_right = family.startswith("qwen") or hasattr(GenerationMixin, "_expand_multimodal_outputs")
+    return (1, 2) if is_right or "num_beams" not in way else (1, 1)
 
 
 class _Tokens(LogitsProcessor):

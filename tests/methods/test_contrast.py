@@ -164,7 +164,7 @@ def without_image(model: PreTrainedModel) -> Alone:
 def test_branches_equal_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
-    inputs = families.prompt(family, model, images_of(way))
+    inputs = families.prompt(family, model, images_of(family, way))
     method = vlmfix.M3ID(decay=0.3, beta=0.001, fused=fused)
     check_branches(model, family, method, inputs, without_image(model), **way)
 
@@ -173,7 +173,7 @@ def test_branches_equal_brute_force(
 def test_noised_images_equal_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
-    inputs = families.prompt(family, model, images_of(way))
+    inputs = families.prompt(family, model, images_of(family, way))
     copies = 2 if "image_grid_thw" in inputs else 1
 
     def alone(single: Inputs, new: list[int]) -> list[Tensor]:
@@ -185,7 +185,7 @@ def test_noised_images_equal_brute_force(
 
 
 def test_beams_follow_with_and_without_fusing(model: PreTrainedModel, family: str) -> None:
-    inputs = families.prompt(family, model, images_of({"num_beams": 4}))
+    inputs = families.prompt(family, model, images_of(family, {"num_beams": 4}))
     outputs = []
     for kwargs, fused in (({}, True), ({}, False), ({"use_cache": False}, True)):
         with vlmfix.VCD(beta=0.001, fused=fused)(model):

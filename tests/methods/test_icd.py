@@ -27,7 +27,7 @@ def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
     """Without a template, in front of the first image and its begin; the model counts positions itself."""
-    inputs = families.prompt(family, model, images_of(way))
+    inputs = families.prompt(family, model, images_of(family, way))
     first = getattr(model.config, "vision_start_token_id", families.IMAGE_TOKEN)
 
     def alone(single: Inputs, new: list[int]) -> list[Tensor]:

@@ -123,7 +123,7 @@ def test_guidance_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
     """Without an edit of attention, the prompts are those of the stock model."""
-    inputs = families.prompt(family, model, images_of(way))
+    inputs = families.prompt(family, model, images_of(family, way))
 
     def alone(single: Inputs, new: list[int]) -> list[Tensor]:
         return [text_logits(model, [*text_ids(model, single), *new])]

@@ -189,7 +189,7 @@ def test_processors_that_do_not_scale(llava: PreTrainedModel) -> None:
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
-    inputs = families.prompt(family, model, images_of(way))
+    inputs = families.prompt(family, model, images_of(family, way))
     form = PixelForm.of(families.PROCESSOR.image_processor, model.config)
 
     def alone(single: Inputs, new: list[int]) -> list[Tensor]:

@@ -55,7 +55,7 @@ def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, settings: dict[str, Any], way: dict[str, Any], fused: bool
 ) -> None:
     """What was read under an earlier choice keeps it, with and without a cache."""
-    inputs = families.prompt(family, model, images_of(way))
+    inputs = families.prompt(family, model, images_of(family, way))
     method = vlmfix.SID(beta=0.001, fused=fused, **settings)
 
     keep = settings["keep"]

@@ -47,7 +47,7 @@ def test_formula_against_a_loop() -> None:
 def test_branches_equal_brute_force(
     model: PreTrainedModel, family: str, reference: str, way: dict[str, Any], fused: bool
 ) -> None:
-    inputs = families.prompt(family, model, images_of(way))
+    inputs = families.prompt(family, model, images_of(family, way))
 
     def alone(single: Inputs, new: list[int]) -> list[Tensor]:
         prompts = {
