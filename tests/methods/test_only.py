@@ -55,6 +55,25 @@ def test_gate_of_the_worked_example(branch: list[float], distance: float, expect
     torch.testing.assert_close(mixed[0, :3], torch.tensor(expected))
 
 
+def test_every_sequence_has_its_own_gate() -> None:
+    branch = torch.tensor([[1.9, 1.1, 0.5, -1.0, -3.0], [1.0, 1.5, 0.2, -1.0, -2.0]])
+    logits = LOGITS.expand(2, -1)
+    agree = agreement(logits, branch, 0.25)
+    assert agree.tolist() == [[True], [False]]
+    mixed = mix_branch(logits, branch, agree, alpha_agree=3.0, alpha_differ=1.0)
+    torch.testing.assert_close(mixed[:, :3], torch.tensor([[7.7, 4.3, 2.0], [3.0, 0.5, 0.8]]))
+    banned = torch.where(torch.tensor([True, False, False, False, False]), -INF, logits)
+    mixed = mix_branch(
+        banned,
+        torch.full_like(branch, -INF).where(branch > 1, branch),
+        agree,
+        alpha_agree=1.0,
+        alpha_differ=1.0,
+    )
+    assert (mixed[:, 0] == -INF).all()
+    assert not mixed.isnan().any()
+
+
 def text_heads(weights: list[list[float]], text: list[int], image: list[int]) -> list[list[float]]:
     """What is left of the weights of one row, in double precision, a number at a time."""
 
@@ -142,8 +161,8 @@ def reference(model: PreTrainedModel, inputs: dict[str, Tensor], method: vlmfix.
 @pytest.mark.parametrize(
     "parameters",
     # Layer 3 is behind those where Qwen3-VL adds to the stream what no hidden state shows.
-    [{}, {"threshold": 0.0, "layer": 3}, {"threshold": 2.0, "layer": 4, "beta": 0.0}],
-    ids=["default", "differ", "agree"],
+    [{"threshold": 0.1}, {"threshold": 0.0, "layer": 3}, {"threshold": 2.0, "layer": 4, "beta": 0.0}],
+    ids=["some agree", "differ", "agree"],
 )
 def test_against_brute_force(parameters: dict[str, Any], model: PreTrainedModel, family: str) -> None:
     eager = families.build(family, attn_implementation="eager")
@@ -162,7 +181,9 @@ def test_against_brute_force(parameters: dict[str, Any], model: PreTrainedModel,
     torch.testing.assert_close(got, torch.stack(rows, dim=1), atol=1e-4, rtol=1e-4)
     activity = method.activity()
     assert activity.size is not None
-    if parameters:
+    if parameters["threshold"] == 0.1:
+        assert 0 < activity.size < 1
+    else:
         assert activity.size == parameters["threshold"] / 2  # the share of steps that agree
 
 
@@ -188,7 +209,7 @@ def test_refusals(llava: PreTrainedModel) -> None:
         (lambda: vlmfix.ONLY(alpha_agree=-1), "from 0 to 100"),
         (lambda: vlmfix.ONLY(threshold=2.1), "from 0 to 2"),
         (lambda: vlmfix.ONLY(layer=-1), "0 or more"),
-        (lambda: vlmfix.ONLY(layer=(1,)), "0 or more"),  # type: ignore[arg-type]
+        (lambda: vlmfix.ONLY(layer=(1,)), "0 or more"),
         (lambda: vlmfix.ONLY(layer=5)(llava).__enter__(), "go from 0 to 4"),
     ):
         with pytest.raises(ValueError, match=words):

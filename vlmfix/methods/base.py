@@ -4,7 +4,8 @@ Methods on one model compose in the order in which they were attached, and withi
 companions join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer` sees those that
 go on, scores are edited (each method sees those of the model, and the edits add up), weights are edited one
 after the other, all methods observe the final weights, head outputs are edited; at the end of the prefill
-companions leave and, if a method asks for it, the last prompt row is read again under all edits.
+companions leave and, if a method asks for it, the last prompt row is read again under all edits; then the
+model turns its hidden states, branches and `readouts` into logits at once, and these are edited.
 """
 
 from __future__ import annotations
