@@ -361,7 +361,7 @@ def test_a_rollback_is_one_pass_over_what_is_left() -> None:
 
 @pytest.mark.parametrize("beams", [1, 5])
 def test_one_candidate_is_greedy_until_the_first_rollback(llava: PreTrainedModel, beams: int) -> None:
-    inputs = families.prompt("llava", llava, (1, 2, 0))
+    inputs = families.prompt("llava", llava, (1, 1, 0))
     greedy = llava.generate(**inputs, max_new_tokens=16, do_sample=False)
     fast = vlmfix.OPERA.fast()
     assert (fast.num_attn_candidates, fast.threshold) == (1, 25)

@@ -99,34 +99,21 @@ class Search:
         columns = logits.new_zeros(len(logits), 0)
         anew = False
         while not beams.done:
-            self._saved[beams.length] = beams, columns
-            self._saved.pop(beams.length - self.opera.window_size - 1, None)
+            length = beams.length
+            self._saved[length] = beams, columns
+            self._saved.pop(length - self.opera.window_size - 1, None)
             tried = None if anew or self.opera.is_neutral else self._try(logits, columns)
-            if tried is not None:
-                scores = spread(tried.scores, tried.tokens, logits)
-            elif anew:
-                scores = self._without_banned(logits, beams.length).log_softmax(dim=-1)
-            else:
-                likeliest, tokens = self._candidates(logits)
-                scores = spread(candidate_scores(likeliest, 0.0), tokens, logits)
-            tables = () if tried is None else (tried.tokens, tried.locations)
-            numbers = on_host(*self._best(beams, scores), *tables)
-            best = _continuations(*numbers[:4])
-            candidates, locations = numbers[4:] or ([], [])
-            target = None
-            if tried is not None:
-                live = [score > -math.inf for score in beams.scores]
-                reported = [mode(each) if own else None for each, own in zip(locations, live, strict=True)]
-                target = self.rollbacks.report(reported)
+            scores = self._scores(logits, tried, self._banned[length] if anew else None)
+            best, candidates, locations = self._best(beams, scores, tried)
+            target = None if tried is None else self._report(beams, locations)
             self._count(beams, tried, taken_back=target is not None)
             anew = target is not None
             if target is not None:
-                beams, columns, logits = self._take_back(beams.length, target)
+                beams, columns, logits = self._take_back(length, target)
                 continue
             if not best:  # the processors allow nothing of what was tried, or left after a rollback
                 tried = None
-                best = _continuations(*on_host(*self._best(beams, logits.log_softmax(dim=-1))))
-            length = beams.length
+                best, *_ = self._best(beams, self._scores(logits, None, set()), None)
             beams, going = beams.advance(best)
             if going and not beams.done:
                 self._chosen[length] = {(each.source, each.token) for each in going}
@@ -167,16 +154,28 @@ class Search:
         image, answer = (torch.cat(parts, dim=1).to(logits.device) for parts in zip(*seen, strict=True))
         return logits, Seen(image, answer)
 
-    def _without_banned(self, logits: Tensor, length: int) -> Tensor:
-        """Logits of a token that is chosen anew."""
-        pairs = sorted(self._banned[length])
-        if not pairs:
-            return logits
-        index = torch.tensor(pairs, device=logits.device)
-        return logits.index_put((index[:, 0], index[:, 1]), logits.new_tensor(-math.inf))
+    def _scores(self, logits: Tensor, tried: Tried | None, banned: set[tuple[int, int]] | None) -> Tensor:
+        """Log-probabilities of the next token, `(beams, vocabulary)`, minus infinity where it cannot be.
 
-    def _best(self, beams: Beams, scores: Tensor) -> tuple[Tensor, ...]:
-        """The best continuations of all beams: scores, beams, tokens, and whether they end the sequence.
+        Args:
+            tried: the candidates; None: none were read.
+            banned: pairs of beam and token, where all other tokens are allowed; None: candidates alone are.
+        """
+        if banned is not None:
+            index = torch.tensor(sorted(banned), dtype=torch.long, device=logits.device).view(-1, 2)
+            allowed = logits.index_put((index[:, 0], index[:, 1]), logits.new_tensor(-math.inf))
+            return allowed.log_softmax(dim=-1)
+        if tried is not None:
+            scores, tokens = tried.scores, tried.tokens
+        else:
+            likeliest, tokens = self._candidates(logits)
+            scores = candidate_scores(likeliest, 0.0)
+        return torch.full_like(logits, -math.inf).scatter(1, tokens, scores)
+
+    def _best(
+        self, beams: Beams, scores: Tensor, tried: Tried | None
+    ) -> tuple[list[Continuation], list[list[int]], list[list[int]]]:
+        """The best continuations; tokens and locations of the candidates that were tried. Reads the device.
 
         Args:
             scores: log-probabilities, `(beams, vocabulary)`.
@@ -184,9 +183,21 @@ class Search:
         answers = torch.tensor(beams.tokens, dtype=self.prompt_ids.dtype, device=scores.device)
         ids = torch.cat([self.prompt_ids, answers], dim=1)
         totals = self.processors(ids, scores) + scores.new_tensor(beams.scores)[:, None]
-        best, places = totals.flatten().topk(min(self.rules.continuations, totals.numel()))
+        values, places = totals.flatten().topk(min(self.rules.continuations, totals.numel()))
         sources, tokens = places // totals.shape[1], places % totals.shape[1]
-        return best, sources, tokens, self.criteria(torch.cat([ids[sources], tokens[:, None]], dim=1), None)
+        ends = self.criteria(torch.cat([ids[sources], tokens[:, None]], dim=1), None)
+        tables = () if tried is None else (tried.tokens, tried.locations)
+        numbers = on_host(values, sources, tokens, ends, *tables)
+        columns, (candidates, locations) = numbers[:4], numbers[4:] or ([], [])
+        best = [Continuation(*each) for each in zip(*columns, strict=True) if each[0] > -math.inf]
+        return best, candidates, locations
+
+    def _report(self, beams: Beams, locations: list[list[int]]) -> int | None:
+        """The token from which to choose anew, by the locations of each beam's candidates; None: go on."""
+        live = [score > -math.inf for score in beams.scores]
+        return self.rollbacks.report(
+            [mode(each) if own else None for each, own in zip(locations, live, strict=True)]
+        )
 
     def _go_on(
         self, going: list[Continuation], candidates: list[list[int]], tried: Tried | None, columns: Tensor
@@ -233,20 +244,6 @@ class Search:
                 low, high = tried.penalties.aminmax(dim=1, keepdim=True)
                 run.measure(self.opera, size=high - low)
         run.counts_of(self.opera).end_step(run.alive, run.alive, is_prefill=False)
-
-
-def spread(scores: Tensor, tokens: Tensor, logits: Tensor) -> Tensor:
-    """Scores of some tokens, `(beams, tokens)`, as those of all; minus infinity at the others.
-
-    Args:
-        logits: of the shape of the result.
-    """
-    return torch.full_like(logits, -math.inf).scatter(1, tokens, scores)
-
-
-def _continuations(*columns: list[Any]) -> list[Continuation]:
-    """Those that can be."""
-    return [Continuation(*each) for each in zip(*columns, strict=True) if each[0] > -math.inf]
 
 
 def on_host(*tensors: Tensor) -> list[Any]:
