@@ -21,8 +21,8 @@ from vlmfix.methods.outputshift import calibrate_shift
 MODE = "per_image"
 """How captions are cut, see `evals.truncation.limits`."""
 
-# What cutting a caption changes, and what it costs to make it.
-_OWN = ("status", "text", "parsed", "token_ids", "n_prompt_tokens", "n_new_tokens", "finish", "method_info")
+# What a caption that may be cut takes over from its record: not what it cost to make it.
+_KEPT = ("status", "text", "parsed", "token_ids", "n_prompt_tokens", "n_new_tokens", "finish")
 
 AnswerIds = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens that begin a yes, and those that begin a no."""
@@ -38,13 +38,13 @@ class Answered:
 
 @dataclass(frozen=True)
 class Matched:
-    """A control that was made to match a run.
+    """A row that was made to match a run.
 
     Args:
-        variant: its row.
+        variant: how tables show it.
         calibrated_on: names of runs, by what was taken from them.
-        settings: name and parameters of a control that asks no model, in the form of `method_identity`.
-        answers: those of such a control, by item; in the form of records.
+        settings: name and parameters of one that asks no model, in the form of `method_identity`.
+        answers: those of such a row, by item; in the form of records.
     """
 
     variant: Variant
@@ -98,8 +98,7 @@ def _truncations(greedy: Answered, method: Answered, processor: ProcessorMixin) 
     """Greedy captions cut to the method's lengths; where the method says more, its own cut to greedy ones."""
     label = method.planned.variant.label
     yield _cut(Variant(_label(TRUNCATE, method), (), control=label), greedy, method, processor)
-    longer = fmean(map(_length, method.records.done.values())) if method.records.done else 0
-    if longer > (fmean(map(_length, greedy.records.done.values())) if greedy.records.done else 0):
+    if _mean_length(method) > _mean_length(greedy):
         yield _cut(Variant(f"{label}, cut to greedy", ()), method, greedy, processor)
 
 
@@ -114,11 +113,11 @@ def _cut(variant: Variant, captions: Answered, others: Answered, processor: Proc
     )
     tokens = [record["token_ids"][:limit] for record, limit in zip(records, left, strict=True)]
     texts = processor.batch_decode(tokens, skip_special_tokens=True)
-    answers: dict[Identity, Mapping[str, Any]] = {}
+    answers: dict[Identity, dict[str, Any]] = {}
     for identity, record, ids, text in zip(both, records, tokens, texts, strict=True):
-        answers[identity] = {name: record[name] for name in _OWN} | {"method_info": {}}
+        answers[identity] = {name: record[name] for name in _KEPT} | {"method_info": {}}
         if len(ids) < _length(record):
-            answers[identity] |= {  # type: ignore[operator]
+            answers[identity] |= {
                 "text": drop_incomplete(text),
                 "parsed": None,
                 "token_ids": ids,
@@ -131,6 +130,10 @@ def _cut(variant: Variant, captions: Answered, others: Answered, processor: Proc
         {"name": TRUNCATE, "parameters": {"mode": MODE}},
         answers,
     )
+
+
+def _mean_length(run: Answered) -> float:
+    return fmean(map(_length, run.records.done.values())) if run.records.done else 0.0
 
 
 def _length(record: Mapping[str, Any]) -> int:

@@ -197,7 +197,7 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    if not all("time_decode" in record for record in records) or not records:
+    if not records or not all("time_decode" in record for record in records):
         return {}  # answers that were made of those of other runs cost nothing
     memory = [record["peak_memory"] for record in records if record["peak_memory"] is not None]
     return {

@@ -11,14 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.comparison import Comparison, Figure, Row
-from evals.formatting import (
-    companions,
-    difference_texts,
-    p_value,
-    title,
-    value_texts,
-    verdict,
-)
+from evals.formatting import companions, difference_texts, p_value, title, value_texts, verdict
 from evals.notes import notes, progress
 from evals.results import Metric
 

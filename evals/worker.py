@@ -32,6 +32,8 @@ from vlmfix.runtime.divergence import Divergence
 
 # Characters by which the prompts of a batch may differ in length.
 _LENGTHS = 2000
+# Settings of sampling.
+_WARPING = ("temperature", "top_p", "top_k")
 # Of margins: what lies below may depend on the batch.
 _DIGITS = 4
 
@@ -250,18 +252,21 @@ class Worker:
             return None
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
-        """The decoding of the protocol under the methods; samples are drawn by seeds of their own."""
+        """The decoding of the protocol under the methods; samples are drawn by seeds of their own.
+
+        Where the protocol has a single beam, a method may bring as many as it wants.
+        """
         protocol = self.protocol
         kwargs: dict[str, Any] = {
             "max_new_tokens": protocol.max_new_tokens,
-            "num_beams": protocol.num_beams,
             "do_sample": protocol.temperature > 0,
-            "temperature": protocol.temperature,
-            "top_p": protocol.top_p,
-            "top_k": protocol.top_k,
         }
-        kwargs = decoding_under(self.methods, kwargs)
-        warping = {name: kwargs.pop(name) for name in ("temperature", "top_p", "top_k")}
+        if protocol.num_beams > 1:
+            kwargs["num_beams"] = protocol.num_beams
+        if protocol.temperature > 0:
+            kwargs |= {name: getattr(protocol, name) for name in _WARPING}
+        kwargs = {"num_beams": 1} | decoding_under(self.methods, kwargs)
+        warping = {name: kwargs.pop(name, None) for name in _WARPING}
         if kwargs["do_sample"]:
             seeds = [seed_of(draw.seed, draw.item.id, draw.sample) for draw in batch]
             kwargs["logits_processor"] = LogitsProcessorList([SeededSampling(seeds, **warping)])

@@ -165,6 +165,22 @@ def test_activity_adds_up(planned: Planned) -> None:
     assert (outcome_of(planned).activity, outcome_of(planned).inactive) == ({}, False)
 
 
+def test_how_far_a_method_moved_the_next_token(planned: Planned) -> None:
+    info = {"steps": 2, "steps_edited": 2, "edited": 2, "eligible": 2, "skipped": ""}
+    moved = {"kl": 0.5, "kl_cut": 0.25, "kl_max": 0.375, "argmax_changed": 1, "kl_steps": 2}
+    write(
+        planned,
+        ok(planned, 0, method_info={"var": info | moved}),
+        ok(planned, 1, method_info={"var": info | moved | {"kl": 0.0, "kl_cut": 0.0, "kl_max": 0.0}}),
+    )
+    activity = outcome_of(planned).activity["var"]
+    assert (activity["kl_mean"], activity["kl_cut"], activity["kl_max"]) == (0.125, 0.0625, 0.375)
+    assert (activity["argmax_changed"], activity["kl_steps"]) == (0.5, 4)
+    still = moved | {"kl": 1e-9, "kl_max": 1e-9}
+    write(planned, ok(planned, 0, method_info={"var": info | still}))
+    assert outcome_of(planned).inactive
+
+
 def test_nothing_yet(planned: Planned) -> None:
     gathered = gather([planned])
     assert (gathered.missing, gathered.total) == (36, 36)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import vlmfix
 from evals import worker as module
 from evals.store import Run
 from evals.tasks.base import Item
-from evals.worker import Draw, TooManyErrorsError
+from evals.worker import Draw, TooManyErrorsError, Worker
 from vlmfix.generation import answer_batch, open_images
+from vlmfix.methods.outputshift import answer_ids
 
 FIELDS = {
     "id": str,
@@ -602,3 +603,63 @@ def test_a_draw_stands_beside_those_of_its_image() -> None:
         (f"{clusters[0]}/1", 0),
         (f"{clusters[0]}/1", 1),
     ]
+
+
+def test_methods_say_what_is_asked_and_how_it_is_decoded(
+    loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path
+) -> None:
+    class Searching(vlmfix.VAR):
+        def prompt(self, text: str) -> str:
+            return f"{text} Answer in a word."
+
+        def decoding(self, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+            return {"num_beams": 3, **generate_kwargs}
+
+    for beams, protocol in ((3, jobs.PROTOCOL), (2, jobs.PROTOCOL.with_(num_beams=2))):
+        run = jobs.start(tmp_path / str(beams))
+        jobs.worker(loaded, [Searching()], protocol=protocol, batch_size=4).work(
+            run, jobs.draws(asked), max_errors=0
+        )
+        assert texts(run, asked) == [
+            vlmfix.generate(
+                *loaded,
+                item.image,
+                f"{item.prompt} Answer in a word.",
+                "var",
+                max_new_tokens=4,
+                num_beams=beams,
+            )
+            for item in asked
+        ]
+        prompts = {record["prompt"] for record in jobs.records(run.path)}
+        assert prompts == {f"{item.prompt} Answer in a word." for item in asked}
+
+
+def test_what_logit_methods_move_adds_up_over_items(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run
+) -> None:
+    method = vlmfix.M3ID(decay=0.5)
+    jobs.worker(loaded, [method], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
+    infos = [record["method_info"]["m3id"] for record in jobs.records(run.path)]
+    activity = method.activity()
+    assert activity.kl_steps == sum(info["kl_steps"] for info in infos)
+    assert activity.kl_mean == pytest.approx(sum(info["kl"] for info in infos) / activity.kl_steps)
+    assert activity.kl_max == max(info["kl_max"] for info in infos)
+    assert activity.argmax_changed == sum(info["argmax_changed"] for info in infos) / activity.kl_steps
+
+
+def test_margins_between_yes_and_no(loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path) -> None:
+    ids = answer_ids(loaded[1].tokenizer)
+    margins: list[dict[str, float]] = []
+    for size in (1, 9):
+        run = jobs.start(tmp_path / str(size))
+        worker = jobs.worker(loaded, batch_size=size)
+        Worker(*loaded, [], jobs.PROTOCOL, worker.parse, "0-of-1", size, ids).work(
+            run, jobs.draws(asked), max_errors=0
+        )
+        margins.append({record["id"]: record["margin"] for record in jobs.records(run.path)})
+    assert margins[0] == pytest.approx(margins[1], abs=2e-4)
+    for item, text in zip(asked, texts(run, asked), strict=True):
+        if text in ("Yes", "No"):
+            assert (margins[0][item.id] > 0) == (text == "Yes")
+    assert set(margins[0]) == {item.id for item in asked}

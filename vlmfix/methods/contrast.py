@@ -22,7 +22,8 @@ _EQUAL = 1e-6
 class Mixing(Method, ABC):
     """Says what the logits of the next token are; tokens that are not plausible are ruled out.
 
-    A subclass says how logits are mixed (`combine`). If it needs an image, prompts without one keep theirs.
+    A subclass says how logits are mixed (`combine`). Prompts without an image keep theirs, unless it needs
+    none.
 
     Args:
         beta: tokens less likely than this share of the likeliest one are ruled out, in [0, 1]; 0 rules out

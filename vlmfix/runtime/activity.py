@@ -194,7 +194,7 @@ class Counts:
             size=size,
             size_count=size_count,
             other_sizes=sizes,
-            divergence=reduce(Divergence.merged, (row.divergence for row in latest)),
+            divergence=reduce(Divergence.merged, (row.divergence for row in latest), Divergence()),
         )
 
 
