@@ -216,7 +216,9 @@ def test_counts_of_a_batch_are_those_of_its_samples(
         assert 0 < batch.kl_mean <= batch.kl_max
         for figure in ("kl_mean", "kl_max", "kl_cut", "argmax_changed"):
             expected = getattr(together, figure)
-            assert getattr(batch, figure) == (expected and pytest.approx(expected, rel=1e-3, abs=1e-6)), figure
+            assert getattr(batch, figure) == (expected and pytest.approx(expected, rel=1e-3, abs=1e-6)), (
+                figure
+            )
     else:
         assert (batch.kl_mean, batch.kl_steps, batch.argmax_changed) == (None, None, None)
     beams = activity_of(name, model, inputs, num_beams=2)
