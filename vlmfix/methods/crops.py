@@ -30,7 +30,8 @@ class CRoPS(Contrastive):
     """CRoPS (TMLR 2026): away from a reading without the image, by a weight that grows with the answer, and
     away from one with a part of it.
 
-    Code: github.com/ubamba98/CRoPS-A-Training-Free-Hallucination-Mitigation-Framework-for-Vision-Language-Models
+    Code: github.com/ubamba98/
+    CRoPS-A-Training-Free-Hallucination-Mitigation-Framework-for-Vision-Language-Models
 
     From layer 2 on, the first sees only a few tokens with the least attention, 10 to 40 as the answer grows,
     and the second, as in SID, only the quarter of the image tokens with the least. Where a token is sure
