@@ -136,7 +136,9 @@ class Method:
         """This method for `model.generate(**inputs, logits_processor=...)`, of methods that edit the logits.
 
         It gives the same tokens as `with method(model):` and leaves the model alone, but reads every prompt
-        and token a second time: prefer the block. What it does is not counted in `activity`.
+        and, for all but the simplest methods, every token a second time: prefer the block. What it does is
+        not counted in `activity`. Other methods, attached to the model, act on the logits that it edits, not
+        on what it compares these with or reads inside the model.
 
         Args:
             model: as for a `with` block.
@@ -176,6 +178,12 @@ class Method:
     def needs_final_norm(self) -> bool:
         """Whether it applies the final norm of the text decoder by itself, by `run.modules`."""
         return False
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether it needs more of a step than the logits of the prompts."""
+        hooks = ("branches", "taps", "readouts", "rows")
+        return any(getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
 
     @property
     def sees_layers(self) -> bool:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class Twin(LogitsProcessor):
-    """Reads every prompt and token a second time under a method, which edits the scores of `generate`.
+    """Reads every prompt, and every token where the method needs it, a second time under a method, which
+    edits the scores of `generate`.
 
     Its cache needs no help to follow beams: what it holds depends on the tokens alone, so that a row goes on
     from any row that had the same ones.
@@ -72,6 +73,9 @@ class Twin(LogitsProcessor):
             copies = 1
             tokens = self._next_token(input_ids)
         self._seen = input_ids
+        if self._run is not None and not self._method.reads_model:
+            self._run.step += 1
+            return self._method.edit_logits(self._run, scores.float(), ()).log_softmax(dim=-1)
         before = [vars(module)["rope_deltas"] for module in self._offsets]
         try:
             with alone(
