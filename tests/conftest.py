@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,16 @@ def models() -> dict[str, PreTrainedModel]:
 
 QUICK = ("llava", "qwen2_5_vl")
 """The families of the quick subset; the others are near to one of them."""
+
+
+def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[Any]:
+    """Every name with every family; `in_turn`: with those of the quick subset and one of the others."""
+    others = [family for family in families.FAMILIES if family not in QUICK]
+    return [
+        pytest.param(name, family, marks=[] if family in QUICK else pytest.mark.slow)
+        for index, name in enumerate(names)
+        for family in (*QUICK, *([others[index % len(others)]] if in_turn else others))
+    ]
 
 
 @pytest.fixture(

@@ -7,7 +7,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from conftest import QUICK, acting, attached, plain, under, values
+from conftest import acting, attached, pairs, plain, under, values
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -26,32 +26,15 @@ prompt and of the decoding) has its promises in its own tests."""
 REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
 
 
-CASES = [
-    pytest.param((name, family), id=f"{name}-{family}", marks=[] if family in QUICK else pytest.mark.slow)
-    for name in METHODS
-    for family in families.FAMILIES
-    if (name, family) not in REFUSED
-]
+def cases(names: list[str], *, in_turn: bool = False) -> pytest.MarkDecorator:
+    accepted = [case for case in pairs(names, in_turn=in_turn) if case.values not in REFUSED]
+    return pytest.mark.parametrize(("name", "family"), accepted)
 
-on_images_alone = pytest.mark.parametrize(
-    "case", [case for case in CASES if not vlmfix.methods()[case.values[0][0]].decodes], indirect=True
-)
+
+on_all_families = cases(METHODS)
+on_families_in_turn = cases(METHODS, in_turn=True)
+on_images_alone = cases([name for name in METHODS if not acting(name).decodes], in_turn=True)
 """A loop of its own decodes text in its own way, too."""
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param
-
-
-@pytest.fixture
-def name(case: tuple[str, str]) -> str:
-    return case[0]
-
-
-@pytest.fixture
-def family(case: tuple[str, str]) -> str:
-    return case[1]
 
 
 @pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))
@@ -72,6 +55,7 @@ def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: An
     return values(model, inputs, max_new_tokens=TOKENS, **kwargs)
 
 
+@on_families_in_turn
 def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     cls = vlmfix.methods()[name]
@@ -81,6 +65,7 @@ def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrai
         assert torch.equal(logits(model, inputs, **kwargs), stock)
 
 
+@on_all_families
 def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2))
     before, stock = families.fingerprint(model), logits(model, inputs, **plain(name))
@@ -91,6 +76,7 @@ def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreT
     assert families.fingerprint(model) == before
 
 
+@on_all_families
 def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0, 1))
     with attached(name, model):
@@ -99,6 +85,7 @@ def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> 
             torch.testing.assert_close(batch[:, row], logits(model, single)[:, 0], atol=1e-4, rtol=1e-4)
 
 
+@on_families_in_turn
 @pytest.mark.parametrize(
     "decoding",
     [
@@ -132,6 +119,7 @@ def test_acts_in_other_ways_of_decoding(
             )
 
 
+@on_all_families
 def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 0, 2))
     if acting(name).decodes:
@@ -153,6 +141,7 @@ def test_without_an_image(name: str, family: str, model: PreTrainedModel) -> Non
         assert torch.equal(logits(model, inputs), stock) == acting(name).needs_image
 
 
+@on_families_in_turn
 def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTrainedModel) -> None:
     first, second = families.prompt(family, model, (2,), seed=1), families.prompt(family, model, (1,), seed=2)
     with attached(name, model):
@@ -162,6 +151,7 @@ def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTraine
         assert torch.equal(logits(model, second), alone)
 
 
+@on_families_in_turn
 def test_restored_after_an_exception(name: str, family: str, model: PreTrainedModel) -> None:
     before = families.fingerprint(model)
     with pytest.raises(KeyboardInterrupt), attached(name, model):
@@ -179,6 +169,7 @@ def test_restored_after_an_exception(name: str, family: str, model: PreTrainedMo
     assert families.fingerprint(model) == before
 
 
+@on_families_in_turn
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(name: str, dtype: torch.dtype, family: str) -> None:
     model = families.build(family, dtype=dtype)
@@ -190,6 +181,7 @@ def test_half_precision(name: str, dtype: torch.dtype, family: str) -> None:
     assert not torch.equal(edited, logits(model, inputs, **plain(name)))
 
 
+@on_families_in_turn
 def test_eager_kernel_gives_the_same_as_sdpa(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     eager = families.build(family, attn_implementation="eager")
@@ -197,6 +189,7 @@ def test_eager_kernel_gives_the_same_as_sdpa(name: str, family: str, model: PreT
         torch.testing.assert_close(logits(eager, inputs), logits(model, inputs), atol=1e-4, rtol=1e-4)
 
 
+@on_families_in_turn
 def test_flash_attention(
     name: str, family: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

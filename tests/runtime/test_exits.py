@@ -13,7 +13,7 @@ import families
 import pytest
 import torch
 import yaml
-from conftest import acting, attached
+from conftest import acting, attached, pairs
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -131,7 +131,8 @@ def test_a_plain_pass_keeps_all_logits(readouts: Readouts, model: PreTrainedMode
 
 @pytest.mark.parametrize("kwargs", [{}, {"use_cache": False}, {"num_beams": 3}], ids=str)
 @pytest.mark.parametrize(
-    "names", [(), ("vhr",), ("fastv",), ("gift",), ("var", "pai"), ("m3id",), ("kmeans",)]
+    ("names", "family"),
+    pairs([(), ("vhr",), ("fastv",), ("gift",), ("var", "pai"), ("m3id",), ("kmeans",)], in_turn=True),
 )
 def test_taps_hold_the_stream_of_the_prompts(
     names: tuple[str, ...], kwargs: dict[str, Any], model: PreTrainedModel, family: str
@@ -150,7 +151,7 @@ def test_taps_hold_the_stream_of_the_prompts(
             torch.testing.assert_close(mine, theirs[: len(mine), -1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("other", ["var", "gift", "pai", "fastv"])
+@pytest.mark.parametrize(("other", "family"), pairs(["var", "gift", "pai", "fastv"], in_turn=True))
 @pytest.mark.parametrize("name", ["dola", "deco"])
 def test_exits_are_read_after_edits(name: str, other: str, model: PreTrainedModel, family: str) -> None:
     """Together with a method at another level: the formula on logits and exits of that method alone."""

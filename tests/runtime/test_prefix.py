@@ -9,7 +9,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from conftest import acting, attached, values
+from conftest import acting, attached, pairs, values
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -78,7 +78,7 @@ def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 @pytest.mark.promises
-@pytest.mark.parametrize("name", ["greedy", *SHARING])
+@pytest.mark.parametrize(("name", "family"), pairs(["greedy", *SHARING], in_turn=True))
 def test_sharing_changes_nothing(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor], reads: Reads, name: str
 ) -> None:
@@ -96,7 +96,7 @@ def counted(activity: vlmfix.Activity) -> vlmfix.Activity:
     return dataclasses.replace(activity, size=None, details={})
 
 
-@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize(("name", "family"), pairs(SHARING, in_turn=True))
 def test_activity_is_the_same(model: PreTrainedModel, inputs: dict[str, torch.Tensor], name: str) -> None:
     activities = []
     for sharing in (False, True):
