@@ -144,7 +144,8 @@ class Comparison:
             captions.texts,
             verdicts.texts,
             judge(split, captions.texts, verdicts.texts),
-            inactive=setting != GREEDY and not (captions.site_share or verdicts.site_share),
+            inactive=any(method.edits for method in setting.build())
+            and not (captions.site_share or verdicts.site_share),
         )
 
     def _against_matched(self, measured: Measured) -> dict[str, Estimate]:

@@ -174,11 +174,12 @@ def test_a_method_that_does_nothing_needs_no_profile(loaded: tuple[Any, Any]) ->
 
 @pytest.mark.parametrize("name", sorted(vlmfix.methods()))
 def test_every_method_can_be_written_down(name: str, loaded: tuple[Any, Any]) -> None:
-    schedules = {
+    unknown = {
         "pyramiddrop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
         "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
+        "vdd": {"unknown_token_id": 0},
     }
-    method = vlmfix.make_method(name, **schedules.get(name, {}))
+    method = vlmfix.make_method(name, **unknown.get(name, {}))
     found = identity.method_identity(method, loaded[0])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 

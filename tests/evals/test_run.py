@@ -538,8 +538,9 @@ def test_a_path_that_no_system_takes_is_a_failure_of_its_item(
 
 
 def test_the_manifest_tells_a_person_what_was_done(
-    loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["vlmfix", "eval", "pope"])
     [planned] = run(job(tmp_path, world, methods=["var"], limit=2), loaded)
     manifest = jobs.read(planned.path / "manifest.json")
     assert manifest["key"]["library"] == vlmfix.__version__
@@ -547,7 +548,7 @@ def test_the_manifest_tells_a_person_what_was_done(
     assert manifest["info"]["data"]["instances"]["file"] == str(world / "instances.json")
     assert manifest["info"]["first_prompt"].startswith("USER: <image>")
     assert manifest["info"]["started_at"].endswith("Z")
-    assert "pytest" in manifest["info"]["command"]
+    assert manifest["info"]["command"] == "vlmfix eval pope"
     assert planned.path.name == f"var-{manifest['digest'][:8]}"
 
 
