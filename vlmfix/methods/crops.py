@@ -28,9 +28,8 @@ _KEPT_IMAGE = 0.25
 @dataclass(frozen=True, kw_only=True)
 class CRoPS(Contrastive):
     """CRoPS (TMLR 2026): away from a reading without the image, by a weight that grows with the answer, and
-    away from one with a part of it.
-
-    Code: github.com/ubamba98/CRoPS-A-Training-Free-Hallucination-Mitigation-Framework-for-Vision-Language-Models
+    away from one with a part of it. The code is
+    github.com/ubamba98/CRoPS-A-Training-Free-Hallucination-Mitigation-Framework-for-Vision-Language-Models.
 
     From layer 2 on, the first sees only a few tokens with the least attention, 10 to 40 as the answer grows,
     and the second, as in SID, only the quarter of the image tokens with the least. Where a token is sure
@@ -132,7 +131,7 @@ def contrast_twice(
 
 def kept_text_tokens(generated: Tensor) -> Tensor:
     """How many tokens the branch without image sees when the answer has so many tokens, int64."""
-    return (10 + 30 * -torch.expm1(-0.001 * (generated.double() + 1))).floor().long()
+    return (10 + 30 * -torch.expm1(-0.001 * (generated.float() + 1))).floor().long()
 
 
 def _choose(prompt: int, weights: Tensor, visible: Tensor) -> Tensor:
