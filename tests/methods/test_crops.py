@@ -48,6 +48,8 @@ def test_vectors(generated: int, expected: list[float], shares: list[float]) -> 
 
 def test_kept_text_tokens() -> None:
     assert kept_text_tokens(torch.tensor([1, 50, 100, 500]) - 1).tolist() == [10, 11, 12, 21]
+    exact = [math.floor(10 + 30 * (1 - math.exp(-0.001 * tokens))) for tokens in range(1, 5001)]
+    assert kept_text_tokens(torch.arange(5000)).tolist() == exact
 
 
 def log_probabilities(logits: list[float]) -> list[float]:

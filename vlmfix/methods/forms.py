@@ -46,7 +46,8 @@ def unchanged(
 def without_image(
     run: Run, inputs_embeds: Tensor, *, fused: bool, selection: Selection | None = None
 ) -> Branch:
-    """The prompts without their image tokens, and without those that mark where an image begins and ends.
+    """The prompts without their image tokens, and without those that mark where an image begins and ends, as
+    far as these are known (`Run.image_blocks`).
 
     Args:
         inputs_embeds: image features merged, `(batch, prompt, hidden)`.

@@ -53,14 +53,15 @@ class PixelForm(NamedTuple):
                 f"{type(image_processor).__name__} has no image_mean and image_std, without which pixels are "
                 "no picture; pass the processor of the checkpoint"
             )
-        values = torch.tensor([list(mean), list(std)])[..., None, None]
         if not getattr(image_processor, "do_normalize", True):
-            values = torch.tensor([0.0, 1.0])[:, None, None, None].expand_as(values)
+            mean, std = 0.0, 1.0
+        mean, std = (torch.as_tensor(each).float().expand(_CHANNELS)[:, None, None] for each in (mean, std))
         rescales = getattr(image_processor, "do_rescale", True)
         scale = getattr(image_processor, "rescale_factor", 1 / _LEVELS) if rescales else 1.0
         vision = config.vision_config
         sizes = [getattr(vision, name, 1) for name in ("spatial_merge_size", "temporal_patch_size")]
-        return cls(values[0], values[1], scale, vision.patch_size, *sizes)
+        side = vision.patch_size
+        return cls(mean, std, scale, side if isinstance(side, int) else side[0], *sizes)
 
     def pictures(self, image: Mapping[str, Tensor]) -> list[Image.Image]:
         """The crops of one image in the resolution in which the model reads them.
