@@ -13,6 +13,7 @@ import families
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 from evals.data import write_coco
@@ -92,6 +93,28 @@ def values(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: An
         return torch.stack(model.generate(**inputs, output_logits=True, **kwargs).logits)
     output = model.generate(**inputs, output_scores=True, num_return_sequences=beams, **kwargs)
     return output.sequences_scores.view(1, -1, beams)
+
+
+def with_flash_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    """A random model under a stand-in with the interface of FlashAttention 2: 2-D masks, and one prompt in
+    running positions."""
+
+    def flash(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        queries, keys = query.shape[2], key.shape[2]
+        visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
+        positions = kwargs.get("position_ids")
+        if attention_mask is not None:
+            assert attention_mask.shape == (query.shape[0], keys)
+            visible = visible & attention_mask[:, None, None].bool()
+        elif positions is not None and queries > 1 and len(positions) == 1:
+            assert (positions.diff() == 1).all()
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, visible, **kwargs)
+
+    model = families.build(family)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash)
+    monkeypatch.setattr(type(model.get_decoder()), "_flash_attn_can_dispatch", lambda *_, **__: True)
+    model.get_decoder().config._attn_implementation = "flash_attention_2"
+    return model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,9 +7,8 @@ from typing import Any
 import families
 import pytest
 import torch
-from conftest import acting, attached, pairs, plain, under, values
+from conftest import acting, attached, pairs, plain, under, values, with_flash_attention
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 
@@ -193,26 +192,10 @@ def test_eager_kernel_gives_the_same_as_sdpa(name: str, family: str, model: PreT
 def test_flash_attention(
     name: str, family: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in with the interface of FlashAttention 2: 2-D masks, and one prompt in running positions."""
-
-    def flash(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        queries, keys = query.shape[2], key.shape[2]
-        visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
-        positions = kwargs.get("position_ids")
-        if attention_mask is not None:
-            assert attention_mask.shape == (query.shape[0], keys)
-            visible = visible & attention_mask[:, None, None].bool()
-        elif positions is not None and queries > 1 and len(positions) == 1:
-            assert (positions.diff() == 1).all()
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, visible, **kwargs)
-
     prompts = [families.prompt(family, model, images) for images in ((1, 2, 0), (2,))]
     with attached(name, model):
         expected = [logits(model, prompt) for prompt in prompts]
-    other = families.build(family)
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash)
-    monkeypatch.setattr(type(other.get_decoder()), "_flash_attn_can_dispatch", lambda *_, **__: True)
-    other.get_decoder().config._attn_implementation = "flash_attention_2"
+    other = with_flash_attention(family, monkeypatch)
     with attached(name, other):
         for prompt, stock in zip(prompts, expected, strict=True):
             torch.testing.assert_close(logits(other, prompt), stock, atol=1e-5, rtol=1e-4)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import families
 import pytest
 import torch
-from conftest import acting
+from conftest import acting, with_flash_attention
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -99,6 +99,7 @@ def behind(model: PreTrainedModel, inputs: dict[str, Tensor], answers: Any) -> T
         return model(**given, use_cache=False).logits[0, -1]
 
 
+@pytest.mark.promises
 def test_reading_on_equals_whole_passes(model: PreTrainedModel, family: str) -> None:
     inputs = families.prompt(family, model, (1, 1, 0))
     with Nothing()(model):
@@ -106,6 +107,17 @@ def test_reading_on_equals_whole_passes(model: PreTrainedModel, family: str) -> 
     for got, single in zip(read_in_batch, families.split(family, model, inputs), strict=True):
         for logits, answers in zip(got, ANSWERS, strict=True):
             torch.testing.assert_close(logits, behind(model, single, answers), atol=1e-5, rtol=1e-4)
+
+
+def test_kernels_without_four_dimensional_masks(
+    model: PreTrainedModel, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = families.prompt(family, model, (1, 1, 0))
+    with Nothing()(model):
+        expected = read(model, inputs, read_on)
+    other = with_flash_attention(family, monkeypatch)
+    with Nothing()(other):
+        torch.testing.assert_close(read(other, inputs, read_on), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", RUNNING + RENUMBERED, ids=lambda method: type(method).__name__)
@@ -151,6 +163,7 @@ def test_what_a_sample_counts_is_counted_for_all(llava: PreTrainedModel) -> None
     assert activity.rows == activity.rows_touched == 2 * SEQUENCES
     assert activity.steps == activity.steps_edited == 2 * SEQUENCES * 2
     assert [row.steps for row in method.latest_activity()] == [2] * 2 * SEQUENCES
+    assert not activity.prefill_only
 
 
 def test_an_error_leaves_no_block(llava: PreTrainedModel) -> None:

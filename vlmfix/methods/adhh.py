@@ -89,7 +89,7 @@ class ADHH(ColumnEdit):
         key = (self, layer, weights.device)
         if key not in run.state:
             run.state[key] = torch.tensor([self._heads_of(layer)], device=weights.device)
-        heads: Tensor = run.state[key][0]
+        heads: Tensor = run.state[key][0]  # the same in all sequences
         (text,) = self.columns(run, layer, weights)
         edited, mass = deactivate(weights[:, heads], text, threshold=self.threshold)
         run.measure(self, size=mass[:, :, -1, 0])

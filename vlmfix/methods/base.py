@@ -113,7 +113,8 @@ class Method:
     asks: ClassVar[bool] = False
     """Whether it asks the model several times, see `AskingMethod`."""
     decodes: ClassVar[bool] = False
-    """Whether it says how tokens are chosen; `decoding` then passes its loop to `generate`."""
+    """Whether it says how tokens are chosen; `decoding` then passes its loop to `generate`, and a step of its
+    activity is the choice of a token."""
 
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
 

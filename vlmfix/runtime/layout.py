@@ -182,7 +182,7 @@ class PromptLayout:
         """The layout of some samples, with the padding of all."""
         positions = None if self.positions is None else self.positions[rows]
         part = PromptLayout(self.image_tokens[rows], self.real_tokens[rows], positions)
-        for name in ("before_first_image", "after_last_image"):
+        for name in ("before_first_image", "after_last_image"):  # also where no image token is left
             vars(part)[name] = getattr(self, name)[rows]
         return part
 

@@ -168,12 +168,15 @@ class Reader:
     def alternatives(self, tokens: Tensor) -> Tensor:
         """Logits behind each of several next tokens; `keep` or `follow` then says what becomes of them.
 
+        Some method must be attached, or they would see each other.
+
         Args:
             tokens: `(sequences, alternatives)`.
 
         Returns:
             `(sequences, alternatives, vocabulary)` float32.
         """
+        assert self.run is not None
         self._pending = tokens.shape[1]
         if not self.one_by_one:
             return self._read(tokens, Block(self.length, self._pending, alternatives=True))

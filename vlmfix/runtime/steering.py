@@ -264,7 +264,7 @@ class Steering:
         if tokens is None:
             return  # the model itself says best what it misses
         if self.run is not None and self.run.block is not None:
-            return
+            return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
         cache = kwargs.get("past_key_values")
         support.check_cache(cache)
