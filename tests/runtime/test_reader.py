@@ -53,7 +53,7 @@ class Nothing(vlmfix.Method):
 RUNNING = [
     acting(name)
     for name, cls in vlmfix.methods().items()
-    if not (cls.asks or cls.decodes or acting(name).owns_logits)
+    if cls.attaches and not (cls.decodes or acting(name).owns_logits)
 ]
 RENUMBERED = [
     vlmfix.make_method(name, **acting(name).parameters | {"position_scheme": "renumber"})
