@@ -240,7 +240,7 @@ def main(
     for name in method or known:
         acts = acting(name, size)
         rows[name] = acts
-        if separate and "fused" in acts.parameters:
+        if separate and acts.owns_logits and "fused" in acts.parameters:
             rows[f"{name}, separate passes"] = dataclasses.replace(acts, fused=False)  # type: ignore[call-arg]
     for name, steered in rows.items():
         cost, ratio = measure(
