@@ -31,7 +31,7 @@ METHODS = [name for name, cls in vlmfix.methods().items() if cls.attaches]
 NEED_IMAGE = [name for name in METHODS if acting(name).needs_image]
 PRUNING = [name for name in METHODS if acting(name).prunes]
 LOGITS = [name for name in METHODS if acting(name).owns_logits]
-ON_IMAGES = [name for name in METHODS if not acting(name).decodes]
+NO_LOOPS = [name for name in METHODS if not acting(name).decodes]
 LOOPS = [name for name in METHODS if acting(name).decodes]
 ATTENTION = [name for name in METHODS if name not in PRUNING + LOGITS + LOOPS]
 
@@ -185,7 +185,7 @@ def activity_of(name: str, model: PreTrainedModel, *runs: dict[str, Tensor], **k
     return method.activity()
 
 
-@pytest.mark.parametrize("name", ON_IMAGES)
+@pytest.mark.parametrize("name", NO_LOOPS)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_counts_of_a_batch_are_those_of_its_samples(
     name: str, family: str, models: dict[str, PreTrainedModel]

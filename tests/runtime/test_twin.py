@@ -163,6 +163,13 @@ def test_what_no_processor_can_do(llava: PreTrainedModel) -> None:
         vlmfix.VCD().logits_processor(llava, {"inputs_embeds": torch.zeros(1, 2, 3)})
 
 
+def test_a_model_whose_layers_do_not_fit_is_refused(llava: PreTrainedModel, monkeypatch: Any) -> None:
+    inputs = families.prompt("llava", llava, (1,))
+    monkeypatch.setattr(llava.get_decoder().layers[1], "residual_multiplier", 0.5, raising=False)
+    with pytest.raises(vlmfix.UnsupportedError, match="is not a plain layer"):
+        vlmfix.ONLY().logits_processor(llava, inputs)
+
+
 def test_strength_zero_is_no_processor(llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1,))
     assert len(vlmfix.VCD(alpha=0, beta=0).logits_processor(llava, inputs)) == 0

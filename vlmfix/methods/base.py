@@ -36,7 +36,7 @@ class Card:
     """What `vlmfix methods` prints of a method.
 
     Args:
-        level: attention, logits, tokens, vision encoder, image or control.
+        level: attention, logits, tokens, decoding, vision encoder, image or control.
         changes: what it changes, in a few words.
         where: in which rows and layers.
         forwards: forward passes per generated token; 1.0 is the cost of plain decoding.

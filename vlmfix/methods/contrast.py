@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Method, check_flag, check_range
+from vlmfix.methods.forms import without_image
+from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
 
 # Branch logits that differ by less, once their mean is removed, change nothing.
@@ -71,6 +73,23 @@ class Contrastive(Mixing):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("fused", self.fused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstText(Contrastive, ABC):
+    """Compares with the prompts without their images."""
+
+    @property
+    @abstractmethod
+    def contrasts(self) -> bool:
+        """Whether its numbers leave more than the cut."""
+
+    def branches(
+        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> Sequence[Branch]:
+        if not self.contrasts or not run.layout.has_image:
+            return ()
+        return [without_image(run, inputs_embeds, fused=self.fused)]
 
 
 def contrast(logits: Tensor, branch: Tensor, alpha: float | Tensor) -> Tensor:

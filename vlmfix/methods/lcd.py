@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card, check_range
-from vlmfix.methods.contrast import Contrastive, contrast
-from vlmfix.methods.forms import without_image
-from vlmfix.runtime.branches import Branch
+from vlmfix.methods.contrast import AgainstText, contrast
 from vlmfix.runtime.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class LCD(Contrastive):
+class LCD(AgainstText):
     """Language Contrastive Decoding (arXiv 2408.04664): away from the prompt without its image, by a weight
     that grows as the entropy of that branch falls.
 
@@ -46,12 +44,9 @@ class LCD(Contrastive):
         super().__post_init__()
         check_range("alpha", self.alpha, 0, 100)
 
-    def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
-    ) -> Sequence[Branch]:
-        if self.alpha == 0 or not run.layout.has_image:
-            return ()
-        return [without_image(run, inputs_embeds, fused=self.fused)]
+    @property
+    def contrasts(self) -> bool:
+        return self.alpha != 0
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return language_contrast(logits, branches[0], self.alpha) if branches else logits

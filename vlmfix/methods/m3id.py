@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card, check_range
-from vlmfix.methods.contrast import Contrastive, contrast
-from vlmfix.methods.forms import without_image
-from vlmfix.runtime.branches import Branch
+from vlmfix.methods.contrast import AgainstText, contrast
 from vlmfix.runtime.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class M3ID(Contrastive):
+class M3ID(AgainstText):
     """Multi-Modal Mutual-Information Decoding (arXiv 2403.14003): away from the prompt without its image.
     The weight of this grows with the answer.
 
@@ -63,12 +61,9 @@ class M3ID(Contrastive):
         """
         return cls(offset=offset, gate=0.3, beta=0.0)
 
-    def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
-    ) -> Sequence[Branch]:
-        if self.decay == 0 or not run.layout.has_image:
-            return ()
-        return [without_image(run, inputs_embeds, fused=self.fused)]
+    @property
+    def contrasts(self) -> bool:
+        return self.decay != 0
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if not branches:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card, check_range
 from vlmfix.methods.columns import ScoreEdit
-from vlmfix.methods.contrast import Contrastive, contrast
-from vlmfix.methods.forms import without_image
-from vlmfix.runtime.branches import Branch
+from vlmfix.methods.contrast import AgainstText, contrast
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class PAI(ScoreEdit, Contrastive):
+class PAI(ScoreEdit, AgainstText):
     """Pay Attention to Image (arXiv 2407.21771).
 
     In the last prompt row and in all new rows, each score of an image token grows by a share of its own size
@@ -50,7 +48,7 @@ class PAI(ScoreEdit, Contrastive):
 
     def __post_init__(self) -> None:
         ScoreEdit.__post_init__(self)
-        Contrastive.__post_init__(self)
+        AgainstText.__post_init__(self)
         check_range("alpha", self.alpha, 0, 100)
         check_range("gamma", self.gamma, 1, 100)
 
@@ -70,12 +68,9 @@ class PAI(ScoreEdit, Contrastive):
     def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
         return amplify(scores, self.columns(run, layer, scores)[0])
 
-    def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
-    ) -> Sequence[Branch]:
-        if self.gamma == 1 or not run.layout.has_image:
-            return ()
-        return [without_image(run, inputs_embeds, fused=self.fused)]
+    @property
+    def contrasts(self) -> bool:
+        return self.gamma != 1
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return guide(logits, branches[0], self.gamma)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from vlmfix.methods.base import Card, check_range
-from vlmfix.methods.contrast import Contrastive, contrast
-from vlmfix.methods.forms import without_image
-from vlmfix.runtime.branches import Branch
+from vlmfix.methods.contrast import AgainstText, contrast
 from vlmfix.runtime.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlTextContrast(Contrastive):
+class ControlTextContrast(AgainstText):
     """Contrast with the prompt without its image (arXiv 2504.10020): the gain of less language prior, without
     the branch of the method under test.
 
@@ -43,12 +41,9 @@ class ControlTextContrast(Contrastive):
         super().__post_init__()
         check_range("alpha", self.alpha, 0, 100)
 
-    def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
-    ) -> Sequence[Branch]:
-        if self.alpha == 0 or not run.layout.has_image:
-            return ()
-        return [without_image(run, inputs_embeds, fused=self.fused)]
+    @property
+    def contrasts(self) -> bool:
+        return self.alpha != 0
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return contrast(logits, branches[0], self.alpha) if branches else logits

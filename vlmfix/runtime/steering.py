@@ -71,7 +71,13 @@ def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | N
             f"{name} needs the processor, for the words or the pixels of the prompt: 'with {name}()(model, "
             "processor):', or vlmfix.generate"
         )
-    return method.resolve(model.config, find_profile(model.config))
+    resolved = method.resolve(model.config, find_profile(model.config))
+    modules = DecoderModules(model)
+    if resolved.needs_plain_layers:
+        modules.check_layers()
+    if resolved.needs_final_norm:
+        modules.check_final_norm()
+    return resolved
 
 
 @contextmanager
@@ -164,10 +170,6 @@ class Steering:
                     f"{type(other).__name__} drops image tokens of this model already, and the counts of "
                     f"{name} would refer to tokens that are gone; use one pruning method at a time"
                 )
-        if method.needs_plain_layers:
-            self.modules.check_layers()
-        if method.needs_final_norm:
-            self.modules.check_final_norm()
         if method.needs_encoder:
             self._encoder = EncoderTap(self.model)
         self._processor = processor or self._processor
