@@ -133,25 +133,33 @@ def models() -> dict[str, PreTrainedModel]:
     return {family: families.build(family) for family in families.FAMILIES}
 
 
-QUICK = ("llava", "qwen2_5_vl")
-"""The families of the quick subset; the others are near to one of them."""
+QUICK = "llava"
+"""The family of the quick subset."""
+
+UNLIKE = (QUICK, "qwen2_5_vl")
+"""Families that differ most; each of the others is near to one of them."""
 
 
-def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[Any]:
-    """Every name with every family; `in_turn`: with those of the quick subset and one of the others."""
-    others = [family for family in families.FAMILIES if family not in QUICK]
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of another family than that of the quick subset is slow."""
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            if item.callspec.params.get("family", QUICK) != QUICK:
+                item.add_marker(pytest.mark.slow)
+
+
+def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:
+    """Every name with every family; `in_turn`: with the two that are unlike and one of the others."""
+    others = [family for family in families.FAMILIES if family not in UNLIKE]
     return [
-        pytest.param(name, family, marks=[] if family in QUICK else pytest.mark.slow)
+        (name, family)
         for index, name in enumerate(names)
-        for family in (*QUICK, *([others[index % len(others)]] if in_turn else others))
+        for family in (*UNLIKE, *([others[index % len(others)]] if in_turn else others))
     ]
 
 
-@pytest.fixture(
-    params=[
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in families.FAMILIES
-    ]
-)
+@pytest.fixture(params=families.FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

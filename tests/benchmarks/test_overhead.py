@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import vlmfix
@@ -20,10 +21,16 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 NAMES = [name for name, cls in vlmfix.methods().items() if cls.attaches and not cls.decodes]
 
 
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(overhead.SIZES, "tiny", TINY)
+        return overhead.random_llava("tiny", device="cpu", dtype=torch.float32, kernel="sdpa")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_measured_methods_act(name: str) -> None:
-    model = overhead.random_llava("tiny", device="cpu", dtype=torch.float32, kernel="sdpa")
-    inputs = overhead.random_inputs(model, 2, images=2)
+def test_measured_methods_act(name: str, model: PreTrainedModel) -> None:
+    inputs = overhead.random_inputs(model, 2, images=1)
     with torch.no_grad():
         stock = model(**inputs).logits[:, -1]
         with overhead.acting(name, "tiny")(model, overhead.Processor()):

@@ -26,7 +26,7 @@ REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
 
 
 def cases(names: list[str], *, in_turn: bool = False) -> pytest.MarkDecorator:
-    accepted = [case for case in pairs(names, in_turn=in_turn) if case.values not in REFUSED]
+    accepted = [case for case in pairs(names, in_turn=in_turn) if case not in REFUSED]
     return pytest.mark.parametrize(("name", "family"), accepted)
 
 
@@ -88,11 +88,10 @@ def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> 
 @pytest.mark.parametrize(
     "decoding",
     [
-        {"num_beams": 3},
         {"num_beams": 3, "num_return_sequences": 2},
         {"do_sample": True, "num_return_sequences": 2},
     ],
-    ids=["beams", "beams-return-2", "sampling-return-2"],
+    ids=["beams", "sampling"],
 )
 def test_acts_in_other_ways_of_decoding(
     name: str, decoding: dict[str, Any], family: str, model: PreTrainedModel

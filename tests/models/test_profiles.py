@@ -65,14 +65,15 @@ def test_unverified_values_warn() -> None:
         assert profile.get("n") == 3
 
 
-def test_profiles_of_the_user_come_first() -> None:
+def test_profiles_of_the_user_come_first_and_are_read_as_they_are_now() -> None:
     config = AutoConfig.from_pretrained(resolve("tiny-llava"))
-    content = {"name": "mine", "match": {"model_type": "llava"}, "values": {}}
     user_directory().mkdir(parents=True)
-    (user_directory() / "mine.yaml").write_text(yaml.safe_dump(content))
-    found = find_profile(config)
-    assert found is not None
-    assert found.name == "mine"
+    for name in ("mine", "corrected"):
+        content = {"name": name, "match": {"model_type": "llava"}, "values": {}}
+        (user_directory() / "mine.yaml").write_text(yaml.safe_dump(content))
+        found = find_profile(config)
+        assert found is not None
+        assert found.name == name
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from conftest import acting, attached
+from conftest import acting, attached, pairs
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
@@ -36,7 +36,7 @@ def vcd(model: PreTrainedModel, inputs: dict[str, Tensor]) -> LogitsProcessorLis
     return vlmfix.VCD(beta=0.001).logits_processor(model, inputs)
 
 
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize(("name", "family"), pairs(LOGITS, in_turn=True))
 def test_same_tokens_as_attached(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     before = families.fingerprint(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -93,7 +94,14 @@ def profiles() -> Iterator[Profile]:
     """All profiles, those that the user calibrated before those that are shipped."""
     for directory in (user_directory(), configs_directory() / "models"):
         for path in sorted(directory.glob("*.yaml")):
-            yield Profile.read(path)
+            state = path.stat()
+            yield _read(path, (state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, state: tuple[int, int]) -> Profile:
+    """A method that attaches asks for all profiles, and YAML is slow: once for each state of a file."""
+    return Profile.read(path)
 
 
 def find_profile(config: PreTrainedConfig) -> Profile | None:
