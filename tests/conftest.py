@@ -144,9 +144,9 @@ UNLIKE = (QUICK, "qwen2_5_vl")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test of another family than that of the quick subset is slow."""
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            if item.callspec.params.get("family", QUICK) != QUICK:
-                item.add_marker(pytest.mark.slow)
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("family", QUICK) != QUICK:
+            item.add_marker(pytest.mark.slow)
 
 
 def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:

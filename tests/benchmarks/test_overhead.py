@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 import vlmfix
 from benchmarks import overhead
 
+pytestmark = pytest.mark.slow
+
 TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2}
 
 

@@ -34,6 +34,8 @@ from evals.summary import summarise
 from evals.tasks import tasks
 from vlmfix.methods import outputshift
 
+pytestmark = pytest.mark.slow
+
 YES_SAYER = {"vaf": {"enhance": 3.0}}  # says yes to 30 of 36 questions, greedy decoding to 21
 LABEL = "vaf(enhance=3.0)"
 SHORT = ["pope.tiny", "chair.tiny+max_new_tokens=40", "vqa.tiny"]

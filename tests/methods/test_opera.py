@@ -216,13 +216,7 @@ class Forced(LogitsProcessor):
         return scores
 
 
-ROLLING_FAMILIES = [
-    name if name in ("llava", "qwen2_5_vl") else pytest.param(name, marks=pytest.mark.slow)
-    for name in ROLLING
-]
-
-
-@pytest.mark.parametrize("family", ROLLING_FAMILIES)
+@pytest.mark.parametrize("family", ROLLING)
 def test_search_equals_brute_force(family: str) -> None:
     """Both samples of a padded batch are taken back, like each of them alone without a cache."""
     model, eager = sharp(family), sharp(family, attn_implementation="eager")
