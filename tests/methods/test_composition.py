@@ -74,8 +74,8 @@ def near(first: Tensor, second: Tensor) -> bool:
 
 @pytest.mark.parametrize(("pair", "family"), zip(PAIRS, cycle(UNLIKE), strict=False))
 def test_two_methods_keep_the_promises(pair: tuple[str, str], family: str, model: PreTrainedModel) -> None:
-    before = families.fingerprint(model)
     inputs = families.prompt(family, model, (1, 2, 0))
+    before = families.fingerprint(model)
     together = logits(model, inputs, pair)
     # An attention method may find nothing to edit among the tokens that a pruning left.
     for alone in pair[:1] if pair[1] in PRUNING else pair:
