@@ -1,8 +1,7 @@
-"""The passes of the text decoder: companions ride along, layers lose tokens, the last row is read again."""
+"""The passes of the text decoder: companions ride along, branches are read, the last row is read again."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +10,9 @@ from transformers import DynamicCache
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.runtime.branches import follow_beams, join
-from vlmfix.runtime.layout import PromptLayout, Rows
-from vlmfix.runtime.run import Run, Stage
+from vlmfix.runtime.layout import PromptLayout
+from vlmfix.runtime.narrowing import Narrowing, leave_out, next_positions
+from vlmfix.runtime.run import Run
 
 if TYPE_CHECKING:
     from vlmfix.runtime.steering import Steering
@@ -29,7 +29,7 @@ class Passes:
         self.steering = steering
         self.decoder = steering.decoder
         self._given: dict[str, Any] = {}
-        self._injected: tuple[Tensor, list[Tensor]] | None = None
+        self._narrowing = Narrowing(self.decoder)
         self._is_reading_again = False
 
     def before_decoder(
@@ -65,9 +65,9 @@ class Passes:
         _check_mask(kwargs.get("attention_mask"))
         kwargs = dict(kwargs)
         if prunes:
-            self._take_over_injection(kwargs)
+            self._narrowing.take_over_injection(kwargs)
             if run.step and run.stages and run.stages[0].first_layer == 0 and embeddings.shape[1] == 1:
-                kwargs["position_ids"] = _next_positions(run, kwargs)
+                kwargs["position_ids"] = next_positions(run)
         if run.companions:
             _append_companions(run, kwargs)
         if run.branches and not run.is_prefill and _is_joined(run):
@@ -138,15 +138,15 @@ class Passes:
             return None
         kwargs = dict(kwargs)
         if not is_decode:
-            hidden_states = self._inject(run, index, hidden_states)
+            hidden_states = self._narrowing.inject(run, index, hidden_states)
         with torch.no_grad():
             if run.is_prefill:
-                self._prune(run, index, layer, hidden_states, kwargs)
+                self._narrowing.prune(run, self.steering.methods, index, layer, hidden_states, kwargs)
             stage = run.stage_at(index)
             if stage is not None:
                 if not is_decode and stage.first_layer == index:
-                    hidden_states = _leave_out(run, stage, hidden_states)
-                self._set_positions(run, stage, index, hidden_states, kwargs)
+                    hidden_states = leave_out(run, stage, hidden_states)
+                self._narrowing.set_positions(run, stage, index, hidden_states, kwargs)
             if run.is_prefill:
                 run.position_embeddings = kwargs["position_embeddings"]
                 prompt = self._prompt(run, index, hidden_states)
@@ -163,83 +163,6 @@ class Passes:
             beginnings = run.prefix.spread(run.prefix.hidden_states[index])
             return torch.cat([beginnings, hidden_states], dim=1)
         return hidden_states[:, : run.layout_at(index).length]
-
-    def _prune(
-        self, run: Run, index: int, layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]
-    ) -> None:
-        """Ask the methods what goes on to a layer, and open a stage if it is not everything."""
-        for method in self.steering.methods:
-            if not method.prunes:
-                continue
-            layout = run.layout_at(index)
-            prompt = hidden_states[:, : layout.length]
-            run.peek = functools.partial(self._peek, run, index, layer, prompt, kwargs)
-            kept = method.prune(run, index, prompt)
-            run.peek = None
-            if kept is None:
-                continue
-            narrower, places = layout.select(kept.mask.to(layout.real_tokens.device))
-            merged = None
-            if kept.hidden_states is not None:
-                merged = _gather(kept.hidden_states, places.to(prompt.device))
-            run.stages.append(Stage(index, narrower, places, merged, renumbered=kept.renumbered))
-
-    def _peek(
-        self, run: Run, index: int, layer: Any, prompt: Tensor, kwargs: dict[str, Any], rows: Rows
-    ) -> Tensor:
-        """Weights of a layer before it runs: its projections alone, without the cache."""
-        stage = run.stage_at(index)
-        embeddings = (stage and stage.position_embeddings) or kwargs["position_embeddings"]
-        positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
-        run.peeking = rows
-        try:
-            given = {
-                **kwargs,
-                "position_embeddings": positions,
-                "past_key_values": None,
-                "position_ids": None,
-            }
-            layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
-        finally:
-            run.peeking = None
-        assert run.peeked is not None
-        return run.peeked
-
-    def _set_positions(
-        self, run: Run, stage: Stage, index: int, hidden_states: Tensor, kwargs: dict[str, Any]
-    ) -> None:
-        """Give a layer behind a pruning the cosines and sines of the tokens that it reads."""
-        if run.reads_on(hidden_states.shape[1]):
-            if not stage.renumbered:
-                return
-            if stage.first_layer == index:
-                behind = run.step if run.block is None else run.block.places(stage.layout.real_tokens.device)
-                positions = stage.layout.counted_positions[:, -1:] + behind
-                own = self.decoder.rotary_emb(hidden_states, positions)
-                rows = run.layout.batch_size  # branches stand behind them, and nothing is pruned from these
-                cos, sin = (
-                    torch.cat([new, old[rows:]])
-                    for new, old in zip(own, kwargs["position_embeddings"], strict=True)
-                )
-                stage.position_embeddings = cos, sin
-        elif stage.first_layer == index:
-            given = kwargs["position_embeddings"]
-            if stage.renumbered:
-                positions = stage.layout.counted_positions
-                generated = hidden_states.shape[1] - positions.shape[1] - run.companion_length
-                ahead = torch.arange(1, generated + 1, device=positions.device)
-                positions = torch.cat([positions, positions[:, -1:] + ahead], dim=1)
-                own = self.decoder.rotary_emb(hidden_states, positions)
-                extra = given[0].shape[1] - run.companion_length
-                cos, sin = (
-                    torch.cat([new, old[:, extra:].expand(len(new), -1, -1)], dim=1)
-                    for new, old in zip(own, given, strict=True)
-                )
-            else:
-                cos, sin = (_present(each, run, stage.layout) for each in given)
-            stage.position_embeddings = cos, sin
-        kwargs["position_embeddings"] = stage.position_embeddings
-        kwargs["position_ids"] = None
 
     def _read_last_row_again(self, cache: Any) -> Any:
         """Run the last prompt token once more, when the prompt has been seen; without a cache, all of it."""
@@ -292,30 +215,6 @@ class Passes:
                 run.reading = None
             rows.append(states[:, -1])
         return rows
-
-    def _take_over_injection(self, kwargs: dict[str, Any]) -> None:
-        """Qwen3-VL adds visual features behind its first layers, at positions that pruning moves."""
-        features, places = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
-        self._injected = None
-        if features is None or places is None:
-            return
-        if len(features) >= len(self.decoder.layers):
-            raise UnsupportedError(
-                f"{type(self.decoder).__name__} injects visual features behind its last layer, which pruning "
-                "does not support"
-            )
-        self._injected = (places, features)
-        kwargs["deepstack_visual_embeds"] = kwargs["visual_pos_masks"] = None
-
-    def _inject(self, run: Run, index: int, hidden_states: Tensor) -> Tensor:
-        """Add the visual features of the layer before to the tokens that are still there."""
-        if self._injected is None or not 0 < index <= len(self._injected[1]):
-            return hidden_states
-        places, features = self._injected
-        batch, tokens = places.shape
-        added = hidden_states.new_zeros(batch, tokens + run.companion_length, hidden_states.shape[-1])
-        added[:, :tokens][places.to(added.device)] = features[index - 1].to(added)
-        return hidden_states + _present(added, run, run.layout_at(index - 1))
 
 
 def _tap(run: Run, index: int, hidden_states: Tensor) -> None:
@@ -374,12 +273,6 @@ def _positions(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor:
     return torch.arange(embeddings.shape[1], device=embeddings.device)[None]
 
 
-def _next_positions(run: Run, kwargs: dict[str, Any]) -> Tensor:
-    """Positions of a generated token; the model may count from the first layer's cache, which is short."""
-    assert run.next_position is not None
-    return run.next_position[..., None] + (run.step - 1)
-
-
 def _append_companions(run: Run, kwargs: dict[str, Any]) -> None:
     """Put the companions behind the prompt, with positions of their own."""
     embeddings, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
@@ -396,32 +289,6 @@ def _append_companions(run: Run, kwargs: dict[str, Any]) -> None:
     if kwargs.get("visual_pos_masks") is not None:
         places = kwargs["visual_pos_masks"]
         kwargs["visual_pos_masks"] = torch.cat([places, places.new_zeros(batch, run.companion_length)], dim=1)
-
-
-def _leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:
-    """The kept tokens of the prompt, and whatever stands behind it."""
-    before = run.layout_at(stage.first_layer - 1) if stage.first_layer else run.layout
-    behind = hidden_states[:, before.length :]
-    kept = _gather(hidden_states, stage.index.to(hidden_states.device))
-    if stage.merged is not None:  # image tokens alone: text may be edited in a later pass
-        kept = torch.where(
-            stage.layout.image_tokens.to(kept.device)[..., None], stage.merged.to(kept.device), kept
-        )
-    return torch.cat([kept, behind], dim=1) if behind.shape[1] else kept
-
-
-def _present(values: Tensor, run: Run, layout: PromptLayout) -> Tensor:
-    """Of values over all tokens, `(batch or 1, tokens, size)`, those of tokens that are still there."""
-    if layout.positions is None:
-        return values
-    values = values.expand(layout.batch_size, -1, -1)
-    kept = _gather(values, layout.positions.to(values.device))
-    return torch.cat([kept, values[:, run.layout.length :]], dim=1)
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """Tokens `(batch, kept)` of `(batch, tokens, size)`."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _states(output: Any) -> list[Tensor]:
