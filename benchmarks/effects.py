@@ -218,7 +218,7 @@ def heading(model: str, validation: Split, test: Split) -> str:
         f"and as many positives. The last columns have the value of a control that matches the method, and "
         f"in parentheses the difference of the method to it: greedy decoding with an offset between yes and "
         f"no at which it says yes as often (calibrated on these very items), and greedy captions, where the "
-        f"longer one of two captions of a scene is cut to the tokens of the shorter, and to whole sentences."
+        f"longer one of two captions of a scene is cut to the tokens of the shorter."
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evals.scorers.tokens import drop_incomplete
 from evals.truncation import limits
 from vlmfix.methods.outputshift import calibrate_shift
 
@@ -30,8 +29,10 @@ def shifted(margins: Sequence[float], verdicts: Sequence[str]) -> list[str]:
 
 
 def cut(captions: Sequence[str], others: Sequence[str], tokenizer: Any) -> list[str]:
-    """Captions that are longer than their counterparts, cut to the same number of tokens and to whole
-    sentences.
+    """Captions that are longer than their counterparts, cut to the same number of tokens.
+
+    Where they end within a sentence they do so here, unlike in the control of the harness: a caption that is
+    one word longer must not lose a sentence to its counterpart.
 
     Args:
         captions: one a scene.
@@ -44,6 +45,6 @@ def cut(captions: Sequence[str], others: Sequence[str], tokenizer: Any) -> list[
     )
     left = limits([len(ids) for ids in tokens], [len(ids) for ids in targets])
     return [
-        caption if limit == len(ids) else drop_incomplete(tokenizer.decode(ids[:limit]))
+        caption if limit == len(ids) else tokenizer.decode(ids[:limit])
         for caption, ids, limit in zip(captions, tokens, left, strict=True)
     ]

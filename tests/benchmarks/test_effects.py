@@ -129,11 +129,11 @@ def test_shifted_greedy_says_yes_as_often() -> None:
     assert shifted(margins, ["Yes"] * 4 + ["No"]) == ["Yes", "Yes", "Yes", "No", "Yes"]
 
 
-def test_longer_captions_are_cut_to_whole_sentences() -> None:
+def test_longer_captions_are_cut_to_the_tokens_of_the_shorter() -> None:
     _, processor = vlmfix.load()
     long, short = "There is a dog. There is a cup on the table.", "There is a dog. There is a."
     assert cut([long, short, long], [short, long, long], processor.tokenizer) == [
-        "There is a dog.",
+        "There is a dog. There is a cup",
         short,
         long,
     ]
