@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmfix.methods.base import Card, check_range
 from vlmfix.methods.contrast import Mixing, plausible
+from vlmfix.methods.deco import Likeliest
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.run import Run
 
@@ -105,9 +106,5 @@ def candidates(logits: Tensor, *, top_p: float, top_k: int) -> Tensor:
     """
     if top_p == 1 and top_k == 0:
         return torch.ones_like(logits, dtype=torch.bool)
-    count = min(top_k or logits.shape[-1], logits.shape[-1])
-    likeliest, places = logits.softmax(dim=-1).topk(count, dim=-1)
-    reached = likeliest.cumsum(dim=-1) >= top_p if top_p < 1 else torch.zeros_like(places, dtype=torch.bool)
-    kept = torch.ones_like(reached)
-    kept[:, 1:] = ~reached[:, :-1]
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, places, kept)
+    likeliest = Likeliest.of(logits, top_p, top_k)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, likeliest.tokens, likeliest.mask)
