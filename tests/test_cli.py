@@ -179,6 +179,7 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path)
     assert not result.stdout
 
 
+@pytest.mark.slow
 def test_as_a_script() -> None:
     result = subprocess.run(
         [sys.executable, ROOT / "cli.py", "methods"], capture_output=True, text=True, check=True, cwd="/"

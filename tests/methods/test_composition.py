@@ -72,6 +72,7 @@ def near(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first, second, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "family"), zip(PAIRS, cycle(UNLIKE), strict=False))
 def test_two_methods_keep_the_promises(pair: tuple[str, str], family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
