@@ -266,7 +266,7 @@ def test_presets() -> None:
         ({"contrast_regularizer": 0}, "contrast_regularizer is 0"),
         ({"kept_pixel_fraction": 0}, "kept_pixel_fraction is 0"),
         ({"kept_pixel_fraction": 1.1}, "kept_pixel_fraction is 1.1"),
-        ({"max_regions": 0}, "max_regions is 0; it must be a whole number, 1 or more"),
+        ({"max_regions": 0}, "max_regions is 0; it must be a whole number from 1 on"),
         ({"max_regions": 1.5}, r"max_regions is 1\.5"),
         ({"region_rule": "most"}, "region_rule is 'most'"),
         (

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_flag, check_range
+from vlmfix.methods.base import Card
+from vlmfix.methods.parameters import check_flag, check_range
 from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.columns import ColumnEdit
+from vlmfix.methods.parameters import check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.layout import PromptLayout

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import AskingMethod, Card, Method, check_choice, check_range, layer_indices
+from vlmfix.methods.base import AskingMethod, Card, Method
+from vlmfix.methods.parameters import check_choice, check_range, check_whole, layer_indices
 from vlmfix.models.geometry import ImageTokens, place, token_grids
 from vlmfix.models.profiles import Profile, find_profile
 from vlmfix.prompts import prepare, render
@@ -133,9 +134,7 @@ class CARVE(AskingMethod):
         check_choice("region_rule", self.region_rule, REGION_RULES)
         check_choice("final_images", self.final_images, FINAL_IMAGES)
         for name in ("max_regions", "max_map_tokens"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+            check_whole(name, getattr(self, name), 1)
         if not isinstance(self.general_instruction, str) or not self.general_instruction.strip():
             raise ValueError(f"general_instruction is {self.general_instruction!r}; it must be a text")
         if not isinstance(self.answer_suffix, str):

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.methods.base import Method, check_flag, check_range
+from vlmfix.methods.base import Method
 from vlmfix.methods.forms import without_image
+from vlmfix.methods.parameters import check_flag, check_range
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
 

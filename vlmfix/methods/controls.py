@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method, check_choice
+from vlmfix.methods.base import Card, Method
+from vlmfix.methods.parameters import check_choice, check_whole
 
 _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
@@ -125,8 +126,7 @@ class ControlBeam(DecodingControl):
     )
 
     def __post_init__(self) -> None:
-        if type(self.num_beams) is not int or self.num_beams < 1:
-            raise ValueError(f"num_beams is {self.num_beams!r}; it must be a whole number from 1 on")
+        check_whole("num_beams", self.num_beams, 1)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, contrast, plausible
 from vlmfix.methods.forms import unchanged, without_image
+from vlmfix.methods.parameters import check_range
 from vlmfix.methods.sid import check_layer, least_attended, least_attended_image
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.branches import Branch, Selection

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, Method, check_flag, check_range
+from vlmfix.methods.base import Card, Method
 from vlmfix.methods.exits import check_depth, exit_indices, exit_states
+from vlmfix.methods.parameters import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.run import Run
@@ -60,8 +61,7 @@ class DeCo(Method):
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, 0, 100)
         check_range("top_p", self.top_p, 0, 1)
-        if type(self.top_k) is not int or self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k!r}; it must be a whole number, 0 or more")
+        check_whole("top_k", self.top_k, 0)
         if self.exits is not None:
             object.__setattr__(self, "exits", exit_indices(self.exits))
         check_flag("normed", self.normed)

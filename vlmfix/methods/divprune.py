@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
+from vlmfix.methods.parameters import check_range
 from vlmfix.methods.pruning import TokenPruning, select_each
 from vlmfix.runtime.run import Run
 

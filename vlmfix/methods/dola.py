@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_choice, check_flag, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Mixing, finite
 from vlmfix.methods.exits import check_depth, exit_indices, exit_states
+from vlmfix.methods.parameters import check_choice, check_flag, check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.run import Run

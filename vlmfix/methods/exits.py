@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmfix.methods.base import layer_indices
+from vlmfix.methods.parameters import layer_indices
 from vlmfix.runtime.run import Run
 
 

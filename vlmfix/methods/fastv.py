@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
+from vlmfix.methods.parameters import check_range
 from vlmfix.methods.pruning import TokenPruning, keep_top
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows

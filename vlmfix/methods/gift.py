@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.keywords import CONTENT_TAGS, Spans, keyword_extractor
-from vlmfix.methods.base import Card, Method, check_range
+from vlmfix.methods.base import Card, Method
+from vlmfix.methods.parameters import check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.prompts import find_question
 from vlmfix.runtime.activity import Sums

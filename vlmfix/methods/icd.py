@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, contrast
 from vlmfix.methods.forms import Replacement, rewritten
+from vlmfix.methods.parameters import check_range
 from vlmfix.prompts import SystemSlot
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmfix.methods.base import Card, Kept
-from vlmfix.methods.pruning import CountedPruning, check_seed, select_each
+from vlmfix.methods.parameters import check_whole
+from vlmfix.methods.pruning import CountedPruning, select_each
 from vlmfix.runtime.run import Run
 
 ITERATIONS = 20
@@ -44,7 +45,7 @@ class KMeans(CountedPruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.seed)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
 
     def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
         if layer != 0:

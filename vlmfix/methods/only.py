@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_range, layer_indices
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Mixing, contrast, finite
+from vlmfix.methods.parameters import check_range, layer_indices
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.layout import PromptLayout, Rows

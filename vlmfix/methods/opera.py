@@ -13,9 +13,10 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation import GenerateBeamDecoderOnlyOutput, PrefixConstrainedLogitsProcessor
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method, check_range
+from vlmfix.methods.base import Card, Method
 from vlmfix.methods.beams import Finished, Rules
 from vlmfix.methods.overtrust import attention_rows
+from vlmfix.methods.parameters import check_range, check_whole
 from vlmfix.methods.retrospection import Search, Seen
 from vlmfix.runtime import attention
 from vlmfix.runtime.activity import Sums
@@ -70,9 +71,7 @@ class OPERA(Method):
 
     def __post_init__(self) -> None:
         for name in ("num_attn_candidates", "window_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+            check_whole(name, getattr(self, name), 1)
         check_range("threshold", self.threshold, 1, math.inf)
         check_range("scale_factor", self.scale_factor, 1e-6, 1e6)
         check_range("penalty_weights", self.penalty_weights, 0, 1000)

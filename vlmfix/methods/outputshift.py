@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method, check_choice, check_range
+from vlmfix.methods.base import Card, Method
 from vlmfix.methods.contrast import differ
+from vlmfix.methods.parameters import check_choice, check_range
 from vlmfix.runtime.run import Run
 
 _WORDS = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))

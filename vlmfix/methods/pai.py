@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.columns import ScoreEdit
 from vlmfix.methods.contrast import AgainstText, contrast
+from vlmfix.methods.parameters import check_range
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 

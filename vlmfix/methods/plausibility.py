@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Mixing, plausible
 from vlmfix.methods.deco import Likeliest
+from vlmfix.methods.parameters import check_range, check_whole
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.run import Run
 
@@ -46,8 +47,7 @@ class ControlPlausibility(Mixing):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("top_p", self.top_p, 0, 1)
-        if type(self.top_k) is not int or self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k!r}; it must be a whole number from 0 on")
+        check_whole("top_k", self.top_k, 0)
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         kept = candidates(logits, top_p=self.top_p, top_k=self.top_k)

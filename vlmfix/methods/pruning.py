@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Kept, Method, check_choice
+from vlmfix.methods.base import Kept, Method
+from vlmfix.methods.parameters import check_choice
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.layout import PromptLayout
@@ -210,13 +211,3 @@ def check_stages(layers: tuple[int, ...], name: str, values: tuple[Any, ...]) ->
         raise ValueError(
             f"{name} is {values!r}; it must hold one value for each of the prune_layers {layers!r}"
         )
-
-
-def check_seed(value: Any) -> None:
-    """Refuse what is no seed.
-
-    Raises:
-        ValueError: naming the value and the range.
-    """
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"seed is {value!r}; it must be a whole number from 0 to 2**63 - 1")

@@ -8,8 +8,9 @@ from typing import ClassVar, Self
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.fastv import last_row_scores
+from vlmfix.methods.parameters import check_range
 from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.run import Run

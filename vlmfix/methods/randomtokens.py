@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card
-from vlmfix.methods.pruning import CountedPruning, check_seed, select_each
+from vlmfix.methods.parameters import check_whole
+from vlmfix.methods.pruning import CountedPruning, select_each
 from vlmfix.runtime.run import Run
 
 
@@ -40,7 +41,7 @@ class RandomTokens(CountedPruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.seed)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
 
     def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer != 0:

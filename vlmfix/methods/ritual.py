@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, finite
 from vlmfix.methods.forms import seeded, shown_images, with_other_images
+from vlmfix.methods.parameters import check_range, check_whole
 from vlmfix.models.pixels import PixelForm
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
@@ -66,8 +67,7 @@ class RITUAL(Contrastive):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("kappa", self.kappa, 0, 100)
-        if type(self.seed) is not int or not 0 <= self.seed <= 2**31:
-            raise ValueError(f"seed is {self.seed!r}; it must be a whole number from 0 to {2**31}")
+        check_whole("seed", self.seed, 0, 2**31)
 
     @property
     def needs_processor(self) -> bool:

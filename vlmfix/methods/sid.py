@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, contrast
 from vlmfix.methods.forms import unchanged
+from vlmfix.methods.parameters import check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.branches import Branch, Selection
 from vlmfix.runtime.layout import PromptLayout

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Kept, check_choice, check_range
+from vlmfix.methods.base import Card, Kept
+from vlmfix.methods.parameters import check_choice, check_range
 from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.columns import ScoreEdit
+from vlmfix.methods.parameters import check_range
 from vlmfix.runtime.run import Run
 
 

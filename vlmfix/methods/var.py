@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, Method, check_flag, check_range
+from vlmfix.methods.base import Card, Method
+from vlmfix.methods.parameters import check_flag, check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.methods.base import Card, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, contrast
 from vlmfix.methods.forms import seeded, shown_images, with_other_images
+from vlmfix.methods.parameters import check_range, check_whole
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
 
@@ -51,10 +52,8 @@ class VCD(Contrastive):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("alpha", self.alpha, 0, 100)
-        for name, limit in (("noise_step", STEPS - 1), ("seed", 2**31)):
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= limit:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number from 0 to {limit}")
+        check_whole("noise_step", self.noise_step, 0, STEPS - 1)
+        check_whole("seed", self.seed, 0, 2**31)
 
     def branches(
         self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.base import Card, check_choice, check_range
+from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, contrast, finite
 from vlmfix.methods.forms import Replacement, rewritten, without_image
+from vlmfix.methods.parameters import check_choice, check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
