@@ -120,8 +120,7 @@ def join(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
     embeddings, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
     rows = embeddings.shape[0]
     given = kwargs.get("position_ids")
-    assert run.next_position is not None
-    real = run.next_position[..., None] + (run.step - 1) if given is None else given
+    real = run.position_of(run.step - 1) if given is None else given
     real = real.expand(*real.shape[:-2], rows, 1)
     positions = [branch.positions(real, run.step)[..., -1:] for branch in run.branches]
     return kwargs | {

@@ -136,12 +136,6 @@ class Narrowing:
         kwargs["position_ids"] = None
 
 
-def next_positions(run: Run) -> Tensor:
-    """Positions of a generated token; the model may count from the first layer's cache, which is short."""
-    assert run.next_position is not None
-    return run.next_position[..., None] + (run.step - 1)
-
-
 def leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:
     """The kept tokens of the prompt, and whatever stands behind it."""
     before = run.layout_at(stage.first_layer - 1) if stage.first_layer else run.layout

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from vlmfix.errors import UnsupportedError
 from vlmfix.runtime.branches import follow_beams, join
 from vlmfix.runtime.layout import PromptLayout
-from vlmfix.runtime.narrowing import Narrowing, leave_out, next_positions
+from vlmfix.runtime.narrowing import Narrowing, leave_out
 from vlmfix.runtime.run import Run
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Passes:
         if prunes:
             self._narrowing.take_over_injection(kwargs)
             if run.step and run.stages and run.stages[0].first_layer == 0 and embeddings.shape[1] == 1:
-                kwargs["position_ids"] = next_positions(run)
+                kwargs["position_ids"] = run.position_of(run.step - 1)
         if run.companions:
             _append_companions(run, kwargs)
         if run.branches and not run.is_prefill and _is_joined(run):

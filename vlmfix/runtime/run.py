@@ -236,6 +236,12 @@ class Run:
             start = end
         raise KeyError(type(method).__name__)
 
+    def position_of(self, generated: int) -> Tensor:
+        """Position of a generated token, the first being 0: `(batch or 1, 1)`, or `(axes, batch, 1)`; the
+        model may count from the first layer's cache, which a pruning makes short."""
+        assert self.next_position is not None
+        return self.next_position[..., None] + generated
+
     def reads_on(self, queries: int) -> bool:
         """Whether a pass of so many tokens reads new ones on the cache of the prompt."""
         return not self.is_prefill and (queries == 1 or self.block is not None)

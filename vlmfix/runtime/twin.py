@@ -105,8 +105,7 @@ class Twin(LogitsProcessor):
         source = same.int().argmax(dim=1)
         if copies > 1:
             self._cache.reorder_cache(source)  # and the branches with it
-        assert run.next_position is not None
-        positions = run.next_position[..., None] + run.step
+        positions = run.position_of(run.step)
         return {
             "input_ids": input_ids[:, -1:],
             "position_ids": positions.expand(*positions.shape[:-2], len(input_ids), 1),
