@@ -137,17 +137,24 @@ class Method:
         """This method for `model.generate(**inputs, logits_processor=...)`, of methods that edit the logits.
 
         It gives the same tokens as `with method(model):` and leaves the model alone, but reads every prompt
-        and, for all but the simplest methods, every token a second time: prefer the block. What it does is
-        not counted in `activity`. Other methods, attached to the model, act on the logits that it edits, not
-        on what it compares these with or reads inside the model.
+        and every token a second time: prefer the block. What it does is not counted in `activity`. Other
+        methods, attached to the model, act in this second reading, too.
+
+        `generate` runs it after its own processors and before temperature, top-k and top-p; the edit of the
+        block comes before them all. Tokens that a processor bans (`bad_words_ids`, `min_new_tokens`, ...) are
+        taken out again, edited, and banned: the tokens are those of the block. A processor that changes
+        scores (`repetition_penalty`, `sequence_bias`, `guidance_scale`, ...) cannot be taken out and is
+        refused; to have one after the edit, pass it after this one in the list for `logits_processor`.
 
         Args:
             model: as for a `with` block.
-            inputs: of this very call of `generate`, with `input_ids`; another call needs another processor.
+            inputs: of this very call of `generate`, with `input_ids`; it serves calls with equal inputs, and
+                compares the scores that it gets with its own to know.
             processor: of the model, for methods that read the words of the prompt.
 
         Raises:
-            UnsupportedError: the method acts inside the model, or the model is not supported.
+            UnsupportedError: the method acts inside the model, or the model is not supported; later, when a
+                processor changed the scores before it, or an attached method does not go with it.
             ValueError: a value of the method does not fit the model; later, when used with other inputs.
         """
         if self.is_neutral:
@@ -179,12 +186,6 @@ class Method:
     def needs_final_norm(self) -> bool:
         """Whether it applies the final norm of the text decoder by itself, by `run.modules`."""
         return False
-
-    @property
-    def reads_model(self) -> bool:
-        """Whether it needs more of a step than the logits of the prompts."""
-        hooks = ("branches", "taps", "readouts", "rows")
-        return any(getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
 
     @property
     def sees_layers(self) -> bool:
