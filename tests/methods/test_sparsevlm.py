@@ -115,6 +115,19 @@ def test_adaptive_count_follows_the_rank(scale: float, bias: float, count: int) 
     assert adaptive_count(attention, scale=scale, bias=bias) == count
 
 
+def test_full_rank_keeps_all_tokens_in_version_1() -> None:
+    """529 image tokens, 19 raters, budget 64: where the rank is the number of tokens left, none leaves."""
+    generator = torch.Generator().manual_seed(0)
+    left, counts = 529, []
+    for _ in range(4):
+        kept = adaptive_count(torch.rand(19, left, generator=generator), scale=0.8, bias=0.0)
+        if kept < left:
+            tokens = torch.randn(left - kept, 2, generator=generator)
+            kept += len(recycle(tokens, torch.rand(left - kept, generator=generator))[0])
+        counts.append(left := kept)
+    assert counts == [31, 16, 16, 16]
+
+
 def test_vector_of_the_density_peaks() -> None:
     points = torch.tensor(POINTS)[:, None]
     peaks = density_peaks(points, 2, neighbours=3)

@@ -31,8 +31,12 @@ class GIFT(Method):
     While the question's informative words are read, the increases of attention to image tokens in one layer
     give a saliency map. In the enhanced layers of the last prompt row and of all new rows, heads that look at
     the image have their image weights multiplied by `exp(image_boost * saliency)`, and heads that look at the
-    question get the same overall gain there, so that the balance is kept. The prompt is read once; only its
-    last token runs again under the method.
+    question get the same overall gain there, so that the balance is kept. The prompt is read once, where the
+    released code reads it twice; only its last token runs again under the method.
+
+    The released code knows words by themselves and their part of speech, so that of equal ones the last alone
+    is informative; here all are, as in the paper. Without an informative word, where it gives NaN, here the
+    whole question is informative.
 
     Args:
         image_boost: strength on the image; 0 together with `query_gain` 1 leaves the model as it is; None:
@@ -62,7 +66,7 @@ class GIFT(Method):
         changes="weights: to salient image tokens and to the question",
         where="last prompt row and new rows; middle layers of the profile",
         forwards=1.0,
-        fidelity="paper",
+        fidelity="released code",
         paper="2510.22067",
         decoding="greedy, sampling, beams, batches, with the processor",
     )

@@ -27,6 +27,7 @@ class VDD(Contrastive):
 
     One of them has nothing in its place, the other one unknown token an image; the released scripts take the
     mean of the logits of both. Code and scripts differ in the strength (0.5 or 1); this is the scripts'.
+    `beta` is the default of the released code; its scripts pass 0.2.
 
     Args:
         alpha: strength, in [0, 100]; 0 leaves only the cut.
