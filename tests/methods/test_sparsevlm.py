@@ -305,17 +305,6 @@ def test_equals_masking_and_merging(family: str, version: str, models: dict[str,
         assert (model(**inputs).logits[0, -1] - expected[0]).abs().max() > 1e-3
 
 
-def test_a_prompt_that_ends_with_its_image_is_refused(llava: PreTrainedModel) -> None:
-    inputs = families.prompt("llava", llava, (1,))
-    end = int((inputs["input_ids"][0] == families.IMAGE_TOKEN).nonzero().max()) + 1
-    inputs |= {name: inputs[name][:, :end] for name in ("input_ids", "attention_mask")}
-    with (
-        pytest.raises(UnsupportedError, match="put the question behind the image"),
-        SparseVLM(prune_layers=1, kept_tokens=3)(llava),
-    ):
-        llava(**inputs)
-
-
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -147,10 +147,6 @@ class AdaptInfer(TokenPruning):
             return None
         assert self.prune_layers is not None
         layout = run.layout_at(layer)
-        if not bool((run.layout.after_last_image.any(dim=1) | ~run.layout.image_tokens.any(dim=1)).all()):
-            raise ValueError(
-                "a prompt has no text behind its image, and AdaptInfer has no rows to score with"
-            )
         stage = self.prune_layers.index(layer - 1)
         image_tokens = layout.image_tokens.to(hidden_states.device)
         counts: Tensor | int

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Kept
 from vlmfix.methods.parameters import check_choice, check_range
 from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
@@ -138,11 +137,6 @@ class SparseVLM(TokenPruning):
             return
         text_tokens = run.layout.after_last_image.to(hidden_states.device)
         image_tokens = run.layout.image_tokens.to(hidden_states.device)
-        if bool((image_tokens.any(dim=1) & ~text_tokens.any(dim=1)).any()):
-            raise UnsupportedError(
-                "a prompt ends with its image, so that no word can rate the image tokens; put the question "
-                "behind the image"
-            )
         relevance = text_relevance(hidden_states, text_tokens, image_tokens)
         run.state[self, "raters"] = choose_raters(relevance, text_tokens)
 
