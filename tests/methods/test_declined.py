@@ -74,7 +74,12 @@ def same(got: Tensor, expected: Tensor) -> bool:
 @pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning")
 @pytest.mark.parametrize(
     ("name", "family"),
-    [*((name, "llava") for name in REASONS), ("gift", "qwen3_vl"), ("vdd", "qwen3_vl"), ("kmeans", "qwen3_vl")],
+    [
+        *((name, "llava") for name in REASONS),
+        ("gift", "qwen3_vl"),
+        ("vdd", "qwen3_vl"),
+        ("kmeans", "qwen3_vl"),
+    ],
 )
 def test_prompts_that_a_method_declines(name: str, family: str, models: dict[str, PreTrainedModel]) -> None:
     model = models[family]

@@ -12,7 +12,6 @@ from masking import masked_logits
 from torch import Tensor
 from transformers import LlavaConfig, PreTrainedModel
 
-from vlmfix.errors import UnsupportedError
 from vlmfix.methods.pruning import mean_tokens
 from vlmfix.methods.sparsevlm import (
     SparseVLM,

@@ -47,8 +47,8 @@ class Rules:
         length_penalty: power of the length by which scores are divided.
         max_new_tokens: length limit.
         end_tokens: tokens that end a sequence.
-        prompt_tokens: length of the prompt, where it counts and the end token does not, by the rules of
-            transformers 4.29, which OPERA was published with; None: the answer alone counts, as it is.
+        prompt_tokens: length of the prompt, where it counts and the end token does not, as in the versions of
+            `generate` at the time of OPERA (transformers 4.29); None: the answer alone counts, as it is.
     """
 
     beams: int
@@ -110,9 +110,7 @@ class Beams:
         """
         rules, length = self.rules, self.length + 1
         finished = [
-            Finished(
-                rules.by_length(each.score, length, each.token), (*self.tokens[each.source], each.token)
-            )
+            Finished(rules.by_length(each.score, length, each.token), (*self.tokens[each.source], each.token))
             for each in best[: rules.beams]
             if each.ends
         ]
@@ -122,7 +120,7 @@ class Beams:
             return Beams(rules, self.tokens, self.scores, tuple(finished), done=True), []
         full = len(finished) == rules.beams
         farthest = rules.early_stopping == "never" and rules.length_penalty > 0
-        hope = going[0] if rules.prompt_tokens is None else best[0]  # one that ended counted in 4.29
+        hope = going[0] if rules.prompt_tokens is None else best[0]  # one that has ended counts there
         promise = rules.by_length(hope.score, rules.max_new_tokens if farthest else length)
         done = full and (rules.early_stopping is True or promise <= finished[-1].score)
         going += [going[0]._replace(score=-math.inf)] * (rules.beams - len(going))

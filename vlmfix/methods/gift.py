@@ -200,8 +200,8 @@ class GIFT(Method):
 
     def inactive_reason(self, run: Run) -> str:
         return (
-            "the saliency map is flat or no head looks at the image in the enhanced layers; raise image_boost "
-            "or run 'vlmfix calibrate --method gift'"
+            "the saliency map is flat or no head looks at the image in the enhanced layers; raise "
+            "image_boost or run 'vlmfix calibrate --method gift'"
         )
 
     def _decline_flat(self, run: Run, varies: Tensor) -> None:

@@ -44,9 +44,9 @@ class OPERA(Method):
     As in the released code, finished beams rank by their sum of log-probabilities, divided by the length of
     prompt and answer without the end token (`length_penalty` is its power). Next to a prompt with an image,
     answers then hardly differ in length, so that short ones win more often than in `generate`. All tokens of
-    an image count, where the released code for LLaVA has one placeholder for it. That code holds its column
-    scores in float16 and gives tokens that it does not try a logit of -999, so that beyond penalties of about
-    1,000 it chooses arbitrary ones; here they stay finite, in float32, and others are ruled out.
+    the prompt count but padding. The released code holds its column scores in float16 and gives tokens that
+    it does not try a logit of -999, so that beyond penalties of about 1,000 it chooses arbitrary ones; here
+    scores stay finite, in float32, and other tokens are ruled out.
 
     Args:
         num_attn_candidates: tokens that are tried in every beam, 1 or more; all others are ruled out. With 1

@@ -37,7 +37,8 @@ class SparseVLM(TokenPruning):
     Words behind the image that draw more of it than others, by their input embeddings, are raters. After each
     listed layer the image tokens to which the raters attend most go on. In versions 1.0 and 1.5 the best of
     the dropped tokens are merged in clusters; the mean takes the place of the cluster's centre, where the
-    released code appends it behind the kept tokens and numbers the positions anew.
+    released code appends it behind the kept tokens and numbers the positions anew. A prompt without a word
+    after its image is left as it is.
 
     Args:
         version: "1.5", fixed counts with merging; "1.0", counts from the rank of the raters' attention, with
@@ -49,8 +50,8 @@ class SparseVLM(TokenPruning):
         prune_layers: layers after which tokens leave, ascending, 0-based; None: the published ones, for
             LLaVA-1.5-7B only. An empty one leaves the model as it is.
         kept_tokens: image tokens that stay at each of these, without merged ones; None: of the budget, for
-            LLaVA-1.5-7B only. A stage with no more image tokens keeps them all; the released code drops
-            one there.
+            LLaVA-1.5-7B only. A stage with no more image tokens keeps them all; the released code of
+            version 2.0 drops one there.
         gravity_heads: heads that count in version 2.0.
         gravity_floor: lowest pull that divides in version 2.0, as a share of that at distance 0, in (0, 1].
     """
@@ -250,8 +251,9 @@ def rater_scores(weights: Tensor, raters: Tensor) -> Tensor:
 
 
 def adaptive_count(attention: Tensor, *, scale: float, bias: float) -> int:
-    """Number of tokens that version 1.0 keeps: `int(rank * scale + bias)`; all of them where the rank is their
-    number, as in the released code.
+    """Number of tokens that version 1.0 keeps: `int(rank * scale + bias)`.
+
+    All of them where the rank is their number, as in the released code.
 
     Args:
         attention: head mean of one sample's raters on its image tokens, `(raters, image tokens)`.

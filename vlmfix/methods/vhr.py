@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.methods.forms import text_alone
 from vlmfix.methods.base import Card, Method
+from vlmfix.methods.forms import text_alone
 from vlmfix.methods.parameters import check_choice, check_flag, check_range, layer_indices
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Sums
