@@ -153,7 +153,8 @@ class OPERA(Method):
         )
         prompts = Prompts(model, input_ids, model_kwargs, beams)
         lengths: list[int | None] = [None] * prompts.samples
-        if self.ranked_length == "prompt+answer" and prompts.run is not None and not self.is_neutral:
+        ranks = beams > 1 and not self.is_neutral
+        if self.ranked_length == "prompt+answer" and prompts.run is not None and ranks:
             lengths = prompts.run.layout.real_tokens[::beams].sum(dim=1).tolist()
         answers: list[Finished] = []
         taken_back: list[tuple[int, int]] = []

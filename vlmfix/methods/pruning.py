@@ -63,20 +63,24 @@ class TokenPruning(Method, ABC):
         layout = run.layout
         ends_with_image = layout.image_tokens.any(dim=1) & ~layout.after_last_image.any(dim=1)
         run.decline(self, "no text after the image", ends_with_image)
+        if self in run.declined and not bool(self.takes(run).any()):
+            run.state[self, "declines all"] = True
 
     def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
         layout = run.layout_at(layer)
-        takes = self.takes(run)
-        if not layout.has_image or (self in run.declined and not bool(takes.any())):
+        if not layout.has_image or (self, "declines all") in run.state:
             return None
         chosen = self.choose(run, layer, hidden_states)
         if chosen is None:
             return None
         kept = chosen if isinstance(chosen, Kept) else Kept(chosen)
-        mask = kept.mask.to(takes.device) | ~takes[:, None]
-        if kept.hidden_states is not None and self in run.declined:
-            taken = takes.to(hidden_states.device)[:, None, None]
-            kept = kept._replace(hidden_states=torch.where(taken, kept.hidden_states, hidden_states))
+        mask = kept.mask.to(layout.image_tokens.device)
+        if self in run.declined:
+            takes = self.takes(run)
+            mask = mask | ~takes[:, None]
+            if kept.hidden_states is not None:
+                taken = takes.to(hidden_states.device)[:, None, None]
+                kept = kept._replace(hidden_states=torch.where(taken, kept.hidden_states, hidden_states))
         dropped = (layout.image_tokens & ~mask).sum(dim=1)
         eligible = 0 if run.stages else layout.image_tokens.sum(dim=1)
         run.count(self, layer, dropped, eligible)
