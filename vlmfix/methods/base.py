@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -363,8 +364,17 @@ class Method:
         return False
 
     def skipped(self, run: Run) -> dict[str, Tensor]:
-        """Sequences that the method declines, by reason, `(batch,)` bool each."""
-        return {"no_image": ~run.layout.image_tokens.any(dim=1)} if self.needs_image else {}
+        """Sequences that the method declines, by reason, `(batch,)` bool each: those without an image, and
+        those that it noted by `run.decline`. One prompt that it cannot take must not fail the others."""
+        without = {"no_image": ~run.layout.image_tokens.any(dim=1)} if self.needs_image else {}
+        return without | run.declined.get(self, {})
+
+    def takes(self, run: Run) -> Tensor:
+        """Sequences that the method does not decline, `(batch,)` bool; it leaves all others as they are."""
+        taken = torch.ones_like(run.layout.image_tokens[:, 0])
+        for declined in self.skipped(run).values():
+            taken = taken & ~declined
+        return taken
 
     def report(self, run: Run, sums: Sums) -> None:
         """Add `size` and `details` of this run to its sums."""
@@ -382,8 +392,8 @@ class Method:
         self.report(run, sums)
         if sums.did_nothing and not self._sums.warned:
             self._sums.warned = True
-            misses_image = self.needs_image and not run.layout.has_image
-            reason = "no image in the prompt" if misses_image else self.inactive_reason(run)
+            reasons = dict.fromkeys(row.skipped for row in sums.latest)
+            reason = self.inactive_reason(run) if "" in reasons else ", ".join(_in_words(reasons))
             moved = f", none by more than {sums.divergence.kl_max:.1g} nats" if sums.edited else ""
             warnings.warn(
                 f"{type(self).__name__} edited {sums.edited} of {sums.eligible} sites in {sums.steps} steps "
@@ -392,6 +402,10 @@ class Method:
                 stacklevel=2,
             )
         self._sums.add(sums)
+
+
+def _in_words(reasons: Iterable[str]) -> Iterable[str]:
+    return ("no image in the prompt" if reason == "no_image" else reason for reason in reasons)
 
 
 class AskingMethod(Method, ABC):

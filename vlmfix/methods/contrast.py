@@ -55,8 +55,7 @@ class Mixing(Method, ABC):
             return logits
         edited = rule_out(logits, self.combine(run, logits, branches), plausible(logits, self.beta))
         if self.needs_image:
-            with_image = run.layout.image_tokens.any(dim=1).to(logits.device)
-            edited = torch.where(with_image[:, None], edited, logits)
+            edited = torch.where(self.takes(run).to(logits.device)[:, None], edited, logits)
         run.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
@@ -79,7 +78,7 @@ class Contrastive(Mixing):
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstText(Contrastive, ABC):
-    """Compares with the prompts without their images."""
+    """Compares with the prompts without their images; a prompt that holds nothing else is left as it is."""
 
     @property
     @abstractmethod
@@ -91,7 +90,7 @@ class AgainstText(Contrastive, ABC):
     ) -> Sequence[Branch]:
         if not self.contrasts or not run.layout.has_image:
             return ()
-        return [without_image(run, inputs_embeds, fused=self.fused)]
+        return [without_image(run, self, inputs_embeds, fused=self.fused)]
 
 
 def contrast(logits: Tensor, branch: Tensor, alpha: float | Tensor) -> Tensor:
