@@ -67,7 +67,7 @@ def generate(
     """Answer prompts about images.
 
     Args:
-        model: a stock image-text-to-text model.
+        model: a stock image-text-to-text model, or a wrapper around one, such as a PEFT model.
         processor: its processor.
         images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text
             only. A single picture serves all prompts.
@@ -96,6 +96,7 @@ def generate(
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
     if generate_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
+    model = support.stock_model(model)
     methods = as_methods(method)
     asking = [each for each in methods if isinstance(each, AskingMethod)]
     if len(asking) > 1:

@@ -211,6 +211,7 @@ class CARVE(AskingMethod):
                 processor, or another method drops image tokens.
             ValueError: `contrast_layers` does not fit the model.
         """
+        model = support.stock_model(model)
         from vlmfix.generation import answer_batch, open_images
 
         pictures = open_images(images)

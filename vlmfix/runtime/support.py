@@ -57,6 +57,32 @@ def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int 
     return None, None
 
 
+def stock_model(model: Any) -> Any:
+    """The transformers model inside wrappers: PEFT adapters, DistributedDataParallel, `torch.compile`.
+
+    Adapters lie inside it, so that it generates as the wrapper does.
+
+    Raises:
+        UnsupportedError: the wrapper changes prompts, or its calls, in ways that methods do not follow.
+    """
+    while isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
+        wrapper: Any = model
+        if callable(getattr(model, "get_base_model", None)):
+            if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+                raise UnsupportedError(
+                    f"{type(model).__name__} puts learned tokens before the prompt, which methods do not "
+                    "follow; use adapters inside the model, such as LoRA"
+                )
+            model = wrapper.get_base_model()
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    return model
+
+
 def check_model(model: Any) -> None:
     """Refuse models whose decoding a method could not follow.
 
@@ -66,8 +92,8 @@ def check_model(model: Any) -> None:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
-            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a PEFT or compiled "
-            "wrapper, the model inside it)"
+            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a wrapper, the model "
+            "inside it)"
         )
     if model.config.is_encoder_decoder:
         raise UnsupportedError(
@@ -76,10 +102,7 @@ def check_model(model: Any) -> None:
     if not model.can_generate():
         raise UnsupportedError(f"{name} cannot generate; load it with AutoModelForImageTextToText")
     image_token(model.config)
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        raise UnsupportedError(
-            f"{name} is compiled, so that hooks would be passed over; use the uncompiled model"
-        )
+    check_uncompiled(model)
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
@@ -89,6 +112,37 @@ def check_model(model: Any) -> None:
         )
     check_cache_names(model)
     _check_attention(decoder)
+
+
+def check_uncompiled(model: PreTrainedModel) -> None:
+    """Refuse a model of which a part is compiled.
+
+    Raises:
+        UnsupportedError: with the part.
+    """
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if (
+            module._compiled_call_impl is not None
+            or "_orig_mod" in module._modules
+            or hasattr(forward, "_torchdynamo_orig_callable")
+        ):
+            part = f"{name!r} of {type(model).__name__}" if name else type(model).__name__
+            raise UnsupportedError(
+                f"{part} is compiled, so that hooks would be passed over; use the uncompiled model"
+            )
+
+
+def check_eager(model: nn.Module) -> None:
+    """Refuse a pass that is being traced, for which methods would act once and for all.
+
+    Raises:
+        UnsupportedError: with the remedy.
+    """
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        raise UnsupportedError(
+            f"{type(model).__name__} is inside a block, where it cannot be traced or exported; do it outside"
+        )
 
 
 def _check_attention(decoder: PreTrainedModel) -> None:
@@ -108,8 +162,8 @@ def _check_attention(decoder: PreTrainedModel) -> None:
     kernel = config._attn_implementation
     if kernel == attention.NAME:
         raise UnsupportedError(
-            "another model that shares this configuration object is being steered; load the two models with "
-            "configurations of their own"
+            "another model that shares this configuration object is being steered, or the configuration was "
+            "copied inside its block; load the two models with configurations of their own"
         )
     if kernel == "eager":
         attention.eager_function(decoder.layers[0].self_attn)
