@@ -157,7 +157,7 @@ class Turns:
             self.end()
 
     def _is_free(self, thread: threading.Thread) -> bool:
-        return self._thread in (None, thread) or not self._thread.is_alive()  # type: ignore[union-attr]
+        return self._thread in (None, thread) or not self._thread.is_alive()
 
     def _move(self) -> None:
         self._moved = time.monotonic()
@@ -196,7 +196,8 @@ _turns: weakref.WeakKeyDictionary[nn.Module, Turns] = weakref.WeakKeyDictionary(
 _open_callers: frozenset[Caller] = frozenset()
 _context: ContextVar[frozenset[Caller] | None] = ContextVar("vlmfix_callers", default=None)
 _inherited: weakref.WeakKeyDictionary[threading.Thread, frozenset[Caller]] = weakref.WeakKeyDictionary()
-_start, _submit = threading.Thread.start, ThreadPoolExecutor.submit
+_start: Any = threading.Thread.start
+_submit: Any = ThreadPoolExecutor.submit
 
 
 def _given() -> frozenset[Caller]:
@@ -210,20 +211,18 @@ def _remember(caller: Caller) -> None:
     global _open_callers
     with _lock:
         _open_callers |= {caller}
-        if threading.Thread.start is _start:
-            threading.Thread.start = _start_inside  # type: ignore[method-assign]
-        if ThreadPoolExecutor.submit is _submit:
-            ThreadPoolExecutor.submit = _submit_inside  # type: ignore[method-assign]
+        for owner, name, stock, inside in _STARTERS:
+            if getattr(owner, name) is stock:
+                setattr(owner, name, inside)
 
 
 def _forget(caller: Caller) -> None:
     global _open_callers
     with _lock:
         _open_callers -= {caller}
-        if not _open_callers and threading.Thread.start is _start_inside:
-            threading.Thread.start = _start  # type: ignore[method-assign]
-        if not _open_callers and ThreadPoolExecutor.submit is _submit_inside:
-            ThreadPoolExecutor.submit = _submit  # type: ignore[method-assign]
+        for owner, name, stock, inside in _STARTERS:
+            if not _open_callers and getattr(owner, name) is inside:
+                setattr(owner, name, stock)
 
 
 def _callers_here() -> frozenset[Caller]:
@@ -248,6 +247,13 @@ def _submit_inside(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: A
             _context.reset(token)
 
     return _submit(self, job, *args, **kwargs)
+
+
+# Python tells a thread nothing about the one that started it: while a block is open, these do.
+_STARTERS = (
+    (threading.Thread, "start", _start, _start_inside),
+    (ThreadPoolExecutor, "submit", _submit, _submit_inside),
+)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

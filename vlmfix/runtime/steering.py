@@ -382,7 +382,7 @@ class Steering:
         cache = read_cache(named)
         if not self._is_own_call and not self._begin_pass(cache):
             return None
-        support.check_eager(self.model)
+        support.check_pass(self.model)
         self._learn(named, cache)
         self._wants_tuple = named.get("return_dict", self.model.config.return_dict) is False
         return ((), {**named, "return_dict": True}) if self._wants_tuple else None
@@ -438,16 +438,16 @@ class Steering:
             )
 
     def refuse_bypass(self) -> None:
-        """Refuse attention that nobody announced, in the thread of the block.
+        """Refuse attention in the thread of the block that belongs to no run.
 
         Raises:
             UnsupportedError: with the remedy.
         """
-        if self.methods and self._turns.is_here and self._acting != threading.get_ident():
+        if self.methods and self._turns.is_here:
             raise UnsupportedError(
                 f"the language model was called past the block of {self._names()}: by model.forward, "
-                "model.model, get_decoder or a layer, or in a thread that a wrapper started; call model(...) "
-                "or model.generate(...)"
+                "model.model, get_decoder or a layer, in a thread that a wrapper started, or without the "
+                "hooks of the model; call model(...) or model.generate(...)"
             )
 
     def _learn(self, kwargs: dict[str, Any], cache: DynamicCache | None) -> None:
@@ -522,7 +522,7 @@ class Steering:
 
     def _end_run(self, *, failed: bool = False) -> None:
         """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
-        run, self.run = self.run, None
+        run, self._run = self._run, None
         if run is None:
             return
         unfollow_beams(run)

@@ -133,15 +133,21 @@ def check_uncompiled(model: PreTrainedModel) -> None:
             )
 
 
-def check_eager(model: nn.Module) -> None:
-    """Refuse a pass that is being traced, for which methods would act once and for all.
+def check_pass(model: PreTrainedModel) -> None:
+    """Refuse a pass that is traced, or read again later: methods would act once and for all, or once alone.
 
     Raises:
         UnsupportedError: with the remedy.
     """
+    name = type(model).__name__
     if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
         raise UnsupportedError(
-            f"{type(model).__name__} is inside a block, where it cannot be traced or exported; do it outside"
+            f"{name} is inside a block, where it cannot be traced or exported; do it outside"
+        )
+    if model.training and model.is_gradient_checkpointing:
+        raise UnsupportedError(
+            f"{name} trains with gradient checkpointing, which reads layers again where methods do not act; "
+            "call model.eval(), or gradient_checkpointing_disable()"
         )
 
 
