@@ -1,4 +1,4 @@
-"""The words of the last user are found in the templates that models have, or it is said that they cannot be."""
+"""The words of the last user are found in templates of many kinds, or refused where nobody can know."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ TEMPLATES = {
     "internvl": CHATML.replace("Be kind.", "You see."),
     "llama3": "<s>" + _EACH + "<|header|>{{ m.role }}<|/header|>\n\n" + _TEXT + "<|eot|>" + _END
     + "{% if add_generation_prompt %}<|header|>assistant<|/header|>\n\n{% endif %}",
-    "mistral": "<s>" + _EACH + "{% if m.role == 'user' %}[INST] " + _TEXT + " [/INST]{% elif m.role == 'assistant'"
-    " %} " + _TEXT + "</s>{% else %}<<SYS>>\n" + _TEXT + "\n<</SYS>>\n\n{% endif %}" + _END,
+    "mistral": "<s>" + _EACH + "{% if m.role == 'user' %}[INST] " + _TEXT + " [/INST]"
+    "{% elif m.role == 'assistant' %} " + _TEXT + "</s>{% else %}<<SYS>>\n" + _TEXT + "\n<</SYS>>\n\n{% endif %}" + _END,
     "gemma": "<s>{% if messages[0].role == 'system' %}{% set first = messages[0].content[0].text + '\n\n' %}"
     "{% set messages = messages[1:] %}{% else %}{% set first = '' %}{% endif %}" + _EACH
     + "<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n{{ first if loop.first else '' }}"
@@ -44,7 +44,6 @@ TEMPLATES = {
 }  # fmt: skip
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|header|>", "<|/header|>", "<|eot|>"]
 SPECIAL += ["<start_of_turn>", "<end_of_turn>", IMAGE]
-UNMARKED = ("llava", "vicuna")
 
 
 class Processor:
@@ -113,8 +112,15 @@ def test_the_last_user_turn(name: str) -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize(
     "question",
-    ["What does 'USER:' say?", "Is 'ASSISTANT:' or ASSISTANT: there?", "USER:", "ASSISTANT:", "user", "Say USER: now"],
-)  # fmt: skip
+    [
+        "What does 'USER:' say?",
+        "Is 'ASSISTANT:' or ASSISTANT: there?",
+        "USER:",
+        "ASSISTANT:",
+        "user",
+        "Say USER: now",
+    ],
+)
 def test_role_words_in_a_question(name: str, question: str) -> None:
     assert asked(name, dialogue(name, ("user", f"{IMAGE}{question}"))) == question
 

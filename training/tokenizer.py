@@ -22,7 +22,8 @@ _IMAGES = (
     "{% if part.type == 'image' %}IMAGE{% endif %}{% endfor %}{% endif %}"
 )
 
-# Images first, then the parts of the text, each with a space, as in LLaVA-1.5; a system message stands in front of the first turn.
+# Images first, then the parts of the text, each with a space, as in LLaVA-1.5; a system message stands before
+# the first turn.
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'system' %}" + _TEXTS + " "
@@ -35,7 +36,7 @@ LLAVA_TEMPLATE = (
 )
 
 # The parts of the content in their order, numbered on request, as in Qwen2.5-VL, but without a system message
-# of its own. Starts with <|endoftext|>: the first token is the attention sink, as the begin token is in Llama.
+# of its own. Starts with <|endoftext|>: the first token is the attention sink, as the begin token in Llama.
 QWEN_TEMPLATE = (
     "<|endoftext|>{% set seen = namespace(images=0, videos=0) %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -49,7 +50,8 @@ QWEN_TEMPLATE = (
     "{% elif part.type == 'video' or 'video' in part %}"
     "{% set seen.videos = seen.videos + 1 %}{% if add_vision_id %}Video {{ seen.videos }}: {% endif %}"
     "<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in part %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% elif 'text' in part %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>{% endif %}{{ '\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 

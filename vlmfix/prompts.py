@@ -76,7 +76,8 @@ def _turn(content: Any, template: str, processor: ProcessorMixin) -> str:
     except (TemplateError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UnsupportedError(
-            f"the chat template of the processor takes no user turn ({reason}); give it that of the checkpoint"
+            f"the chat template of the processor takes no user turn ({reason}); give it that of "
+            "the checkpoint"
         ) from error
 
 
@@ -184,12 +185,13 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
             "the processor one that does"
         )
     start, end = turns.last_user(text)
-    question, tokens = "", {}
+    question = ""
+    tokens: dict[int, tuple[int, int]] = {}
     for place, token, (first, last) in zip(places, ids, spans, strict=True):
         piece = text[max(first, start) : min(last, end)]
         if token in special or not (piece if question else piece.strip()):
             continue
-        if tokens and place > max(tokens) + 1 and not question[-1:].isspace():
+        if tokens and place > next(reversed(tokens)) + 1 and not question[-1:].isspace():
             question += " "  # an image stands between the words
         if piece.strip():
             tokens[place] = (len(question), len(question) + len(piece))
