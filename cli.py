@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +36,7 @@ from vlmfix.display import mark_differences, method_card, methods_markdown, thum
 from vlmfix.models.calibration import calibrate as find_values
 from vlmfix.models.calibration import calibration_of, write_profile
 from vlmfix.models.loading import DEFAULT_MODEL
-from vlmfix.pictures import IMAGE_SUFFIXES, open_images
+from vlmfix.pictures import IMAGE_SUFFIXES, ImageLike, open_images
 
 BATCH_SIZE = 8
 
@@ -209,10 +209,11 @@ def calibrate(
     pictures: Sequence[Any]
     if method == "adhh":
         least, most = 100, 150
-        pictures = [each for each in annotated_images(images, most) if list(_readable([Path(each.image)]))]
+        pictures = [each for each in annotated_images(images, most) if _can_be_shown(each.image)]
     else:
         least, most = 20, 50
-        pictures = list(islice(_readable(_sources([images])), most))
+        paths = (path for path in _sources([images]) if path is not None and _can_be_shown(path))
+        pictures = list(islice(paths, most))
     if len(pictures) < least:
         warnings.warn(f"{len(pictures)} pictures; {least} to {most} give a firmer result", stacklevel=1)
     loaded = load_model(model, device, dtype)
@@ -261,16 +262,13 @@ def _sources(given: list[Path] | None) -> list[Path | None]:
     return found
 
 
-def _readable(sources: Sequence[Path | None]) -> Iterator[Path]:
-    """The pictures that can be shown; the others are left out with a warning."""
-    for path in sources:
-        if path is not None:
-            try:
-                open_images(path)
-            except (OSError, ValueError) as error:
-                warnings.warn(f"left out: {error}", stacklevel=1)
-            else:
-                yield path
+def _can_be_shown(picture: ImageLike) -> bool:
+    try:
+        open_images(picture)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"left out: {error}", stacklevel=1)
+        return False
+    return True
 
 
 def _picture(source: Path | None) -> Path | Image.Image:

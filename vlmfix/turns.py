@@ -159,7 +159,7 @@ def conversation(
 
 
 def takes_parts(processor: ProcessorMixin) -> bool:
-    """Whether the processor's template takes content in parts, images among them, and not as a string alone."""
+    """Whether the processor's template takes content in parts, such as images, and no string alone."""
     template = processor.chat_template or processor.tokenizer.chat_template
     turns = [{"role": "user", "content": [{"type": "text", "text": _FIRST}]}]
     try:
@@ -183,9 +183,8 @@ def _pattern(text: str, special: re.Pattern[str]) -> re.Pattern[str]:
 
 def _common(one: str, other: str) -> str:
     """With what both begin."""
-    return one[
-        : next((place for place in range(len(one)) if not other.startswith(one[: place + 1])), len(one))
-    ]
+    unlike = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(unlike, min(len(one), len(other)))]
 
 
 def _special_tokens(processor: ProcessorMixin) -> set[str]:
