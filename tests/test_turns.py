@@ -36,8 +36,8 @@ TEMPLATES = {
     "llama3": "<s>" + _EACH + "<|header|>{{ m.role }}<|/header|>\n\n" + _TEXT + "<|eot|>" + _END
     + "{% if add_generation_prompt %}<|header|>assistant<|/header|>\n\n{% endif %}",
     "mistral": "<s>" + _EACH + "{% if m.role == 'user' %}[INST] " + _TEXT + " [/INST]"
-    "{% elif m.role == 'assistant' %} " + _TEXT + "</s>{% else %}<<SYS>>\n" + _TEXT + "\n<</SYS>>\n\n{% endif %}"
-    + _END,
+    "{% elif m.role == 'assistant' %} " + _TEXT + "</s>{% else %}<<SYS>>\n" + _TEXT
+    + "\n<</SYS>>\n\n{% endif %}" + _END,
     "gemma": "<s>{% if messages[0].role == 'system' %}{% set first = messages[0].content[0].text + '\n\n' %}"
     "{% set messages = messages[1:] %}{% else %}{% set first = '' %}{% endif %}" + _EACH
     + "<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n{{ first if loop.first else '' }}"
