@@ -20,6 +20,9 @@ from vlmfix.turns import Turns, takes_parts
 _MARKER = "vlmfixquestion"
 _SYSTEM_MARKER = "vlmfixsystem"
 
+# Tokens that are decoded together, and those before them that may share a character or a space with them.
+_BLOCK, _OVERLAP = 64, 8
+
 
 def prepare(
     images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], processor: ProcessorMixin
@@ -204,15 +207,30 @@ def text_and_spans(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text of tokens, and which of its characters each covers: from the first to behind the last."""
 
-    def decode(count: int) -> str:
+    def decode(start: int, stop: int) -> str:
         return processor.tokenizer.decode(
-            list(token_ids[:count]),
+            list(token_ids[start:stop]),
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
 
-    ends = accumulate((len(decode(count)) for count in range(len(token_ids) + 1)), max)
-    return decode(len(token_ids)), list(pairwise(ends))
+    def lengths(block: int) -> list[int]:
+        """Of the text up to each token; in blocks, since each decoding reads all that it is given."""
+        found = [0]
+        for begin in range(0, len(token_ids), block):
+            first = max(0, begin - _OVERLAP)
+            before = found[-1] - len(decode(first, begin))
+            found += [
+                before + len(decode(first, stop + 1))
+                for stop in range(begin, min(begin + block, len(token_ids)))
+            ]
+        return found
+
+    text = decode(0, len(token_ids))
+    ends = lengths(_BLOCK)
+    if ends[-1] != len(text):  # a tokenizer that looks further back
+        ends = lengths(max(1, len(token_ids)))
+    return text, list(pairwise(accumulate(ends, max)))
 
 
 def _template(processor: ProcessorMixin) -> str | None:
