@@ -116,7 +116,7 @@ def _open(image: ImageLike) -> Image.Image:
     except OSError:  # too long for a name
         is_file = is_folder = False
     if is_folder:
-        raise ValueError(f"{name} is a folder; pass the pictures in it")
+        raise FileNotFoundError(f"no image file {name}: it is a folder; pass the pictures in it")
     if not is_file:
         raise FileNotFoundError(f"no image file {name}; check the path")
     try:
