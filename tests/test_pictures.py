@@ -245,3 +245,13 @@ def test_pictures_of_a_closed_file(tmp_path: Path) -> None:
     image.close()
     with pytest.raises(ValueError, match=r"closed.png' \(RGB, 4 x 4 pixels\) is not a readable image"):
         open_images(image)
+
+
+def test_12_bits_are_scaled_by_their_own_range(tmp_path: Path) -> None:
+    """0, 1024, 2048 and 4095, three bytes a pair."""
+    content = bytes((0x00, 0x04, 0x00, 0x80, 0x0F, 0xFF))
+    values = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 200, 277: 1, 278: 1, 279: len(content)}
+    tags = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in values.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(values)) + tags + bytes(4)
+    (tmp_path / "twelve.tiff").write_bytes(head.ljust(200, b"\0") + content)
+    assert levels(tmp_path / "twelve.tiff").tolist() == grey(np.array([[0, 64, 128, 255]])).tolist()
