@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,12 +33,11 @@ from vlmfix.console import (
     progress_bar,
 )
 from vlmfix.display import mark_differences, method_card, methods_markdown, thumbnail
-from vlmfix.generation import open_images
 from vlmfix.models.calibration import calibrate as find_values
 from vlmfix.models.calibration import calibration_of, write_profile
 from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.pictures import IMAGE_SUFFIXES, ImageLike, open_images
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 BATCH_SIZE = 8
 
 
@@ -140,10 +140,8 @@ def generate(
                 except (OSError, ValueError) as error:
                     failures.append({"image": _name(source), "error": str(error)})
             refinements.clear()
-            texts = {
-                name: answers([picture for _, picture in readable], applied)
-                for name, applied in variants.items()
-            }
+            shown = [picture for _, picture in readable]
+            texts = {name: answers(shown, applied) if shown else [] for name, applied in variants.items()}
             for index, (source, picture) in enumerate(readable):
                 result = {name: each[index] for name, each in texts.items()}
                 results.append({"image": _name(source), "answers": result})
@@ -211,10 +209,11 @@ def calibrate(
     pictures: Sequence[Any]
     if method == "adhh":
         least, most = 100, 150
-        pictures = annotated_images(images, most)
+        pictures = [each for each in annotated_images(images, most) if _can_be_shown(each.image)]
     else:
         least, most = 20, 50
-        pictures = [path for path in _sources([images])[:most] if path is not None]
+        paths = (path for path in _sources([images]) if path is not None and _can_be_shown(path))
+        pictures = list(islice(paths, most))
     if len(pictures) < least:
         warnings.warn(f"{len(pictures)} pictures; {least} to {most} give a firmer result", stacklevel=1)
     loaded = load_model(model, device, dtype)
@@ -261,6 +260,15 @@ def _sources(given: list[Path] | None) -> list[Path | None]:
         else:
             raise FileNotFoundError(f"no image file or folder {str(path)!r}; check the path")
     return found
+
+
+def _can_be_shown(picture: ImageLike) -> bool:
+    try:
+        open_images(picture)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"left out: {error}", stacklevel=1)
+        return False
+    return True
 
 
 def _picture(source: Path | None) -> Path | Image.Image:

@@ -25,9 +25,10 @@ from evals.sampling import SeededSampling, seed_of
 from evals.store import Identity, Run
 from evals.tasks.base import Item
 from vlmfix.answer import Answer
-from vlmfix.generation import answer_batch, decoding_under, open_images, prompt_under
+from vlmfix.generation import answer_batch, decoding_under, prompt_under
 from vlmfix.methods.base import AskingMethod
 from vlmfix.methods.outputshift import answer_margins
+from vlmfix.pictures import open_images
 from vlmfix.runtime.divergence import Divergence
 
 # Characters by which the prompts of a batch may differ in length.

@@ -176,6 +176,8 @@ def _image(value: Any, where: str, data: HubData, cache: Path) -> tuple[Path, st
     given = stored.get("path")
     if not isinstance(given, str) or not given.strip():
         raise ValueError(f"{where}: there is no image in column {data.columns['image']}; leave the row out")
+    if "://" in given:
+        raise ValueError(f"{where}: the image {shown(given)} is a URL; download it and name the file")
     source = Path(data.name).expanduser()
     beside = source.parent if source.is_file() else source
     return beside / given, given
@@ -186,5 +188,5 @@ def _suffix(content: bytes) -> str:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return f".{str(picture.format).lower()}"
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # readers of image formats raise what they like
         return ""
