@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evals.canonical import canonical_json
 from evals.scorers.pope import PARSERS
 from evals.scorers.vocabulary import VARIANTS
 from evals.scorers.vqa import MODES
 from vlmfix.models.profiles import configs_directory
+from vlmfix.settings import read_yaml
 
 DATA_SETS = ("coco", "aokvqa", "gqa", "synthetic", "custom")
 """Sources of questions; `custom` is all that the user brings or has built."""
@@ -195,10 +194,7 @@ def _read(path: Path) -> _File:
     """A file of protocols; every error names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no protocol file {str(path)!r}; check the path")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("protocols"), dict):
         raise ValueError(f"{path} is no protocol file; it needs task and protocols: {{name: {{...}}}}")
     unknown = sorted(map(str, content.keys() - {field.name for field in dataclasses.fields(_File)}))
