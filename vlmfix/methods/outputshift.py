@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Method
 from vlmfix.methods.contrast import differ
-from vlmfix.methods.parameters import check_choice, check_range
+from vlmfix.methods.parameters import check_choice, check_range, sequence
 from vlmfix.runtime.run import Run
 
 _WORDS = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
@@ -187,7 +187,7 @@ def _token_ids(name: str, values: Any) -> tuple[int, ...]:
     Raises:
         ValueError: they are something else, or there is none.
     """
-    several = [values] if isinstance(values, int) else list(values)
+    several = sequence(name, [values] if isinstance(values, int) else values, "token ids, 0 or more")
     if not several or any(type(value) is not int or value < 0 for value in several):
         raise ValueError(f"{name} is {values!r}; it must hold token ids, 0 or more")
     return tuple(sorted(set(several)))
