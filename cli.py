@@ -27,7 +27,7 @@ try:  # which takes seconds, and may meet a broken installation
         DeviceOption,
         DtypeOption,
         ModelOption,
-        given_number,
+        given_temperature,
         given_text,
         load_model,
         out,
@@ -116,7 +116,8 @@ def generate(
         int, typer.Option(min=1, max=MOST_TOKENS, help="Length limit of an answer.")
     ] = 128,
     temperature: Annotated[
-        float, typer.Option(min=0, callback=given_number, help="Sample at this temperature; 0 is greedy.")
+        float,
+        typer.Option(callback=given_temperature, help="Sample at this temperature; 0 is greedy."),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
     device: DeviceOption = "auto",

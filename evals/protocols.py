@@ -16,6 +16,7 @@ from evals.canonical import canonical_json
 from evals.scorers.pope import PARSERS
 from evals.scorers.vocabulary import VARIANTS
 from evals.scorers.vqa import MODES
+from vlmfix.methods.parameters import LEAST_TEMPERATURE
 from vlmfix.models.profiles import configs_directory
 from vlmfix.settings import read_yaml
 
@@ -280,7 +281,10 @@ _FROM_ONE = (lambda value: _is_count(value, 1), "a whole number of 1 or more")
 _RULES: dict[str, tuple[Any, str]] = {
     "max_new_tokens": _FROM_ONE,
     "num_beams": _FROM_ONE,
-    "temperature": (lambda value: _is_number(value) and value >= 0, "a number of 0 or more"),
+    "temperature": (
+        lambda value: _is_number(value) and (value == 0 or value >= LEAST_TEMPERATURE),
+        f"0 or a number of {LEAST_TEMPERATURE} or more",
+    ),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
     "top_k": _FROM_ZERO,
     "seeds": (_are_seeds, "a list of different whole numbers"),

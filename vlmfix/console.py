@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 import vlmfix
 from vlmfix.failures import is_foreign, is_out_of_memory, one_line, printable, words
+from vlmfix.methods.parameters import check_temperature
 from vlmfix.models.loading import EMBEDDED
 from vlmfix.settings import parse_yaml
 
@@ -38,10 +39,12 @@ def path_option(help: str, **options: Any) -> Any:
     return typer.Option(parser=given_path, help=help, **options)
 
 
-def given_number(value: float) -> float:
-    """The number that an option gives; NaN passes every range."""
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number; give one")
+def given_temperature(value: float) -> float:
+    """The temperature that an option gives, as `check_temperature` allows."""
+    try:
+        check_temperature("the temperature", value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     return value
 
 
@@ -123,6 +126,8 @@ def load_model(
         ValueError: no such device or dtype, or files that transformers cannot load.
         FileNotFoundError: no such model.
     """
+    if not name.strip():
+        raise ValueError(f"--model is {name!r}; name {', '.join(EMBEDDED)}, a folder or a hub id")
     if name in EMBEDDED or not err.is_terminal:
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

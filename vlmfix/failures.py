@@ -25,6 +25,7 @@ from vlmfix.errors import UnsupportedError
 OURS = ("vlmfix", "evals", "cli", "__main__")
 DEBUG_HINT = "--debug shows the traceback"
 _RAISE = opcode.opmap["RAISE_VARARGS"]
+_LONGEST, _LONGEST_NAME = 2000, 300
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
 
 
@@ -62,8 +63,8 @@ def failure_of(error: BaseException) -> Failure:
     if package not in OURS:
         return Failure(
             "error",
-            f"{package} failed with {kind}: {words(error)}; {DEBUG_HINT}; where {package} alone does not "
-            f"fail, report it at {_tracker()}",
+            f"{package} failed with {kind}: {words(error)}; {DEBUG_HINT}; if the model works without "
+            f"vlmfix, report it at {_tracker()}",
             2,
         )
     place = _raised_at(error)
@@ -100,8 +101,10 @@ def words(error: BaseException) -> str:
     """What the exception says, on one line."""
     if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        return one_line(": ".join([error.strerror, *(repr(name) for name in names)]))
-    return one_line(str(error)) or type(error).__name__
+        names = [name if len(name) <= _LONGEST_NAME else f"...{name[-_LONGEST_NAME:]}" for name in names]
+        return one_line(": ".join([error.strerror, *map(repr, names)]))
+    text = one_line(str(error)) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def one_line(text: str) -> str:
@@ -140,11 +143,9 @@ def _package_of(place: TracebackType) -> str:
 
 def _raised_at(error: BaseException) -> TracebackType | None:
     """The innermost place outside the standard library, whose functions fail for those who call them."""
-    standard = sys.stdlib_module_names
-    own = (
-        place for place in _trace(error) if _package_of(place) in OURS or _package_of(place) not in standard
-    )
-    return next(own, None)
+    hidden = sys.stdlib_module_names - set(OURS)
+    places = ((place, _package_of(place)) for place in _trace(error))
+    return next((place for place, name in places if name.isidentifier() and name not in hidden), None)
 
 
 def _package(error: BaseException) -> str:

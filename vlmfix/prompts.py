@@ -29,7 +29,12 @@ def prepare(
         prompts: one text each, without a template.
         processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
             one.
+
+    Raises:
+        ValueError: a prompt is no text or contains the placeholder of a picture, or the chat template fails.
     """
+    for prompt in prompts:
+        _check(prompt, processor)
     texts = [
         render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
     ]
@@ -48,9 +53,34 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
         return f"USER: {placeholders}{prompt} ASSISTANT:"
     content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
     turn = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(
-        turn, chat_template=template, tokenize=False, add_generation_prompt=True
-    )
+    try:
+        return processor.apply_chat_template(
+            turn, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a template is a program, and comes with the checkpoint
+        raise ValueError(
+            f"the chat template of the checkpoint fails ({type(error).__name__}: {error}); repair or replace it"
+        ) from error
+
+
+def _check(prompt: Any, processor: ProcessorMixin) -> None:
+    """Refuse what no tokenizer takes, and what would be read as a picture that is not there."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt is {prompt!r}; it must be a text")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start + 1} of the prompt is a lone surrogate ({prompt[error.start]!r}), which is "
+            "no text; remove it"
+        ) from None
+    for name in ("image_token", "video_token"):
+        token = getattr(processor, name, None)
+        if isinstance(token, str) and token and token in prompt:
+            raise ValueError(
+                f"the prompt contains {token!r}, which stands for a picture; leave it out, as pictures are put "
+                "before the text"
+            )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,14 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        """Refuse half a character, which an escape can write and no file or tokenizer takes."""
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r} holds a lone surrogate, which is no text", node.start_mark
+            )
+        return str(node.value)
+
     def construct_int(self, node: yaml.ScalarNode) -> int:
         """0x and 0o mark other bases; a leading zero marks none."""
         return int(node.value, 0 if re.match(r"[-+]?0[xo]", node.value) else 10)
@@ -56,6 +64,7 @@ _Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
 _Loader.add_constructor(_NUMBERS[0], _Loader.construct_int)
 _Loader.add_constructor(_NUMBERS[1], _Loader.construct_finite)
 

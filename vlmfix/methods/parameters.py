@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
+
+LEAST_TEMPERATURE = 1e-4
 
 
 def check_range(name: str, value: Any, low: float, high: float) -> None:
@@ -61,6 +64,29 @@ def layer_indices(name: str, values: Any) -> tuple[int, ...]:
     if any(type(value) is not int or value < 0 for value in several):
         raise ValueError(f"{name} is {shown(values)}; it must hold layer indices, 0 or more")
     return tuple(sorted(set(several)))
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Refuse what is neither 0 nor a temperature by which logits can be divided.
+
+    Raises:
+        ValueError: naming the value and what it may be.
+    """
+    if value != 0 and not LEAST_TEMPERATURE <= value <= sys.float_info.max:
+        raise ValueError(
+            f"{name} is {shown(value)}; it must be 0, or a number of {LEAST_TEMPERATURE} or more"
+        )
+
+
+def check_token_ids(name: str, ids: Iterable[int] | None, vocabulary: int) -> None:
+    """Refuse token ids that a model does not have; None: none are given.
+
+    Raises:
+        ValueError: naming the parameter, the id and the range.
+    """
+    highest = max(ids or (), default=0)
+    if highest >= vocabulary:
+        raise ValueError(f"{name} has {highest}; the tokens of this model go from 0 to {vocabulary - 1}")
 
 
 def sequence(name: str, values: Any, wanted: str) -> tuple[Any, ...]:

@@ -91,7 +91,11 @@ class VAR(Method):
         threshold = self.sink_threshold
         if threshold is None and profile is not None:
             threshold = profile.get("sink_threshold")
-        hidden_size = config.get_text_config().hidden_size
+        depth, hidden_size = config.get_text_config().num_hidden_layers, config.get_text_config().hidden_size
+        if self.first_layer >= depth:
+            raise ValueError(
+                f"first_layer is {self.first_layer}; the layers of this model go from 0 to {depth - 1}"
+            )
         if max(dimensions) >= hidden_size:
             raise ValueError(
                 f"sink_dimensions has {max(dimensions)}; the dimensions of this model go from 0 to "

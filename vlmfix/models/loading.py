@@ -125,11 +125,13 @@ def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
+    if dtype == "auto":
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"unknown dtype {dtype!r}; use float32, bfloat16, float16 or auto")
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        raise ValueError(
+            f"unknown dtype {str(dtype)!r}, or one that no model computes in; use float32, bfloat16, float16 or auto"
+        )
     return found
 
 
