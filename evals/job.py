@@ -13,7 +13,7 @@ import vlmfix
 from evals.protocols import Protocol, load_protocol
 from evals.tasks import tasks as known_tasks
 from vlmfix.models.loading import DEFAULT_MODEL
-from vlmfix.settings import parse_yaml, read_yaml
+from vlmfix.settings import parse_yaml, read_yaml, user_path
 
 SYNTHETIC = "synthetic"
 RESUME = ("if_possible", "always", "never")
@@ -174,9 +174,10 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"method {twice} is named twice with the same settings")
     given["batch_size"] = _count("batch_size", given.get("batch_size", "auto"), auto=True)
-    given["output"] = Path(
-        given.get("output", f"runs/{Path(given.get('model', DEFAULT_MODEL)).name}")
-    ).expanduser()
+    output = given.get("output", f"runs/{Path(given.get('model', DEFAULT_MODEL)).name}")
+    given["output"] = user_path(output)
+    if output != output.encode(errors="replace").decode():
+        raise ValueError(f"output is {output!r}, which is not UTF-8, as the files of runs are; name another")
     for name in ("limit", "max_errors"):
         if name in given:
             given[name] = _count_or_share(name, given[name], least=1 if name == "limit" else 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,7 +202,7 @@ def _read(path: Path) -> _File:
     if unknown:
         raise ValueError(f"{path} has unknown keys: {', '.join(unknown)}; it needs task and protocols")
     task = content.get("task")
-    if task not in _OWN:
+    if not isinstance(task, str) or task not in _OWN:
         raise ValueError(f"{path}: task is {task!r}; use one of {', '.join(_OWN)}")
     try:
         return _File(
@@ -259,7 +259,7 @@ def _refuse_contradictions(protocol: Protocol) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_count(value: Any, least: int = 0) -> bool:

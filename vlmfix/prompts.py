@@ -59,7 +59,7 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
         )
     except Exception as error:  # a template is a program, and comes with the checkpoint
         raise ValueError(
-            f"the chat template of the checkpoint fails ({type(error).__name__}: {error}); repair or replace it"
+            f"the chat template of the checkpoint fails ({type(error).__name__}: {error}); repair it"
         ) from error
 
 
@@ -71,15 +71,15 @@ def _check(prompt: Any, processor: ProcessorMixin) -> None:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"character {error.start + 1} of the prompt is a lone surrogate ({prompt[error.start]!r}), which is "
-            "no text; remove it"
+            f"character {error.start + 1} of the prompt is a lone surrogate ({prompt[error.start]!r}), which "
+            "is no text; remove it"
         ) from None
     for name in ("image_token", "video_token"):
         token = getattr(processor, name, None)
         if isinstance(token, str) and token and token in prompt:
             raise ValueError(
-                f"the prompt contains {token!r}, which stands for a picture; leave it out, as pictures are put "
-                "before the text"
+                f"the prompt contains {token!r}, which stands for a picture; leave it out, pictures go "
+                "before the text by themselves"
             )
 
 

@@ -89,6 +89,20 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+def user_path(name: str | Path) -> Path:
+    """A path as people write it, `~` for a home.
+
+    Raises:
+        ValueError: it holds what no path may, or a home that is not there.
+    """
+    if "\0" in str(name):
+        raise ValueError(f"{str(name)!r} is no path; remove the null character")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(name)!r} names no home on this machine; write the path in full") from error
+
+
 def read_yaml(path: Path) -> Any:
     """The value of a YAML file in UTF-8, with or without byte order mark.
 
