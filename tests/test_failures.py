@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def failure(work: Callable[[], Any]) -> Failure:
 def test_an_error_for_users_is_its_message() -> None:
     said = failure(lambda: parameters.check_range("alpha", float("nan"), 0, 1))
     assert said == Failure("error", "alpha is nan; it must be a number from 0 to 1", 2)
-    assert failure(lambda: open("/nowhere/x")).message == "No such file or directory: '/nowhere/x'"
+    assert failure(Path("/nowhere/x").read_text).message == "No such file or directory: '/nowhere/x'"
 
 
 def test_an_operation_of_this_package_that_fails_is_a_bug() -> None:
@@ -62,8 +63,8 @@ def test_messages_are_one_line_that_no_terminal_obeys() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KeyError("x"), 1, "bug in vlmfix: KeyError: 'x'"),
-        (RecursionError("too deep"), 1, "bug in vlmfix: RecursionError: too deep"),
+        (KeyError("x"), 2, "error: test_failures failed with KeyError: 'x'"),
+        (RecursionError("too deep"), 2, "error: test_failures failed with RecursionError: too deep"),
         (KeyboardInterrupt(), 130, "error: stopped"),
         (vlmfix.UnsupportedError("no\nway"), 2, "error: no way"),
         (BrokenPipeError(), 1, ""),
@@ -84,6 +85,14 @@ def test_every_exception_ends_in_one_line(
     assert lines[-1:] == ([line for line in lines if line.startswith(said)][-1:] if said else [])
     assert ("Traceback" in result.stderr) == ("--debug" in command and said != "")
     assert len(lines) <= 1 or "--debug" in command
+
+
+def test_a_bug_in_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "Table", None)
+    result = CliRunner().invoke(cli.app, ["methods"])
+    assert result.exit_code == 1
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (cli.py:")
 
 
 def test_json_of_a_run_that_breaks_off_has_what_was_answered(
