@@ -206,7 +206,7 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path)
 
 
 def test_json_is_strict_whatever_a_file_is_called(pictures: Path) -> None:
-    (pictures / "0.png").rename(os.fsencode(pictures) + b'/\xff"\n\x1b.png')
+    os.rename(pictures / "0.png", os.fsencode(pictures) + b'/\xff"\n\x1b.png')
     (pictures / "line.png").write_bytes((pictures / "1.png").read_bytes()[:200])
     result = run(
         "generate", "--image", pictures, "--method", "var", "--set", "moved_fraction=1e-1", "--json", *SHORT
