@@ -8,18 +8,21 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.branches import unfollow_beams
+from vlmfix.runtime.caches import named_arguments, read_cache
 from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.modules import DecoderModules
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
+from vlmfix.runtime.scores import Received
 from vlmfix.runtime.vision import encode_images
 
 if TYPE_CHECKING:
@@ -90,7 +93,7 @@ def alone(
     inputs: dict[str, Any],
     processor: ProcessorMixin | None,
 ) -> Iterator[Steering]:
-    """Attach `method` by itself for one pass of a run of its own; what is attached already stands aside.
+    """Attach `method` for one pass of a run of its own, in which what is attached already acts, too.
 
     Args:
         model: whatever is attached to it.
@@ -100,12 +103,18 @@ def alone(
         copies: sequences of each prompt, which the text decoder reads, and not yet the model.
         inputs: of the prompts, as `generate` got them.
         processor: of the model, for methods that read the words of the prompt.
+
+    Raises:
+        UnsupportedError: the method does not go with one that is attached.
     """
     attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
     steering: Steering = attached or Steering(model)
+    steering.check(method)
     aside = dict(vars(steering))
-    steering.methods, steering.run, steering.scores, steering.copies = (method,), run, scores, copies
-    steering._processor, steering._inputs, steering._prompt_ids = processor, inputs, inputs["input_ids"]
+    steering.methods, steering.run = (*steering.methods, method), run
+    steering.scores, steering.copies = scores, copies
+    steering._processor, steering._prompt_ids = processor or steering._processor, inputs["input_ids"]
+    steering._inputs = inputs
     steering._generating, steering._end_tokens = True, None
     try:
         if attached is None:
@@ -145,8 +154,12 @@ class Steering:
         self._encoder: EncoderTap | None = None
         self._undo = ExitStack()
 
-    def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
-        """Add one method, behind those that are attached; the first one installs the hooks."""
+    def check(self, method: Method) -> None:
+        """Refuse a method that does not go with those that are attached.
+
+        Raises:
+            UnsupportedError: with the reason and the remedy.
+        """
         name = type(method).__name__
         for other in self.methods:
             if type(other) is type(method):
@@ -170,6 +183,10 @@ class Steering:
                     f"{type(other).__name__} drops image tokens of this model already, and the counts of "
                     f"{name} would refer to tokens that are gone; use one pruning method at a time"
                 )
+
+    def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
+        """Add one method, after those that are attached; the first one installs the hooks."""
+        self.check(method)
         if method.needs_encoder:
             self._encoder = EncoderTap(self.model)
         self._processor = processor or self._processor
@@ -235,15 +252,16 @@ class Steering:
 
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            support.check_generate(self.model, args, kwargs)
+            named = named_arguments(type(self.model).generate, args, kwargs)
+            support.check_generate(self.model, named)
             for method in self.methods:
-                method.check_generate(kwargs)
+                method.check_generate(named)
             self._end_run()
             self._forget_images()
             self._generating = True
-            self._prompt_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-            self._inputs = kwargs
-            self._end_tokens = support.end_tokens(self.model, args, kwargs)
+            self._prompt_ids = named.get("input_ids", named.get("inputs"))
+            self._inputs = named
+            self._end_tokens = support.end_tokens(self.model, named)
             try:
                 output = generate(*args, **kwargs)
             except BaseException:
@@ -261,29 +279,19 @@ class Steering:
 
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn the phase, and the layout of a prompt that is new."""
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        kwargs = named_arguments(type(model).forward, args, kwargs)
+        input_ids = kwargs.get("input_ids")
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return  # the model itself says best what it misses
         if self.run is not None and self.run.block is not None:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = read_cache(kwargs)
         support.check_cache(cache)
-        seen = 0 if cache is None else cache.get_seq_length()
-        if seen == 0 and not self._is_next_step_without_cache(queries):
+        if self._is_prompt(queries, cache):
             self._begin_run(input_ids, kwargs)
-        elif self.run is None:
-            raise UnsupportedError(
-                "generation starts from a filled cache, whose prompt the method has not seen; pass the "
-                "whole prompt without past_key_values"
-            )
-        elif seen > 0 and queries != 1:
-            raise UnsupportedError(
-                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
-                "supported by methods; generate one token at a time"
-            )
-        else:
+        elif self.run is not None:
             self.run.step += 1
             if self._end_tokens is not None and input_ids is not None:
                 self.run.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
@@ -351,9 +359,47 @@ class Steering:
             for method in self.methods:
                 method.end(run)
 
-    def _is_next_step_without_cache(self, queries: int) -> bool:
-        """With use_cache=False every step of a `generate` call reads the whole sequence again."""
-        return self._generating and self.run is not None and queries > self.run.layout.length
+    def _is_prompt(self, queries: int, cache: DynamicCache | None) -> bool:
+        """Whether a pass of so many tokens reads prompts, and not the next token of those read before.
+
+        Raises:
+            UnsupportedError: it is neither.
+        """
+        run = self.run
+        seen = 0 if cache is None else cache.get_seq_length()
+        if seen == 0:
+            if run is None or not self._generating:
+                return True
+            if cache is None and run.cache is None and queries == run.layout.length + run.step + 1:
+                return False  # with use_cache=False every step reads the whole sequence again
+            raise UnsupportedError(
+                f"a pass of {queries} tokens without the cache of the prompt ({run.layout.length} tokens) "
+                "arrived inside a generate call, and methods cannot tell what it is: either something that "
+                "was passed to generate calls the model by itself, which it should do outside the block, or "
+                f"transformers {transformers.__version__} passes its cache in a way that vlmfix does not know"
+            )
+        if run is None:
+            raise UnsupportedError(
+                "generation starts from a filled cache, whose prompt the method has not seen; pass the "
+                "whole prompt without a cache"
+            )
+        if cache is not run.cache:
+            raise UnsupportedError(
+                "the step goes on from another cache than that of the prompt read last, which the method "
+                "does not follow; read the prompt and go on from the cache of its output"
+            )
+        if queries != 1:
+            raise UnsupportedError(
+                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
+                "supported by methods; generate one token at a time"
+            )
+        present = run.layout_at(0).length + run.step
+        if seen != present:
+            raise UnsupportedError(
+                f"the cache holds {seen} tokens, and {present} have been read under the method; do not crop "
+                "or extend the cache between steps, but read the prompt anew"
+            )
+        return False
 
     def _layout(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> PromptLayout:
         if input_ids is None:
@@ -391,18 +437,22 @@ class Steering:
         owners = [method for method in self.methods if method.owns_logits]
         if owners:
             rows = run.layout.batch_size
-            last = output.logits[:, -1].float()
-            own = last[:rows] if self.scores is None else self.scores
-            others = last[rows:].split(rows) if len(last) > rows else ()
+            last = output.logits[:, -1]
+            own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
+            received = None
+            if self.scores is not None:
+                received = Received.of(self.scores, last[:rows], type(owners[-1]).__name__)
+                own = received.logits
             for method in owners:
                 edited = method.edit_logits(run, own, others)
                 run.counts_of(method).divergence.compare(own, edited)
                 own = edited
-            if self.scores is None:
-                output.logits = output.logits[:rows].clone()
-                output.logits[:, -1] = own.to(output.logits.dtype)
+            if (
+                received is None
+            ):  # float32, as `generate` reads them: the mix would lose its order in bfloat16
+                output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
             else:
-                output.logits = own[:, None]
+                output.logits = received.processed(own)[:, None]
         for method in self.methods:
             if method.decodes:  # its steps end when a token is chosen
                 continue
