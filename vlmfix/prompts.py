@@ -34,6 +34,9 @@ def prepare(
         prompts: one text each, without a template.
         processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
             one.
+
+    Raises:
+        ValueError: a prompt is no text or contains the placeholder of a picture, or the chat template fails.
     """
     texts = [
         render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
@@ -49,17 +52,11 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
     """The text that the model reads for one user turn with its images in front.
 
     Raises:
-        ValueError: the prompt holds the placeholder of an image.
-        UnsupportedError: the chat template takes no user turn.
+        ValueError: the prompt is no text or holds the placeholder of a picture, or the chat template fails.
     """
-    placeholder = getattr(processor, "image_token", None)
-    if placeholder and placeholder in prompt:
-        raise ValueError(
-            f"the prompt holds {placeholder!r}, the placeholder of an image; leave it out: images are put in "
-            "front of the prompt"
-        )
+    _check(prompt, processor)
     template = _template(processor)
-    placeholders = "".join(f"{placeholder}\n" for _ in range(num_images))
+    placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
     if template is None:
         return f"USER: {placeholders}{prompt} ASSISTANT:"
     content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
@@ -69,19 +66,35 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
 
 
 def _turn(content: Any, template: str, processor: ProcessorMixin) -> str:
+    turn = [{"role": "user", "content": content}]
     try:
         return processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=True,
+            turn, chat_template=template, tokenize=False, add_generation_prompt=True
         )
-    except (TemplateError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UnsupportedError(
-            f"the chat template of the processor takes no user turn ({reason}); give it that of "
-            "the checkpoint"
+    except Exception as error:  # a template is a program, and comes with the checkpoint
+        raise ValueError(
+            f"the chat template of the checkpoint fails ({type(error).__name__}: {error}); repair it"
         ) from error
+
+
+def _check(prompt: Any, processor: ProcessorMixin) -> None:
+    """Refuse what no tokenizer takes, and what would be read as a picture that is not there."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt is {prompt!r}; it must be a text")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start + 1} of the prompt is a lone surrogate ({prompt[error.start]!r}), which "
+            "is no text; remove it"
+        ) from None
+    for name in ("image_token", "video_token"):
+        token = getattr(processor, name, None)
+        if isinstance(token, str) and token and token in prompt:
+            raise ValueError(
+                f"the prompt contains {token!r}, which stands for a picture; leave it out, pictures go "
+                "before the text by themselves"
+            )
 
 
 @dataclass(frozen=True)

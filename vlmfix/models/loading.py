@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from vlmfix.settings import user_path
+
 EMBEDDED = ("tiny-llava", "tiny-qwen2.5-vl")
 DEFAULT_MODEL = EMBEDDED[0]
 
@@ -80,7 +82,7 @@ def resolve(name_or_path: str | Path) -> str:
     if name in EMBEDDED:
         return str(Path(__file__).parent / name)
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return str(path)
     if looks_local:
@@ -125,11 +127,14 @@ def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
+    if dtype == "auto":
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"unknown dtype {dtype!r}; use float32, bfloat16, float16 or auto")
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        raise ValueError(
+            f"unknown dtype {str(dtype)!r}, or one that no model computes in; use float32, bfloat16, float16 "
+            "or auto"
+        )
     return found
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedConfig
+
+from vlmfix.settings import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -53,7 +54,7 @@ class Profile:
             ValueError: it is no YAML, or lacks `name`, `match` or `values`, or a value lacks its source.
         """
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = read_yaml(path)
             match, values = content["match"], content["values"]
             needed = [
                 match["model_type"],
@@ -62,7 +63,7 @@ class Profile:
             if None in needed:
                 raise KeyError("an empty entry")
             return cls(content["name"], match, values, path)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is not a profile ({type(error).__name__}: {error}); it needs name, match and "
                 "values, each value with its source"
