@@ -36,6 +36,7 @@ from vlmfix.generation import open_images
 from vlmfix.models.calibration import calibrate as find_values
 from vlmfix.models.calibration import calibration_of, write_profile
 from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.models.profiles import user_directory
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 BATCH_SIZE = 8
@@ -208,6 +209,8 @@ def calibrate(
     """Find what a method needs to know of a checkpoint that has no profile."""
     vlmfix.make_method(method)  # a wrong name shows before the model is loaded
     calibration_of(method)
+    if output is None:
+        user_directory()  # refused, if at all, before the work
     pictures: Sequence[Any]
     if method == "adhh":
         least, most = 100, 150

@@ -244,7 +244,7 @@ class CARVE(AskingMethod):
                     f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; "
                     "use one of them"
                 )
-        layers = self.resolve(model.config, find_profile(model.config)).contrast_layers
+        layers = self.resolve(model.config, find_profile(model)).contrast_layers
         assert layers is not None
         inputs = prepare([pictures], [self._briefly(prompt)], processor)
         located = _locate(model, processor, inputs, pictures)
