@@ -22,6 +22,7 @@ from evals.commands.run import evaluate, report
 from evals.commands.score import score_app
 from evals.data import demo_scene, render, write_coco
 from vlmfix.console import (
+    AllowMissingOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
@@ -100,6 +101,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
     save_maps: Annotated[
         Path | None, typer.Option(help="Folder for the maps and refined pictures of carve.")
     ] = None,
@@ -112,7 +114,7 @@ def generate(
     if compare and not chosen:
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     sources = _sources(image)
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, allow_missing=allow_missing)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     refinements: list[vlmfix.Refinement] = []
     variants: dict[str, list[vlmfix.Method]]
@@ -205,6 +207,7 @@ def calibrate(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
     vlmfix.make_method(method)  # a wrong name shows before the model is loaded
@@ -220,7 +223,7 @@ def calibrate(
         pictures = [path for path in _sources([images])[:most] if path is not None]
     if len(pictures) < least:
         warnings.warn(f"{len(pictures)} pictures; {least} to {most} give a firmer result", stacklevel=1)
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, allow_missing=allow_missing)
     with progress_bar("reading", len(pictures)) as advance:
         found = find_values(method, *loaded, pictures, progress=advance)
     path = write_profile(loaded[0], found, model, output)

@@ -24,6 +24,14 @@ ModelOption = Annotated[
     str, typer.Option(help=f"Embedded model ({', '.join(EMBEDDED)}), folder or hub id.", show_default=True)
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: over all GPUs, if any.")]
+AllowMissingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Go on with a warning where weights are missing (and thus random), of another shape, not part "
+        "of the model, or not finite.",
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
 
 
@@ -69,18 +77,29 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def load_model(
-    name: str, device: str, dtype: str, *, revision: str | None = None
+    name: str,
+    device: str,
+    dtype: str,
+    *,
+    revision: str | None = None,
+    allow_missing: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model and processor that the options name.
 
     Raises:
-        ValueError: no such device or dtype.
+        ValueError: no such device or dtype, or something is wrong with the checkpoint.
         FileNotFoundError: no such model.
     """
     if name in EMBEDDED or not err.is_terminal:
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    return vlmfix.load(name, dtype=dtype, device_map=_device_map(device), revision=revision)
+    return vlmfix.load(
+        name,
+        dtype=dtype,
+        device_map=_device_map(device),
+        revision=revision,
+        allow_missing=allow_missing,
+    )
 
 
 def _device_map(device: str) -> str | None:
