@@ -32,12 +32,15 @@ from vlmfix.console import (
     parse_methods,
     progress_bar,
 )
-from vlmfix.display import mark_differences, method_card, methods_markdown, thumbnail
-from vlmfix.generation import open_images
+from vlmfix.decoding import plain_decoding, set_aside
+from vlmfix.display import mark_differences, method_card, methods_markdown, suitability_table, thumbnail
+from vlmfix.generation import decoding_under, open_images
 from vlmfix.models.calibration import calibrate as find_values
 from vlmfix.models.calibration import calibration_of, write_profile
+from vlmfix.models.digest import weights_digest
 from vlmfix.models.loading import DEFAULT_MODEL
 from vlmfix.models.profiles import user_directory
+from vlmfix.suitability import profile_values
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 BATCH_SIZE = 8
@@ -132,6 +135,10 @@ def generate(
             **sampling,
         )
 
+    def decoding_of(applied: list[vlmfix.Method]) -> dict[str, Any]:
+        wanted = decoding_under(applied, {"max_new_tokens": max_new_tokens, **sampling})
+        return plain_decoding(loaded[0], wanted)
+
     results, failures, saved = [], [], []
     with progress_bar("answering", len(sources), quiet=json_ or len(sources) == 1) as advance:
         for start in range(0, len(sources), BATCH_SIZE):
@@ -164,7 +171,10 @@ def generate(
             "prompt": prompt,
             "method": method,
             "parameters": {each.name: each.parameters for each in chosen},
+            "profile": profile_values(chosen, loaded[0]),
             "activity": {each.name: dataclasses.asdict(each.activity()) for each in chosen},
+            "decoding": {name: decoding_of(applied) for name, applied in variants.items()},
+            "generation_config_set_aside": set_aside(loaded[0]),
         }
         document = head | {"results": results, "failures": failures}
         print(json.dumps(document, ensure_ascii=False, indent=2, default=repr))
@@ -176,10 +186,29 @@ def generate(
 @app.command()
 def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Embedded model, folder or hub id: say which methods work on it, with which values and from "
+            "which profile, or why not."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """List the methods: what they change and where, what they cost and work with, where they come from."""
+    if markdown and model is not None:
+        raise ValueError(
+            "--markdown prints the table of the README, which is of no --model; give one of them"
+        )
     if markdown:
         print(methods_markdown())
+        return
+    if model is not None:
+        loaded = load_model(model, device, dtype, allow_missing=allow_missing)
+        out.print(suitability_table(*loaded, model))
+        out.print(f"weights: {weights_digest(loaded[0])}", soft_wrap=True, highlight=False)
         return
     for kind, are_controls in (("method", False), ("control", True)):
         table = Table(kind, Column("what it does", ratio=1), show_lines=True)
