@@ -79,7 +79,5 @@ def test_what_the_caller_asks_for_holds(stock: dict[str, str]) -> None:
 def test_tokens_that_the_model_has_no_embedding_for_are_refused() -> None:
     model, processor = vlmfix.load()
     processor.tokenizer.add_tokens(["zebrafish"])
-    with pytest.raises(
-        ValueError, match=r"the tokenizer gives token \d+, but the embedding of the model has"
-    ):
+    with pytest.raises(ValueError, match=r"the tokenizer gives token \d+, but the embedding"):
         vlmfix.generate(model, processor, PICTURE, "Is there a zebrafish?", max_new_tokens=2)

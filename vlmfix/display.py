@@ -75,7 +75,8 @@ def suitability_table(model: PreTrainedModel, processor: ProcessorMixin, name: s
             if value != defaults[key]  # what its class says is in 'vlmfix methods'
         ]
         lines += [
-            f"{key} of profile {entry['profile']}, by {entry['matched_by']}: {entry['value']} ({entry['source']})"
+            f"{key} of profile {entry['profile']}, by {entry['matched_by']}: {entry['value']} "
+            f"({entry['source']})"
             for key, entry in found.profile.items()
         ]
         lines += found.notes

@@ -48,7 +48,7 @@ def _state(model: nn.Module) -> Any:
 def _adapters(model: nn.Module) -> list[Any]:
     """Which adapters act, in each module that has some (PEFT)."""
     return [
-        (list(module.active_adapters), module.disable_adapters)  # type: ignore[call-overload]
+        (str(module.active_adapters), module.disable_adapters)
         for module in model.modules()
         if isinstance(getattr(type(module), "active_adapters", None), property)
     ]

@@ -151,11 +151,11 @@ def find_profile(model: PreTrainedModel | PreTrainedConfig) -> Profile | None:
                 continue
             if weights is None or weights() != profile.match["weights"]:
                 continue
-        values = {
+        known: dict[str, Mapping[str, Any]] = {
             name: {"profile": profile.name, **entry, "matched_by": how}
             for name, entry in profile.values.items()
         }
-        fitting.append(dataclasses.replace(profile, values=values))
+        fitting.append(dataclasses.replace(profile, values=known))
     if not fitting:
         return None
     values = {name: entry for profile in reversed(fitting) for name, entry in profile.values.items()}
