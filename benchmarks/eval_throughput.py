@@ -58,9 +58,7 @@ def in_batches(model: Any, processor: Any, items: Sequence[Item], size: int) -> 
             model.device, dtype=model.dtype
         )
         output = model.generate(**inputs, **kwargs)
-        answers = read_answers(
-            output, inputs["attention_mask"], support.end_tokens(model, (), kwargs), processor
-        )
+        answers = read_answers(output, inputs["attention_mask"], support.end_tokens(model, kwargs), processor)
         texts += [answer.text for answer in answers]
     return texts
 

@@ -30,6 +30,7 @@ from transformers.generation import BaseStreamer
 
 import vlmfix
 from vlmfix.models.profiles import Profile, configs_directory
+from vlmfix.runtime.caches import read_cache
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {
@@ -177,7 +178,7 @@ def measure_once(
             return_dict_in_generate=True,
         )
     prefill, *decode = [1000 * (after - before) for before, after in pairwise(clock.times)]
-    cache = sum(layer.keys.numel() + layer.values.numel() for layer in output.past_key_values.layers)
+    cache = sum(layer.keys.numel() + layer.values.numel() for layer in read_cache(output).layers)
     return Cost(prefill, statistics.median(decode), prefill + sum(decode), cache)
 
 

@@ -161,7 +161,7 @@ def answer_batch(
     inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
     check_token_ids(inputs["input_ids"], model)
     inputs = inputs.to(model.device, dtype=model.dtype)
-    end_tokens = support.end_tokens(model, (), generate_kwargs)
+    end_tokens = support.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
         if len(pictures) < len(batch):
             stack.enter_context(cached_vision(model))

@@ -15,6 +15,7 @@ import vlmfix
 from vlmfix.methods.adaptinfer import AdaptInfer, image_scores
 from vlmfix.methods.pruning import mean_tokens
 from vlmfix.models.profiles import find_profile
+from vlmfix.runtime.caches import read_cache
 
 ROWS = torch.tensor(
     [
@@ -123,7 +124,7 @@ def test_cache_of_every_layer_and_what_is_reported(llava: PreTrainedModel) -> No
         output = llava.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     length = inputs["input_ids"].shape[1] + 2
     # The sample without an image has fewer tokens than the other keeps, so that the other decides.
-    assert [output.past_key_values.get_seq_length(layer) for layer in range(5)] == [
+    assert [read_cache(output).get_seq_length(layer) for layer in range(5)] == [
         length,
         length,
         length - 11,

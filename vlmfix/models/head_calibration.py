@@ -15,6 +15,7 @@ from vlmfix.generation import ImageLike, answer_batch
 from vlmfix.methods.base import Method
 from vlmfix.models.findings import PROMPT, Calibration, Progress, prompt_inputs
 from vlmfix.prompts import text_and_spans
+from vlmfix.runtime.caches import with_cache
 from vlmfix.runtime.prefix import shared_prefix
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import cached_vision
@@ -158,7 +159,7 @@ def head_influences(
                 ablation.silenced[:] = [silenced]
                 batch = _continued(inputs, token_ids[:place], len(silenced))
                 cache = DynamicCache()
-                logits = model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                logits = model(**with_cache(model, batch, cache), use_cache=True, logits_to_keep=1).logits
                 found.append(logits[:, -1].float().softmax(dim=-1)[:, token_ids[place]])
             probabilities[index] = torch.cat(found)
     return (probabilities[:, :1] - probabilities[:, 1:]).view(-1, layers, heads)

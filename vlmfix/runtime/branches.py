@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
+from vlmfix.runtime.caches import read_cache, with_cache
 from vlmfix.runtime.layout import PromptLayout
 
 if TYPE_CHECKING:
@@ -115,19 +116,19 @@ class JoinedCache(DynamicCache):
         return Parts(key for key, _ in written), Parts(value for _, value in written)
 
 
-def join(run: Run, kwargs: dict[str, Any]) -> dict[str, Any]:
+def join(run: Run, decoder: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a decode step in which every branch takes the token of its prompt."""
-    embeddings, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
+    embeddings, cache = kwargs["inputs_embeds"], read_cache(kwargs)
     rows = embeddings.shape[0]
     given = kwargs.get("position_ids")
     real = run.position_of(run.step - 1) if given is None else given
     real = real.expand(*real.shape[:-2], rows, 1)
     positions = [branch.positions(real, run.step)[..., -1:] for branch in run.branches]
-    return kwargs | {
+    joined = JoinedCache([cache, *(_cache(branch) for branch in run.branches)], rows)
+    return with_cache(decoder, kwargs, joined) | {
         "inputs_embeds": embeddings.repeat(1 + len(run.branches), 1, 1),
         "position_ids": torch.cat([real, *positions], dim=-2),
         "attention_mask": None,
-        "past_key_values": JoinedCache([cache, *(_cache(branch) for branch in run.branches)], rows),
     }
 
 

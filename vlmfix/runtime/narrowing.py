@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.caches import without_cache
 from vlmfix.runtime.layout import PromptLayout, Rows
 from vlmfix.runtime.run import Run, Stage
 
@@ -87,12 +88,7 @@ class Narrowing:
         positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
         run.peeking = rows
         try:
-            given = {
-                **kwargs,
-                "position_embeddings": positions,
-                "past_key_values": None,
-                "position_ids": None,
-            }
+            given = without_cache(kwargs) | {"position_embeddings": positions, "position_ids": None}
             layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
         finally:
             run.peeking = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.runtime.branches import follow_beams, join
+from vlmfix.runtime.caches import read_cache, with_cache, write_cache
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.narrowing import Narrowing, leave_out
 from vlmfix.runtime.run import Run
@@ -71,7 +73,7 @@ class Passes:
         if run.companions:
             _append_companions(run, kwargs)
         if run.branches and not run.is_prefill and _is_joined(run):
-            kwargs = join(run, kwargs)
+            kwargs = join(run, self.decoder, kwargs)
         return args, kwargs
 
     def after_decoder(
@@ -81,12 +83,14 @@ class Passes:
         run = self.steering.run
         if run is None or run.reading is not None or self._is_reading_again:
             return None
+        if run.block is None:
+            self._check_cache(run, kwargs, output)
         if run.is_prefill:
             self._end_prefill(run, output)
         rows = []
         if run.branches:
             if run.step and _is_joined(run):
-                output.past_key_values = self._given["past_key_values"]
+                write_cache(output, read_cache(self._given))
             else:
                 rows = self._read_branches(run)
         self._given = {}
@@ -97,9 +101,26 @@ class Passes:
             _append_rows(run, output, rows)
         return output
 
+    def _check_cache(self, run: Run, kwargs: dict[str, Any], output: Any) -> None:
+        """Refuse a pass whose tokens went to another cache than the one that was given, or to none."""
+        given, used = read_cache(kwargs), read_cache(output)
+        read = run.layout_at(0).length + run.companion_length + run.step
+        wanted = kwargs.get("use_cache") is True
+        if (given is not None and used is not given) or (used is None and wanted):
+            fault = "did not use the cache that it was given" if given is not None else "returned no cache"
+        elif used is not None and used.get_seq_length() != read:
+            fault = f"left {used.get_seq_length()} tokens in its cache where {read} were read"
+        else:
+            return
+        raise UnsupportedError(
+            f"{type(self.decoder).__name__} of transformers {transformers.__version__} {fault}, so that "
+            "methods could not tell a prompt from a decode step; use a version of transformers that vlmfix "
+            "was tested with"
+        )
+
     def _end_prefill(self, run: Run, output: Any) -> None:
         """End the first pass over the prompt: companions leave, and the last row is read again if asked."""
-        cache = output.past_key_values  # the decoder may have made it
+        run.cache = cache = read_cache(output)  # the decoder may have made it
         if run.companions:
             extra = run.companion_length
             _replace_rows(output, lambda states: states[:, :-extra])
@@ -169,7 +190,7 @@ class Passes:
         given = dict(self._given)
         if cache is not None:
             cache.crop(-1)
-            given["past_key_values"] = cache
+            given = with_cache(self.decoder, given, cache)
             given["inputs_embeds"] = given["inputs_embeds"][:, -1:]
             for name in ("visual_pos_masks", "deepstack_visual_embeds"):
                 given.pop(name, None)
@@ -207,9 +228,8 @@ class Passes:
                 states = self.decoder(
                     inputs_embeds=read,
                     attention_mask=None,
-                    past_key_values=branch.cache,
                     use_cache=branch.cache is not None,
-                    **given,
+                    **with_cache(self.decoder, given, branch.cache),
                 ).last_hidden_state
             finally:
                 run.reading = None

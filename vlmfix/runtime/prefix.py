@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from vlmfix.runtime import attention, support
+from vlmfix.runtime.caches import read_cache, with_cache, without_cache
 from vlmfix.runtime.layout import PromptLayout
 
 
@@ -79,7 +80,7 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
         if run is not None:
             run.prefix = prefix
         beginnings = DynamicCache()
-        read(**batch.beginnings(prefix), past_key_values=beginnings)
+        read(**with_cache(decoder, batch.beginnings(prefix), beginnings))
         prefix.is_read = True
         for layer, cached in enumerate(beginnings.layers):
             key, value = (
@@ -87,7 +88,7 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
             )
             batch.cache.update(key, value, layer)
         try:
-            return read(**batch.rest(prefix), past_key_values=batch.cache)
+            return read(**with_cache(decoder, batch.rest(prefix), batch.cache))
         finally:
             if run is not None:
                 run.prefix = None
@@ -127,9 +128,8 @@ class _Batch:
     @classmethod
     def of(cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, image_token: int) -> _Batch | None:
         """The pass, if prompts can share anything in it."""
-        embeddings, cache, mask = (
-            kwargs.get(name) for name in ("inputs_embeds", "past_key_values", "attention_mask")
-        )
+        cache = read_cache(kwargs)
+        embeddings, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         plain = (
             isinstance(cache, DynamicCache)
             and cache.get_seq_length() == 0
@@ -216,7 +216,7 @@ class _Batch:
         def at(values: Tensor) -> Tensor:
             return values[..., rows.to(values.device), columns.to(values.device)]
 
-        part = {name: value for name, value in self.kwargs.items() if name != "past_key_values"}
+        part = without_cache(self.kwargs)
         embeddings = self.kwargs["inputs_embeds"]
         part["inputs_embeds"] = embeddings[rows.to(embeddings.device), columns.to(embeddings.device)]
         part |= {"attention_mask": mask, "position_ids": at(self.positions)}

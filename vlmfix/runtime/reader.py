@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.runtime import attention, support
+from vlmfix.runtime.caches import read_cache, with_cache
 from vlmfix.runtime.layout import PromptLayout
 
 if TYPE_CHECKING:
@@ -75,12 +76,12 @@ class Prompts:
     def __init__(
         self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any], sequences: int
     ) -> None:
-        cache = model_kwargs.get("past_key_values")
+        cache = read_cache(model_kwargs)
         support.check_cache(cache)
         if cache is None or cache.get_seq_length() > 0:
             raise UnsupportedError(
                 "alternatives are read on a cache that begins with the prompt; pass the whole prompt, with "
-                "use_cache=True and without past_key_values"
+                "use_cache=True and without a filled cache"
             )
         inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
         output = model(**inputs, return_dict=True)
@@ -90,7 +91,7 @@ class Prompts:
         self.run: Run | None = None if self._steering is None else self._steering.run
         """Of all rows; None if no method is attached."""
         self._model = model
-        self._cache = output.past_key_values
+        self._cache = read_cache(output)
         self._kwargs = model_kwargs
         self._sequences = sequences
 
@@ -268,10 +269,9 @@ class Reader:
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=positions.expand(*positions.shape[:-2], *tokens.shape),
-                past_key_values=self._cache,
                 use_cache=True,
                 return_dict=True,
-                **given,
+                **with_cache(self._model, given, self._cache),
             )
         finally:
             if self.run is not None:

@@ -89,6 +89,7 @@ class Run:
         followed: the cache of the prompts, where those of branches follow its beams.
         block: the tokens that the pass reads behind the prompt, where these are not simply the next ones.
         stages: what pruning left, by layer.
+        cache: of the prompts, once they have been read; None: without one.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
             the prefill only.
@@ -130,6 +131,7 @@ class Run:
     followed: DynamicCache | None = None
     block: Block | None = None
     stages: list[Stage] = field(default_factory=list)
+    cache: DynamicCache | None = None
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     copies: int = 1

@@ -8,13 +8,15 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.branches import unfollow_beams
+from vlmfix.runtime.caches import named_arguments, read_cache
 from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.modules import DecoderModules
@@ -235,15 +237,16 @@ class Steering:
 
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            support.check_generate(self.model, args, kwargs)
+            named = named_arguments(type(self.model).generate, args, kwargs)
+            support.check_generate(self.model, named)
             for method in self.methods:
-                method.check_generate(kwargs)
+                method.check_generate(named)
             self._end_run()
             self._forget_images()
             self._generating = True
-            self._prompt_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-            self._inputs = kwargs
-            self._end_tokens = support.end_tokens(self.model, args, kwargs)
+            self._prompt_ids = named.get("input_ids", named.get("inputs"))
+            self._inputs = named
+            self._end_tokens = support.end_tokens(self.model, named)
             try:
                 output = generate(*args, **kwargs)
             except BaseException:
@@ -261,29 +264,19 @@ class Steering:
 
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn the phase, and the layout of a prompt that is new."""
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        kwargs = named_arguments(type(model).forward, args, kwargs)
+        input_ids = kwargs.get("input_ids")
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return  # the model itself says best what it misses
         if self.run is not None and self.run.block is not None:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = read_cache(kwargs)
         support.check_cache(cache)
-        seen = 0 if cache is None else cache.get_seq_length()
-        if seen == 0 and not self._is_next_step_without_cache(queries):
+        if self._is_prompt(queries, cache):
             self._begin_run(input_ids, kwargs)
-        elif self.run is None:
-            raise UnsupportedError(
-                "generation starts from a filled cache, whose prompt the method has not seen; pass the "
-                "whole prompt without past_key_values"
-            )
-        elif seen > 0 and queries != 1:
-            raise UnsupportedError(
-                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
-                "supported by methods; generate one token at a time"
-            )
-        else:
+        elif self.run is not None:
             self.run.step += 1
             if self._end_tokens is not None and input_ids is not None:
                 self.run.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
@@ -351,9 +344,47 @@ class Steering:
             for method in self.methods:
                 method.end(run)
 
-    def _is_next_step_without_cache(self, queries: int) -> bool:
-        """With use_cache=False every step of a `generate` call reads the whole sequence again."""
-        return self._generating and self.run is not None and queries > self.run.layout.length
+    def _is_prompt(self, queries: int, cache: DynamicCache | None) -> bool:
+        """Whether a pass of so many tokens reads prompts, and not the next token of those read before.
+
+        Raises:
+            UnsupportedError: it is neither.
+        """
+        run = self.run
+        seen = 0 if cache is None else cache.get_seq_length()
+        if seen == 0:
+            if run is None or not self._generating:
+                return True
+            if cache is None and run.cache is None and queries == run.layout.length + run.step + 1:
+                return False  # with use_cache=False every step reads the whole sequence again
+            raise UnsupportedError(
+                f"a pass of {queries} tokens without the cache of the prompt ({run.layout.length} tokens) "
+                "arrived inside a generate call, and methods cannot tell what it is: either something that "
+                "was passed to generate calls the model by itself, which it should do outside the block, or "
+                f"transformers {transformers.__version__} passes its cache in a way that vlmfix does not know"
+            )
+        if run is None:
+            raise UnsupportedError(
+                "generation starts from a filled cache, whose prompt the method has not seen; pass the "
+                "whole prompt without a cache"
+            )
+        if cache is not run.cache:
+            raise UnsupportedError(
+                "the step goes on from another cache than that of the prompt read last, which the method "
+                "does not follow; read the prompt and go on from the cache of its output"
+            )
+        if queries != 1:
+            raise UnsupportedError(
+                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
+                "supported by methods; generate one token at a time"
+            )
+        present = run.layout_at(0).length + run.step
+        if seen != present:
+            raise UnsupportedError(
+                f"the cache holds {seen} tokens, and {present} have been read under the method; do not crop "
+                "or extend the cache between steps, but read the prompt anew"
+            )
+        return False
 
     def _layout(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> PromptLayout:
         if input_ids is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTr
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.runtime import attention
+from vlmfix.runtime.caches import check_cache_names, read_cache
 
 _ONE_TOKEN_AT_A_TIME = {
     "assistant_model": "assisted decoding",
@@ -85,6 +87,7 @@ def check_model(model: Any) -> None:
             f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which methods "
             "need"
         )
+    check_cache_names(model)
     _check_attention(decoder)
 
 
@@ -122,20 +125,19 @@ def is_flash(kernel: str) -> bool:
     return "flash" in kernel and "paged" not in kernel
 
 
-def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_generate(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
     """Refuse decoding modes that do not read one token at a time into a growing cache.
 
     Args:
         model: its own generation configuration gives what the call leaves open.
-        args: positional arguments of `generate`.
-        kwargs: named arguments of `generate`.
+        kwargs: arguments of `generate` by name.
 
     Raises:
         UnsupportedError: with the reason and the remedy.
     """
 
     def asked(name: str) -> Any:
-        return _asked(model, args, kwargs, name)
+        return _asked(model, kwargs, name)
 
     for name, mode in _ONE_TOKEN_AT_A_TIME.items():
         if asked(name):
@@ -153,7 +155,7 @@ def check_generate(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
         raise UnsupportedError(
             f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache"
         )
-    check_cache(kwargs.get("past_key_values"))
+    check_cache(read_cache(kwargs))
 
 
 def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
@@ -168,20 +170,17 @@ def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-def end_tokens(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Ids that end a sequence in a `generate` call with these arguments; None: nothing does."""
-    ids = _asked(model, args, kwargs, "eos_token_id")
+def end_tokens(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Ids that end a sequence in a `generate` call with these named arguments; None: nothing does."""
+    ids = _asked(model, kwargs, "eos_token_id")
     return None if ids is None else torch.as_tensor(ids).flatten()
 
 
-def _asked(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+def _asked(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
     """What a `generate` call says of a setting; what it leaves open, the configurations say."""
     if name in kwargs:
         return kwargs[name]
-    for source in (
-        kwargs.get("generation_config", args[1] if len(args) > 1 else None),
-        model.generation_config,
-    ):
+    for source in (kwargs.get("generation_config"), model.generation_config):
         if isinstance(source, GenerationConfig) and getattr(source, name, None) is not None:
             return getattr(source, name)
     return None

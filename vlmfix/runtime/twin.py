@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.caches import with_cache
 from vlmfix.runtime.steering import alone
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ class Twin(LogitsProcessor):
                 self._model, self._method, self._run, scores.float(), copies, self._inputs, self._processor
             ) as steering:
                 output = self._model(
-                    **tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1, return_dict=True
+                    **with_cache(self._model, tokens, self._cache),
+                    use_cache=True,
+                    logits_to_keep=1,
+                    return_dict=True,
                 )
                 self._run = steering.run
         finally:
