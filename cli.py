@@ -121,7 +121,9 @@ def generate(
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     refinements: list[vlmfix.Refinement] = []
     variants: dict[str, list[vlmfix.Method]]
-    variants = {"greedy": [], method: chosen} if compare else {method: chosen}
+    plain = "sampling" if temperature > 0 else "greedy"
+    label = method if chosen else plain
+    variants = {plain: [], label: chosen} if compare else {label: chosen}
 
     def answers(pictures: list[Image.Image], applied: list[vlmfix.Method]) -> list[str]:
         torch.manual_seed(seed)
@@ -169,7 +171,7 @@ def generate(
         head = {
             "model": model,
             "prompt": prompt,
-            "method": method,
+            "method": label,
             "parameters": {each.name: each.parameters for each in chosen},
             "profile": profile_values(chosen, loaded[0]),
             "activity": {each.name: dataclasses.asdict(each.activity()) for each in chosen},

@@ -116,7 +116,7 @@ class Beginning:
         )
         if task.name not in self._parts:
             self._parts[task.name] = _item_parts(job, task, prepared.items, self._images)
-        name = "+".join(each["name"] for each in methods) or "greedy"
+        name = "+".join(each["name"] for each in methods) or variant.label.replace(" ", "-")
         path = job.output / task.name / f"{name}-{digest(key)[:8]}"
         planned = Planned(task, prepared.items, variant, path)
         if job.resume == "never":
