@@ -180,11 +180,11 @@ DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
         (weights(lambda tensors: tensors.pop(DOWN)), "1 weight missing, which would be random: model.lang"),
         (
             weights(lambda tensors: tensors.update({DOWN: tensors[DOWN][:, 1:].clone()})),
-            r"\(192, 447\) in the",
+            r"\(192, 447\)",
         ),
         (
             weights(lambda tensors: tensors.update(more=torch.ones(2))),
-            "1 weight not part of the model.*: more",
+            r"1 weight not part .*: more",
         ),
         (weights(lambda tensors: tensors[DOWN][0].fill_(float("nan"))), "1 weight not finite in float32"),
         (weights(lambda tensors: tensors[DOWN][0, 0].fill_(float("inf"))), "1 weight not finite in float32"),
@@ -200,7 +200,7 @@ DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
         (text("config.json", "{}"), r"config\.json has no model_type"),
         (
             config(model_type="whisper"),
-            "is no image-text-to-text model .*'whisper', of models without images",
+            r"is no image-text-to-text .*'whisper', of models without",
         ),
         (config(model_type="nobody"), "'nobody', which this version does not know"),
         (text("tokenizer.json", "{"), r"the processor of .*tokenizer\.json is no JSON"),
@@ -277,7 +277,7 @@ def test_an_adapter_whose_base_is_not_there(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    with pytest.raises(FileNotFoundError, match=f"the base model '{base}' of the adapter .* is not there"):
+    with pytest.raises(FileNotFoundError, match=rf"the base model '{base}' of the adapter .* is not there"):
         vlmfix.load(tmp_path)
 
 
@@ -311,5 +311,5 @@ def test_an_adapter_loads_onto_its_base_with_the_processor_of_the_base(tmp_path:
     weights = load_file(tmp_path / "adapter_model.safetensors")
     del weights[min(weights)]
     save_file(weights, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="an adapter for .* 1 weight missing"):
+    with pytest.raises(ValueError, match=r"an adapter for .* 1 weight missing"):
         vlmfix.load(tmp_path)
