@@ -169,14 +169,6 @@ def test_refused_values(settings: dict[str, Any], message: str) -> None:
         vlmfix.VHR(**settings)
 
 
-def test_a_prompt_of_nothing_but_image_is_refused(llava: PreTrainedModel) -> None:
-    inputs = families.prompt("llava", llava)
-    image = inputs["input_ids"] == families.IMAGE_TOKEN
-    only = {name: inputs[name][image][None] for name in ("input_ids", "attention_mask")}
-    with vlmfix.VHR()(llava), pytest.raises(ValueError, match="nothing but image tokens"):
-        llava.generate(**only, pixel_values=inputs["pixel_values"], max_new_tokens=1)
-
-
 def test_activity_counts_the_selected_heads(llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1, 0))
     method = vlmfix.VHR(num_last_layers=2)
