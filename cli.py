@@ -24,6 +24,7 @@ try:  # which takes seconds, and may meet a broken installation
     from evals.commands.score import score_app
     from evals.data import demo_scene, render, write_coco
     from vlmfix.console import (
+        AllowMissingOption,
         DeviceOption,
         DtypeOption,
         ModelOption,
@@ -37,14 +38,18 @@ try:  # which takes seconds, and may meet a broken installation
         print_warning,
         progress_bar,
     )
-    from vlmfix.display import mark_differences, method_card, methods_markdown, thumbnail
+    from vlmfix.decoding import plain_decoding, set_aside
+    from vlmfix.display import mark_differences, method_card, methods_markdown, suitability_table, thumbnail
     from vlmfix.failures import failure_of, is_for_users, is_foreign, printable, words
+    from vlmfix.generation import decoding_under
     from vlmfix.guarded import OneLineErrors
     from vlmfix.models.calibration import calibrate as find_values
     from vlmfix.models.calibration import calibration_of, write_profile
+    from vlmfix.models.digest import weights_digest
     from vlmfix.models.loading import DEFAULT_MODEL
-    from vlmfix.models.profiles import Profile
-    from vlmfix.pictures import IMAGE_SUFFIXES, open_images
+    from vlmfix.models.profiles import Profile, user_directory
+    from vlmfix.pictures import IMAGE_SUFFIXES, ImageLike, open_images
+    from vlmfix.suitability import profile_values
 except KeyboardInterrupt:
     raise SystemExit(130) from None
 except (ImportError, OSError) as error:  # OSError: of a shared library
@@ -121,6 +126,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
     save_maps: Annotated[
         Path | None,
         path_option("Folder for the maps and refined pictures of carve."),
@@ -139,10 +145,12 @@ def generate(
     if save_maps is not None:
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
     sources = _sources(image)
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, allow_missing=allow_missing)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     variants: dict[str, list[vlmfix.Method]]
-    variants = {"greedy": [], method: chosen} if compare else {method: chosen}
+    plain = "sampling" if temperature > 0 else "greedy"
+    label = method if chosen else plain
+    variants = {plain: [], label: chosen} if compare else {label: chosen}
 
     def answered(pictures: Sequence[Image.Image]) -> list[Answered]:
         """The answers to a batch, by variant, and what CARVE found out."""
@@ -164,6 +172,10 @@ def generate(
                 each.refinements.extend(refinements[index : index + 1])
         return found
 
+    def decoding_of(applied: list[vlmfix.Method]) -> dict[str, Any]:
+        wanted = decoding_under(applied, {"max_new_tokens": max_new_tokens, **sampling})
+        return plain_decoding(loaded[0], wanted)
+
     results: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     saved: list[Path] = []
@@ -172,9 +184,12 @@ def generate(
         head = {
             "model": model,
             "prompt": prompt,
-            "method": method,
+            "method": label,
             "parameters": {each.name: each.parameters for each in chosen},
+            "profile": profile_values(chosen, loaded[0]),
             "activity": {each.name: dataclasses.asdict(each.activity()) for each in chosen},
+            "decoding": {name: decoding_of(applied) for name, applied in variants.items()},
+            "generation_config_set_aside": set_aside(loaded[0]),
         }
         error = {} if stopped_by is None else {"error": failure_of(stopped_by).message}
         return head | {"results": results, "failures": failures} | error
@@ -213,10 +228,29 @@ def generate(
 @app.command()
 def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Embedded model, folder or hub id: say which methods work on it, with which values and from "
+            "which profile, or why not."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """List the methods: what they change and where, what they cost and work with, where they come from."""
+    if markdown and model is not None:
+        raise ValueError(
+            "--markdown prints the table of the README, which is of no --model; give one of them"
+        )
     if markdown:
         print(methods_markdown())
+        return
+    if model is not None:
+        loaded = load_model(model, device, dtype, allow_missing=allow_missing)
+        out.print(suitability_table(*loaded, model))
+        out.print(f"weights: {weights_digest(loaded[0])}", soft_wrap=True, highlight=False)
         return
     for kind, are_controls in (("method", False), ("control", True)):
         table = Table(kind, Column("what it does", ratio=1), show_lines=True)
@@ -245,12 +279,15 @@ def calibrate(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
     vlmfix.make_method(method)  # a wrong name shows before the model is loaded
     calibration_of(method)
     if output is not None:
         _check_profile_file(output)
+    if output is None:
+        user_directory()  # refused, if at all, before the work
     pictures: Sequence[Any]
     if method == "adhh":
         least, most = 100, 150
@@ -262,7 +299,7 @@ def calibrate(
         raise ValueError(f"no picture in {str(images)!r} can be read; give others")
     if len(pictures) < least:
         warnings.warn(f"{len(pictures)} pictures; {least} to {most} give a firmer result", stacklevel=1)
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, allow_missing=allow_missing)
     with progress_bar("reading", len(pictures)) as advance:
         found = find_values(method, *loaded, pictures, progress=advance)
     path = write_profile(loaded[0], found, model, output)
@@ -292,10 +329,10 @@ app.command()(report)
 app.add_typer(score_app, name="score")
 
 
-def _is_readable(picture: Path | None) -> bool:
+def _is_readable(picture: ImageLike | None) -> bool:
     """Whether a picture can be opened; warns if not."""
     try:
-        open_images(_picture(picture))
+        open_images(_picture(None) if picture is None else picture)
     except (OSError, ValueError) as error:
         warnings.warn(f"left out: {words(error)}", stacklevel=2)
         return False

@@ -28,6 +28,7 @@ _PLAIN: dict[str, tuple[type, str]] = {
     "controls": (bool, "true or false"),
     "retry_errors": (bool, "true or false"),
     "allow_environment_change": (bool, "true or false"),
+    "allow_missing": (bool, "true or false"),
 }
 # By default so many items may fail, as a share and at least as a number.
 ERROR_SHARE, ERROR_COUNT = 0.01, 25
@@ -101,6 +102,7 @@ class Job:
         retry_errors: whether items that failed before are tried again.
         max_errors: number, or share of the items below 1, of failures after which a run stops.
         allow_environment_change: whether a run may go on with other versions or devices.
+        allow_missing: as on the command line.
     """
 
     tasks: tuple[str, ...]
@@ -121,6 +123,7 @@ class Job:
     retry_errors: bool = True
     max_errors: int | float | None = None
     allow_environment_change: bool = False
+    allow_missing: bool = False
 
     def allowed_errors(self, items: int) -> int:
         """How many of so many items may fail."""

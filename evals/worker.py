@@ -25,6 +25,7 @@ from evals.sampling import SeededSampling, seed_of
 from evals.store import Identity, Run
 from evals.tasks.base import Item
 from vlmfix.answer import Answer
+from vlmfix.decoding import plain_decoding
 from vlmfix.failures import is_out_of_memory
 from vlmfix.generation import answer_batch, decoding_under, prompt_under
 from vlmfix.methods.base import AskingMethod
@@ -255,25 +256,13 @@ class Worker:
             return None
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
-        """The decoding of the protocol under the methods; samples are drawn by seeds of their own.
-
-        Where the protocol has a single beam, a method may bring as many as it wants.
-        """
-        protocol = self.protocol
-        kwargs: dict[str, Any] = {
-            "max_new_tokens": protocol.max_new_tokens,
-            "do_sample": protocol.temperature > 0,
-        }
-        if protocol.num_beams > 1:
-            kwargs["num_beams"] = protocol.num_beams
-        if protocol.temperature > 0:
-            kwargs |= {name: getattr(protocol, name) for name in _WARPING}
-        kwargs = {"num_beams": 1} | decoding_under(self.methods, kwargs)
+        """The decoding of the protocol under the methods; samples are drawn by seeds of their own."""
+        kwargs = decoding_of(self.model, self.methods, self.protocol)
         warping = {name: kwargs.pop(name, None) for name in _WARPING}
         if kwargs["do_sample"]:
             seeds = [seed_of(draw.seed, draw.item.id, draw.sample) for draw in batch]
             kwargs["logits_processor"] = LogitsProcessorList([SeededSampling(seeds, **warping)])
-        return kwargs | {"do_sample": False}
+        return plain_decoding(self.model, kwargs | {"do_sample": False})
 
     def _activities(self, items: int) -> list[dict[str, Any]]:
         """What each method did for each item, as sums that can be added up."""
@@ -300,6 +289,25 @@ class Worker:
             "error": reason,
             "error_type": type(error).__name__,
         }
+
+
+def decoding_of(
+    model: PreTrainedModel, methods: Sequence[vlmfix.Method], protocol: Protocol
+) -> dict[str, Any]:
+    """How answers are decoded: as the protocol says, under the methods; nothing else of the checkpoint's
+    generation_config but token ids.
+
+    Where the protocol has a single beam, a method may bring as many as it wants.
+    """
+    kwargs: dict[str, Any] = {
+        "max_new_tokens": protocol.max_new_tokens,
+        "do_sample": protocol.temperature > 0,
+    }
+    if protocol.num_beams > 1:
+        kwargs["num_beams"] = protocol.num_beams
+    if protocol.temperature > 0:
+        kwargs |= {name: getattr(protocol, name) for name in _WARPING}
+    return plain_decoding(model, decoding_under(methods, kwargs))
 
 
 def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vlmfix
 from cli import app
 from evals.data import render, sample_scene
 from vlmfix.console import strict
+from vlmfix.models.loading import resolve
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--max-new-tokens", "8")
@@ -115,6 +119,65 @@ def test_a_method_that_does_nothing_says_so() -> None:
     result = run("generate", "--method", "randomtokens", *SHORT)
     assert "edited 0 of 64 sites" in result.stderr
     assert "lower it" in result.stderr
+
+
+def test_a_sampled_row_is_not_called_greedy() -> None:
+    document = json.loads(run("generate", "--temperature", "2", "--json", *SHORT).stdout)
+    assert document["method"] == "sampling"
+    assert document["decoding"]["sampling"] == {
+        "do_sample": True,
+        "max_new_tokens": 8,
+        "num_beams": 1,
+        "temperature": 2.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
+
+
+def test_json_says_which_profile_and_which_settings_of_the_checkpoint(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(resolve("tiny-llava"), model)
+    settings = {"eos_token_id": 1, "pad_token_id": 2, "repetition_penalty": 5.0, "num_beams": 3}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    document = json.loads(run("generate", "--model", model, "--method", "var", "--json", *SHORT).stdout)
+    assert document["profile"]["var"]["sink_dimensions"] == {
+        "profile": "tiny-llava",
+        "value": [23, 117],
+        "source": "planted there in training (training/sinks.py)",
+        "matched_by": "type and shape",
+    }
+    assert document["generation_config_set_aside"] == {"repetition_penalty": 5.0, "num_beams": 3}
+    assert document["decoding"]["var"]["repetition_penalty"] == 1.0
+    stock = json.loads(run("generate", "--method", "var", "--json", *SHORT).stdout)
+    assert document["results"] == stock["results"]
+
+
+def test_missing_weights_are_refused_unless_allowed(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(resolve("tiny-llava"), model)
+    weights = load_file(model / "model.safetensors")
+    for name in [name for name in weights if ".layers.7." in name]:
+        del weights[name]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    refused = run("generate", "--model", model, *SHORT)
+    assert refused.exit_code == 2
+    assert "9 weights missing, which would be random: model.language_model.layers.7." in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    allowed = run("generate", "--model", model, "--allow-missing", *SHORT)
+    assert allowed.exit_code == 0
+    assert "warning: " in allowed.stderr
+    assert "9 weights missing" in allowed.stderr
+
+
+def test_which_methods_work_on_a_model() -> None:
+    result = run("methods", "--model", "tiny-llava")
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.replace("│", " ").split())
+    assert re.search(
+        r"var yes sink_threshold = 6.5 .* of profile tiny-llava, by type and shape: \[23, 117", text
+    )
+    assert "pyramiddrop no no schedule of PyramidDrop is published for 8 layers" in text
+    assert re.search("weights: sampled-sha256:[0-9a-f]{32}$", text)
 
 
 def test_methods_table() -> None:

@@ -61,6 +61,14 @@ ModelOption = Annotated[
     str, typer.Option(help=f"Embedded model ({', '.join(EMBEDDED)}), folder or hub id.", show_default=True)
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: over all GPUs, if any.")]
+AllowMissingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Go on with a warning where weights are missing (and thus random), of another shape, not part "
+        "of the model, or not finite.",
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
 
 
@@ -118,12 +126,17 @@ def add_setting(parameters: dict[str, Any], key: str, value: Any) -> None:
 
 
 def load_model(
-    name: str, device: str, dtype: str, *, revision: str | None = None
+    name: str,
+    device: str,
+    dtype: str,
+    *,
+    revision: str | None = None,
+    allow_missing: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model and processor that the options name.
 
     Raises:
-        ValueError: no such device or dtype, or files that transformers cannot load.
+        ValueError: no such device or dtype, or something is wrong with the checkpoint.
         FileNotFoundError: no such model.
     """
     if not name.strip():
@@ -132,7 +145,13 @@ def load_model(
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        return vlmfix.load(name, dtype=dtype, device_map=_device_map(device), revision=revision)
+        return vlmfix.load(
+            name,
+            dtype=dtype,
+            device_map=_device_map(device),
+            revision=revision,
+            allow_missing=allow_missing,
+        )
     except Exception as error:
         if not is_foreign(error) or is_out_of_memory(error):
             raise

@@ -8,11 +8,15 @@ from difflib import SequenceMatcher
 import numpy as np
 from PIL import Image
 from rich.color import Color
+from rich.markup import escape
 from rich.style import Style
+from rich.table import Column, Table
 from rich.text import Text
+from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.methods import methods
+from vlmfix.methods import make_method, methods
 from vlmfix.methods.base import Method
+from vlmfix.suitability import suitability
 
 
 def mark_differences(first: str, second: str, *, style: str = "bold reverse") -> tuple[Text, Text]:
@@ -57,6 +61,28 @@ def method_card(cls: type[Method]) -> str:
             f"defaults: {', '.join(defaults)}",
         )
     )
+
+
+def suitability_table(model: PreTrainedModel, processor: ProcessorMixin, name: str) -> Table:
+    """Which methods work on a model, with which values and from which profile, or why not."""
+    table = Table("method", "works", Column("values, and where they come from", ratio=1), title=escape(name))
+    for method_name in methods():
+        method = make_method(method_name)
+        found = suitability(method, model, processor)
+        defaults = method.parameters
+        lines = [
+            f"{key} = {value}"
+            for key, value in found.parameters.items()
+            if value != defaults[key]  # what its class says is in 'vlmfix methods'
+        ]
+        lines += [
+            f"{key} of profile {entry['profile']}, by {entry['matched_by']}: {entry['value']} "
+            f"({entry['source']})"
+            for key, entry in found.profile.items()
+        ]
+        lines += found.notes
+        table.add_row(method_name, "yes" if found.works else "no", escape("\n".join(lines)))
+    return table
 
 
 def methods_markdown() -> str:

@@ -8,9 +8,11 @@ from functools import reduce
 from typing import Any, overload
 
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.answer import Answer, read_answers
+from vlmfix.decoding import plain_decoding
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
 from vlmfix.methods.base import AskingMethod, Method
@@ -74,7 +76,8 @@ def generate(
         progress: called with the number of prompts just answered.
         on_refinement: called with what CARVE found out about each prompt, in order.
         **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a
-            prompt.
+            prompt. Without any, decoding is greedy: what the checkpoint's generation_config says of choosing
+            tokens (sampling, beams, penalties, banned tokens) does not apply, see `vlmfix.decoding`.
 
     Returns:
         The answers in the order of the prompts; a single text if both `images` and `prompts` are single.
@@ -96,7 +99,8 @@ def generate(
     if len(asking) > 1:
         names = " and ".join(type(each).__name__ for each in asking)
         raise UnsupportedError(f"{names} ask the model several times each; use one of them")
-    generate_kwargs = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
+    wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
+    generate_kwargs = plain_decoding(model, wanted)
     pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
     size = 1 if asking else batch_size
     if len(pairs) > size:  # a broken picture must not show after an hour of work
@@ -153,6 +157,7 @@ def answer_batch(
         if key not in pictures:
             pictures[key] = open_images(images)
     inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
+    check_token_ids(inputs["input_ids"], model)
     inputs = inputs.to(model.device, dtype=model.dtype)
     end_tokens = support.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
@@ -161,6 +166,21 @@ def answer_batch(
             stack.enter_context(shared_prefix(model))
         output = model.generate(**inputs, **generate_kwargs)
     return read_answers(output, inputs["attention_mask"], end_tokens, processor)
+
+
+def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
+    """Refuse a prompt with tokens that the model has no embedding for, image tokens apart.
+
+    Raises:
+        ValueError: the tokenizer is another model's.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    beyond = input_ids[(input_ids >= size) & (input_ids != getattr(model.config, "image_token_id", None))]
+    if beyond.numel():
+        raise ValueError(
+            f"the tokenizer gives token {int(beyond[0])}, but the embedding of the model has {size} rows; "
+            "use the tokenizer of this checkpoint, or resize_token_embeddings and train the new rows"
+        )
 
 
 def _identity(images: Images) -> Any:

@@ -103,6 +103,10 @@ def evaluate(
         str | None,
         typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's. (default: auto)"),
     ] = None,
+    allow_missing: Annotated[
+        bool | None,
+        typer.Option("--allow-missing", help="Go on where weights are missing, unexpected or not finite."),
+    ] = None,
 ) -> None:
     """Measure methods on POPE, CHAIR and VQA; start the same command again to go on after a stop."""
     given: dict[str, Any] = {
@@ -122,6 +126,7 @@ def evaluate(
         "allow_environment_change": allow_environment_change,
         "device": device,
         "dtype": dtype,
+        "allow_missing": allow_missing,
     }
     if not err.is_terminal:
         datasets.disable_progress_bars()
@@ -135,7 +140,13 @@ def evaluate(
         with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
             prepared = prepare(job, advance)
         _share_cores(share)
-        loaded = load_model(job.model, _device(job, share), job.dtype, revision=job.revision)
+        loaded = load_model(
+            job.model,
+            _device(job, share),
+            job.dtype,
+            revision=job.revision,
+            allow_missing=job.allow_missing,
+        )
         runs = execute(job, prepared, *loaded, share, watcher)
         _finish(job.output, runs, quiet=quiet, partial=False)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from vlmfix.decoding import plain_decoding
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import AskingMethod, Card, Method
 from vlmfix.methods.parameters import check_choice, check_range, check_whole, layer_indices
@@ -258,7 +259,7 @@ class CARVE(AskingMethod):
                     f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; "
                     "use one of them"
                 )
-        layers = self.resolve(model.config, find_profile(model.config)).contrast_layers
+        layers = self.resolve(model.config, find_profile(model)).contrast_layers
         assert layers is not None
         inputs = prepare([pictures], [self._briefly(prompt)], processor)
         located = _locate(model, processor, inputs, pictures)
@@ -410,9 +411,9 @@ def _map_pass(
     """Greedy answer to a prompt of one, and the image attention of its steps, `(layers, steps, tokens)`."""
     inputs = inputs.to(model.device, dtype=model.dtype)
     observer = _LastRowAttention(layers=layers)
-    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    greedy = plain_decoding(model, {"max_new_tokens": max_tokens})
     with observer(model):
-        output = model.generate(**inputs, **greedy, max_new_tokens=max_tokens)
+        output = model.generate(**inputs, **greedy)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]
     return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
