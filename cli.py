@@ -118,7 +118,9 @@ def generate(
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     sources = _sources(image)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:  # from the whole distribution, as the protocols of the harness do
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     refinements: list[vlmfix.Refinement] = []
     variants: dict[str, list[vlmfix.Method]]
     plain = "sampling" if temperature > 0 else "greedy"
