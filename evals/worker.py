@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from evals.memory import free_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from evals.memory import free_memory, peak_memory, reset_peak_memory
 from evals.passes import Passes
 from evals.protocols import Protocol
 from evals.sampling import SeededSampling, seed_of
@@ -26,9 +26,11 @@ from evals.store import Identity, Run
 from evals.tasks.base import Item
 from vlmfix.answer import Answer
 from vlmfix.decoding import plain_decoding
-from vlmfix.generation import answer_batch, decoding_under, open_images, prompt_under
+from vlmfix.failures import is_out_of_memory
+from vlmfix.generation import answer_batch, decoding_under, prompt_under
 from vlmfix.methods.base import AskingMethod
 from vlmfix.methods.outputshift import answer_margins
+from vlmfix.pictures import open_images
 from vlmfix.runtime.divergence import Divergence
 
 # Characters by which the prompts of a batch may differ in length.
@@ -147,8 +149,9 @@ class Worker:
                 failures += len(failed)
                 if failures > max_errors:
                     raise TooManyErrorsError(
-                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; mend "
-                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']}"
+                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; fix "
+                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
+                        f"({failed[-1]['error_type']})"
                     )
 
     def _next_batch(self, queue: deque[Draw]) -> list[Draw]:

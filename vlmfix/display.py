@@ -33,9 +33,10 @@ def mark_differences(first: str, second: str, *, style: str = "bold reverse") ->
 
 def thumbnail(image: Image.Image, columns: int = 48) -> Text:
     """The picture in half blocks, two pixels a character cell."""
-    width = min(columns, image.width)
-    rows = max(1, round(image.height * width / image.width / 2))
-    small = image.convert("RGB").resize((width, 2 * rows), Image.Resampling.LANCZOS)
+    scale = min(1, columns / image.width, 2 * columns / image.height)
+    width = max(1, round(image.width * scale))
+    rows = max(1, round(image.height * scale / 2))
+    small = image.resize((width, 2 * rows), Image.Resampling.LANCZOS)
     pixels = np.asarray(small)
     text = Text(no_wrap=True)
     for y in range(0, small.height, 2):

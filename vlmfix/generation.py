@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
-from pathlib import Path
 from typing import Any, overload
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -18,17 +16,12 @@ from vlmfix.decoding import plain_decoding
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
 from vlmfix.methods.base import AskingMethod, Method
+from vlmfix.pictures import ImageLike, Images, listed, open_images
 from vlmfix.prompts import prepare
 from vlmfix.refinement import Refinement
 from vlmfix.runtime import support
 from vlmfix.runtime.prefix import shared_prefix
 from vlmfix.runtime.vision import cached_vision
-
-ImageLike = Image.Image | str | Path
-"""A picture, or the path of one."""
-
-Images = ImageLike | Sequence[ImageLike] | None
-"""The pictures of one prompt, in the order in which the prompt shows them."""
 
 
 @overload
@@ -72,7 +65,8 @@ def generate(
         model: a stock image-text-to-text model.
         processor: its processor.
         images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text
-            only. A single picture serves all prompts.
+            only. A single picture serves all prompts. All are opened before the first is answered, so that
+            a broken one costs no work; see `vlmfix.pictures.open_images` for what the model is shown.
         prompts: what the user asks, without any template; a single one is asked about every image.
         method: a method, the name of one (at its defaults), or several of either, attached in that order; a
             name may be several joined by `+`, such as "var+vhr". None is plain decoding. With one that asks
@@ -89,7 +83,8 @@ def generate(
         The answers in the order of the prompts; a single text if both `images` and `prompts` are single.
 
     Raises:
-        ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image.
+        ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image,
+            or what is neither a picture nor a path.
         FileNotFoundError: no such image.
         UnsupportedError: the model or the way of decoding does not go with the method.
     """
@@ -107,12 +102,15 @@ def generate(
     wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
     generate_kwargs = plain_decoding(model, wanted)
     pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
+    size = 1 if asking else batch_size
+    if len(pairs) > size:  # a broken picture must not show after an hour of work
+        for pictures in {_identity(pictures): pictures for pictures, _ in pairs}.values():
+            open_images(pictures)
     answers: list[str] = []
     with ExitStack() as stack:
         for each in methods:
             if each.attaches:
                 stack.enter_context(each(model, processor))
-        size = 1 if asking else batch_size
         for start in range(0, len(pairs), size):
             batch = pairs[start : start + size]
             if asking:
@@ -187,8 +185,7 @@ def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
 
 def _identity(images: Images) -> Any:
     """Equal for the same pictures."""
-    several = [] if images is None else [images] if isinstance(images, ImageLike) else images
-    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in several)
+    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in listed(images))
 
 
 def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Method]:
@@ -203,36 +200,6 @@ def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Met
     ]
 
 
-def open_images(images: Images) -> list[Image.Image]:
-    """The pictures of one prompt in RGB, as a person sees them (turned upright).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file is no image, is cut off, or holds more pixels than Pillow trusts.
-    """
-    several = [] if images is None else [images] if isinstance(images, ImageLike) else images
-    return [_open(image) for image in several]
-
-
-def _open(image: ImageLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    path = Path(image)
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file {str(path)!r}; check the path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"{str(path)!r} has too many pixels to be opened safely; scale it down ({error})"
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is not a readable image ({error}); replace or remove it") from error
-
-
 def _pairs(
     images: ImageLike | Sequence[Images] | None, prompts: str | Sequence[str]
 ) -> list[tuple[Images, str]]:
@@ -240,6 +207,8 @@ def _pairs(
     if isinstance(images, ImageLike) or images is None:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         return [(images, text) for text in texts]
+    if not isinstance(images, Sequence) or isinstance(images, bytes | bytearray):
+        listed(images)  # says what it is
     if isinstance(prompts, str):
         return [(each, prompts) for each in images]
     if len(images) != len(prompts):

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import vlmfix
-from vlmfix.methods.contrast import plausible
+from vlmfix.methods.contrast import plausible, rule_out
 from vlmfix.methods.deco import Likeliest
 from vlmfix.methods.dola import contrast_layers
 from vlmfix.methods.exits import exit_states
@@ -175,7 +175,7 @@ def test_exits_are_read_after_edits(name: str, other: str, model: PreTrainedMode
             early = head(norm(exits) if method.normed else exits)
         if name == "dola":
             mixed = contrast_layers(logits, early, method.weight).logits
-            mixed = torch.where(plausible(logits, method.beta), mixed, -torch.inf)
+            mixed = rule_out(logits, mixed, plausible(logits, method.beta))
         else:
             likeliest = Likeliest.of(logits, method.top_p, method.top_k)
             mixed = likeliest.spread(likeliest.correct(early, method.alpha)[0], logits)

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,6 +22,7 @@ from vlmfix.methods.base import AskingMethod, Card, Method
 from vlmfix.methods.parameters import check_choice, check_range, check_whole, layer_indices
 from vlmfix.models.geometry import ImageTokens, place, token_grids
 from vlmfix.models.profiles import Profile, find_profile
+from vlmfix.pictures import Images, open_images
 from vlmfix.prompts import prepare, render
 from vlmfix.refinement import Refinement, bounding_box, refine, saliency_map, select_regions
 from vlmfix.runtime import attention, support
@@ -29,9 +30,6 @@ from vlmfix.runtime.activity import RowActivity, Sums
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import cached_vision
-
-if TYPE_CHECKING:
-    from vlmfix.generation import Images
 
 STEP_MODES = ("all", "first", "last")
 REGION_RULES = ("at_least", "max")
@@ -212,7 +210,7 @@ class CARVE(AskingMethod):
                 processor, or another method drops image tokens.
             ValueError: `contrast_layers` does not fit the model.
         """
-        from vlmfix.generation import answer_batch, open_images
+        from vlmfix.generation import answer_batch
 
         pictures = open_images(images)
 

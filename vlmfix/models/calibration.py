@@ -15,7 +15,6 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.generation import ImageLike
 from vlmfix.methods.base import Method
 from vlmfix.methods.gift import GIFT, gaze_shifts
 from vlmfix.methods.var import DEFAULT_THRESHOLD, sink_scores
@@ -24,6 +23,7 @@ from vlmfix.models.findings import PROMPT, Calibration, Progress, prompt_inputs
 from vlmfix.models.head_calibration import AnnotatedImage, calibrate_heads
 from vlmfix.models.profiles import Profile, user_directory
 from vlmfix.models.schedules import change_point, dense_layers, kept_ratios
+from vlmfix.pictures import ImageLike
 from vlmfix.runtime import support
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run

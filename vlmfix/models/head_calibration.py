@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from vlmfix.decoding import plain_decoding
-from vlmfix.generation import ImageLike, answer_batch
+from vlmfix.generation import answer_batch
 from vlmfix.methods.base import Method
 from vlmfix.models.findings import PROMPT, Calibration, Progress, prompt_inputs
+from vlmfix.pictures import ImageLike
 from vlmfix.prompts import text_and_spans
 from vlmfix.runtime.caches import with_cache
 from vlmfix.runtime.prefix import shared_prefix

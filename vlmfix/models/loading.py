@@ -19,6 +19,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from vlmfix.models.adapters import adapter_file, add_adapter, base_of
 from vlmfix.models.faults import check_small_files, telling_faults, template_fault
 from vlmfix.models.weights import check_weights
+from vlmfix.settings import user_path
 
 EMBEDDED = ("tiny-llava", "tiny-qwen2.5-vl")
 DEFAULT_MODEL = EMBEDDED[0]
@@ -119,7 +120,7 @@ def resolve(name_or_path: str | Path) -> str:
     if name in EMBEDDED:
         return str(Path(__file__).parent / name)
     looks_local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return str(path)
     if looks_local:
@@ -190,9 +191,12 @@ def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
+    if dtype == "auto":
         return dtype
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
-        raise ValueError(f"unknown dtype {dtype!r}; use float32, bfloat16, float16 or auto")
+        raise ValueError(
+            f"unknown dtype {str(dtype)!r}, or one that no model computes in; use float32, bfloat16, float16 "
+            "or auto"
+        )
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from vlmfix.settings import parse_yaml
 
 Content = dict[str, Any]
 
@@ -20,11 +20,9 @@ def read_profile_file(path: Path) -> Content:
         ValueError: it is no YAML, or a field is missing or not what it must be; names file and field.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a profile: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is not a profile: it is nested too deeply") from error
     fault = _fault(content)
     if fault is not None:
         raise ValueError(f"{path} is not a profile: {fault}")
