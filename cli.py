@@ -146,7 +146,9 @@ def generate(
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
     sources = _sources(image)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:  # from the whole distribution, as the protocols of the harness do
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     variants: dict[str, list[vlmfix.Method]]
     plain = "sampling" if temperature > 0 else "greedy"
     label = method if chosen else plain

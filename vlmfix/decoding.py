@@ -33,23 +33,24 @@ _PLAIN: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "typical_p": 1.0,
 }
-_WHOLE_DISTRIBUTION = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+# The defaults of transformers for sampling; without it, None is without effect and without a warning.
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
 def plain_decoding(model: PreTrainedModel, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `model.generate` under which the checkpoint's generation_config gives token ids alone.
 
-    Without other arguments that is greedy decoding; with `do_sample`, sampling from the whole distribution at
-    temperature 1; with `num_beams`, beam search without penalties.
+    Without other arguments that is greedy decoding; with `do_sample` or `num_beams`, sampling or beam search
+    at the defaults of transformers.
 
     Args:
         model: with the generation_config of its checkpoint, which stays as it is.
         generate_kwargs: what the caller wants; it all holds, and so does a `generation_config` in it.
     """
     given = generate_kwargs.get("generation_config")
-    plain = {name: _PLAIN.get(name) for name in _own(model)} | {"do_sample": False, "num_beams": 1}
-    if generate_kwargs.get("do_sample", getattr(given, "do_sample", None)):
-        plain |= _WHOLE_DISTRIBUTION
+    samples = generate_kwargs.get("do_sample", getattr(given, "do_sample", None))
+    without_effect = _PLAIN | (_SAMPLING if samples else {})
+    plain = {name: without_effect.get(name) for name in _own(model)} | {"do_sample": False, "num_beams": 1}
     return {name: value for name, value in plain.items() if getattr(given, name, None) is None} | dict(
         generate_kwargs
     )
