@@ -126,7 +126,10 @@ class GIFT(Method):
         found: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
         fallbacks = 0
         starts = run.layout.real_tokens.int().argmax(dim=1).tolist()
-        for row, (start, ids) in enumerate(zip(starts, run.prompt_ids.tolist(), strict=True)):
+        prompts = run.prompt_ids
+        if run.video_tokens is not None:  # a video is no part of the question either
+            prompts = prompts.masked_fill(run.video_tokens.to(prompts.device), run.image_token)
+        for row, (start, ids) in enumerate(zip(starts, prompts.tolist(), strict=True)):
             key = tuple(ids[start:])
             if key not in found:  # beams share their prompt
                 asked = find_question(key, run.image_token, run.processor)
