@@ -252,7 +252,7 @@ def prompt(
     for name in ("pixel_values", "pixel_values_videos"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)
-    image_counts, video_counts = _token_counts(model, inputs)
+    image_counts, video_counts = token_counts(model, inputs)
     sequences = []
     for number, (image_count, video_count) in enumerate(zip(images, videos, strict=True)):
         ids = [1, *_words(3, generator)]
@@ -284,7 +284,7 @@ def split(
 ) -> list[dict[str, torch.Tensor]]:
     """The samples of a batch as batches of one, without padding."""
     singles = []
-    counts = _token_counts(model, inputs)
+    counts = token_counts(model, inputs)
     firsts = [0, 0]
     for row, mask in enumerate(inputs["attention_mask"].bool()):
         single = {
@@ -340,14 +340,15 @@ def _words(count: int, generator: torch.Generator) -> list[int]:
     return torch.randint(5, 100, (count,), generator=generator).tolist()
 
 
-def _token_counts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
+def token_counts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
     """Tokens of each image, and of each video."""
     counts = []
     encoders = (model.model.get_image_features, getattr(model.model, "get_video_features", None))
     for encode, (_, names) in zip(encoders, _VISUAL_INPUTS, strict=True):
         given = {name: inputs[name] for name in names if name in inputs and name != "second_per_grid_ts"}
+        pixels = given.pop(names[0], None)
         with torch.no_grad():
-            features = encode(**given, return_dict=True).pooler_output if given else []
+            features = [] if pixels is None else encode(pixels, **given, return_dict=True).pooler_output
         counts.append([len(each) for each in features])
     return counts[0], counts[1]
 

@@ -89,7 +89,9 @@ def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]
     for are_videos, group in itertools.groupby(images, key=is_video):
         core = model.base_model
         encode = core.get_video_features if are_videos else core.get_image_features
-        encoded += _split_output(encode(**_joined_inputs(list(group)), return_dict=True))
+        inputs = _joined_inputs(list(group))
+        pixels = inputs.pop(VIDEO_PIXELS if are_videos else "pixel_values")
+        encoded += _split_output(encode(pixels, **inputs, return_dict=True))  # versions differ in its name
     return encoded
 
 
