@@ -83,7 +83,8 @@ def _video_patches(videos: int, generator: torch.Generator) -> dict[str, torch.T
 
 
 def _timed_patches(videos: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return {**_video_patches(videos, generator), "second_per_grid_ts": torch.tensor([2] * videos)}
+    # Far apart, so that the time of the last frame is larger than any position of the text behind it.
+    return {**_video_patches(videos, generator), "second_per_grid_ts": torch.tensor([9] * videos)}
 
 
 def _frames(videos: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -316,8 +317,9 @@ def continued(single: dict[str, torch.Tensor], new: Sequence[int]) -> dict[str, 
     return whole
 
 
+IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw")
 _VISUAL_INPUTS = (
-    (IMAGE_TOKEN, ("pixel_values", "image_sizes", "image_grid_thw")),
+    (IMAGE_TOKEN, IMAGE_INPUTS),
     (VIDEO_TOKEN, ("pixel_values_videos", "second_per_grid_ts", "video_grid_thw")),
 )
 

@@ -99,6 +99,11 @@ def answer(
         total = highest + math.log(sum(math.exp(score - highest) for score in scores.values()))
         return {token: score - total for token, score in scores.items()}
 
+    def by_length(score: float, tokens: int, last: int | None = None) -> float:
+        if opera.ranked_length == "prompt+answer":
+            tokens += prompt - (last in ends)
+        return score / tokens**length_penalty
+
     live: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *[None] * (beams - 1)]
     finished: list[tuple[float, tuple[int, ...]]] = []
     history: list[list[int | None]] = []
@@ -142,7 +147,7 @@ def answer(
                     goal = summary
                 if times[goal] < opera.num_attn_candidates:
                     times[goal] += 1
-                    goal = max(goal, min(saved))
+                    goal = max(min(goal, step - 1), min(saved))
                     rollbacks.append((step, goal))
                     banned[goal] = banned.get(goal, set()) | chosen.get(goal, set())
                     banned = {place: pairs for place, pairs in banned.items() if place <= goal}
@@ -159,13 +164,14 @@ def answer(
             if token not in ends and len(grown) < tokens:
                 going.append((score, slot, token, grown))
             elif rank < beams:
-                finished.append((score / len(grown) ** length_penalty, grown))
+                finished.append((by_length(score, len(grown), token), grown))
         going = going[:beams]
         finished = sorted(finished, reverse=True)[:beams]
         chosen[step] = {(slot, token) for _, slot, token, _ in going}
         live = [(score, grown) for score, _, _, grown in going] + [None] * (beams - len(going))
         step += 1
         full = len(finished) == beams
-        hopeless = full and bool(going) and going[0][0] / step**length_penalty <= finished[-1][0]
+        hope = best[0][0] if opera.ranked_length == "prompt+answer" else going[0][0] if going else 0.0
+        hopeless = full and bool(going) and by_length(hope, step) <= finished[-1][0]
         if not going or (full and early_stopping) or hopeless:
             return Answers(finished, rollbacks)

@@ -13,9 +13,6 @@ from torch import Tensor
 from vlmfix.answer import Answer
 from vlmfix.models.geometry import Box, ImageTokens
 
-# The share of all regions that "at_least" keeps.
-_KEPT_REGIONS = 0.2
-
 # A narrow region is enlarged to at most so many times the pixels of the image.
 _MAX_ENLARGEMENT = 16
 
@@ -27,8 +24,8 @@ class Refinement:
     Args:
         answer: to the prompt, about the refined image; plain decoding's where `refined` is False.
         final: the same with its tokens; None while it is not written yet.
-        first_answer: what the model wrote in the pass that made the question's map: greedy, cut at
-            `max_map_tokens`, and with `answer_suffix` behind the question; "" without such a pass.
+        first_answer: what the model wrote in the pass that made the question's map, about the original
+            image: greedy, and cut at `max_map_tokens`; "" without such a pass.
         original: the image that was refined, or would have been; None without an image.
         saliency: fused map in pixels of `original`, `(height, width)` float, NaN where the model does not
             see the image; None without map passes.
@@ -122,7 +119,8 @@ def select_regions(
         saliency: `(height, width)`, NaN at pixels that the model does not see.
         kept_pixel_fraction: share of the seen pixels above the threshold, in (0, 1].
         max_regions: see `region_rule`.
-        region_rule: "max" keeps the first `max_regions`, "at_least" these or a fifth of all regions.
+        region_rule: "max" keeps the first `max_regions`, "at_least" these or, if that is more, the share
+            `kept_pixel_fraction` of all regions, rounded down.
 
     Returns:
         `(height, width)` bool; all True if no pixel is seen.
@@ -136,7 +134,7 @@ def select_regions(
     sums = np.bincount(owners, weights=saliency.ravel()[inside], minlength=count)
     first = np.zeros(count, dtype=np.int64)
     first[owners[::-1]] = inside[::-1]
-    kept = max_regions if region_rule == "max" else max(max_regions, int(_KEPT_REGIONS * count))
+    kept = max_regions if region_rule == "max" else max(max_regions, int(count * kept_pixel_fraction))
     chosen = np.zeros(count + 1, dtype=bool)
     chosen[1 + np.lexsort((first, -sums))[:kept]] = True
     return chosen[labels]
@@ -151,8 +149,8 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 def refine(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """Blacken an image outside the mask, crop it to the box of the mask, and enlarge it (Lanczos).
 
-    The result is at least as wide and as high as the image, and larger on one axis where the shapes differ,
-    but never of more than 16 times its pixels.
+    The result is as wide and as high as the image, and larger on one axis where the shapes differ, but never
+    of more than 16 times its pixels. Sides are rounded down, as in the released code of CARVE.
 
     Args:
         image: RGB.
@@ -163,7 +161,8 @@ def refine(image: Image.Image, mask: np.ndarray) -> Image.Image:
     factor = max(image.width / width, image.height / height)
     factor = min(factor, (_MAX_ENLARGEMENT * image.width * image.height / (width * height)) ** 0.5)
     kept = Image.fromarray(np.asarray(image) * mask[..., None]).crop(box)
-    return kept.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
+    size = max(int(width * factor), 1), max(int(height * factor), 1)
+    return kept.resize(size, Image.Resampling.LANCZOS)
 
 
 def heat_map(image: Image.Image, saliency: np.ndarray, box: tuple[int, int, int, int] | None) -> Image.Image:

@@ -15,6 +15,9 @@ import vlmfix
 from vlmfix.methods.adaptinfer import AdaptInfer, image_scores
 from vlmfix.methods.pruning import mean_tokens
 from vlmfix.models.profiles import find_profile
+from vlmfix.runtime.caches import read_cache
+from vlmfix.runtime.layout import PromptLayout
+from vlmfix.runtime.run import Run
 
 ROWS = torch.tensor(
     [
@@ -38,16 +41,19 @@ def test_vectors_of_the_scores() -> None:
 def naive_scores(rows: Tensor, text: list[int], image: list[int], smoothing: float) -> dict[int, float]:
     """Scores of one sample, `rows` (heads, text, keys) of its text rows alone."""
     scores = dict.fromkeys(image, 0.0)
-    for head in rows.double():
-        size = len(text)
-        both = [
+    heads, size = rows.double(), len(text)
+    roles = [
+        [
             [
                 float(head[i, text[j]] + head[j, text[i]]) - (float(head[i, text[i]]) if i == j else 0.0)
                 for j in range(size)
             ]
             for i in range(size)
         ]
-        mean = sum(map(sum, both)) / size**2
+        for head in heads
+    ]
+    mean = sum(sum(map(sum, both)) for both in roles) / len(heads) / size**2  # one for all heads
+    for head, both in zip(heads, roles, strict=True):
         both = [[(1 - smoothing) * mean + smoothing * value for value in row] for row in both]
         for j in range(size):
             weight = sum(both[i][j] for i in range(size))
@@ -116,6 +122,18 @@ def test_equals_masking(settings: dict[str, Any], family: str, model: PreTrained
     torch.testing.assert_close(pruned, masked_logits(model, inputs, enter=enter), atol=2e-5, rtol=1e-4)
 
 
+def test_shares_are_counted_in_double_precision() -> None:
+    """0.7 of 90 tokens are 62.99... in float64, as in the released code, and 63 in float32."""
+    image = torch.ones(1, 90, dtype=torch.bool)
+    run = Run(PromptLayout(image, image), num_layers=4)
+    vars(run.layout)["after_last_image"] = image
+    method = AdaptInfer(prune_layers=(1,), kept_ratios=(0.7,))
+    run.state[method, "scores"] = torch.rand(1, 90)
+    kept = method.choose(run, 2, torch.zeros(1, 90, 4))
+    assert kept is not None
+    assert int(kept.sum()) == 62
+
+
 def test_cache_of_every_layer_and_what_is_reported(llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1, 0))
     method = AdaptInfer(prune_layers=(1, 2), kept_tokens=(5, 2))
@@ -123,7 +141,7 @@ def test_cache_of_every_layer_and_what_is_reported(llava: PreTrainedModel) -> No
         output = llava.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     length = inputs["input_ids"].shape[1] + 2
     # The sample without an image has fewer tokens than the other keeps, so that the other decides.
-    assert [output.past_key_values.get_seq_length(layer) for layer in range(5)] == [
+    assert [read_cache(output).get_seq_length(layer) for layer in range(5)] == [
         length,
         length,
         length - 11,
@@ -198,14 +216,6 @@ def test_refusals(llava: PreTrainedModel) -> None:
         pass
     with pytest.raises(ValueError, match="0 to 3"), AdaptInfer(prune_layers=(4,), kept_tokens=(1,))(llava):
         pass
-    inputs = families.prompt("llava", llava)
-    last_image = int((inputs["input_ids"][0] == families.IMAGE_TOKEN).nonzero().max())
-    cut = {name: inputs[name][:, : last_image + 1] for name in ("input_ids", "attention_mask")}
-    with (
-        AdaptInfer(prune_layers=(1,), kept_tokens=(1,))(llava),
-        pytest.raises(ValueError, match="no text behind"),
-    ):
-        llava.generate(**cut, pixel_values=inputs["pixel_values"], max_new_tokens=1)
 
 
 def test_one_pruning_at_a_time(llava: PreTrainedModel) -> None:

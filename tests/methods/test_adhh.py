@@ -87,6 +87,13 @@ def test_both_forms_of_strength_zero() -> None:
 
 def test_published_lists() -> None:
     small = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008}
+    medium = {
+        "model_type": "llama",
+        "hidden_size": 5120,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "intermediate_size": 13824,
+    }
     large = {
         "model_type": "llama",
         "hidden_size": 7168,
@@ -96,6 +103,7 @@ def test_published_lists() -> None:
     }
     for config, count, one in (
         (LlavaConfig(text_config=small), 20, (16, 29)),
+        (LlavaConfig(text_config=medium), 35, (19, 37)),
         (LlavaNextConfig(text_config=large), 10, (43, 48)),
     ):
         heads = vlmfix.ADHH().resolve(config, find_profile(config)).heads

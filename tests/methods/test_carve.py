@@ -136,7 +136,7 @@ def naive_regions(saliency: np.ndarray, fraction: float, regions: int, rule: str
                     stack.append(near)
         found.append(region)
     if rule == "at_least":
-        regions = max(regions, int(0.2 * len(found)))
+        regions = max(regions, int(len(found) * fraction))
     found.sort(key=lambda region: -sum(saliency[pixel] for pixel in region))
     mask = np.zeros(saliency.shape, dtype=bool)
     for region in found[:regions]:
@@ -159,11 +159,11 @@ def test_regions_against_a_flood_fill(seed: int) -> None:
             assert np.array_equal(select_regions(saliency, **settings), expected)
 
 
-def test_a_fifth_of_many_regions() -> None:
+def test_a_share_of_many_regions() -> None:
     saliency = np.zeros((1, 99))
     saliency[0, ::2] = 1 + np.arange(50)
     settings = {"kept_pixel_fraction": 0.5, "max_regions": 3}
-    assert select_regions(saliency, **settings, region_rule="at_least").sum() == 10
+    assert select_regions(saliency, **settings, region_rule="at_least").sum() == 25
     assert select_regions(saliency, **settings, region_rule="max").sum() == 3
 
 
@@ -206,6 +206,12 @@ def test_vector_of_the_enlargement() -> None:
     mask = np.zeros((480, 640), dtype=bool)
     mask[100:200, 300:500] = True
     assert refine(Image.new("RGB", (640, 480)), mask).size == (960, 480)
+
+
+def test_sides_of_the_enlarged_image_are_rounded_down() -> None:
+    mask = np.zeros((60, 80), dtype=bool)
+    mask[20:27, 30:40] = True
+    assert refine(Image.new("RGB", (80, 60)), mask).size == (85, 60)  # 60 / 7 * 10 = 85.7
 
 
 def test_refined_image_is_black_outside_and_cropped() -> None:
@@ -339,7 +345,8 @@ def test_answer_step_by_step(pair: tuple[Any, Any]) -> None:
     assert refinement.box == bounding_box(mask)
     refined = refine(PICTURES[0], mask)
     assert np.array_equal(np.asarray(refinement.image), np.asarray(refined))
-    expected = vlmfix.generate(model, processor, [[PICTURES[0], refined]], QUESTIONS[0], max_new_tokens=9)
+    final = f"{QUESTIONS[0]} In one word, please."
+    expected = vlmfix.generate(model, processor, [[PICTURES[0], refined]], final, max_new_tokens=9)
     assert [refinement.answer] == expected
 
 
@@ -396,7 +403,8 @@ def test_every_setting_is_used(llava_pair: tuple[Any, Any]) -> None:
 def test_refined_image_alone(llava_pair: tuple[Any, Any]) -> None:
     refinement = CARVE(final_images="refined").ask(*llava_pair, PICTURES[2], QUESTIONS[0], max_new_tokens=8)
     assert refinement.refined
-    assert refinement.answer == vlmfix.generate(*llava_pair, refinement.image, QUESTIONS[0], max_new_tokens=8)
+    final = f"{QUESTIONS[0]} {CARVE().answer_suffix}"
+    assert refinement.answer == vlmfix.generate(*llava_pair, refinement.image, final, max_new_tokens=8)
 
 
 @pytest.mark.parametrize("final_images", carve.FINAL_IMAGES)
@@ -404,7 +412,7 @@ def test_the_image_with_the_largest_total_is_refined(final_images: str, llava_pa
     small = PICTURES[1].resize((20, 24))
     large = PICTURES[2].resize((240, 200))
     pictures = [small, large, small]
-    method = CARVE(final_images=final_images)
+    method = CARVE(final_images=final_images, answer_suffix="")
     refinement = method.ask(*llava_pair, pictures, QUESTIONS[0], max_new_tokens=8)
     assert refinement.original is not None
     assert refinement.original.size == large.size
@@ -476,6 +484,15 @@ def test_a_used_method_travels(llava_pair: tuple[Any, Any]) -> None:
     assert hash(method) == hash(CARVE(max_map_tokens=2))
 
 
+def test_a_region_that_no_processor_reads_is_left_alone(
+    llava_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carve, "_MAX_ASPECT_RATIO", 0.5)
+    refinement = CARVE().ask(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=4)
+    assert (refinement.refined, refinement.image, refinement.reason) == (False, None, carve.NARROW)
+    assert refinement.answer == vlmfix.generate(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=4)
+
+
 DECODING = [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 3.0}]
 
 
@@ -516,7 +533,7 @@ def test_decoding_of_the_final_answer(llava_pair: tuple[Any, Any]) -> None:
         torch.manual_seed(1)
         shown = [[PICTURES[3], refinement.image]]
         assert [refinement.answer] == vlmfix.generate(
-            *llava_pair, shown, question, max_new_tokens=12, **decoding
+            *llava_pair, shown, f"{question} {CARVE().answer_suffix}", max_new_tokens=12, **decoding
         )
         assert refinement.box == CARVE().ask(*llava_pair, PICTURES[3], question, max_new_tokens=1).box
 

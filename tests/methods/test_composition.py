@@ -120,7 +120,8 @@ def test_keeping_every_token_is_the_stock_model(
 
 
 @pytest.mark.parametrize(
-    "name", ["randomtokens", "fastv", "sparsevlm", "pyramiddrop", "adaptinfer", "kmeans"]
+    "name",
+    ["randomtokens", "fastv", "sparsevlm", "pyramiddrop", "adaptinfer", "kmeans", "divprune", "visionzip"],
 )
 def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1, 2, 0))

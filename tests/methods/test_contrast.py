@@ -30,6 +30,7 @@ from vlmfix.methods.contrast import contrast, differ, finite, plausible
 from vlmfix.methods.lcd import language_contrast
 from vlmfix.methods.m3id import mutual_information
 from vlmfix.methods.vcd import add_noise, diffuse, signal_shares
+from vlmfix.runtime.caches import read_cache
 from vlmfix.runtime.vision import split_images
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
@@ -248,11 +249,11 @@ def test_what_a_call_leaves_behind(
     model = models["qwen2_5_vl"]
     inputs = families.prompt("qwen2_5_vl", model, (1, 2))
     kwargs = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, **way}
-    stock = model.generate(**inputs, **kwargs).past_key_values
+    stock = read_cache(model.generate(**inputs, **kwargs))
     deltas = model.model.rope_deltas.clone()
     model.model.rope_deltas = None
     with attached(name, model):
-        cache = model.generate(**inputs, **kwargs).past_key_values
+        cache = read_cache(model.generate(**inputs, **kwargs))
         assert torch.equal(model.model.rope_deltas, deltas)
         assert type(cache) is type(stock)
         assert vars(cache).keys() == vars(stock).keys()

@@ -143,7 +143,7 @@ def test_numbers_come_from_the_device_as_they_are() -> None:
 
 
 def test_beams_wait_and_finish() -> None:
-    rules = Rules(beams=3, early_stopping=False, length_penalty=1.0, max_new_tokens=4, end_tokens=1)
+    rules = Rules(beams=3, early_stopping=False, length_penalty=1.0, max_new_tokens=4, end_tokens=[2])
     assert rules.continuations == 6
     beams = Beams.start(rules)
     assert beams.scores == (0.0, -INF, -INF)
@@ -159,6 +159,36 @@ def test_beams_wait_and_finish() -> None:
     assert beams.done
     assert not going
     assert [tokens for _, tokens in beams.finished] == [(7, 0), (7, 1), (2,)]
+
+
+def test_released_rank_of_finished_beams() -> None:
+    """The prompt counts, the end token does not, by the rules of transformers 4.29: a short answer wins there
+    that loses by the length of the answer alone."""
+    short, long = Continuation(-1.1, 0, 2, True), Continuation(-2.0, 0, 2, True)
+    found = {}
+    for prompt in (None, 20):
+        rules = Rules(
+            beams=2,
+            early_stopping=True,
+            length_penalty=1.0,
+            max_new_tokens=9,
+            end_tokens=[2],
+            prompt_tokens=prompt,
+        )
+        beams, _ = Beams.start(rules).advance([short, Continuation(-1.2, 0, 7, False)])
+        beams, _ = beams.advance([long, Continuation(-2.5, 0, 8, False)])
+        found[prompt] = beams.finished
+    assert found[None] == ((-1.0, (7, 2)), (-1.1, (2,)))
+    assert found[20] == ((-1.1 / 20, (2,)), (-2.0 / 21, (7, 2)))
+
+
+def test_what_is_about_to_be_chosen_cannot_be_taken_back() -> None:
+    """With a threshold below 2 the summary token goes, one more than the token behind it."""
+    rollbacks = Rollbacks(threshold=1, limit=2, window=512)
+    for location in range(11):
+        assert rollbacks.report([location]) is None
+    assert rollbacks.report([10]) == 10  # token 11 is about to be chosen
+    assert len(rollbacks.history) == 11
 
 
 # Scale of the attention and seed of the prompts with which random models take tokens back.
@@ -247,6 +277,7 @@ def test_search_equals_brute_force(family: str) -> None:
         ({"penalty_weights": 0.0}, {"forced": {4: 9, 12: 70}}, True),
         ({"num_attn_candidates": 3}, {"ends": (84,), "length_penalty": 0.3}, True),
         ({"num_attn_candidates": 3}, {"ends": (65, 36), "early_stopping": True}, True),
+        ({"num_attn_candidates": 3, "ranked_length": "answer"}, {"ends": (65, 36)}, True),
         ({"num_attn_candidates": 1, "threshold": 2}, {"beams": 3}, True),
         ({"threshold": INF, "num_attn_candidates": 4}, {"beams": 3, "tokens": 12, "forced": {0: 9}}, False),
     ],
@@ -391,7 +422,7 @@ def test_criteria_end_sequences(llava: PreTrainedModel) -> None:
             return input_ids[:, -1] == 117
 
     inputs = families.prompt("llava", llava, (1, 2))
-    opera = vlmfix.OPERA(num_attn_candidates=3)
+    opera = vlmfix.OPERA(num_attn_candidates=3, ranked_length="answer")
     expected = decode(llava, inputs, opera, eos_token_id=117, pad_token_id=0)
     output = decode(llava, inputs, opera, stopping_criteria=[Says()], pad_token_id=0)
     assert torch.equal(output.sequences, expected.sequences)

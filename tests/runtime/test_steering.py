@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 from vlmfix.runtime.attention import ATTRIBUTE
+from vlmfix.runtime.caches import read_cache, with_cache
 
 VAR = acting("var")
 
@@ -118,7 +119,9 @@ def test_streamer_and_positional_arguments(llava: PreTrainedModel, inputs: dict[
 
 def test_user_made_empty_cache(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
     with VAR(llava):
-        assert torch.equal(generate(llava, inputs, past_key_values=DynamicCache()), generate(llava, inputs))
+        assert torch.equal(
+            generate(llava, with_cache(llava, inputs, DynamicCache())), generate(llava, inputs)
+        )
 
 
 def test_flash_attention_gets_the_padding_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,19 +215,19 @@ def test_assistant_model_is_refused(llava: PreTrainedModel, inputs: dict[str, to
 def test_static_cache_object_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
     cache = StaticCache(config=llava.config.text_config, max_cache_len=100)
     with VAR(llava), pytest.raises(vlmfix.UnsupportedError, match="StaticCache"):
-        generate(llava, inputs, past_key_values=cache)
+        generate(llava, with_cache(llava, inputs, cache))
 
 
 def test_filled_cache_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
     cache = DynamicCache()
     with torch.no_grad():
-        llava(**inputs, past_key_values=cache)
+        llava(**with_cache(llava, inputs, cache))
     with VAR(llava), torch.no_grad():
         with pytest.raises(vlmfix.UnsupportedError, match="filled cache"):
-            llava(input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)
+            llava(**with_cache(llava, {"input_ids": inputs["input_ids"][:, -1:]}, cache))
         output = llava(**inputs, use_cache=True)
         with pytest.raises(vlmfix.UnsupportedError, match="a step of 3 tokens"):
-            llava(input_ids=inputs["input_ids"][:, -3:], past_key_values=output.past_key_values)
+            llava(**with_cache(llava, {"input_ids": inputs["input_ids"][:, -3:]}, read_cache(output)))
 
 
 def test_models_that_are_refused(llava: PreTrainedModel) -> None:

@@ -24,20 +24,25 @@ class AdaptInfer(TokenPruning):
 
     At each listed layer every text token behind the image gets a weight: the attention that it receives from
     and gives to the other text tokens. With these weights the text's attention to the image becomes one score
-    per image token, and the best go on to the deeper layers. A method for speed; it promises no fewer
-    hallucinations.
+    per image token, and the best go on to the deeper layers. A prompt without text after its image is left
+    as it is. A method for speed; it promises no fewer hallucinations.
+
+    The released code for LLaVA numbers the positions anew after each stage (`position_scheme="renumber"`),
+    that for Qwen2-VL keeps them, as here by default.
 
     A schedule is `prune_layers` with either `kept_tokens` or `kept_ratios`. Without one, `budget` names a
     published or calibrated schedule of the checkpoint; schedules are never scaled to another model.
 
     Args:
         prune_layers: layers behind which tokens are dropped, 0-based.
-        kept_tokens: image tokens left behind each of them; a count that is not below what is there keeps all.
-        kept_ratios: or shares of the image tokens still there, at least one token, in [0, 1]; 1 keeps all.
+        kept_tokens: image tokens left behind each of them; a count that is not below what is there keeps all,
+            where the released code drops one.
+        kept_ratios: or shares of the image tokens still there, rounded down, at least one token, in [0, 1]; 1
+            keeps all.
         budget: name of a schedule in the checkpoint's profile, by its mean number (or share) of image tokens
             per layer; None: the first there is, for LLaVA-1.5 "64", unless a schedule is given.
         text_prior: weigh text tokens by their role in the text; False is the ablation with equal rows.
-        prior_smoothing: 1 takes the role as it is, 0 its mean over the text, in [0, 1].
+        prior_smoothing: 1 takes the role as it is, 0 its mean over the text and all heads, in [0, 1].
     """
 
     prune_layers: tuple[int, ...] | None = None
@@ -142,16 +147,12 @@ class AdaptInfer(TokenPruning):
             return None
         assert self.prune_layers is not None
         layout = run.layout_at(layer)
-        if not bool((run.layout.after_last_image.any(dim=1) | ~run.layout.image_tokens.any(dim=1)).all()):
-            raise ValueError(
-                "a prompt has no text behind its image, and AdaptInfer has no rows to score with"
-            )
         stage = self.prune_layers.index(layer - 1)
         image_tokens = layout.image_tokens.to(hidden_states.device)
         counts: Tensor | int
         if self.kept_ratios is not None:
             present = image_tokens.sum(dim=1)
-            counts = (present * self.kept_ratios[stage]).long().clamp_min(1)
+            counts = (present.double() * self.kept_ratios[stage]).long().clamp_min(1)
         else:
             assert self.kept_tokens is not None
             counts = self.kept_tokens[stage]
@@ -177,7 +178,7 @@ def image_scores(
         image_tokens: `(batch, keys)` bool.
         text_prior: weigh text tokens by what they receive and give within the text, each head apart; False
             takes the mean over the rows, each head normalised over the image.
-        prior_smoothing: 1 takes the text's attention as it is, 0 its mean.
+        prior_smoothing: 1 takes the text's attention as it is, 0 its mean over all pairs and heads.
 
     Returns:
         `(batch, keys)` float32; 0 outside the image.
@@ -191,8 +192,8 @@ def image_scores(
     text = rows[..., text_index] * valid.transpose(-1, -2)
     both = text + text.transpose(-1, -2) - torch.diag_embed(text.diagonal(dim1=-2, dim2=-1))
     if prior_smoothing != 1:
-        size = text_mask.sum(dim=1)[:, None, None, None].square().clamp_min(1)
-        mean = both.sum(dim=(-2, -1), keepdim=True) / size
+        size = both.shape[1] * text_mask.sum(dim=1)[:, None, None, None].square().clamp_min(1)
+        mean = both.sum(dim=(-3, -2, -1), keepdim=True) / size
         both = ((1 - prior_smoothing) * mean + prior_smoothing * both) * valid * valid.transpose(-1, -2)
     roles = both.sum(dim=-2)
     return torch.einsum("bhr,bhrk->bk", roles, image)

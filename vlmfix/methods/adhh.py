@@ -63,9 +63,9 @@ class ADHH(ColumnEdit):
             heads = profile.get("adhh_heads")
         if heads is None:
             raise ValueError(
-                "no hallucination heads are known for this checkpoint, they are published for LLaVA-1.5-7B "
-                "and LLaVA-1.6-34B; find them with 'vlmfix calibrate --model MODEL --method adhh --images "
-                "FOLDER', or pass heads=((layer, head), ...)"
+                "no hallucination heads are known for this checkpoint, they are published for LLaVA-1.5-7B, "
+                "LLaVA-1.5-13B and LLaVA-1.6-34B; find them with 'vlmfix calibrate --model MODEL --method "
+                "adhh --images FOLDER', or pass heads=((layer, head), ...)"
             )
         heads, text = _pairs(heads), config.get_text_config()
         for layer, head in heads:

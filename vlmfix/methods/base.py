@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -137,17 +138,24 @@ class Method:
         """This method for `model.generate(**inputs, logits_processor=...)`, of methods that edit the logits.
 
         It gives the same tokens as `with method(model):` and leaves the model alone, but reads every prompt
-        and, for all but the simplest methods, every token a second time: prefer the block. What it does is
-        not counted in `activity`. Other methods, attached to the model, act on the logits that it edits, not
-        on what it compares these with or reads inside the model.
+        and every token a second time: prefer the block. What it does is not counted in `activity`. Other
+        methods, attached to the model, act in this second reading, too.
+
+        `generate` runs it after its own processors and before temperature, top-k and top-p; the edit of the
+        block comes before them all. Tokens that a processor bans (`bad_words_ids`, `min_new_tokens`, ...) are
+        taken out again, edited, and banned: the tokens are those of the block. A processor that changes
+        scores (`repetition_penalty`, `sequence_bias`, `guidance_scale`, ...) cannot be taken out and is
+        refused; to have one after the edit, pass it after this one in the list for `logits_processor`.
 
         Args:
             model: as for a `with` block.
-            inputs: of this very call of `generate`, with `input_ids`; another call needs another processor.
+            inputs: of this very call of `generate`, with `input_ids`; it serves calls with equal inputs, and
+                compares the scores that it gets with its own to know.
             processor: of the model, for methods that read the words of the prompt.
 
         Raises:
-            UnsupportedError: the method acts inside the model, or the model is not supported.
+            UnsupportedError: the method acts inside the model, or the model is not supported; later, when a
+                processor changed the scores before it, or an attached method does not go with it.
             ValueError: a value of the method does not fit the model; later, when used with other inputs.
         """
         if self.is_neutral:
@@ -179,12 +187,6 @@ class Method:
     def needs_final_norm(self) -> bool:
         """Whether it applies the final norm of the text decoder by itself, by `run.modules`."""
         return False
-
-    @property
-    def reads_model(self) -> bool:
-        """Whether it needs more of a step than the logits of the prompts."""
-        hooks = ("branches", "taps", "readouts", "rows")
-        return any(getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
 
     @property
     def sees_layers(self) -> bool:
@@ -362,8 +364,17 @@ class Method:
         return False
 
     def skipped(self, run: Run) -> dict[str, Tensor]:
-        """Sequences that the method declines, by reason, `(batch,)` bool each."""
-        return {"no_image": ~run.layout.image_tokens.any(dim=1)} if self.needs_image else {}
+        """Sequences that the method declines, by reason, `(batch,)` bool each: those without an image, and
+        those that it noted by `run.decline`. One prompt that it cannot take must not fail the others."""
+        without = {"no_image": ~run.layout.image_tokens.any(dim=1)} if self.needs_image else {}
+        return without | run.declined.get(self, {})
+
+    def takes(self, run: Run) -> Tensor:
+        """Sequences that the method does not decline, `(batch,)` bool; it leaves all others as they are."""
+        taken = torch.ones_like(run.layout.image_tokens[:, 0])
+        for declined in self.skipped(run).values():
+            taken = taken & ~declined
+        return taken
 
     def report(self, run: Run, sums: Sums) -> None:
         """Add `size` and `details` of this run to its sums."""
@@ -381,8 +392,8 @@ class Method:
         self.report(run, sums)
         if sums.did_nothing and not self._sums.warned:
             self._sums.warned = True
-            misses_image = self.needs_image and not run.layout.has_image
-            reason = "no image in the prompt" if misses_image else self.inactive_reason(run)
+            reasons = dict.fromkeys(row.skipped for row in sums.latest)
+            reason = self.inactive_reason(run) if "" in reasons else ", ".join(_in_words(reasons))
             moved = f", none by more than {sums.divergence.kl_max:.1g} nats" if sums.edited else ""
             warnings.warn(
                 f"{type(self).__name__} edited {sums.edited} of {sums.eligible} sites in {sums.steps} steps "
@@ -391,6 +402,10 @@ class Method:
                 stacklevel=2,
             )
         self._sums.add(sums)
+
+
+def _in_words(reasons: Iterable[str]) -> Iterable[str]:
+    return ("no image in the prompt" if reason == "no_image" else reason for reason in reasons)
 
 
 class AskingMethod(Method, ABC):

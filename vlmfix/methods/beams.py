@@ -28,7 +28,7 @@ class Finished(NamedTuple):
     """A sequence that has ended.
 
     Args:
-        score: sum of the log-probabilities by a power of the length.
+        score: sum of the log-probabilities by a power of the length, see `Rules`.
         tokens: what was generated.
     """
 
@@ -46,22 +46,31 @@ class Rules:
             better; "never": when none can.
         length_penalty: power of the length by which scores are divided.
         max_new_tokens: length limit.
-        end_tokens: number of tokens that end a sequence.
+        end_tokens: tokens that end a sequence.
+        prompt_tokens: length of the prompt, where it counts and the end token does not, as in the versions of
+            `generate` at the time of OPERA (transformers 4.29); None: the answer alone counts, as it is.
     """
 
     beams: int
     early_stopping: bool | str
     length_penalty: float
     max_new_tokens: int
-    end_tokens: int
+    end_tokens: Sequence[int]
+    prompt_tokens: int | None = None
 
     @property
     def continuations(self) -> int:
         """How many of the best continuations are looked at, so that enough of them go on."""
-        return max(2, 1 + self.end_tokens) * self.beams
+        return max(2, 1 + len(self.end_tokens)) * self.beams
 
-    def by_length(self, score: float, length: int) -> float:
-        """A sum of log-probabilities as the score of a sequence."""
+    def by_length(self, score: float, length: int, last: int | None = None) -> float:
+        """A sum of log-probabilities as the score of an answer of so many tokens.
+
+        Args:
+            last: the token that ends it; None: it goes on.
+        """
+        if self.prompt_tokens is not None:
+            length = max(self.prompt_tokens + length - (last in self.end_tokens), 1)
         return score / length**self.length_penalty
 
 
@@ -101,7 +110,7 @@ class Beams:
         """
         rules, length = self.rules, self.length + 1
         finished = [
-            Finished(rules.by_length(each.score, length), (*self.tokens[each.source], each.token))
+            Finished(rules.by_length(each.score, length, each.token), (*self.tokens[each.source], each.token))
             for each in best[: rules.beams]
             if each.ends
         ]
@@ -111,7 +120,8 @@ class Beams:
             return Beams(rules, self.tokens, self.scores, tuple(finished), done=True), []
         full = len(finished) == rules.beams
         farthest = rules.early_stopping == "never" and rules.length_penalty > 0
-        promise = rules.by_length(going[0].score, rules.max_new_tokens if farthest else length)
+        hope = going[0] if rules.prompt_tokens is None else best[0]  # one that has ended counts there
+        promise = rules.by_length(hope.score, rules.max_new_tokens if farthest else length)
         done = full and (rules.early_stopping is True or promise <= finished[-1].score)
         going += [going[0]._replace(score=-math.inf)] * (rules.beams - len(going))
         tokens = tuple((*self.tokens[each.source], each.token) for each in going)

@@ -40,10 +40,13 @@ NO_IMAGE = "no image in the prompt"
 STRENGTH_ZERO = "kept_pixel_fraction is 1"
 WHOLE_IMAGE = "the region covers the image"
 EQUAL_MAPS = "question and instruction give the same map"
+NARROW = "the region is too narrow"
 
 # Above these, the region or the question's map tells nothing.
 _MAX_COVERED = 0.95
 _MAX_CORRELATION = 0.98
+# Qwen-VL reads no image whose sides differ more.
+_MAX_ASPECT_RATIO = 200
 
 # Images whose instruction maps one object remembers.
 _REMEMBERED_MAPS = 16
@@ -83,6 +86,18 @@ class CARVE(AskingMethod):
     the instruction is remembered for further questions about the same image. The map passes are greedy, the
     final one decodes as asked. The defaults are those of the released code; `CARVE.paper()` has the paper's.
 
+    All passes ask for a short answer, the final one too, as in the released code: set `answer_suffix=""` for
+    captions. Rules of this library that the released code lacks:
+
+    - Where the two maps correlate above 0.98, or the box covers more than 95 % of the image or is 200 times
+      as long as it is wide, the image is not refined; then, and without an image, the answer is that of plain
+      decoding, without the suffix.
+    - The refined image has at most 16 times the pixels of the original.
+    - The map lies where the processor shows the image, on the grid of the image tokens; pixels that the model
+      does not see are in no region. Tiles of an image add up.
+    - Models with fewer than 26 layers are read at 71 to 89 % of their depth.
+    - Of several images, the one with the largest total of its map is refined.
+
     Args:
         contrast_layers: layers whose attention is read, 0-based; None: from the checkpoint's profile, else 20
             to 25, and in models with fewer than 26 layers those at 71 to 89 % of the depth.
@@ -90,11 +105,12 @@ class CARVE(AskingMethod):
         contrast_regularizer: added to the instruction's attention before it divides, positive.
         kept_pixel_fraction: share of the pixels above the threshold, in (0, 1]; 1 leaves the model as it is.
         max_regions: connected regions that are kept, 1 or more.
-        region_rule: "max" keeps `max_regions`, "at_least" these or a fifth of all regions.
+        region_rule: "max" keeps `max_regions`, "at_least" these or, if that is more, the share
+            `kept_pixel_fraction` of all regions, rounded down.
         final_images: "original+refined" or "refined", what the final question is asked about.
         general_instruction: the instruction without content.
-        answer_suffix: put behind the question and the instruction in the map passes, so that they are
-            answered briefly; the final pass has the question alone.
+        answer_suffix: put behind the question and the instruction in all passes, so that they are answered
+            briefly; "": none.
         max_map_tokens: length limit of the answers in the map passes, in tokens.
     """
 
@@ -200,7 +216,7 @@ class CARVE(AskingMethod):
         pictures = open_images(images)
 
         def answered(refinement: Refinement, shown: Sequence[Image.Image]) -> Refinement:
-            batch = [(list(shown), prompt)]
+            batch = [(list(shown), self._briefly(prompt) if refinement.refined else prompt)]
             [final] = answer_batch(model, processor, batch, max_new_tokens=max_new_tokens, **generate_kwargs)
             return dataclasses.replace(refinement, answer=final.text.strip(), final=final)
 
@@ -281,18 +297,20 @@ class CARVE(AskingMethod):
         box = bounding_box(mask)
         tokens = torch.cat([grid.offsets().flatten() for grid in located[chosen].grids])
         tokens = tokens + sum(counts[:chosen])
-        reason = ""
+        image, reason = refine(original, mask), ""
         if correlation(question[..., tokens], instruction[..., tokens], self.step_mode) > _MAX_CORRELATION:
             reason = EQUAL_MAPS
         elif (box[2] - box[0]) * (box[3] - box[1]) > _MAX_COVERED * mask.size:
             reason = WHOLE_IMAGE
+        elif max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+            reason = NARROW
         return Refinement(
             answer="",
             first_answer=first_answer,
             original=original,
             saliency=saliency,
             box=box,
-            image=None if reason else refine(original, mask),
+            image=None if reason else image,
             refined=not reason,
             reason=reason,
         )

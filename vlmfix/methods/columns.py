@@ -99,8 +99,10 @@ class ScoreEdit(ColumnEdit):
         """
 
     def key_values(self, run: Run, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+        takes = self.takes(run)[:, None]
         image, system = (
-            layout.over_keys(tokens, keys) for tokens in (layout.image_tokens, layout.before_first_image)
+            layout.over_keys(tokens & takes, keys)
+            for tokens in (layout.image_tokens, layout.before_first_image)
         )
         return self.factors(image, system), image.float()
 

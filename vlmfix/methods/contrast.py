@@ -15,6 +15,7 @@ from vlmfix.methods.base import Method
 from vlmfix.methods.forms import without_image
 from vlmfix.methods.parameters import check_flag, check_range
 from vlmfix.runtime.branches import Branch
+from vlmfix.runtime.divergence import RULED_OUT
 from vlmfix.runtime.run import Run
 
 # Branch logits that differ by less, once their mean is removed, change nothing.
@@ -23,7 +24,7 @@ _EQUAL = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing(Method, ABC):
-    """Says what the logits of the next token are; tokens that are not plausible are ruled out.
+    """Says what the logits of the next token are; tokens that are not plausible are ruled out (`rule_out`).
 
     A subclass says how logits are mixed (`combine`). Prompts without an image keep theirs, unless it needs
     none.
@@ -52,10 +53,9 @@ class Mixing(Method, ABC):
     def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if self.needs_image and not run.layout.has_image:
             return logits
-        edited = torch.where(plausible(logits, self.beta), self.combine(run, logits, branches), -torch.inf)
+        edited = rule_out(logits, self.combine(run, logits, branches), plausible(logits, self.beta))
         if self.needs_image:
-            with_image = run.layout.image_tokens.any(dim=1).to(logits.device)
-            edited = torch.where(with_image[:, None], edited, logits)
+            edited = torch.where(self.takes(run).to(logits.device)[:, None], edited, logits)
         run.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
@@ -78,7 +78,7 @@ class Contrastive(Mixing):
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstText(Contrastive, ABC):
-    """Compares with the prompts without their images."""
+    """Compares with the prompts without their images; a prompt that holds nothing else is left as it is."""
 
     @property
     @abstractmethod
@@ -90,7 +90,7 @@ class AgainstText(Contrastive, ABC):
     ) -> Sequence[Branch]:
         if not self.contrasts or not run.layout.has_image:
             return ()
-        return [without_image(run, inputs_embeds, fused=self.fused)]
+        return [without_image(run, self, inputs_embeds, fused=self.fused)]
 
 
 def contrast(logits: Tensor, branch: Tensor, alpha: float | Tensor) -> Tensor:
@@ -117,6 +117,22 @@ def plausible(logits: Tensor, beta: float) -> Tensor:
     if beta == 0:
         return torch.ones_like(logits, dtype=torch.bool)
     return logits >= logits.amax(dim=-1, keepdim=True) + math.log(beta)
+
+
+def rule_out(logits: Tensor, edited: Tensor, kept: Tensor) -> Tensor:
+    """Edited logits of the tokens that stay possible; the others far below, in the order that they had.
+
+    They stay finite, so that processors of `generate` may ban all that is possible, as `min_new_tokens` does
+    where only the end is plausible: the best of the others is left then.
+
+    Args:
+        logits: of the prompts, `(batch, vocabulary)`.
+        edited: in the same form.
+        kept: which tokens stay possible, `(batch, vocabulary)` bool; one in each row at least.
+    """
+    lowest = edited.masked_fill(~kept, torch.inf).amin(dim=-1, keepdim=True)
+    behind = logits - logits.amax(dim=-1, keepdim=True) + (lowest - RULED_OUT)
+    return torch.where(kept, edited, behind)
 
 
 def finite(logits: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class CRoPS(Contrastive):
     From layer 2 on, the first sees only a few tokens with the least attention, 10 to 40 as the answer grows,
     and the second, as in SID, only the quarter of the image tokens with the least. Where a token is sure
     enough, only the cut acts. Constants of the released code differ; these are the ones that it runs with.
+    With `decay`, a prompt that holds nothing but an image is left as it is.
 
     Args:
         decay: growth of the weight of the first, `exp(decay * tokens) - 1`, in [0, 1]; 0 leaves it out.
@@ -78,7 +79,7 @@ class CRoPS(Contrastive):
             return ()
         branches = []
         if self.decay > 0:
-            text = without_image(run, inputs_embeds, fused=self.fused)
+            text = without_image(run, self, inputs_embeds, fused=self.fused)
             text.selection = Selection(_LAYER, functools.partial(_choose, text.layout.length))
             branches.append(text)
         if self.alpha > 0:

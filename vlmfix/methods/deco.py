@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.methods.base import Card, Method
+from vlmfix.methods.contrast import rule_out
 from vlmfix.methods.exits import check_depth, exit_indices, exit_states
 from vlmfix.methods.parameters import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
@@ -158,5 +159,5 @@ class Likeliest(NamedTuple):
 
     def spread(self, values: Tensor, logits: Tensor) -> Tensor:
         """Values of the tokens as logits of the whole vocabulary, the others ruled out."""
-        ruled_out = torch.full_like(logits, -torch.inf)
-        return ruled_out.scatter(1, self.tokens, values.masked_fill(~self.mask, -torch.inf))
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.tokens, self.mask)
+        return rule_out(logits, logits.scatter(1, self.tokens, values), kept)

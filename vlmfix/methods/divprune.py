@@ -18,10 +18,13 @@ from vlmfix.runtime.run import Run
 class DivPrune(TokenPruning):
     """DivPrune (arXiv 2503.02175): keep the image tokens that are least like each other.
 
-    Acts on the image features in front of the language model; all images of a prompt are one pool.
+    Acts on the image features in front of the language model; all images of a prompt are one pool. Chooses
+    what the released code does; that numbers the positions of the kept tokens anew
+    (`position_scheme="renumber"`), the default keeps them.
 
     Args:
-        keep_ratio: share of the image tokens that stays, in [0, 1], at least one token; 1 leaves the model
+        keep_ratio: share of the image tokens that stays, rounded to the nearest, in [0, 1], at least one
+            token; 1 leaves the model
             as it is. The default is 56 of 576.
     """
 
@@ -32,7 +35,7 @@ class DivPrune(TokenPruning):
         changes="image tokens that are like others leave",
         where="prefill, before the language model",
         forwards=1.0,
-        fidelity="paper",
+        fidelity="released code",
         paper="2503.02175",
     )
     neutral: ClassVar = {"keep_ratio": 1}

@@ -21,6 +21,11 @@ from vlmfix.runtime.run import Run
 class FastV(TokenPruning):
     """FastV (arXiv 2403.06764): drop the image tokens that the last prompt token looks at least.
 
+    They are chosen once, in the prefill, so that what is dropped needs no cache. Both forms of the released
+    code choose anew in every step, by the newest token: the one that drops tokens in place, which reads the
+    whole sequence each time, and the one with a cache, which it calls unfinished. The first token is the
+    same; later ones may differ.
+
     Args:
         start_layer: first layer that sees the kept tokens alone, 0-based, at least 1; scores come from the
             attention of the layer before.

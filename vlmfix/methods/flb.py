@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmfix.methods.base import Card
-from vlmfix.methods.contrast import Mixing
+from vlmfix.methods.contrast import Mixing, finite
 from vlmfix.methods.parameters import check_range
 from vlmfix.runtime.run import Run
 
@@ -46,5 +46,5 @@ class FLB(Mixing):
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         # Beams of a prompt begin with the same logits, so that reordering them changes nothing.
-        first = run.state.setdefault((self, "first"), logits)
+        first = run.state.setdefault((self, "first"), finite(logits))
         return logits + self.gamma * -math.expm1(-self.decay * run.step) * first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.runtime.branches import Branch, Selection
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import VIDEO_PIXELS, is_video, split_images
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+
+NO_TEXT = "nothing but an image in the prompt"
 
 
 def unchanged(
@@ -44,25 +49,37 @@ def unchanged(
 
 
 def without_image(
-    run: Run, inputs_embeds: Tensor, *, fused: bool, selection: Selection | None = None
+    run: Run, method: Method, inputs_embeds: Tensor, *, fused: bool, selection: Selection | None = None
 ) -> Branch:
     """The prompts without their image tokens, and without those that mark where an image begins and ends, as
     far as these are known (`Run.image_blocks`).
 
+    A prompt of which nothing is left is declined for the method; its last token is read in its place.
+
     Args:
+        method: that compares with them.
         inputs_embeds: image features merged, `(batch, prompt, hidden)`.
         fused: see `Branch`.
         selection: see `Branch`.
-
-    Raises:
-        ValueError: nothing is left of a prompt.
     """
-    text, index = run.layout.select(~run.image_blocks)
-    if not bool(text.real_tokens.any(dim=1).all()):
-        raise ValueError("a prompt holds nothing but an image; a contrast with the text alone needs some")
+    text, index = run.layout.select(text_alone(run, method, run.image_blocks))
     index = index.to(inputs_embeds.device)
     embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
     return Branch(embeddings, text.real_tokens, fused=fused, selection=selection)
+
+
+def text_alone(run: Run, method: Method, image: Tensor) -> Tensor:
+    """What is left of the prompts without their images, `(batch, prompt)` bool; the last token of a prompt of
+    which nothing is, and which is declined for the method.
+
+    Args:
+        image: tokens to leave out, `(batch, prompt)` bool.
+    """
+    text = run.layout.real_tokens & ~image
+    nothing = ~text.any(dim=1)
+    run.decline(method, NO_TEXT, nothing)
+    text[:, -1] |= nothing
+    return text
 
 
 def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:

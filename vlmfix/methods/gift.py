@@ -31,8 +31,13 @@ class GIFT(Method):
     While the question's informative words are read, the increases of attention to image tokens in one layer
     give a saliency map. In the enhanced layers of the last prompt row and of all new rows, heads that look at
     the image have their image weights multiplied by `exp(image_boost * saliency)`, and heads that look at the
-    question get the same overall gain there, so that the balance is kept. The prompt is read once; only its
-    last token runs again under the method.
+    question get the same overall gain there, so that the balance is kept. The prompt is read once, where the
+    released code reads it twice; only its last token runs again under the method.
+
+    The released code knows words by themselves and their part of speech, so that of equal ones the last alone
+    is informative; here all are, as in the paper. Without an informative word, where it gives NaN, here the
+    whole question is informative. A prompt without a question, or whose words draw no gaze to the image (as
+    in front of it, where it is not seen yet), is left as it is, unless `query_gain` has something to do.
 
     Args:
         image_boost: strength on the image; 0 together with `query_gain` 1 leaves the model as it is; None:
@@ -62,7 +67,7 @@ class GIFT(Method):
         changes="weights: to salient image tokens and to the question",
         where="last prompt row and new rows; middle layers of the profile",
         forwards=1.0,
-        fidelity="paper",
+        fidelity="released code",
         paper="2510.22067",
         decoding="greedy, sampling, beams, batches, with the processor",
     )
@@ -138,6 +143,7 @@ class GIFT(Method):
             fallbacks += not informative
             question[row, [start + place for place in places]] = True
             words[row, [start + place for place in informative or places]] = True
+        run.decline(self, "no question", run.layout.image_tokens.any(dim=1) & ~question.any(dim=1))
         run.state[self, "question"], run.state[self, "words"] = question, words
         run.state[self, "keywords"] = {"keyword_extractor": name, "keyword_fallback": fallbacks}
 
@@ -146,9 +152,11 @@ class GIFT(Method):
             return None
         assert self.enhanced_layers is not None
         if run.is_prefill:
-            return self._reading_rows(run, layer) if layer == self.saliency_layer else None
+            rows = self._reading_rows(run, layer) if layer == self.saliency_layer else None
+            return rows if rows is not None and len(rows.index) else None
         first, last = self.enhanced_layers
-        return run.layout_at(layer).last_row if first <= layer <= last else None
+        acts = first <= layer <= last and (self, "saliency") in run.state
+        return run.layout_at(layer).last_row if acts else None
 
     def observe(self, run: Run, layer: int, weights: Tensor) -> None:
         if not run.is_prefill:
@@ -166,6 +174,10 @@ class GIFT(Method):
             head_keep_fraction=self.head_keep_fraction,
             clip_std=self.clip_std,
         )
+        if self.query_gain == 1:
+            self._decline_flat(run, (saliency > 0).any(dim=1).to(run.layout.image_tokens.device))
+            if not bool(self.takes(run).any()):
+                return
         whole = torch.zeros(run.layout.image_tokens.shape, device=weights.device)
         places = layout.positions
         run.state[self, "saliency"] = (
@@ -195,6 +207,14 @@ class GIFT(Method):
             "image_boost or run 'vlmfix calibrate --method gift'"
         )
 
+    def _decline_flat(self, run: Run, varies: Tensor) -> None:
+        """Leave prompts as they are whose saliency map is not known to vary, `(batch,)` bool."""
+        layout = run.layout
+        flat = self.takes(run) & ~varies
+        sees = (run.state[self, "words"] & ~layout.before_first_image).any(dim=1)
+        run.decline(self, "no question after the image", flat & ~sees)
+        run.decline(self, "the question draws no gaze to the image", flat & sees)
+
     def _extractor(self) -> tuple[Callable[[str], Spans], str]:
         if self.keyword_extractor is not None:
             return self.keyword_extractor, getattr(self.keyword_extractor, "__name__", "custom")
@@ -212,11 +232,12 @@ class GIFT(Method):
     def _groups(self, run: Run, layout: PromptLayout) -> TokenGroups:
         saliency: Tensor = layout.gather(run.state[self, "saliency"])
         assert self.image_boost is not None
-        image = layout.image_tokens.to(saliency.device)
-        question = layout.gather(run.state[self, "question"]).to(saliency.device) & layout.real_tokens.to(
-            saliency.device
+        takes = self.takes(run)[:, None]
+        image = layout.image_tokens & takes
+        question = layout.gather(run.state[self, "question"]) & layout.real_tokens & takes
+        return TokenGroups.of(
+            torch.exp(self.image_boost * saliency), image.to(saliency.device), question.to(saliency.device)
         )
-        return TokenGroups.of(torch.exp(self.image_boost * saliency), image, question)
 
 
 def gaze_shifts(attention: Tensor, before: Tensor) -> Tensor:

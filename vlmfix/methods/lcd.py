@@ -21,7 +21,8 @@ class LCD(AgainstText):
     that grows as the entropy of that branch falls.
 
     The released code asks a separate language model; here the text decoder of the model itself is asked, so
-    that no second checkpoint is needed. Hence this is a reconstruction.
+    that no second checkpoint is needed. Hence this is a reconstruction. A prompt that holds nothing but an
+    image is left as it is.
 
     Args:
         alpha: weight at an entropy of 1 nat, in [0, 100]; 0 leaves only the cut.

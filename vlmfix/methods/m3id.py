@@ -22,7 +22,8 @@ class M3ID(AgainstText):
     The weight of this grows with the answer.
 
     There is no official code. Tokens are counted from 1, so that the first one is touched, too; ports that
-    count from 0 leave one-word answers to the plausibility cut alone.
+    count from 0 leave one-word answers to the plausibility cut alone. A prompt that holds nothing but an
+    image is left as it is.
 
     Args:
         decay: growth of the weight, `exp(decay * tokens) - 1`, in [0, 1]; 0 leaves only the cut.

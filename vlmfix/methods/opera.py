@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Method
 from vlmfix.methods.beams import Finished, Rules
 from vlmfix.methods.overtrust import attention_rows
-from vlmfix.methods.parameters import check_range, check_whole
+from vlmfix.methods.parameters import check_choice, check_range, check_whole
 from vlmfix.methods.retrospection import Search, Seen
 from vlmfix.runtime import attention
 from vlmfix.runtime.activity import Sums
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.reader import Prompts
 from vlmfix.runtime.run import Run
+
+RANKED_LENGTHS = ("prompt+answer", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +41,25 @@ class OPERA(Method):
     custom_generate=opera.decode)`. Alternatives are read in one pass, and each prompt of a batch is decoded
     by itself: logits processors and stopping criteria see the beams of one prompt at a time.
 
+    As in the released code, finished beams rank by their sum of log-probabilities, divided by the length of
+    prompt and answer without the end token (`length_penalty` is its power). Next to a prompt with an image,
+    answers then hardly differ in length, so that short ones win more often than in `generate`. All tokens of
+    the prompt count but padding. The released code holds its column scores in float16 and gives tokens that
+    it does not try a logit of -999, so that beyond penalties of about 1,000 it chooses arbitrary ones; here
+    scores stay finite, in float32, and other tokens are ruled out.
+
     Args:
         num_attn_candidates: tokens that are tried in every beam, 1 or more; all others are ruled out. With 1
             a beam cannot branch, so that the penalty has no effect.
         threshold: the answer is taken back when all beams have found the same token more often than this, 1
-            or more; infinity: never.
+            or more; infinity: never. Below 2, when the token behind that one is still to be chosen, that one
+            goes, too.
         scale_factor: on the attention to tokens of the answer before it is multiplied up, positive.
         penalty_weights: strength of the penalty, in [0, 1000]; 0 together with an infinite threshold tries
             nothing: plain beam search over `num_attn_candidates` tokens.
         window_size: number of tokens that can be taken back, 1 or more.
+        ranked_length: by what finished beams are divided: "prompt+answer", or "answer", end token included,
+            as in `generate`.
     """
 
     num_attn_candidates: int = 5
@@ -54,6 +67,7 @@ class OPERA(Method):
     scale_factor: float = 50.0
     penalty_weights: float = 1.0
     window_size: int = 512
+    ranked_length: str = "prompt+answer"
 
     card: ClassVar = Card(
         level="decoding",
@@ -75,6 +89,7 @@ class OPERA(Method):
         check_range("threshold", self.threshold, 1, math.inf)
         check_range("scale_factor", self.scale_factor, 1e-6, 1e6)
         check_range("penalty_weights", self.penalty_weights, 0, 1000)
+        check_choice("ranked_length", self.ranked_length, RANKED_LENGTHS)
 
     @classmethod
     def fast(cls) -> Self:
@@ -134,15 +149,20 @@ class OPERA(Method):
             early_stopping=generation_config.early_stopping,
             length_penalty=generation_config.length_penalty,
             max_new_tokens=generation_config.max_length - input_ids.shape[1],
-            end_tokens=len(end_tokens),
+            end_tokens=end_tokens,
         )
         prompts = Prompts(model, input_ids, model_kwargs, beams)
+        lengths: list[int | None] = [None] * prompts.samples
+        ranks = beams > 1 and not self.is_neutral
+        if self.ranked_length == "prompt+answer" and prompts.run is not None and ranks:
+            lengths = prompts.run.layout.real_tokens[::beams].sum(dim=1).tolist()
         answers: list[Finished] = []
         taken_back: list[tuple[int, int]] = []
         for sample in range(prompts.samples):
             prompt = input_ids[sample * beams : (sample + 1) * beams]
             with prompts.sample(sample) as reader:
-                search = Search(self, rules, reader, prompt, logits_processor, stopping_criteria)
+                own = dataclasses.replace(rules, prompt_tokens=lengths[sample])
+                search = Search(self, own, reader, prompt, logits_processor, stopping_criteria)
                 found = search.run()[:wanted]
             # Where fewer sequences could be found than asked for, the others are empty.
             answers += [*found, *[Finished(-math.inf, ())] * (wanted - len(found))]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Method
-from vlmfix.methods.contrast import differ
+from vlmfix.methods.contrast import differ, rule_out
 from vlmfix.methods.parameters import check_choice, check_range
 from vlmfix.runtime.run import Run
 
@@ -119,8 +119,8 @@ def forced(logits: Tensor, yes: Tensor, no: Tensor, *, mass: float, margin: floa
     says_yes, says_no = shares[:, yes].sum(dim=-1), shares[:, no].sum(dim=-1)
     wavers = (says_yes + says_no > mass) & ((says_yes - says_no).abs() < margin)
     likeliest = yes[logits[:, yes].argmax(dim=-1)][:, None]
-    only = torch.full_like(logits, -torch.inf).scatter(1, likeliest, logits.gather(1, likeliest))
-    return torch.where(wavers[:, None], only, logits)
+    only = torch.zeros_like(logits, dtype=torch.bool).scatter(1, likeliest, True)
+    return torch.where(wavers[:, None], rule_out(logits, logits, only), logits)
 
 
 def answer_margins(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> Tensor:

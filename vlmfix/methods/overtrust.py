@@ -115,6 +115,7 @@ class Rollbacks:
         if target is None:
             return None
         self.times[target] += 1
-        target = max(target, self.oldest)
+        # What is about to be chosen cannot be taken back; the summary token itself goes then.
+        target = max(min(target, len(self.history) - 2), self.oldest)
         del self.history[target + 1 :]
         return target

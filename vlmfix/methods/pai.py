@@ -24,7 +24,8 @@ class PAI(ScoreEdit, AgainstText):
     In the last prompt row and in all new rows, each score of an image token grows by a share of its own size
     before the softmax: positive scores grow, negative ones shrink. Strong settings cost recall. By default
     that is all. With `gamma`, logits also move away from those of the prompt without its image, whose
-    attention is not edited; the README of the released code has 1.1 there, its program 2.
+    attention is not edited; the README of the released code has 1.1 there, its program 2. Then a prompt that
+    holds nothing but an image is left as it is.
 
     Args:
         alpha: share of a score's size that is added to it, in [0, 100]; 0 edits no score.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.methods.base import Card
-from vlmfix.methods.contrast import Mixing, plausible
+from vlmfix.methods.contrast import Mixing, plausible, rule_out
 from vlmfix.methods.deco import Likeliest
 from vlmfix.methods.parameters import check_range, check_whole
 from vlmfix.runtime.activity import Sums
@@ -53,7 +53,7 @@ class ControlPlausibility(Mixing):
         kept = candidates(logits, top_p=self.top_p, top_k=self.top_k)
         removed = logits.softmax(dim=-1).masked_fill(kept & plausible(logits, self.beta), 0.0).sum(dim=-1)
         run.measure(self, size=removed[:, None].to(run.layout.image_tokens.device))
-        return logits.masked_fill(~kept, -torch.inf)
+        return rule_out(logits, logits, kept)
 
     def report(self, run: Run, sums: Sums) -> None:
         sums.details = {"size": "probability of the tokens that are ruled out"}

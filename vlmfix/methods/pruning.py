@@ -27,7 +27,8 @@ class TokenPruning(Method, ABC):
     """Base of the methods that drop image tokens in the prefill; decoding never drops again.
 
     Layers behind a pruning, and their caches, hold the kept tokens alone. With original positions the result
-    equals masking the dropped keys in those layers.
+    equals masking the dropped keys in those layers. A prompt that ends with its image is left as it is: its
+    last token must stay, and no word can rate the others.
 
     Args:
         position_scheme: "original" keeps the positions of the tokens; "renumber" counts anew over those that
@@ -58,15 +59,28 @@ class TokenPruning(Method, ABC):
         Text and padding may be either in the mask; they always go on.
         """
 
+    def begin(self, run: Run) -> None:
+        layout = run.layout
+        ends_with_image = layout.image_tokens.any(dim=1) & ~layout.after_last_image.any(dim=1)
+        run.decline(self, "no text after the image", ends_with_image)
+        if self in run.declined and not bool(self.takes(run).any()):
+            run.state[self, "declines all"] = True
+
     def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
         layout = run.layout_at(layer)
-        if not layout.has_image:
+        if not layout.has_image or (self, "declines all") in run.state:
             return None
         chosen = self.choose(run, layer, hidden_states)
         if chosen is None:
             return None
         kept = chosen if isinstance(chosen, Kept) else Kept(chosen)
         mask = kept.mask.to(layout.image_tokens.device)
+        if self in run.declined:
+            takes = self.takes(run)
+            mask = mask | ~takes[:, None]
+            if kept.hidden_states is not None:
+                taken = takes.to(hidden_states.device)[:, None, None]
+                kept = kept._replace(hidden_states=torch.where(taken, kept.hidden_states, hidden_states))
         dropped = (layout.image_tokens & ~mask).sum(dim=1)
         eligible = 0 if run.stages else layout.image_tokens.sum(dim=1)
         run.count(self, layer, dropped, eligible)
@@ -76,13 +90,13 @@ class TokenPruning(Method, ABC):
         return "the budget is not below the number of image tokens; lower it"
 
     def report(self, run: Run, sums: Sums) -> None:
-        """The schedule in image tokens, and its mean over the layers; of samples with an image."""
-        with_image = run.layout.image_tokens.any(dim=1)
-        if not bool(with_image.any()):
+        """The schedule in image tokens, and its mean over the layers; of samples that it takes."""
+        taken = self.takes(run)
+        if not bool(taken.any()):
             return
-        counts = run.layout.image_tokens.sum(dim=1)[with_image].float()
+        counts = run.layout.image_tokens.sum(dim=1)[taken].float()
         layers = [stage.first_layer - self.prunes_after for stage in run.stages]
-        kept = [stage.layout.image_tokens.sum(dim=1)[with_image].float() for stage in run.stages]
+        kept = [stage.layout.image_tokens.sum(dim=1)[taken].float() for stage in run.stages]
         means = sum(
             size * (end - start)
             for size, start, end in zip([counts, *kept], [0, *layers], [*layers, run.num_layers], strict=True)

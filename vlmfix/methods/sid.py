@@ -89,7 +89,9 @@ def least_attended_image(run: Run, layer: int, keep: float) -> Selection:
         keep: how many of these, as a number (int) or as a share (float) of those of each prompt.
     """
     images = run.layout.image_tokens.sum(dim=1)
-    count = torch.full_like(images, keep) if isinstance(keep, int) else (images * keep).round().long()
+    count = (
+        torch.full_like(images, keep) if isinstance(keep, int) else (images.double() * keep).round().long()
+    )
     return Selection(layer, functools.partial(_choose, run.layout, count))
 
 

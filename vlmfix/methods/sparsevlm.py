@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Kept
 from vlmfix.methods.parameters import check_choice, check_range
 from vlmfix.methods.pruning import TokenPruning, as_stages, check_stages, keep_top, stage_layers
@@ -38,18 +37,21 @@ class SparseVLM(TokenPruning):
     Words behind the image that draw more of it than others, by their input embeddings, are raters. After each
     listed layer the image tokens to which the raters attend most go on. In versions 1.0 and 1.5 the best of
     the dropped tokens are merged in clusters; the mean takes the place of the cluster's centre, where the
-    released code appends it behind the kept tokens and numbers the positions anew.
+    released code appends it behind the kept tokens and numbers the positions anew. A prompt without a word
+    after its image is left as it is.
 
     Args:
         version: "1.5", fixed counts with merging; "1.0", counts from the rank of the raters' attention, with
-            merging; "2.0", called SparseVLM+: fixed counts, no merging, the pull of nearness divided out, and
-            only the heads that look most at the image.
+            merging, and all tokens stay where this rank is their number; "2.0", called SparseVLM+: fixed
+            counts, no merging, the pull of nearness divided out, and only the heads that look most at the
+            image.
         budget: mean image tokens per layer of a published schedule: 192, 128, 96 or 64 (version 1.0: 192, 128
             or 64). Unless `kept_tokens` is given.
         prune_layers: layers after which tokens leave, ascending, 0-based; None: the published ones, for
             LLaVA-1.5-7B only. An empty one leaves the model as it is.
         kept_tokens: image tokens that stay at each of these, without merged ones; None: of the budget, for
-            LLaVA-1.5-7B only. A stage with no more image tokens keeps them all.
+            LLaVA-1.5-7B only. A stage with no more image tokens keeps them all; the released code of
+            version 2.0 drops one there.
         gravity_heads: heads that count in version 2.0.
         gravity_floor: lowest pull that divides in version 2.0, as a share of that at distance 0, in (0, 1].
     """
@@ -136,11 +138,6 @@ class SparseVLM(TokenPruning):
             return
         text_tokens = run.layout.after_last_image.to(hidden_states.device)
         image_tokens = run.layout.image_tokens.to(hidden_states.device)
-        if bool((image_tokens.any(dim=1) & ~text_tokens.any(dim=1)).any()):
-            raise UnsupportedError(
-                "a prompt ends with its image, so that no word can rate the image tokens; put the question "
-                "behind the image"
-            )
         relevance = text_relevance(hidden_states, text_tokens, image_tokens)
         run.state[self, "raters"] = choose_raters(relevance, text_tokens)
 
@@ -256,12 +253,15 @@ def rater_scores(weights: Tensor, raters: Tensor) -> Tensor:
 def adaptive_count(attention: Tensor, *, scale: float, bias: float) -> int:
     """Number of tokens that version 1.0 keeps: `int(rank * scale + bias)`.
 
+    All of them where the rank is their number, as in the released code.
+
     Args:
         attention: head mean of one sample's raters on its image tokens, `(raters, image tokens)`.
         scale: kept tokens per rank.
         bias: kept tokens at rank zero.
     """
-    return int(int(torch.linalg.matrix_rank(attention.float())) * scale + bias)
+    rank, present = int(torch.linalg.matrix_rank(attention.float())), attention.shape[1]
+    return present if rank == present else int(rank * scale + bias)
 
 
 def gravity(query_cos: Tensor, query_sin: Tensor, key_cos: Tensor, key_sin: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from vlmfix.runtime.run import Run
 @dataclass(frozen=True, kw_only=True)
 class ControlTextContrast(AgainstText):
     """Contrast with the prompt without its image (arXiv 2504.10020): the gain of less language prior, without
-    the branch of the method under test.
+    the branch of the method under test. A prompt that holds nothing but an image is left as it is.
 
     Args:
         alpha: strength, in [0, 100]; 0 leaves only the cut.

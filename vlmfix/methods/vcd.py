@@ -28,6 +28,7 @@ class VCD(Contrastive):
     The noise is drawn once an image, from the seed and the pixels, so that neither batch nor device matters;
     the frames of a video get noise of their own.
     Papers and scripts differ in the step (500 or 999) and in the strength (0.5 or 1); these are the scripts'.
+    `beta` is the default of the released code; its scripts pass 0.2.
 
     Args:
         alpha: strength, in [0, 100]; 0 leaves only the cut.

@@ -27,6 +27,8 @@ class VDD(Contrastive):
 
     One of them has nothing in its place, the other one unknown token an image; the released scripts take the
     mean of the logits of both. Code and scripts differ in the strength (0.5 or 1); this is the scripts'.
+    `beta` is the default of the released code; its scripts pass 0.2. Unless "unknown" is
+    the reference, a prompt that holds nothing but an image is left as it is.
 
     Args:
         alpha: strength, in [0, 100]; 0 leaves only the cut.
@@ -83,7 +85,7 @@ class VDD(Contrastive):
             return ()
         branches = []
         if self.reference != "unknown":
-            branches.append(without_image(run, inputs_embeds, fused=self.fused))
+            branches.append(without_image(run, self, inputs_embeds, fused=self.fused))
         if self.reference != "no_image":
             assert self.unknown_token_id is not None
             unknown = [

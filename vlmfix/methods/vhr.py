@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.methods.base import Card, Method
+from vlmfix.methods.forms import text_alone
 from vlmfix.methods.parameters import check_choice, check_flag, check_range, layer_indices
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Sums
@@ -33,7 +34,7 @@ class VHR(Method):
     follows. Each sample has its own heads, chosen layer by layer with the earlier layers reinforced already.
 
     The paper is silent on how the image is left out; here its tokens are removed and the text is numbered
-    anew.
+    anew. A prompt that holds nothing but image tokens is left as it is.
 
     Args:
         head_scale: factor on the outputs of vision-aware heads, in [0, 10]; 1 leaves the model as it is.
@@ -97,9 +98,7 @@ class VHR(Method):
     def companion(self, run: Run, inputs_embeds: Tensor) -> Companion | None:
         if not run.layout.has_image:
             return None
-        text, index = run.layout.select(~run.layout.image_tokens)
-        if not bool(text.real_tokens.any(dim=1).all()):
-            raise ValueError("a prompt holds nothing but image tokens; VHR needs text to compare with")
+        text, index = run.layout.select(text_alone(run, self, run.layout.image_tokens))
         index = index.to(inputs_embeds.device)
         embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
         return Companion(embeddings, text.real_tokens)
@@ -137,7 +136,7 @@ class VHR(Method):
         if self.divergence == "squared":
             divergence = divergence.square()
         device = run.layout.image_tokens.device
-        divergence = divergence * run.layout.image_tokens.any(dim=1).to(heads.device)[:, None]
+        divergence = divergence * self.takes(run).to(heads.device)[:, None]
         top = divergence.topk(min(_TVHD_TOP, divergence.shape[1]), dim=1).values.sum(dim=1)
         run.state[self, "divergence"] = run.state.get((self, "divergence"), 0) + top.to(device)
         energy = without_image.square().sum(dim=-1)
@@ -148,8 +147,8 @@ class VHR(Method):
     def report(self, run: Run, sums: Sums) -> None:
         divergence = run.state.get((self, "divergence"))
         if divergence is not None:
-            with_image = run.layout.image_tokens.any(dim=1)
-            sums.size, sums.size_count = float(divergence[with_image].sum()), int(with_image.sum())
+            taken = self.takes(run)
+            sums.size, sums.size_count = float(divergence[taken].sum()), int(taken.sum())
             sums.details = {
                 "size": f"T-VHD: divergence of the {_TVHD_TOP} most vision-aware heads, over layers"
             }

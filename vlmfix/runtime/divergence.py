@@ -10,6 +10,10 @@ from torch import Tensor
 # Distributions that are nearer than this, in nats, are the same.
 _STILL = 1e-6
 
+RULED_OUT = 1000.0
+"""How far tokens that a method rules out lie below all others, in nats: no sampling finds them, and when all
+others are banned the best of them is left."""
+
 
 class Divergence(NamedTuple):
     """Sums of KL(edited || base) in nats over steps; `merged` adds steps, sequences, runs and workers up.
@@ -94,14 +98,14 @@ def divergence(base: Tensor, edited: Tensor) -> Tensor:
 
     Args:
         base: without the edit, `(rows, vocabulary)` float32.
-        edited: with it, in the same form; minus infinity rules a token out.
+        edited: with it, in the same form; tokens that are ruled out lie `RULED_OUT` below the others.
 
     Returns:
         `(rows, 3)`: KL(edited || base) in nats; the part of it that ruling tokens out alone gives, -ln of the
         probability that the others have without the edit; 1.0 where the likeliest token became another one.
     """
     before, after = base.log_softmax(dim=-1), edited.log_softmax(dim=-1)
-    kept = after > -torch.inf
+    kept = after > -RULED_OUT / 2
     moved = torch.where(kept, after.exp() * (after - before), 0.0).sum(dim=-1)
     ruled_out = (~kept & (before > -torch.inf)).any(dim=-1)
     left = before.masked_fill(~kept, -torch.inf).logsumexp(dim=-1)

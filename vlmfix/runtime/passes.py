@@ -193,8 +193,7 @@ class Passes:
             cache.crop(-1)
             given = with_cache(self.decoder, given, cache)
             given["inputs_embeds"] = given["inputs_embeds"][:, -1:]
-            for name in ("visual_pos_masks", "deepstack_visual_embeds"):
-                given.pop(name, None)
+            _inject_last(given)
             positions = given.get("position_ids")
             run = self.steering.run
             assert run is not None
@@ -275,6 +274,17 @@ def _copied(kwargs: dict[str, Any], copies: int) -> dict[str, Any]:
             for features in kwargs["deepstack_visual_embeds"]
         ]
     return kwargs
+
+
+def _inject_last(given: dict[str, Any]) -> None:
+    """Of the visual features that Qwen3-VL adds behind its first layers, leave those of the last column."""
+    places = given.pop("visual_pos_masks", None)
+    features = given.pop("deepstack_visual_embeds", None)
+    if places is None or features is None or not bool(places[:, -1].any()):
+        return
+    is_last = places.nonzero()[:, 1] == places.shape[1] - 1
+    given["visual_pos_masks"] = places[:, -1:]
+    given["deepstack_visual_embeds"] = [each[is_last.to(each.device)] for each in features]
 
 
 def _check_mask(mask: Any) -> None:

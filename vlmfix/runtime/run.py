@@ -112,6 +112,7 @@ class Run:
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`; the
             first dimension of tensors counts the sequences, or is 1 for all.
         counts: what each method did.
+        declined: by method and reason, sequences that it leaves as they are, see `decline`.
         whole: the run of which this is a part, and which sequences of it these are.
     """
 
@@ -150,6 +151,7 @@ class Run:
     attend: Callable[[Tensor], Tensor] | None = None
     state: dict[Hashable, Any] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
+    declined: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
     whole: tuple[Run, slice] | None = None
     _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)
 
@@ -273,6 +275,10 @@ class Run:
             ],
             config=self.config,
             state={key: _of_rows(value, rows, batch) for key, value in self.state.items()},
+            declined={
+                method: {reason: sequences[rows] for reason, sequences in reasons.items()}
+                for method, reasons in self.declined.items()
+            },
             whole=(self, rows),
         )
 
@@ -287,6 +293,17 @@ class Run:
         """Where the parts of the prompt lie among the tokens that are present in `layer`."""
         stage = self.stage_at(layer)
         return self.layout if stage is None else stage.layout
+
+    def decline(self, method: Any, reason: str, sequences: Tensor) -> None:
+        """Note sequences that a method cannot take and leaves as they are, for `Method.takes`; in the
+        prefill. Reads the device.
+
+        Args:
+            reason: in words, for the activity and the warning.
+            sequences: which, `(batch,)` bool; without any, nothing is noted.
+        """
+        if bool(sequences.any()):
+            self.declined.setdefault(method, {})[reason] = sequences
 
     def count(self, method: Any, layer: int | None, edited: Tensor, eligible: int | Tensor) -> None:
         """Note what a method did in a layer of this step.

@@ -22,6 +22,7 @@ from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.modules import DecoderModules
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
+from vlmfix.runtime.scores import Received
 from vlmfix.runtime.vision import Encoded, encode_images
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def alone(
     inputs: dict[str, Any],
     processor: ProcessorMixin | None,
 ) -> Iterator[Steering]:
-    """Attach `method` by itself for one pass of a run of its own; what is attached already stands aside.
+    """Attach `method` for one pass of a run of its own, in which what is attached already acts, too.
 
     Args:
         model: whatever is attached to it.
@@ -102,12 +103,18 @@ def alone(
         copies: sequences of each prompt, which the text decoder reads, and not yet the model.
         inputs: of the prompts, as `generate` got them.
         processor: of the model, for methods that read the words of the prompt.
+
+    Raises:
+        UnsupportedError: the method does not go with one that is attached.
     """
     attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
     steering: Steering = attached or Steering(model)
+    steering.check(method)
     aside = dict(vars(steering))
-    steering.methods, steering.run, steering.scores, steering.copies = (method,), run, scores, copies
-    steering._processor, steering._inputs, steering._prompt_ids = processor, inputs, inputs["input_ids"]
+    steering.methods, steering.run = (*steering.methods, method), run
+    steering.scores, steering.copies = scores, copies
+    steering._processor, steering._prompt_ids = processor or steering._processor, inputs["input_ids"]
+    steering._inputs = inputs
     steering._generating, steering._end_tokens = True, None
     try:
         if attached is None:
@@ -148,8 +155,12 @@ class Steering:
         self._encoder: EncoderTap | None = None
         self._undo = ExitStack()
 
-    def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
-        """Add one method, behind those that are attached; the first one installs the hooks."""
+    def check(self, method: Method) -> None:
+        """Refuse a method that does not go with those that are attached.
+
+        Raises:
+            UnsupportedError: with the reason and the remedy.
+        """
         name = type(method).__name__
         for other in self.methods:
             if type(other) is type(method):
@@ -173,6 +184,10 @@ class Steering:
                     f"{type(other).__name__} drops image tokens of this model already, and the counts of "
                     f"{name} would refer to tokens that are gone; use one pruning method at a time"
                 )
+
+    def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
+        """Add one method, after those that are attached; the first one installs the hooks."""
+        self.check(method)
         if method.needs_encoder:
             self._encoder = EncoderTap(self.model)
         self._processor = processor or self._processor
@@ -442,18 +457,22 @@ class Steering:
         owners = [method for method in self.methods if method.owns_logits]
         if owners:
             rows = run.layout.batch_size
-            last = output.logits[:, -1].float()
-            own = last[:rows] if self.scores is None else self.scores
-            others = last[rows:].split(rows) if len(last) > rows else ()
+            last = output.logits[:, -1]
+            own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
+            received = None
+            if self.scores is not None:
+                received = Received.of(self.scores, last[:rows], type(owners[-1]).__name__)
+                own = received.logits
             for method in owners:
                 edited = method.edit_logits(run, own, others)
                 run.counts_of(method).divergence.compare(own, edited)
                 own = edited
-            if self.scores is None:
-                output.logits = output.logits[:rows].clone()
-                output.logits[:, -1] = own.to(output.logits.dtype)
+            if (
+                received is None
+            ):  # float32, as `generate` reads them: the mix would lose its order in bfloat16
+                output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
             else:
-                output.logits = own[:, None]
+                output.logits = received.processed(own)[:, None]
         for method in self.methods:
             if method.decodes:  # its steps end when a token is chosen
                 continue

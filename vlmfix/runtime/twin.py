@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 class Twin(LogitsProcessor):
-    """Reads every prompt, and every token where the method needs it, a second time under a method, which
-    edits the scores of `generate`.
+    """Reads every prompt and every token a second time under a method, which edits the scores of `generate`.
 
     Its cache needs no help to follow beams: what it holds depends on the tokens alone, so that a row goes on
     from any row that had the same ones.
@@ -59,10 +58,11 @@ class Twin(LogitsProcessor):
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Log-probabilities of the next token, `(sequences, vocabulary)`.
+        """Scores of the next token as the method makes them, `(sequences, vocabulary)` float32.
 
         Raises:
-            ValueError: these are not the prompts that it was made for, or it missed a token of theirs.
+            ValueError: these are not the inputs that it was made for, or it missed a token of theirs.
+            UnsupportedError: a processor before it changed scores, or an attached method does not go with it.
         """
         prompt = self._inputs["input_ids"].to(input_ids.device)
         if input_ids.shape[1] <= prompt.shape[1]:
@@ -74,9 +74,6 @@ class Twin(LogitsProcessor):
             copies = 1
             tokens = self._next_token(input_ids)
         self._seen = input_ids
-        if self._run is not None and not self._method.reads_model:
-            self._run.step += 1
-            return self._method.edit_logits(self._run, scores.float(), ()).log_softmax(dim=-1)
         before = [vars(module)["rope_deltas"] for module in self._offsets]
         try:
             with alone(
@@ -92,7 +89,8 @@ class Twin(LogitsProcessor):
         finally:
             for module, offset in zip(self._offsets, before, strict=True):
                 vars(module)["rope_deltas"] = offset
-        return output.logits[:, -1].log_softmax(dim=-1)
+        edited: Tensor = output.logits[:, -1]
+        return edited
 
     def _next_token(self, input_ids: Tensor) -> dict[str, Any]:
         """Arguments of the pass that reads the newest token, when the caches have followed their rows."""
