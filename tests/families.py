@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
+from vlmfix.runtime.vision import encode_images, is_video, split_images
+
 VOCABULARY = 120
 IMAGE_TOKEN = 110
 VISION_START, VISION_END, VIDEO_TOKEN = 111, 112, 113
@@ -343,16 +345,14 @@ def _words(count: int, generator: torch.Generator) -> list[int]:
 
 
 def token_counts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
-    """Tokens of each image, and of each video."""
-    counts = []
-    encoders = (model.model.get_image_features, getattr(model.model, "get_video_features", None))
-    for encode, (_, names) in zip(encoders, _VISUAL_INPUTS, strict=True):
-        given = {name: inputs[name] for name in names if name in inputs and name != "second_per_grid_ts"}
-        pixels = given.pop(names[0], None)
-        with torch.no_grad():
-            features = [] if pixels is None else encode(pixels, **given, return_dict=True).pooler_output
-        counts.append([len(each) for each in features])
-    return counts[0], counts[1]
+    """Tokens of each image, and of each video; the model refuses a prompt that does not agree."""
+    counts: tuple[list[int], list[int]] = ([], [])
+    names = [name for _, names in _VISUAL_INPUTS for name in names if name != "second_per_grid_ts"]
+    images = split_images({name: inputs.get(name) for name in names}) or []
+    with torch.no_grad():
+        for image, encoded in zip(images, encode_images(model, images), strict=True):
+            counts[is_video(image)].append(len(encoded.features))
+    return counts
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:

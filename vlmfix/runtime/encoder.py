@@ -49,7 +49,7 @@ class EncodedBlock:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """The blocks of one image, or of a frame of a video, and its number of tokens, newline tokens included."""
+    """The blocks of one image or frame of a video, and its number of tokens, newline tokens included."""
 
     blocks: tuple[EncodedBlock, ...]
     count: int

@@ -126,9 +126,7 @@ class _Batch:
     positions: Tensor
 
     @classmethod
-    def of(
-        cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, visual_tokens: list[int]
-    ) -> _Batch | None:
+    def of(cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, visual_tokens: list[int]) -> _Batch | None:
         """The pass, if prompts can share anything in it."""
         cache = read_cache(kwargs)
         embeddings, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")

@@ -160,7 +160,7 @@ class Run:
 
     @cached_property
     def images(self) -> list[list[ImageTokens]]:
-        """How the image tokens of each sequence form images, videos and grids; to be asked for in the prefill.
+        """How the image tokens of each sequence form images, videos and grids; to be asked in the prefill.
 
         Raises:
             UnsupportedError: it is not known exactly for this model.

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from vlmfix.runtime import attention
 
-
 VIDEO_PIXELS = "pixel_values_videos"
 _VIDEO_GRIDS = "video_grid_thw"
 
@@ -91,8 +90,19 @@ def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]
         encode = core.get_video_features if are_videos else core.get_image_features
         inputs = _joined_inputs(list(group))
         pixels = inputs.pop(VIDEO_PIXELS if are_videos else "pixel_values")
-        encoded += _split_output(encode(pixels, **inputs, return_dict=True))  # versions differ in its name
+        parts = _split_output(encode(pixels, **inputs, return_dict=True))  # versions differ in its name
+        if are_videos and model.config.model_type == "llava_onevision":
+            parts = [_with_newline(each, core.image_newline) for each in parts]
+        encoded += parts
     return encoded
+
+
+def _with_newline(video: Encoded, newline: Tensor) -> Encoded:
+    """A video of LLaVA-OneVision with the newline token behind it, which old versions add only later."""
+    newline = newline.to(video.features)
+    if torch.equal(video.features[-1], newline):
+        return video
+    return video._replace(features=torch.cat([video.features, newline[None]]))
 
 
 def is_video(image: Mapping[str, Tensor]) -> bool:
