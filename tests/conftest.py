@@ -124,7 +124,9 @@ def _deterministic() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_user_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLMFIX_PROFILES", str(tmp_path / "profiles"))
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    monkeypatch.setenv("VLMFIX_PROFILES", str(folder))
 
 
 @pytest.fixture(scope="session")

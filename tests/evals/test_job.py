@@ -233,7 +233,7 @@ def test_the_settings_make_the_same_job_again() -> None:
         (b"", "is no job file; it needs keys such as tasks"),
         (b"- pope", "is no job file"),
         (b"pope", "is no job file"),
-        (b"tasks: [pope", r"is no YAML \(while parsing"),
+        (b"tasks: [pope", r"is no YAML \(expected ',' or '\]'"),
         (b"tasks: pope\n\tmodel: x", "is no YAML"),
         (b"\xff\xfe\x00", "is no YAML"),
         (b'!!python/object/apply:os.system ["false"]', "is no YAML .*could not determine a constructor"),

@@ -98,6 +98,11 @@ def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:
             f"{name} changes the pixels of the image, and the prompt came without any; pass pixel_values, of "
             f"a video {VIDEO_PIXELS}"
         )
+    if any(map(is_video, images)) and not run.has_video:
+        raise UnsupportedError(
+            f"{name} changes the pixels of a video, and no video token of the prompt tells where its "
+            "features go in this model; show its frames as images"
+        )
     return images
 
 

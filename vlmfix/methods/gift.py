@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from vlmfix.errors import UnsupportedError
 from vlmfix.keywords import CONTENT_TAGS, Spans, keyword_extractor
 from vlmfix.methods.base import Card, Method
-from vlmfix.methods.parameters import check_range
+from vlmfix.methods.parameters import check_range, check_whole, sequence
 from vlmfix.models.profiles import Profile
 from vlmfix.prompts import find_question
 from vlmfix.runtime.activity import Sums
@@ -81,9 +81,19 @@ class GIFT(Method):
         check_range("query_gain", self.query_gain, 0, 100)
         check_range("head_keep_fraction", self.head_keep_fraction, 0, 1)
         check_range("clip_std", self.clip_std, 0, 1000)
+        if self.saliency_layer is not None:
+            check_whole("saliency_layer", self.saliency_layer, 0)
         if self.enhanced_layers is not None:
-            object.__setattr__(self, "enhanced_layers", tuple(self.enhanced_layers))
-        object.__setattr__(self, "content_tags", tuple(self.content_tags))
+            bounds = sequence("enhanced_layers", self.enhanced_layers, "a first and a last layer")
+            object.__setattr__(self, "enhanced_layers", bounds)
+        tags = sequence("content_tags", self.content_tags, "part-of-speech tags such as NOUN")
+        if not all(isinstance(tag, str) for tag in tags):
+            raise ValueError(f"content_tags is {tags!r}; it must hold part-of-speech tags such as NOUN")
+        object.__setattr__(self, "content_tags", tags)
+        if self.keyword_extractor is not None and not callable(self.keyword_extractor):
+            raise ValueError(
+                f"keyword_extractor is {self.keyword_extractor!r}; it must be a function, given in Python"
+            )
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         def known(value: Any, name: str) -> Any:

@@ -74,7 +74,7 @@ def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | N
             f"{name} needs the processor, for the words or the pixels of the prompt: 'with {name}()(model, "
             "processor):', or vlmfix.generate"
         )
-    resolved = method.resolve(model.config, find_profile(model.config))
+    resolved = method.resolve(model.config, find_profile(model))
     modules = DecoderModules(model)
     if resolved.needs_plain_layers:
         modules.check_layers()
