@@ -112,6 +112,12 @@ class GIFT(Method):
             raise ValueError(
                 f"saliency_layer is {saliency_layer!r}; the layers of this model go from 0 to {last}"
             )
+        heads = config.get_text_config().num_attention_heads
+        if int(heads * self.head_keep_fraction) == 0:
+            raise ValueError(
+                f"head_keep_fraction is {self.head_keep_fraction:g}, which keeps none of the {heads} heads "
+                f"of this model; use {1 / heads:.3g} to 1"
+            )
         bounds = list(enhanced_layers)
         if (
             len(bounds) != 2
@@ -141,7 +147,10 @@ class GIFT(Method):
         found: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
         fallbacks = 0
         starts = run.layout.real_tokens.int().argmax(dim=1).tolist()
-        for row, (start, ids) in enumerate(zip(starts, run.prompt_ids.tolist(), strict=True)):
+        prompts = run.prompt_ids
+        if run.video_tokens is not None:  # a video is no part of the question either
+            prompts = prompts.masked_fill(run.video_tokens.to(prompts.device), run.image_token)
+        for row, (start, ids) in enumerate(zip(starts, prompts.tolist(), strict=True)):
             key = tuple(ids[start:])
             if key not in found:  # beams share their prompt
                 asked = find_question(key, run.image_token, run.processor)
@@ -210,8 +219,8 @@ class GIFT(Method):
 
     def inactive_reason(self, run: Run) -> str:
         return (
-            "the saliency map is flat or no head looks at the image in the enhanced layers; raise "
-            "image_boost or run 'vlmfix calibrate --method gift'"
+            "no salient image token is left in the enhanced layers, or image_boost and query_gain are too "
+            "small to move a weight; choose earlier layers or raise image_boost"
         )
 
     def _decline_flat(self, run: Run, varies: Tensor) -> None:
@@ -220,7 +229,8 @@ class GIFT(Method):
         flat = self.takes(run) & ~varies
         sees = (run.state[self, "words"] & ~layout.before_first_image).any(dim=1)
         run.decline(self, "no question after the image", flat & ~sees)
-        run.decline(self, "the question draws no gaze to the image", flat & sees)
+        reason = "the question draws no gaze to the image" if self.clip_std else "clip_std 0 flattens the map"
+        run.decline(self, reason, flat & sees)
 
     def _extractor(self) -> tuple[Callable[[str], Spans], str]:
         if self.keyword_extractor is not None:
@@ -338,11 +348,13 @@ class TokenGroups(NamedTuple):
         members: columns image, question, and factors on image tokens, `(batch, 1, keys, 3)` float32.
         changes: factor on image tokens less 1, and 1 at the question, `(batch, 1, 1, 2, keys)`.
         has_image: `(batch, 1, 1)` bool.
+        has_boost: whether the factor on an image token is other than 1, `(batch, 1, 1)` bool.
     """
 
     members: Tensor
     changes: Tensor
     has_image: Tensor
+    has_boost: Tensor
 
     @classmethod
     def of(cls, image_weights: Tensor, image_tokens: Tensor, question_tokens: Tensor) -> TokenGroups:
@@ -353,6 +365,7 @@ class TokenGroups(NamedTuple):
             torch.stack([image, question, factors], dim=-1)[:, None],
             torch.stack([factors - image, question], dim=1)[:, None, None],
             image_tokens.any(dim=1)[:, None, None],
+            (factors != image).any(dim=1)[:, None, None],
         )
 
     def to(self, device: torch.device) -> TokenGroups:
@@ -365,8 +378,11 @@ class TokenGroups(NamedTuple):
         keys = self.members.shape[2]
         prompt, generated = attention.split([keys, attention.shape[-1] - keys], dim=-1)
         image, question, boosted = (prompt @ self.members.to(prompt.dtype)).unbind(dim=-1)
-        looks_at_image = top_heads(image, head_keep_fraction) & self.has_image
-        asks = top_heads(question, head_keep_fraction) & self.has_image
+        # By factors of 1 the sum of a row would still be rounded.
+        looks_at_image = top_heads(image, head_keep_fraction) & self.has_boost
+        asks = top_heads(question, head_keep_fraction) & (
+            self.has_boost if query_gain == 1 else self.has_image
+        )
         mass = (image * looks_at_image).sum(dim=1, keepdim=True)
         gain = (boosted * looks_at_image).sum(dim=1, keepdim=True) / mass
         more = asks * (query_gain * torch.where(mass > 0, gain, 1.0) - 1)

@@ -92,11 +92,13 @@ class VAR(Method):
         threshold = self.sink_threshold
         if threshold is None and profile is not None:
             threshold = profile.get("sink_threshold")
-        depth, hidden_size = config.get_text_config().num_hidden_layers, config.get_text_config().hidden_size
-        if self.first_layer >= depth:
+        end = config.get_text_config().num_hidden_layers - self.skip_last_layer
+        if self.first_layer >= end:
             raise ValueError(
-                f"first_layer is {self.first_layer}; the layers of this model go from 0 to {depth - 1}"
+                f"first_layer is {self.first_layer}; the layers of this model that can be edited go from 0 "
+                f"to {end - 1}{', the last one is left out' if self.skip_last_layer else ''}"
             )
+        hidden_size = config.get_text_config().hidden_size
         if max(dimensions) >= hidden_size:
             raise ValueError(
                 f"sink_dimensions has {max(dimensions)}; the dimensions of this model go from 0 to "
