@@ -31,7 +31,7 @@ from evals.store import Run
 from evals.tasks.base import Item
 from evals.worker import Draw, Worker
 from vlmfix.answer import read_answers
-from vlmfix.generation import open_images
+from vlmfix.pictures import open_images
 from vlmfix.prompts import prepare
 from vlmfix.runtime import support
 

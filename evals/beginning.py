@@ -31,9 +31,10 @@ from evals.store import (
     read_manifest,
 )
 from evals.tasks.base import Item, Task, content_hash
-from evals.worker import Draw
+from evals.worker import Draw, decoding_of
 from vlmfix.generation import prompt_under
 from vlmfix.prompts import render
+from vlmfix.suitability import profile_values
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Beginning:
         )
         if task.name not in self._parts:
             self._parts[task.name] = _item_parts(job, task, prepared.items, self._images)
-        name = "+".join(each["name"] for each in methods) or "greedy"
+        name = "+".join(each["name"] for each in methods) or variant.label.replace(" ", "-")
         path = job.output / task.name / f"{name}-{digest(key)[:8]}"
         planned = Planned(task, prepared.items, variant, path)
         if job.resume == "never":
@@ -126,7 +127,10 @@ class Beginning:
         def asked(item: Item) -> str:
             return self._rendered(prompt_under(variant.methods, item.prompt), int(item.image is not None))
 
-        info = _info(prepared.used, asked(prepared.items[0]))
+        info = _info(prepared.used, asked(prepared.items[0])) | {
+            "profiles": identity.plain(profile_values(variant.methods, self.model)),
+            "decoding": identity.plain(decoding_of(self.model, variant.methods, task.protocol)),
+        }
         run = Run.start(path, key, self._environment, info=info, allow_change=job.allow_environment_change)
         draws = {}
         for item, sample in planned.identities:

@@ -25,10 +25,11 @@ def rows(job: Job, task: Task) -> list[Variant]:
 
     Stock decoding is a control, whoever named it, and so is a method of the level "control".
     """
-    tested = [variant for variant in job.variants if not _is_control(variant)]
+    variants = [_named(variant, task.protocol) for variant in job.variants]
+    tested = [variant for variant in variants if not _is_control(variant)]
     if not job.controls or not tested:
-        return list(job.variants)
-    controls = [variant for variant in job.variants if _is_control(variant)]
+        return variants
+    controls = [variant for variant in variants if _is_control(variant)]
     if not any(is_greedy(variant, task.protocol) for variant in controls):
         plain = task.protocol.temperature == 0 and task.protocol.num_beams == 1
         controls.append(Variant.of("greedy" if plain else vlmfix.ControlGreedy.name, {}))
@@ -43,6 +44,13 @@ def is_greedy(variant: Variant, protocol: Protocol) -> bool:
     if not variant.methods:
         return protocol.temperature == 0 and protocol.num_beams == 1
     return variant.methods == (vlmfix.ControlGreedy(),)
+
+
+def _named(variant: Variant, protocol: Protocol) -> Variant:
+    """Stock decoding is called greedy only where it is: the protocol may sample, or search with beams."""
+    if variant.methods or is_greedy(variant, protocol):
+        return variant
+    return dataclasses.replace(variant, label="sampling" if protocol.temperature > 0 else "beam search")
 
 
 def _is_control(variant: Variant) -> bool:

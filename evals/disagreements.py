@@ -8,10 +8,11 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from evals.comparison import Comparison
 from evals.results import ItemResult, Outcome
+from vlmfix.pictures import open_images
 
 LONGEST_SIDE = 320
 """Of a picture in the report, in pixels."""
@@ -84,17 +85,14 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
 def thumbnail(path: Path) -> Picture | None:
     """A small copy for the report; None if the file is missing or no picture."""
     try:
-        with Image.open(path) as file:
-            file.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        [image] = open_images(path)
+    except (OSError, ValueError):
         return None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     buffer = io.BytesIO()
-    flat.save(buffer, "WEBP", quality=72, method=4)
+    image.save(buffer, "WEBP", quality=72, method=4)
     return Picture(
-        f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", flat.width, flat.height
+        f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", image.width, image.height
     )
 
 

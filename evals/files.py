@@ -14,6 +14,7 @@ LISTS = ("annotations", "questions", "results", "data", "captions", "sentences",
 """Under which of its keys an object may hold the records of a file."""
 
 _CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NUMBERED = re.compile(r"(?:.*[/\\])?(?:\d+|.*(?<!\d)\d{12})(?:\.[A-Za-z]+)?")
 
@@ -201,7 +202,7 @@ def _either(names: Sequence[str]) -> str:
 def _values(path: str | Path, drop: Collection[str]) -> list[tuple[int, Any]]:
     """All JSON values of a file with the lines on which they start; at least one."""
     text = read_text(path)
-    decoder = json.JSONDecoder(object_hook=_without(drop) if drop else None, parse_constant=_refuse)
+    decoder = json.JSONDecoder(object_pairs_hook=_object(drop), parse_constant=_refuse)
     values: list[tuple[int, Any]] = []
     line, counted, position = 1, 0, _after_blank(text, 0)
     try:
@@ -213,7 +214,19 @@ def _values(path: str | Path, drop: Collection[str]) -> list[tuple[int, Any]]:
             position = _after_blank(text, end)
     except (ValueError, RecursionError) as error:
         raise _located(path, text, decoder, error) from None
+    if _SURROGATE.search(text):
+        for line, value in values:
+            _refuse_surrogates(f"{path}, line {line}", value)
     return values
+
+
+def _refuse_surrogates(where: str, value: Any) -> None:
+    """Refuse half a character, which an escape can write and no file or tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"{where}: {half!r} is a lone surrogate, which is no text; write it anew") from None
 
 
 def _after_blank(text: str, position: int) -> int:
@@ -221,9 +234,16 @@ def _after_blank(text: str, position: int) -> int:
     return blank.end() if blank else position
 
 
-def _without(keys: Collection[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def hook(content: dict[str, Any]) -> dict[str, Any]:
-        for key in keys:
+def _object(drop: Collection[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """What makes an object of its fields, without some of them; refuses a key that comes twice."""
+
+    def hook(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(fields)
+        if len(content) < len(fields):
+            keys = [key for key, _ in fields]
+            twice = next(key for key in content if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} comes twice in an object; keep one")
+        for key in drop:
             content.pop(key, None)
         return content
 

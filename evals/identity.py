@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from evals.protocols import Protocol
+from vlmfix.decoding import set_aside
 from vlmfix.models.loading import resolve
 from vlmfix.models.profiles import find_profile
 
@@ -102,6 +103,7 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
                 for key, value in model.generation_config.to_diff_dict().items()
                 if key not in ("transformers_version", "_from_model_config")
             },
+            "generation_config_set_aside": set_aside(model),
             "processor": {
                 "class": type(processor).__name__,
                 "image_processor": type(processor.image_processor).__name__,
@@ -118,7 +120,7 @@ def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, 
     Raises:
         ValueError: a value is missing or does not fit the model.
     """
-    profile = find_profile(model.config)
+    profile = find_profile(model)
     resolved = method if method.is_neutral else method.resolve(model.config, profile)
     return plain({"name": method.name, "parameters": resolved.parameters})
 

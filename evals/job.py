@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import vlmfix
 from evals.protocols import Protocol, load_protocol
 from evals.tasks import tasks as known_tasks
 from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.settings import parse_yaml, read_yaml, user_path
 
 SYNTHETIC = "synthetic"
 RESUME = ("if_possible", "always", "never")
@@ -29,6 +28,7 @@ _PLAIN: dict[str, tuple[type, str]] = {
     "controls": (bool, "true or false"),
     "retry_errors": (bool, "true or false"),
     "allow_environment_change": (bool, "true or false"),
+    "allow_missing": (bool, "true or false"),
 }
 # By default so many items may fail, as a share and at least as a number.
 ERROR_SHARE, ERROR_COUNT = 0.01, 25
@@ -102,6 +102,7 @@ class Job:
         retry_errors: whether items that failed before are tried again.
         max_errors: number, or share of the items below 1, of failures after which a run stops.
         allow_environment_change: whether a run may go on with other versions or devices.
+        allow_missing: as on the command line.
     """
 
     tasks: tuple[str, ...]
@@ -122,6 +123,7 @@ class Job:
     retry_errors: bool = True
     max_errors: int | float | None = None
     allow_environment_change: bool = False
+    allow_missing: bool = False
 
     def allowed_errors(self, items: int) -> int:
         """How many of so many items may fail."""
@@ -175,9 +177,10 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"method {twice} is named twice with the same settings")
     given["batch_size"] = _count("batch_size", given.get("batch_size", "auto"), auto=True)
-    given["output"] = Path(
-        given.get("output", f"runs/{Path(given.get('model', DEFAULT_MODEL)).name}")
-    ).expanduser()
+    output = given.get("output", f"runs/{Path(given.get('model', DEFAULT_MODEL)).name}")
+    given["output"] = user_path(output)
+    if output != output.encode(errors="replace").decode():
+        raise ValueError(f"output is {output!r}, which is not UTF-8, as the files of runs are; name another")
     for name in ("limit", "max_errors"):
         if name in given:
             given[name] = _count_or_share(name, given[name], least=1 if name == "limit" else 0)
@@ -204,10 +207,7 @@ def read_job(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no job file {str(path)!r}; check the path")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no job file; it needs keys such as tasks, model, methods, output")
     return content
@@ -226,10 +226,12 @@ def parse_protocol(text: str) -> Protocol:
         key, separator, value = change.partition("=")
         if not separator:
             raise ValueError(f"protocol {text!r}: {change!r} is not KEY=VALUE, such as +max_new_tokens=32")
+        if key in values:
+            raise ValueError(f"protocol {text!r} gives {key} twice; keep one")
         try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"protocol {text!r}: the value of {key} is not readable") from error
+            values[key] = parse_yaml(value)
+        except ValueError as error:
+            raise ValueError(f"protocol {text!r}: the value of {key} is not readable ({error})") from error
     protocol = load_protocol(name)
     return protocol.with_(**values) if values else protocol
 

@@ -1,4 +1,4 @@
-"""Memory: its peak, and errors for want of it."""
+"""Memory: its peak, and giving it back."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may help."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def free_memory() -> None:

@@ -147,7 +147,7 @@ def _read_job(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not all(isinstance(run[name], str) for run in runs for name in ("task", "label", "path")):
             raise ValueError("a run is not described in words")
         return dict(content["settings"]), runs
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); run vlmfix eval with the same options again"
         ) from error

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evals.canonical import canonical_json
 from evals.scorers.pope import PARSERS
 from evals.scorers.vocabulary import VARIANTS
 from evals.scorers.vqa import MODES
+from vlmfix.methods.parameters import LEAST_TEMPERATURE
 from vlmfix.models.profiles import configs_directory
+from vlmfix.settings import read_yaml
 
 DATA_SETS = ("coco", "aokvqa", "gqa", "synthetic", "custom")
 """Sources of questions; `custom` is all that the user brings or has built."""
@@ -195,17 +195,14 @@ def _read(path: Path) -> _File:
     """A file of protocols; every error names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no protocol file {str(path)!r}; check the path")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("protocols"), dict):
         raise ValueError(f"{path} is no protocol file; it needs task and protocols: {{name: {{...}}}}")
     unknown = sorted(map(str, content.keys() - {field.name for field in dataclasses.fields(_File)}))
     if unknown:
         raise ValueError(f"{path} has unknown keys: {', '.join(unknown)}; it needs task and protocols")
     task = content.get("task")
-    if task not in _OWN:
+    if not isinstance(task, str) or task not in _OWN:
         raise ValueError(f"{path}: task is {task!r}; use one of {', '.join(_OWN)}")
     try:
         return _File(
@@ -262,7 +259,7 @@ def _refuse_contradictions(protocol: Protocol) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_count(value: Any, least: int = 0) -> bool:
@@ -284,7 +281,10 @@ _FROM_ONE = (lambda value: _is_count(value, 1), "a whole number of 1 or more")
 _RULES: dict[str, tuple[Any, str]] = {
     "max_new_tokens": _FROM_ONE,
     "num_beams": _FROM_ONE,
-    "temperature": (lambda value: _is_number(value) and value >= 0, "a number of 0 or more"),
+    "temperature": (
+        lambda value: _is_number(value) and (value == 0 or value >= LEAST_TEMPERATURE),
+        f"0 or a number of {LEAST_TEMPERATURE} or more",
+    ),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
     "top_k": _FROM_ZERO,
     "seeds": (_are_seeds, "a list of different whole numbers"),

@@ -20,6 +20,7 @@ from evals.share import Share
 from evals.store import RECORDS, Identity
 from evals.tasks.base import Item, Task
 from evals.worker import Worker, record_head
+from vlmfix.decoding import plain_decoding
 from vlmfix.generation import answer_batch
 from vlmfix.methods.outputshift import answer_ids
 
@@ -113,7 +114,8 @@ def execute(
 def _warm_up(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     """Pay for what only the first answer of a process costs, before time is measured."""
     grey = Image.new("RGB", (224, 224), (128, 128, 128))
-    answer_batch(model, processor, [(grey, "Hello")] * 2, max_new_tokens=2, do_sample=False)
+    decoding = plain_decoding(model, {"max_new_tokens": 2})
+    answer_batch(model, processor, [(grey, "Hello")] * 2, **decoding)
 
 
 @dataclass(frozen=True)

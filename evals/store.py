@@ -21,6 +21,9 @@ MANIFEST = "manifest.json"
 RECORDS = "records"
 _MANIFEST_TYPES = {"key": dict, "digest": str, "environments": list, "info": dict}
 
+# What a record has beside `time_decode`, as numbers.
+_COSTS = ("time_prefill", "forwards_per_token", "n_new_tokens")
+
 Identity = tuple[str, int]
 """An item and its sample."""
 
@@ -215,8 +218,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         for name, kind in _MANIFEST_TYPES.items():
             if not isinstance(manifest.get(name), kind):
                 raise ValueError(f"{name} is {_brief(manifest.get(name))}")
+        if manifest["digest"] != digest(manifest["key"]):
+            raise ValueError("its key is not the one that it was written with")
         return manifest
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); move the directory away and start again") from error
 
 
@@ -259,7 +264,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
             record = json.loads(line)
             if not _is_record(record):
                 raise ValueError("no record of a run")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not last:
                 return records, False
             raise ValueError(
@@ -272,6 +277,12 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
 def _is_record(record: Any) -> bool:
     """Whether it has what reading and scoring need, in their types."""
     if not isinstance(record, dict):
+        return False
+    if "time_decode" in record and not all(
+        isinstance(record.get(name), int | float) for name in ("time_decode", *_COSTS)
+    ):
+        return False
+    if "time_decode" in record and not isinstance(record.get("method_info"), dict):
         return False
     texts = ["id", "key", *(["text", "finish"] if record.get("status") == "ok" else ["error", "error_type"])]
     return (

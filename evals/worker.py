@@ -18,16 +18,19 @@ from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from evals.memory import free_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from evals.memory import free_memory, peak_memory, reset_peak_memory
 from evals.passes import Passes
 from evals.protocols import Protocol
 from evals.sampling import SeededSampling, seed_of
 from evals.store import Identity, Run
 from evals.tasks.base import Item
 from vlmfix.answer import Answer
-from vlmfix.generation import answer_batch, decoding_under, open_images, prompt_under
+from vlmfix.decoding import plain_decoding
+from vlmfix.failures import is_out_of_memory
+from vlmfix.generation import answer_batch, decoding_under, prompt_under
 from vlmfix.methods.base import AskingMethod
 from vlmfix.methods.outputshift import answer_margins
+from vlmfix.pictures import open_images
 from vlmfix.runtime.divergence import Divergence
 
 # Characters by which the prompts of a batch may differ in length.
@@ -146,8 +149,9 @@ class Worker:
                 failures += len(failed)
                 if failures > max_errors:
                     raise TooManyErrorsError(
-                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; mend "
-                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']}"
+                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; fix "
+                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
+                        f"({failed[-1]['error_type']})"
                     )
 
     def _next_batch(self, queue: deque[Draw]) -> list[Draw]:
@@ -252,25 +256,13 @@ class Worker:
             return None
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
-        """The decoding of the protocol under the methods; samples are drawn by seeds of their own.
-
-        Where the protocol has a single beam, a method may bring as many as it wants.
-        """
-        protocol = self.protocol
-        kwargs: dict[str, Any] = {
-            "max_new_tokens": protocol.max_new_tokens,
-            "do_sample": protocol.temperature > 0,
-        }
-        if protocol.num_beams > 1:
-            kwargs["num_beams"] = protocol.num_beams
-        if protocol.temperature > 0:
-            kwargs |= {name: getattr(protocol, name) for name in _WARPING}
-        kwargs = {"num_beams": 1} | decoding_under(self.methods, kwargs)
+        """The decoding of the protocol under the methods; samples are drawn by seeds of their own."""
+        kwargs = decoding_of(self.model, self.methods, self.protocol)
         warping = {name: kwargs.pop(name, None) for name in _WARPING}
         if kwargs["do_sample"]:
             seeds = [seed_of(draw.seed, draw.item.id, draw.sample) for draw in batch]
             kwargs["logits_processor"] = LogitsProcessorList([SeededSampling(seeds, **warping)])
-        return kwargs | {"do_sample": False}
+        return plain_decoding(self.model, kwargs | {"do_sample": False})
 
     def _activities(self, items: int) -> list[dict[str, Any]]:
         """What each method did for each item, as sums that can be added up."""
@@ -297,6 +289,25 @@ class Worker:
             "error": reason,
             "error_type": type(error).__name__,
         }
+
+
+def decoding_of(
+    model: PreTrainedModel, methods: Sequence[vlmfix.Method], protocol: Protocol
+) -> dict[str, Any]:
+    """How answers are decoded: as the protocol says, under the methods; nothing else of the checkpoint's
+    generation_config but token ids.
+
+    Where the protocol has a single beam, a method may bring as many as it wants.
+    """
+    kwargs: dict[str, Any] = {
+        "max_new_tokens": protocol.max_new_tokens,
+        "do_sample": protocol.temperature > 0,
+    }
+    if protocol.num_beams > 1:
+        kwargs["num_beams"] = protocol.num_beams
+    if protocol.temperature > 0:
+        kwargs |= {name: getattr(protocol, name) for name in _WARPING}
+    return plain_decoding(model, decoding_under(methods, kwargs))
 
 
 def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:

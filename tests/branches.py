@@ -106,7 +106,7 @@ def with_ids(single: Inputs, ids: list[int]) -> Inputs:
     whole = {**single, "input_ids": torch.tensor([ids])}
     whole["attention_mask"] = torch.ones_like(whole["input_ids"])
     if "mm_token_type_ids" in single:
-        whole["mm_token_type_ids"] = (whole["input_ids"] == families.IMAGE_TOKEN).int()
+        whole["mm_token_type_ids"] = families.token_types(whole["input_ids"])
     return whole
 
 

@@ -123,8 +123,8 @@ def _deterministic() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_user_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLMFIX_PROFILES", str(tmp_path / "profiles"))
+def _no_user_profiles(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMFIX_PROFILES", str(tmp_path_factory.mktemp("profiles")))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
+from vlmfix.runtime.vision import encode_images, is_video, split_images
+
 VOCABULARY = 120
 IMAGE_TOKEN = 110
 VISION_START, VISION_END, VIDEO_TOKEN = 111, 112, 113
@@ -73,12 +75,31 @@ def _patches(images: int, generator: torch.Generator) -> dict[str, torch.Tensor]
     }
 
 
+def _video_patches(videos: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    grids = torch.tensor([[2 + index % 2, 4, 4] for index in range(videos)])
+    patches = int(grids.prod(dim=1).sum())
+    return {
+        "pixel_values_videos": torch.randn(patches, 3 * 2 * 14 * 14, generator=generator),
+        "video_grid_thw": grids,
+    }
+
+
+def _timed_patches(videos: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    # Far apart, so that the time of the last frame is larger than any position of the text behind it.
+    return {**_video_patches(videos, generator), "second_per_grid_ts": torch.tensor([9] * videos)}
+
+
+def _frames(videos: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"pixel_values_videos": torch.randn(videos, 3, 3, 56, 56, generator=generator)}
+
+
 @dataclass(frozen=True)
 class Family:
-    """How to build one family: its configuration, and the image inputs of a number of images."""
+    """How to build one family: its configuration, and the inputs of a number of images, and of videos."""
 
     config: dict[str, Any]
     images: Callable[[int, torch.Generator], dict[str, torch.Tensor]]
+    videos: Callable[[int, torch.Generator], dict[str, torch.Tensor]] | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -108,6 +129,7 @@ FAMILIES: dict[str, Family] = {
             "image_grid_pinpoints": [[56, 56]],
         },
         _tiles,
+        _frames,
     ),
     "qwen2_vl": Family(
         {
@@ -116,6 +138,7 @@ FAMILIES: dict[str, Family] = {
             **QWEN_IDS,
         },
         _patches,
+        _video_patches,
     ),
     "qwen2_5_vl": Family(
         {
@@ -131,6 +154,7 @@ FAMILIES: dict[str, Family] = {
             **QWEN_IDS,
         },
         _patches,
+        _timed_patches,
     ),
     "qwen3_vl": Family(
         {
@@ -146,6 +170,7 @@ FAMILIES: dict[str, Family] = {
             **QWEN_IDS,
         },
         _patches,
+        _video_patches,
     ),
     "internvl": Family(
         {
@@ -207,30 +232,54 @@ def _last_projection(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 def prompt(
-    family: str, model: PreTrainedModel, images: Sequence[int] = (1,), *, seed: int = 0
+    family: str,
+    model: PreTrainedModel,
+    images: Sequence[int] = (1,),
+    *,
+    videos: Sequence[int] = (),
+    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Left-padded inputs of a batch.
 
     Args:
         images: number of images in each prompt; prompts differ in length and words.
+        videos: number of videos in each, in front of its images; none if empty.
     """
     generator = torch.Generator().manual_seed(seed)
+    videos = videos or [0] * len(images)
     inputs = FAMILIES[family].images(sum(images), generator) if sum(images) else {}
-    if inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    counts = _image_token_counts(model, inputs) if inputs else []
+    of_videos = FAMILIES[family].videos
+    if sum(videos):
+        assert of_videos is not None
+        inputs |= of_videos(sum(videos), generator)
+    for name in ("pixel_values", "pixel_values_videos"):
+        if name in inputs:
+            inputs[name] = inputs[name].to(model.dtype)
+    image_counts, video_counts = token_counts(model, inputs)
     sequences = []
-    for number, count in enumerate(images):
+    for number, (image_count, video_count) in enumerate(zip(images, videos, strict=True)):
         ids = [1, *_words(3, generator)]
-        for _ in range(count):
-            ids += [VISION_START, *[IMAGE_TOKEN] * counts.pop(0), VISION_END, *_words(2, generator)]
+        for _ in range(video_count):
+            # Qwen3-VL reads frame by frame, with the time in front of each.
+            frames = int(inputs["video_grid_thw"][-len(video_counts), 0]) if family == "qwen3_vl" else 1
+            tokens = [VIDEO_TOKEN] * (video_counts.pop(0) // frames)
+            for _ in range(frames):
+                ids += [*_words(1, generator), VISION_START, *tokens, VISION_END]
+            ids += _words(2, generator)
+        for _ in range(image_count):
+            ids += [VISION_START, *[IMAGE_TOKEN] * image_counts.pop(0), VISION_END, *_words(2, generator)]
         sequences.append(ids + _words(4 + 3 * number, generator))
     length = max(map(len, sequences))
     inputs["input_ids"] = torch.tensor([[0] * (length - len(ids)) + ids for ids in sequences])
     inputs["attention_mask"] = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in sequences])
-    if "image_grid_thw" in inputs or family.startswith("qwen"):
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
+    if family.startswith("qwen"):
+        inputs["mm_token_type_ids"] = token_types(inputs["input_ids"])
     return inputs
+
+
+def token_types(input_ids: torch.Tensor) -> torch.Tensor:
+    """What Qwen-VL calls `mm_token_type_ids`: 1 at images, 2 at videos."""
+    return (input_ids == IMAGE_TOKEN).int() + 2 * (input_ids == VIDEO_TOKEN).int()
 
 
 def split(
@@ -238,22 +287,23 @@ def split(
 ) -> list[dict[str, torch.Tensor]]:
     """The samples of a batch as batches of one, without padding."""
     singles = []
-    image_inputs = {name: value for name, value in inputs.items() if name in _IMAGE_INPUTS}
-    counts = _image_token_counts(model, image_inputs) if image_inputs else []
-    first = 0
+    counts = token_counts(model, inputs)
+    firsts = [0, 0]
     for row, mask in enumerate(inputs["attention_mask"].bool()):
-        tokens = {
+        single = {
             name: inputs[name][row : row + 1, mask]
             for name in ("input_ids", "attention_mask", "mm_token_type_ids")
             if name in inputs
         }
-        left = int((tokens["input_ids"] == IMAGE_TOKEN).sum())
-        last = first
-        while left > 0:
-            left -= counts[last]
-            last += 1
-        singles.append(tokens | _slice_images(image_inputs, first, last))
-        first = last
+        for kind, (token, names) in enumerate(_VISUAL_INPUTS):
+            left = int((single["input_ids"] == token).sum())
+            last = firsts[kind]
+            while left > 0:
+                left -= counts[kind][last]
+                last += 1
+            single |= _slice_visuals(inputs, names, firsts[kind], last)
+            firsts[kind] = last
+        singles.append(single)
     return singles
 
 
@@ -269,16 +319,24 @@ def continued(single: dict[str, torch.Tensor], new: Sequence[int]) -> dict[str, 
     return whole
 
 
-_IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw")
+IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw")
+_VISUAL_INPUTS = (
+    (IMAGE_TOKEN, IMAGE_INPUTS),
+    (VIDEO_TOKEN, ("pixel_values_videos", "second_per_grid_ts", "video_grid_thw")),
+)
 
 
-def _slice_images(inputs: dict[str, torch.Tensor], first: int, last: int) -> dict[str, torch.Tensor]:
+def _slice_visuals(
+    inputs: dict[str, torch.Tensor], names: Sequence[str], first: int, last: int
+) -> dict[str, torch.Tensor]:
+    """The images, or the videos, from one number up to another."""
     if first == last:
         return {}
-    chosen = {name: value[first:last] for name, value in inputs.items()}
-    if "image_grid_thw" in inputs:
-        sizes = inputs["image_grid_thw"].prod(dim=1).tolist()
-        chosen["pixel_values"] = inputs["pixel_values"][sum(sizes[:first]) : sum(sizes[:last])]
+    chosen = {name: inputs[name][first:last] for name in names if name in inputs}
+    pixels, *_, grids = names
+    if grids in inputs:
+        sizes = inputs[grids].prod(dim=1).tolist()
+        chosen[pixels] = inputs[pixels][sum(sizes[:first]) : sum(sizes[:last])]
     return chosen
 
 
@@ -286,10 +344,15 @@ def _words(count: int, generator: torch.Generator) -> list[int]:
     return torch.randint(5, 100, (count,), generator=generator).tolist()
 
 
-def _image_token_counts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[int]:
+def token_counts(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
+    """Tokens of each image, and of each video; the model refuses a prompt that does not agree."""
+    counts: tuple[list[int], list[int]] = ([], [])
+    names = [name for _, names in _VISUAL_INPUTS for name in names if name != "second_per_grid_ts"]
+    images = split_images({name: inputs.get(name) for name in names}) or []
     with torch.no_grad():
-        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output
-    return [len(image) for image in features]
+        for image, encoded in zip(images, encode_images(model, images), strict=True):
+            counts[is_video(image)].append(len(encoded.features))
+    return counts
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:

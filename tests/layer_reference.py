@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vlmfix.runtime.divergence import RULED_OUT
+
 Mix = Callable[[Tensor, list[Tensor]], Tensor]
 """From logits `(vocabulary,)` and the stream at each exit `(hidden,)` to mixed logits."""
 
@@ -38,7 +40,7 @@ def read(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, lis
 
 
 def generated(model: PreTrainedModel, inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
-    """Raw logits of every generated position, `(steps, batch, vocabulary)`."""
+    """Raw logits of every generated position as `released`, `(steps, batch, vocabulary)`."""
     output = model.generate(
         **inputs,
         max_new_tokens=6,
@@ -47,4 +49,11 @@ def generated(model: PreTrainedModel, inputs: dict[str, Tensor], **kwargs: Any) 
         return_dict_in_generate=True,
         **kwargs,
     )
-    return torch.stack(output.logits)
+    return released(torch.stack(output.logits))
+
+
+def released(logits: Tensor) -> Tensor:
+    """Logits as released loops have them: minus infinity where a token is ruled out, here finite and far
+    below the others."""
+    assert logits.isfinite().all()
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) - RULED_OUT / 2, -torch.inf)

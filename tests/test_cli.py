@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vlmfix
 from cli import app
 from evals.data import render, sample_scene
+from vlmfix.console import strict
+from vlmfix.models.loading import resolve
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--max-new-tokens", "8")
@@ -113,6 +121,65 @@ def test_a_method_that_does_nothing_says_so() -> None:
     assert "lower it" in result.stderr
 
 
+def test_a_sampled_row_is_not_called_greedy() -> None:
+    document = json.loads(run("generate", "--temperature", "2", "--json", *SHORT).stdout)
+    assert document["method"] == "sampling"
+    assert document["decoding"]["sampling"] == {
+        "do_sample": True,
+        "max_new_tokens": 8,
+        "num_beams": 1,
+        "temperature": 2.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
+
+
+def test_json_says_which_profile_and_which_settings_of_the_checkpoint(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(resolve("tiny-llava"), model)
+    settings = {"eos_token_id": 1, "pad_token_id": 2, "repetition_penalty": 5.0, "num_beams": 3}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    document = json.loads(run("generate", "--model", model, "--method", "var", "--json", *SHORT).stdout)
+    assert document["profile"]["var"]["sink_dimensions"] == {
+        "profile": "tiny-llava",
+        "value": [23, 117],
+        "source": "planted there in training (training/sinks.py)",
+        "matched_by": "type and shape",
+    }
+    assert document["generation_config_set_aside"] == {"repetition_penalty": 5.0, "num_beams": 3}
+    assert document["decoding"]["var"]["repetition_penalty"] == 1.0
+    stock = json.loads(run("generate", "--method", "var", "--json", *SHORT).stdout)
+    assert document["results"] == stock["results"]
+
+
+def test_missing_weights_are_refused_unless_allowed(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(resolve("tiny-llava"), model)
+    weights = load_file(model / "model.safetensors")
+    for name in [name for name in weights if ".layers.7." in name]:
+        del weights[name]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    refused = run("generate", "--model", model, *SHORT)
+    assert refused.exit_code == 2
+    assert "9 weights missing, which would be random: model.language_model.layers.7." in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    allowed = run("generate", "--model", model, "--allow-missing", *SHORT)
+    assert allowed.exit_code == 0
+    assert "warning: " in allowed.stderr
+    assert "9 weights missing" in allowed.stderr
+
+
+def test_which_methods_work_on_a_model() -> None:
+    result = run("methods", "--model", "tiny-llava")
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.replace("│", " ").split())
+    assert re.search(
+        r"var yes sink_threshold = 6.5 .* of profile tiny-llava, by type and shape: \[23, 117", text
+    )
+    assert "pyramiddrop no no schedule of PyramidDrop is published for 8 layers" in text
+    assert re.search("weights: sampled-sha256:[0-9a-f]{32}$", text)
+
+
 def test_methods_table() -> None:
     result = run("methods")
     assert result.exit_code == 0
@@ -160,6 +227,28 @@ def test_scenes_and_calibration(tmp_path: Path) -> None:
         (["generate", "--device", "toaster"], "is not available here"),
         (["generate", "--device", "cuda:99"], "is not available here"),
         (["generate", "--wrong-option"], "--wrong-option"),
+        (["generate", "--image", ""], "'' is no path"),
+        (["generate", "--model", ""], "--model is ''"),
+        (["generate", "--prompt", "a\udcffb"], "character 2 is not valid UTF-8"),
+        (["generate", "--prompt", "an <image>"], "which stands for a picture"),
+        (["generate", "--temperature", "nan"], "must be 0, or a number of 0.0001 or more"),
+        (["generate", "--temperature", "inf"], "must be 0, or a number"),
+        (["generate", "--seed", "99999999999999999999"], "--seed"),
+        (["generate", "--device", "meta"], "holds no weights"),
+        (["generate", "--dtype", "float8_e4m3fn"], "that no model computes in"),
+        (["generate", "--method", "var", "--set", "moved_fraction=true"], "moved_fraction is True"),
+        (["generate", "--method", "var", "--set", "moved_fraction=.nan"], "is no finite number"),
+        (["generate", "--method", "var", "--set", "first_layer=99"], "the layers of this model go from 0"),
+        (["generate", "--method", "var", "--set", "name=x"], "var has no parameter 'name'"),
+        (["generate", "--method", "gift", "--set", "enhanced_layers=3"], "it must hold a first and a last"),
+        (["generate", "--method", "icd", "--set", "instruction_ids=[99999999]"], "the tokens of this model"),
+        (
+            ["generate", "--method", "var", *("--set", "var.moved_fraction=0", "--set", "moved_fraction=1")],
+            "--set gives moved_fraction twice, 0 and 1",
+        ),
+        (["scenes", "--output", "{empty}"], "is there already"),
+        (["scenes", "--output", ""], "'' is no path"),
+        (["calibrate", "--images", "{empty}", "--output", "{empty}"], "is a folder; name a profile file"),
         (["wrong-command"], "wrong-command"),
         (["scenes", "--count", "0", "--output", "{empty}/new"], "--count"),
         (["calibrate", "--images", "{empty}"], "no pictures in"),
@@ -177,6 +266,36 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path)
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not result.stdout
+
+
+def test_json_is_strict_whatever_a_file_is_called(pictures: Path) -> None:
+    os.rename(pictures / "0.png", os.fsencode(pictures) + b'/\xff"\n\x1b.png')
+    (pictures / "line.png").write_bytes((pictures / "1.png").read_bytes()[:200])
+    result = run(
+        "generate", "--image", pictures, "--method", "var", "--set", "moved_fraction=1e-1", "--json", *SHORT
+    )
+    document = json.loads(result.stdout.encode(), parse_constant=pytest.fail)
+    assert result.stdout.isascii()
+    assert document["parameters"]["var"]["moved_fraction"] == 0.1
+    names = [Path(each["image"]).name for each in document["results"]]
+    assert names == ["1.png", "2.png", '\\xff"\\n\\x1b.png']
+    assert [Path(each["image"]).name for each in document["failures"]] == ["line.png"]
+
+
+def test_values_that_json_lacks() -> None:
+    value = {"a": (float("nan"), float("-inf")), 1: torch.float16, "b": {"x"}, "\ud800": Path("c")}
+    document = json.loads(json.dumps(strict(value), allow_nan=False, default=str))
+    assert document == {"a": [None, None], "1": "torch.float16", "b": ["x"], "\\ud800": "c"}
+
+
+def test_a_picture_that_the_model_cannot_take_leaves_the_others_their_answers(pictures: Path) -> None:
+    Image.new("RGB", (5000, 1)).save(pictures / "line.png")
+    result = run("generate", "--image", pictures, "--model", "tiny-qwen2.5-vl", "--json", *SHORT)
+    document = json.loads(result.stdout)
+    assert len(document["results"]) == 3
+    assert [Path(each["image"]).name for each in document["failures"]] == ["line.png"]
+    assert result.exit_code == 2
+    assert "1 of 4 pictures" in result.stderr
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from PIL import Image
 
 import vlmfix
 from evals.data import render, sample_scene
-from vlmfix.generation import open_images
+from vlmfix.pictures import open_images
 from vlmfix.prompts import render as render_prompt
 
 PICTURES = [render(sample_scene(3, index)) for index in range(5)]
@@ -137,3 +137,18 @@ def test_arguments_that_do_not_go_together(loaded: tuple[Any, Any]) -> None:
         vlmfix.generate(*loaded, PICTURES, PROMPTS, num_return_sequences=2, num_beams=2)
     with pytest.raises(ValueError, match=r"unknown method 'varr' \(did you mean 'var'\?\)"):
         vlmfix.generate(*loaded, PICTURES, PROMPTS, "varr")
+
+
+def test_a_broken_picture_shows_before_any_work(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    answered: list[int] = []
+    with pytest.raises(ValueError, match=r"broken.png' is not a readable image"):
+        vlmfix.generate(
+            *loaded,
+            [PICTURES[0], tmp_path / "broken.png"],
+            "Hi",
+            max_new_tokens=1,
+            batch_size=1,
+            progress=answered.append,
+        )
+    assert not answered

@@ -9,7 +9,7 @@ import pytest
 import vlmfix
 from evals.data import demo_scene, render
 from vlmfix.models.loading import EMBEDDED
-from vlmfix.prompts import find_question, prepare
+from vlmfix.prompts import find_question, prepare, text_and_spans
 from vlmfix.runtime import support
 
 QUESTION = "Is there a red dog, or a cup?"
@@ -76,3 +76,13 @@ def test_prompt_in_another_form(loaded: tuple[Any, Any]) -> None:
     text = f"{processor.image_token}{QUESTION}"
     ids = processor(images=[render(demo_scene())], text=[text])["input_ids"][0]
     assert found(loaded, list(ids)) == (QUESTION, QUESTION)
+
+
+def test_spans_of_a_long_text_are_those_of_its_beginnings(loaded: tuple[Any, Any]) -> None:
+    tokenizer = loaded[1].tokenizer
+    ids = tokenizer("Is there a \u00fcber-dog \U0001f415\u2009\u72ac, or  a cup? " * 12)["input_ids"]
+    text, spans = text_and_spans(ids, loaded[1])
+    ends = [len(tokenizer.decode(ids[:count])) for count in range(len(ids) + 1)]
+    assert len(ids) > 300
+    assert text == tokenizer.decode(ids)
+    assert [stop for _, stop in spans] == [max(ends[: place + 2]) for place in range(len(ids))]

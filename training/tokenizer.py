@@ -22,27 +22,36 @@ _IMAGES = (
     "{% if part.type == 'image' %}IMAGE{% endif %}{% endfor %}{% endif %}"
 )
 
-# Images first, then the text, as in LLaVA-1.5; a system message stands in front of the first turn.
+# Images first, then the parts of the text, each with a space, as in LLaVA-1.5; a system message stands before
+# the first turn.
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'system' %}" + _TEXTS + " "
     "{% elif message.role == 'user' %}USER: "
     + _IMAGES.replace("IMAGE", "<image>\n")
-    + _TEXTS
-    + " {% else %}ASSISTANT: {% generation %}"
+    + _TEXTS.replace("}}", "}} ")
+    + "{% else %}ASSISTANT: {% generation %}"
     + _TEXTS
     + "</s>{% endgeneration %}{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
-# Starts with <|endoftext|>: the first token is the attention sink, as the begin token is in Llama.
+# The parts of the content in their order, numbered on request, as in Qwen2.5-VL, but without a system message
+# of its own. Starts with <|endoftext|>: the first token is the attention sink, as the begin token in Llama.
 QWEN_TEMPLATE = (
-    "<|endoftext|>{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    + _IMAGES.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    + "{% if message.role == 'assistant' %}{% generation %}"
+    "<|endoftext|>{% set seen = namespace(images=0, videos=0) %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}{% generation %}"
     + _TEXTS
-    + "<|im_end|>{% endgeneration %}{% else %}"
-    + _TEXTS
-    + "<|im_end|>{% endif %}{{ '\\n' }}{% endfor %}"
+    + "<|im_end|>{% endgeneration %}{% elif message.content is string %}{{ message.content }}<|im_end|>"
+    "{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' or 'image' in part or 'image_url' in part %}"
+    "{% set seen.images = seen.images + 1 %}{% if add_vision_id %}Picture {{ seen.images }}: {% endif %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' or 'video' in part %}"
+    "{% set seen.videos = seen.videos + 1 %}{% if add_vision_id %}Video {{ seen.videos }}: {% endif %}"
+    "<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>{% endif %}{{ '\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 

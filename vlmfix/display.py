@@ -8,11 +8,15 @@ from difflib import SequenceMatcher
 import numpy as np
 from PIL import Image
 from rich.color import Color
+from rich.markup import escape
 from rich.style import Style
+from rich.table import Column, Table
 from rich.text import Text
+from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.methods import methods
+from vlmfix.methods import make_method, methods
 from vlmfix.methods.base import Method
+from vlmfix.suitability import suitability
 
 
 def mark_differences(first: str, second: str, *, style: str = "bold reverse") -> tuple[Text, Text]:
@@ -29,9 +33,10 @@ def mark_differences(first: str, second: str, *, style: str = "bold reverse") ->
 
 def thumbnail(image: Image.Image, columns: int = 48) -> Text:
     """The picture in half blocks, two pixels a character cell."""
-    width = min(columns, image.width)
-    rows = max(1, round(image.height * width / image.width / 2))
-    small = image.convert("RGB").resize((width, 2 * rows), Image.Resampling.LANCZOS)
+    scale = min(1, columns / image.width, 2 * columns / image.height)
+    width = max(1, round(image.width * scale))
+    rows = max(1, round(image.height * scale / 2))
+    small = image.resize((width, 2 * rows), Image.Resampling.LANCZOS)
     pixels = np.asarray(small)
     text = Text(no_wrap=True)
     for y in range(0, small.height, 2):
@@ -56,6 +61,28 @@ def method_card(cls: type[Method]) -> str:
             f"defaults: {', '.join(defaults)}",
         )
     )
+
+
+def suitability_table(model: PreTrainedModel, processor: ProcessorMixin, name: str) -> Table:
+    """Which methods work on a model, with which values and from which profile, or why not."""
+    table = Table("method", "works", Column("values, and where they come from", ratio=1), title=escape(name))
+    for method_name in methods():
+        method = make_method(method_name)
+        found = suitability(method, model, processor)
+        defaults = method.parameters
+        lines = [
+            f"{key} = {value}"
+            for key, value in found.parameters.items()
+            if value != defaults[key]  # what its class says is in 'vlmfix methods'
+        ]
+        lines += [
+            f"{key} of profile {entry['profile']}, by {entry['matched_by']}: {entry['value']} "
+            f"({entry['source']})"
+            for key, entry in found.profile.items()
+        ]
+        lines += found.notes
+        table.add_row(method_name, "yes" if found.works else "no", escape("\n".join(lines)))
+    return table
 
 
 def methods_markdown() -> str:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
-from pathlib import Path
 from typing import Any, overload
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.answer import Answer, read_answers
+from vlmfix.decoding import plain_decoding
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods import make_method
 from vlmfix.methods.base import AskingMethod, Method
+from vlmfix.pictures import ImageLike, Images, listed, open_images
 from vlmfix.prompts import prepare
 from vlmfix.refinement import Refinement
 from vlmfix.runtime import support
 from vlmfix.runtime.prefix import shared_prefix
 from vlmfix.runtime.vision import cached_vision
-
-ImageLike = Image.Image | str | Path
-"""A picture, or the path of one."""
-
-Images = ImageLike | Sequence[ImageLike] | None
-"""The pictures of one prompt, in the order in which the prompt shows them."""
 
 
 @overload
@@ -70,7 +65,8 @@ def generate(
         model: a stock image-text-to-text model, or a wrapper around one, such as a PEFT model.
         processor: its processor.
         images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text
-            only. A single picture serves all prompts.
+            only. A single picture serves all prompts. All are opened before the first is answered, so that
+            a broken one costs no work; see `vlmfix.pictures.open_images` for what the model is shown.
         prompts: what the user asks, without any template; a single one is asked about every image.
         method: a method, the name of one (at its defaults), or several of either, attached in that order; a
             name may be several joined by `+`, such as "var+vhr". None is plain decoding. With one that asks
@@ -80,13 +76,15 @@ def generate(
         progress: called with the number of prompts just answered.
         on_refinement: called with what CARVE found out about each prompt, in order.
         **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a
-            prompt.
+            prompt. Without any, decoding is greedy: what the checkpoint's generation_config says of choosing
+            tokens (sampling, beams, penalties, banned tokens) does not apply, see `vlmfix.decoding`.
 
     Returns:
         The answers in the order of the prompts; a single text if both `images` and `prompts` are single.
 
     Raises:
-        ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image.
+        ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image,
+            or what is neither a picture nor a path.
         FileNotFoundError: no such image.
         UnsupportedError: the model or the way of decoding does not go with the method.
     """
@@ -102,14 +100,18 @@ def generate(
     if len(asking) > 1:
         names = " and ".join(type(each).__name__ for each in asking)
         raise UnsupportedError(f"{names} ask the model several times each; use one of them")
-    generate_kwargs = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
+    wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
+    generate_kwargs = plain_decoding(model, wanted)
     pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
+    size = 1 if asking else batch_size
+    if len(pairs) > size:  # a broken picture must not show after an hour of work
+        for pictures in {_identity(pictures): pictures for pictures, _ in pairs}.values():
+            open_images(pictures)
     answers: list[str] = []
     with ExitStack() as stack:
         for each in methods:
             if each.attaches:
                 stack.enter_context(each(model, processor))
-        size = 1 if asking else batch_size
         for start in range(0, len(pairs), size):
             batch = pairs[start : start + size]
             if asking:
@@ -156,6 +158,7 @@ def answer_batch(
         if key not in pictures:
             pictures[key] = open_images(images)
     inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
+    check_token_ids(inputs["input_ids"], model)
     inputs = inputs.to(model.device, dtype=model.dtype)
     end_tokens = support.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
@@ -166,10 +169,24 @@ def answer_batch(
     return read_answers(output, inputs["attention_mask"], end_tokens, processor)
 
 
+def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
+    """Refuse a prompt with tokens that the model has no embedding for, image tokens apart.
+
+    Raises:
+        ValueError: the tokenizer is another model's.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    beyond = input_ids[(input_ids >= size) & (input_ids != getattr(model.config, "image_token_id", None))]
+    if beyond.numel():
+        raise ValueError(
+            f"the tokenizer gives token {int(beyond[0])}, but the embedding of the model has {size} rows; "
+            "use the tokenizer of this checkpoint, or resize_token_embeddings and train the new rows"
+        )
+
+
 def _identity(images: Images) -> Any:
     """Equal for the same pictures."""
-    several = [] if images is None else [images] if isinstance(images, ImageLike) else images
-    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in several)
+    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in listed(images))
 
 
 def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Method]:
@@ -184,36 +201,6 @@ def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Met
     ]
 
 
-def open_images(images: Images) -> list[Image.Image]:
-    """The pictures of one prompt in RGB, as a person sees them (turned upright).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file is no image, is cut off, or holds more pixels than Pillow trusts.
-    """
-    several = [] if images is None else [images] if isinstance(images, ImageLike) else images
-    return [_open(image) for image in several]
-
-
-def _open(image: ImageLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    path = Path(image)
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file {str(path)!r}; check the path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"{str(path)!r} has too many pixels to be opened safely; scale it down ({error})"
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is not a readable image ({error}); replace or remove it") from error
-
-
 def _pairs(
     images: ImageLike | Sequence[Images] | None, prompts: str | Sequence[str]
 ) -> list[tuple[Images, str]]:
@@ -221,6 +208,8 @@ def _pairs(
     if isinstance(images, ImageLike) or images is None:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         return [(images, text) for text in texts]
+    if not isinstance(images, Sequence) or isinstance(images, bytes | bytearray):
+        listed(images)  # says what it is
     if isinstance(prompts, str):
         return [(each, prompts) for each in images]
     if len(images) != len(prompts):

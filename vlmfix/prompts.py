@@ -11,12 +11,17 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
+from vlmfix.errors import UnsupportedError
 from vlmfix.preprocessing import each_image_once
+from vlmfix.turns import Turns, takes_parts
 
 # Rendered in the place of the question, and of a system message, to learn what the chat template puts around
 # them.
 _MARKER = "vlmfixquestion"
 _SYSTEM_MARKER = "vlmfixsystem"
+
+# Tokens that are decoded together, and those before them that may share a character or a space with them.
+_BLOCK, _OVERLAP = 64, 8
 
 
 def prepare(
@@ -29,6 +34,9 @@ def prepare(
         prompts: one text each, without a template.
         processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
             one.
+
+    Raises:
+        ValueError: a prompt is no text or contains the placeholder of a picture, or the chat template fails.
     """
     texts = [
         render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
@@ -41,16 +49,52 @@ def prepare(
 
 
 def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
-    """The text that the model reads for one user turn with its images in front."""
+    """The text that the model reads for one user turn with its images in front.
+
+    Raises:
+        ValueError: the prompt is no text or holds the placeholder of a picture, or the chat template fails.
+    """
+    _check(prompt, processor)
     template = _template(processor)
+    placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
     if template is None:
-        placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
         return f"USER: {placeholders}{prompt} ASSISTANT:"
     content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
+    if not takes_parts(processor):  # a template of strings knows no images
+        return _turn(f"{placeholders}{prompt}", template, processor)
+    return _turn(content, template, processor)
+
+
+def _turn(content: Any, template: str, processor: ProcessorMixin) -> str:
     turn = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(
-        turn, chat_template=template, tokenize=False, add_generation_prompt=True
-    )
+    try:
+        return processor.apply_chat_template(
+            turn, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a template is a program, and comes with the checkpoint
+        raise ValueError(
+            f"the chat template of the checkpoint fails ({type(error).__name__}: {error}); repair it"
+        ) from error
+
+
+def _check(prompt: Any, processor: ProcessorMixin) -> None:
+    """Refuse what no tokenizer takes, and what would be read as a picture that is not there."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt is {prompt!r}; it must be a text")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start + 1} of the prompt is a lone surrogate ({prompt[error.start]!r}), which "
+            "is no text; remove it"
+        ) from None
+    for name in ("image_token", "video_token"):
+        token = getattr(processor, name, None)
+        if isinstance(token, str) and token and token in prompt:
+            raise ValueError(
+                f"the prompt contains {token!r}, which stands for a picture; leave it out, pictures go "
+                "before the text by themselves"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,36 +176,39 @@ class Question:
 def find_question(input_ids: Sequence[int], image_token: int, processor: ProcessorMixin) -> Question:
     """Find the last user turn: what lies between the texts that the chat template puts around it.
 
-    Neither template texts, image tokens and special tokens nor white space are part of it. A prompt in
-    another form than that of the template counts from its last special token on, as far as it goes.
+    Neither template texts, a system message, a prefilled answer, image tokens and special tokens nor white
+    space are part of it. A prompt without any turns counts from its last special token before words on. Where
+    role words are no special tokens, they count as turns where they alternate as the template has it, and as
+    the user's words elsewhere.
 
     Args:
         input_ids: of one prompt, without padding.
         image_token: id of the image placeholder.
         processor: of the model.
+
+    Raises:
+        UnsupportedError: where the question stands cannot be known.
     """
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder) - {image_token}
     places = [place for place, token in enumerate(input_ids) if token != image_token]
     ids = [input_ids[place] for place in places]
     text, spans = text_and_spans(ids, processor)
-    header, tail = _surroundings(processor)
-    end = text.rfind(tail) if tail else len(text)
-    if end < 0 or text[end + len(tail) :].strip():
-        end = len(text)
-    start = text.rfind(header, 0, end) if header else -1
-    if start >= 0:
-        start += len(header)
-    else:
-        before = [
-            stop for token, (_, stop) in zip(ids, spans, strict=True) if token in special and stop <= end
-        ]
-        start = before[-1] if before and text[before[-1] : end].strip() else 0
-    question, tokens = "", {}
+    turns = Turns.of(processor)
+    if turns is None:
+        raise UnsupportedError(
+            "the user's question cannot be found in the prompt: the chat template renders no dialogue; give "
+            "the processor one that does"
+        )
+    start, end = turns.last_user(text)
+    question = ""
+    tokens: dict[int, tuple[int, int]] = {}
     for place, token, (first, last) in zip(places, ids, spans, strict=True):
         piece = text[max(first, start) : min(last, end)]
         if token in special or not (piece if question else piece.strip()):
             continue
+        if tokens and place > next(reversed(tokens)) + 1 and not question[-1:].isspace():
+            question += " "  # an image stands between the words
         if piece.strip():
             tokens[place] = (len(question), len(question) + len(piece))
         question += piece
@@ -173,22 +220,30 @@ def text_and_spans(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text of tokens, and which of its characters each covers: from the first to behind the last."""
 
-    def decode(count: int) -> str:
+    def decode(start: int, stop: int) -> str:
         return processor.tokenizer.decode(
-            list(token_ids[:count]),
+            list(token_ids[start:stop]),
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
 
-    ends = accumulate((len(decode(count)) for count in range(len(token_ids) + 1)), max)
-    return decode(len(token_ids)), list(pairwise(ends))
+    def lengths(block: int) -> list[int]:
+        """Of the text up to each token; in blocks, since each decoding reads all that it is given."""
+        found = [0]
+        for begin in range(0, len(token_ids), block):
+            first = max(0, begin - _OVERLAP)
+            before = found[-1] - len(decode(first, begin))
+            found += [
+                before + len(decode(first, stop + 1))
+                for stop in range(begin, min(begin + block, len(token_ids)))
+            ]
+        return found
 
-
-def _surroundings(processor: ProcessorMixin) -> tuple[str, str]:
-    """What the template writes before a user's text, from its last special token on, and behind it."""
-    head, _, tail = render(_MARKER, 0, processor).partition(_MARKER)
-    starts = [head.rfind(token) for token in processor.tokenizer.all_special_tokens]
-    return head[max([0, *starts]) :].strip(), tail.strip()
+    text = decode(0, len(token_ids))
+    ends = lengths(_BLOCK)
+    if ends[-1] != len(text):  # a tokenizer that looks further back
+        ends = lengths(max(1, len(token_ids)))
+    return text, list(pairwise(accumulate(ends, max)))
 
 
 def _template(processor: ProcessorMixin) -> str | None:

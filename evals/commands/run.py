@@ -24,14 +24,25 @@ from evals.share import Share
 from evals.tables import tables
 from evals.watching import ConsoleWatcher
 from evals.worker import TooManyErrorsError
-from vlmfix.console import err, load_model, out, parse_setting, progress_bar
+from vlmfix.console import (
+    add_setting,
+    err,
+    given_path,
+    load_model,
+    out,
+    parse_setting,
+    path_option,
+    progress_bar,
+)
+from vlmfix.failures import printable, words
 from vlmfix.models.loading import DEFAULT_MODEL
 
 
 def evaluate(
     tasks: Annotated[list[str] | None, typer.Argument(help="pope, chair, vqa; one or several.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Job file (YAML); options on the command line take its place.")
+        Path | None,
+        path_option("Job file (YAML); options on the command line take its place."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"Embedded model, folder or hub id. (default: {DEFAULT_MODEL})")
@@ -58,7 +69,8 @@ def evaluate(
         str | None, typer.Option(help="Prompts per forward pass, or auto; halved where memory runs out.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the runs, figures and report. (default: runs/MODEL)")
+        Path | None,
+        path_option("Folder of the runs, figures and report. (default: runs/MODEL)"),
     ] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: this process takes share i of n; accelerate sets it by itself.")
@@ -91,6 +103,10 @@ def evaluate(
         str | None,
         typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's. (default: auto)"),
     ] = None,
+    allow_missing: Annotated[
+        bool | None,
+        typer.Option("--allow-missing", help="Go on where weights are missing, unexpected or not finite."),
+    ] = None,
 ) -> None:
     """Measure methods on POPE, CHAIR and VQA; start the same command again to go on after a stop."""
     given: dict[str, Any] = {
@@ -110,6 +126,7 @@ def evaluate(
         "allow_environment_change": allow_environment_change,
         "device": device,
         "dtype": dtype,
+        "allow_missing": allow_missing,
     }
     if not err.is_terminal:
         datasets.disable_progress_bars()
@@ -123,25 +140,31 @@ def evaluate(
         with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
             prepared = prepare(job, advance)
         _share_cores(share)
-        loaded = load_model(job.model, _device(job, share), job.dtype, revision=job.revision)
+        loaded = load_model(
+            job.model,
+            _device(job, share),
+            job.dtype,
+            revision=job.revision,
+            allow_missing=job.allow_missing,
+        )
         runs = execute(job, prepared, *loaded, share, watcher)
         _finish(job.output, runs, quiet=quiet, partial=False)
     except KeyboardInterrupt:
         if not quiet:
-            command = shlex.join(["vlmfix", *sys.argv[1:]])
+            command = printable(shlex.join(["vlmfix", *sys.argv[1:]]))
             err.print(
                 f"stopped; what was answered is safe. To go on: {command}", soft_wrap=True, markup=False
             )
         raise SystemExit(130) from None
     except TooManyErrorsError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(words(error))}", soft_wrap=True)
         raise SystemExit(1) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def report(
-    output: Annotated[Path, typer.Argument(help="The --output of 'vlmfix eval'.")],
+    output: Annotated[Path, typer.Argument(parser=given_path, help="The --output of 'vlmfix eval'.")],
 ) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
     _finish(output, planned_again(output), quiet=False, partial=True)
@@ -157,11 +180,12 @@ def _finish(output: Path, runs: Sequence[Planned], *, quiet: bool, partial: bool
                 f"writes the report. To see what there is: vlmfix report {output}",
                 soft_wrap=True,
                 highlight=False,
+                markup=False,
             )
         return
     comparisons = publish(gathered, output, runs)
     out.print(tables(comparisons, width=out.width))
-    out.print(f"{output / REPORT}, {METRICS}, {COSTS}", soft_wrap=True, highlight=False)
+    out.print(f"{output / REPORT}, {METRICS}, {COSTS}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _entries(names: list[str] | None, settings: list[str]) -> list[Any] | None:
@@ -181,7 +205,7 @@ def _entries(names: list[str] | None, settings: list[str]) -> list[Any] | None:
             if not dot and len(names) == len(parts) == 1:
                 owner = name
             if owner in parts and name != "greedy":
-                parameters.setdefault(owner, {})[parameter] = value
+                add_setting(parameters.setdefault(owner, {}), parameter, value)
                 used.add(key)
         only = parameters.get(name)
         entries.append({name: parameters if "+" in name else only} if parameters else name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from evals.scorers import chair_report, pope_report, vqa_report
 from evals.scorers.chair import VARIANTS, Vocabulary
 from evals.scorers.pope import DEFAULT_PARSER, FIGURES, PARSERS
 from evals.scorers.vqa import ALIASES, DEFAULT_MODE, LEAVE_ONE_OUT, MODES
-from vlmfix.console import out
+from vlmfix.console import out, path_option, print_json
 
 score_app = typer.Typer(
     help="Score answers and captions made elsewhere; no model is needed.", no_args_is_help=True
@@ -29,10 +28,12 @@ JsonOption = Annotated[
 @score_app.command()
 def pope(
     answers: Annotated[
-        list[Path], typer.Option(help="JSON or JSON Lines with the answers of a split; repeatable.")
+        list[Path],
+        path_option("JSON or JSON Lines with the answers of a split; repeatable."),
     ],
     labels: Annotated[
-        list[Path], typer.Option(help="POPE question file of that split; as many as --answers.")
+        list[Path],
+        path_option("POPE question file of that split; as many as --answers."),
     ],
     parser: Annotated[
         list[str] | None,
@@ -67,7 +68,7 @@ def pope(
         answer_key=answer_key,
     )
     if json_:
-        _print_json(pope_report.as_json(report))
+        print_json(pope_report.as_json(report))
         return
     for split in report.splits:
         scores = {name: vars(each) for name, each in split.scores.items()}
@@ -86,20 +87,21 @@ def pope(
 
 @score_app.command()
 def chair(
-    captions: Annotated[Path, typer.Option(help="JSON or JSON Lines with image_id and caption.")],
+    captions: Annotated[Path, path_option("JSON or JSON Lines with image_id and caption.")],
     instances: Annotated[
-        list[Path], typer.Option(help="COCO instances that have the images; repeatable (train and val).")
+        list[Path],
+        path_option("COCO instances that have the images; repeatable (train and val)."),
     ],
     coco_captions: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="COCO reference captions; repeatable. Without them figures are not the official ones."
+        path_option(
+            "COCO reference captions; repeatable. Without them figures are not the official ones.",
         ),
     ] = None,
     synonyms: Annotated[
         Path | None,
-        typer.Option(
-            help="File with the words of each class, such as the official list.",
+        path_option(
+            "File with the words of each class, such as the official list.",
             show_default="our own words",
         ),
     ] = None,
@@ -129,7 +131,7 @@ def chair(
         drop_incomplete=drop_incomplete,
     )
     if json_:
-        _print_json(chair_report.as_json(report))
+        print_json(chair_report.as_json(report))
         return
     score = report.score
     shares = {
@@ -156,10 +158,11 @@ def chair(
 
 @score_app.command()
 def vqa(
-    results: Annotated[Path, typer.Option(help="JSON or JSON Lines with question_id and answer.")],
-    annotations: Annotated[Path, typer.Option(help="VQA annotations: what people answered.")],
+    results: Annotated[Path, path_option("JSON or JSON Lines with question_id and answer.")],
+    annotations: Annotated[Path, path_option("VQA annotations: what people answered.")],
     questions: Annotated[
-        Path | None, typer.Option(help="VQA questions, to check that every annotated id is there.")
+        Path | None,
+        path_option("VQA questions, to check that every annotated id is there."),
     ] = None,
     variant: Annotated[
         str,
@@ -178,7 +181,7 @@ def vqa(
         results, annotations, questions, mode=variant, leave_one_out=leave_one_out
     )
     if json_:
-        _print_json(vqa_report.as_json(report))
+        print_json(vqa_report.as_json(report))
         return
     right = Column("questions", justify="right"), Column("accuracy", justify="right")
     table = Table("group", *right, title=f"VQA accuracy {report.mode}, percent")
@@ -217,7 +220,3 @@ def _counts_table(counts: Mapping[str, Mapping[str, Any]]) -> Table:
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
         out.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_json(document: Mapping[str, Any]) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))

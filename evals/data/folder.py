@@ -12,6 +12,7 @@ from evals.data import layouts
 from evals.data.annotations import Instances, read_instances
 from evals.data.pope import SPLITS
 from evals.files import sha256_of
+from vlmfix.settings import user_path
 
 _GIVEN = (*layouts.LOOKED_FOR, "ids", "synonyms")
 
@@ -183,7 +184,7 @@ def _given(name: str, path: Any) -> Path:
         raise ValueError(f"data has no {name!r}; it has root, {', '.join(_GIVEN)}")
     if not isinstance(path, str | Path) or not str(path):
         raise ValueError(f"data: {name} is {path!r}; it must be a path")
-    found = Path(path).expanduser()
+    found = user_path(path)
     if not found.exists():
         raise FileNotFoundError(f"data: {name}: there is no {str(path)!r}; check the path")
     if name in ("root", "images") and not found.is_dir():

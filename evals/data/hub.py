@@ -20,6 +20,7 @@ from evals.files import shown
 from evals.protocols import Protocol
 from evals.scorers.pope import asked_object
 from evals.tasks.base import Item, content_hash
+from vlmfix.settings import user_path
 
 NEEDED = ("image", "question", "answer")
 OPTIONAL = ("id", "group")
@@ -145,7 +146,7 @@ def _rows(data: HubData) -> datasets.Dataset:
 
 
 def _load(data: HubData) -> datasets.Dataset:
-    path = Path(data.name).expanduser()
+    path = user_path(data.name)
     if path.is_file():
         if path.suffix not in _BUILDERS:
             raise ValueError(f"a file must be one of {', '.join(_BUILDERS)}")
@@ -176,7 +177,9 @@ def _image(value: Any, where: str, data: HubData, cache: Path) -> tuple[Path, st
     given = stored.get("path")
     if not isinstance(given, str) or not given.strip():
         raise ValueError(f"{where}: there is no image in column {data.columns['image']}; leave the row out")
-    source = Path(data.name).expanduser()
+    if "://" in given:
+        raise ValueError(f"{where}: the image {shown(given)} is a URL; download it and name the file")
+    source = user_path(data.name)
     beside = source.parent if source.is_file() else source
     return beside / given, given
 
@@ -186,5 +189,5 @@ def _suffix(content: bytes) -> str:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return f".{str(picture.format).lower()}"
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # readers of image formats raise what they like
         return ""

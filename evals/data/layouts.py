@@ -8,8 +8,7 @@ from pathlib import Path
 
 from evals.data.pope import SPLITS
 from evals.protocols import DATA_SETS
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from vlmfix.pictures import IMAGE_SUFFIXES
 
 PARTS = ("val2014", "val2017", "train2014", "train2017")
 """Parts of COCO; of several in one root the first is used."""

@@ -9,6 +9,7 @@ from typing import Any
 from evals.data.folder import DataFolder
 from evals.data.hub import HubData
 from evals.data.synthetic import SCENES, synthetic_folder
+from vlmfix.settings import user_path
 
 SYNTHETIC = "synthetic"
 _HUB_KEYS = {"dataset", "split", "columns", "config"}
@@ -32,7 +33,7 @@ def open_data(
     if data == SYNTHETIC:
         return synthetic_folder(cache, progress=progress)
     if isinstance(data, str):
-        if not Path(data).expanduser().exists():
+        if not user_path(data).exists():
             raise FileNotFoundError(
                 f"no data folder {data!r}: give 'synthetic' or a folder; a data set by name needs a job file "
                 "with data: {dataset: NAME, split: ..., columns: {...}}"

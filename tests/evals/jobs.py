@@ -35,10 +35,10 @@ def cli(*arguments: object) -> Any:
 def load_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands take the embedded model that is there already, unless they ask for another."""
 
-    def load(name: str, device: str, dtype: str, *, revision: str | None = None) -> Any:
-        if (name, device, dtype, revision) == ("tiny-llava", "auto", "auto", None):
+    def load(name: str, device: str, dtype: str, **options: Any) -> Any:
+        if (name, device, dtype, options["revision"]) == ("tiny-llava", "auto", "auto", None):
             return loaded
-        return load_model(name, device, dtype, revision=revision)
+        return load_model(name, device, dtype, **options)
 
     monkeypatch.setattr("evals.commands.run.load_model", load)
 

@@ -201,3 +201,11 @@ def test_values_become_json() -> None:
     }
     with pytest.raises(ValueError, match="JSON compliant"):
         identity.plain({"a": float("nan")})
+
+
+def test_settings_of_the_checkpoint_that_do_not_apply_are_named(loaded: tuple[Any, Any]) -> None:
+    assert identity.model_identity(*loaded, "tiny-llava")["generation_config_set_aside"] == {}
+    model, processor = vlmfix.load()
+    model.generation_config.update(num_beams=4, top_k=1, do_sample=True)
+    about = identity.model_identity(model, processor, "tiny-llava")
+    assert about["generation_config_set_aside"] == {"num_beams": 4, "top_k": 1, "do_sample": True}

@@ -94,7 +94,7 @@ def test_batch_sizes(value: Any, size: int) -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("nope", 1, "a job has no nope; it has allow_environment_change, batch_size, controls, data"),
+    ("nope", 1, "a job has no nope; it has allow_environment_change, allow_missing, batch_size"),
     (1, 2, "a job has no 1"),
     ("tasks", [], "no task to evaluate; name one or more of chair, pope, vqa"),
     ("tasks", None, "no task to evaluate"),
@@ -233,7 +233,7 @@ def test_the_settings_make_the_same_job_again() -> None:
         (b"", "is no job file; it needs keys such as tasks"),
         (b"- pope", "is no job file"),
         (b"pope", "is no job file"),
-        (b"tasks: [pope", r"is no YAML \(while parsing"),
+        (b"tasks: [pope", r"is no YAML \(expected ',' or '\]'"),
         (b"tasks: pope\n\tmodel: x", "is no YAML"),
         (b"\xff\xfe\x00", "is no YAML"),
         (b'!!python/object/apply:os.system ["false"]', "is no YAML .*could not determine a constructor"),

@@ -121,7 +121,7 @@ def test_a_deviation_taken_back_is_none():
         ({"max_new_tokens": 0}, "max_new_tokens of pope.llava must be a whole number of 1 or more, got 0"),
         ({"max_new_tokens": "32"}, "got '32'"),
         ({"max_new_tokens": True}, "got True"),
-        ({"temperature": float("nan")}, "a number of 0 or more, got nan"),
+        ({"temperature": float("nan")}, "0 or a number of 0.0001 or more, got nan"),
         ({"top_p": 0}, r"a number in \(0, 1\]"),
         ({"seeds": []}, "a list of different whole numbers"),
         ({"seeds": [1, 1]}, "a list of different whole numbers"),

@@ -387,7 +387,7 @@ def test_too_many_failures_stop_the_work(
     worker = jobs.worker(loaded, batch_size=1)
     everything = jobs.draws([*bad, *asked[3:]])
     if stops:
-        message = r"3 items failed, more than the 2 that --max-errors allows; mend them .* was pope/0/\d: no"
+        message = r"3 items failed, more than the 2 that --max-errors allows; fix them .* was pope/0/\d: no"
         with pytest.raises(TooManyErrorsError, match=message):
             worker.work(run, everything, max_errors=allowed)
     else:

@@ -123,7 +123,7 @@ def test_without_a_list_it_refuses(llava: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"threshold": -0.1}, "threshold is -0.1; it must be a number from 0 to inf"),
+        ({"threshold": -0.1}, "threshold is -0.1; it must be a number from 0 on"),
         ({"heads": 5}, "heads is 5; it must hold pairs of layer and head"),
         ({"heads": (1, 2)}, r"heads is \(1, 2\)"),
         ({"heads": [[1, 2, 3]]}, r"heads is \[\[1, 2, 3\]\]"),

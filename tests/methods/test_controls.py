@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import families
+import layer_reference
 import pytest
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def first_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     output = model.generate(
         **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
     )
-    return output.logits[0]
+    return layer_reference.released(output.logits[0])
 
 
 def test_plausibility_and_sharpening() -> None:
@@ -77,13 +78,14 @@ def test_band_forces_yes_where_the_model_wavers() -> None:
     shares = ANSWER.softmax(-1)[0]
     assert float(shares[0] + shares[1]) == pytest.approx(0.833124, abs=1e-6)
     assert float(shares[1] - shares[0]) == pytest.approx(0.164438, abs=1e-6)
-    edited = forced(ANSWER, YES, NO, mass=0.2, margin=0.5)
+    edited = layer_reference.released(forced(ANSWER, YES, NO, mass=0.2, margin=0.5))
     assert edited.isfinite().tolist() == [[True, False, False, False]]
     assert edited[0, 0] == ANSWER[0, 0]
     for mass, margin in ((0.84, 0.5), (0.2, 0.16)):
         assert torch.equal(forced(ANSWER, YES, NO, mass=mass, margin=margin), ANSWER)
     several = torch.tensor([2, 0])
-    assert forced(ANSWER, several, NO, mass=0.2, margin=0.5).isfinite().nonzero().tolist() == [[0, 0]]
+    edited = layer_reference.released(forced(ANSWER, several, NO, mass=0.2, margin=0.5))
+    assert edited.isfinite().nonzero().tolist() == [[0, 0]]
 
 
 def test_shift_equals_one_number_after_the_other() -> None:

@@ -38,7 +38,7 @@ def prompts(family: str, model: PreTrainedModel) -> tuple[list[list[int]], dict[
     inputs = families.prompt(family, model)
     ids = inputs["input_ids"][0].tolist()
     image = [families.IMAGE_TOKEN] * ids.count(families.IMAGE_TOKEN)
-    pixels = {name: inputs[name] for name in families._IMAGE_INPUTS if name in inputs}
+    pixels = {name: inputs[name] for name in families.IMAGE_INPUTS if name in inputs}
     return [ids, image, [1, 20, 21, 22, *image], [1, 30, 31]], pixels
 
 

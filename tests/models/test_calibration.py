@@ -16,6 +16,7 @@ import vlmfix
 from evals.data import render, sample_scene
 from vlmfix.methods.pruning import mean_tokens
 from vlmfix.models.calibration import calibrate, sink_threshold, write_profile
+from vlmfix.models.digest import weights_digest
 from vlmfix.models.profiles import Profile, find_profile
 from vlmfix.models.schedules import change_point, dense_layers, kept_ratios
 
@@ -30,7 +31,7 @@ def test_threshold_can_be_reached(hidden_size: int, threshold: float) -> None:
 @pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen2.5-vl"])
 def test_planted_sinks_are_found_and_used(name: str) -> None:
     model, processor = vlmfix.load(name)
-    shipped = find_profile(model.config)
+    shipped = find_profile(model)
     assert shipped is not None
     pictures = [render(sample_scene(7, index)) for index in range(6)]
     counted: list[int] = []
@@ -39,8 +40,8 @@ def test_planted_sinks_are_found_and_used(name: str) -> None:
     assert set(found.values["sink_dimensions"]) <= set(shipped.get("sink_dimensions"))
     assert 0 < found.findings["visual sink share"] < 0.5
     path = write_profile(model, found, "A model / of mine")
-    assert path.name == "a-model-of-mine.yaml"
-    mine = find_profile(model.config)
+    assert path.name == f"a-model-of-mine-{weights_digest(model)[-8:]}.yaml"
+    mine = find_profile(model)
     assert mine is not None
     assert mine.path == path
     assert vlmfix.VAR().resolve(model.config, mine).sink_dimensions == tuple(found.values["sink_dimensions"])
@@ -65,7 +66,7 @@ def test_calibrations_of_several_methods_share_a_profile(tmp_path: Path) -> None
     pictures = [render(sample_scene(7, index)) for index in range(4)]
     for method in ("gift", "adaptinfer"):
         path = write_profile(model, calibrate(method, model, processor, pictures), "mine")
-    profile = find_profile(model.config)
+    profile = find_profile(model)
     assert profile is not None
     assert profile.path == path
     assert set(Profile.read(path).values) == {

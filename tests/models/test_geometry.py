@@ -257,10 +257,26 @@ def test_counts_agree_with_every_model(family: str, model: PreTrainedModel) -> N
     prompts = token_grids(model.config, inputs, image_tokens)
     assert [len(images) for images in prompts] == [1, 2, 0, 1]
     counts = [image.count for images in prompts for image in images]
-    with torch.no_grad():
-        given = {name: inputs[name] for name in families._IMAGE_INPUTS if name in inputs}
-        features = model.base_model.get_image_features(**given, return_dict=True).pooler_output
-    assert counts == [len(each) for each in features]
+    assert counts == families.token_counts(model, inputs)[0]
+
+
+@pytest.mark.parametrize("family", [name for name, each in families.FAMILIES.items() if each.videos])
+def test_grids_of_videos_beside_images(family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (1, 0, 0, 2), videos=(1, 2, 0, 0))
+    image_tokens = families.token_types(inputs["input_ids"]) == 1
+    video_tokens = families.token_types(inputs["input_ids"]) == 2
+    prompts = token_grids(model.config, inputs, image_tokens | video_tokens, video_tokens)
+    images, videos = families.token_counts(model, inputs)
+    assert [[each.count for each in prompt] for prompt in prompts] == [
+        [videos[0], images[0]],
+        videos[1:],
+        [],
+        images[1:],
+    ]
+    frames = [3, 3, 3] if family == "llava_onevision" else [2, 3, 2]
+    assert [len(each.grids) for each in (prompts[0][0], *prompts[1])] == frames
+    with pytest.raises(vlmfix.UnsupportedError, match="pass the inputs of one processor call"):
+        token_grids(model.config, inputs, image_tokens | video_tokens, image_tokens)
 
 
 def test_grids_that_do_not_make_the_number_of_tokens() -> None:

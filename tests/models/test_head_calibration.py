@@ -162,7 +162,7 @@ def test_on_the_command_line(world: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert f"head {heads[0][0]}:{heads[0][1]}" in result.stdout
     monkeypatch.setenv("VLMFIX_PROFILES", str(profile.parent))
     model, _ = vlmfix.load()
-    found = vlmfix.ADHH().resolve(model.config, find_profile(model.config))
+    found = vlmfix.ADHH().resolve(model.config, find_profile(model))
     assert found.heads == tuple(sorted(map(tuple, heads)))
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 import vlmfix
+from vlmfix.models.calibration import write_profile
+from vlmfix.models.digest import weights_digest
+from vlmfix.models.findings import Calibration
 from vlmfix.models.loading import EMBEDDED, resolve
 from vlmfix.models.profiles import Profile, configs_directory, find_profile, user_directory
 
@@ -65,31 +69,117 @@ def test_unverified_values_warn() -> None:
         assert profile.get("n") == 3
 
 
+def write(name: str, weights: str | None, **values: Any) -> Path:
+    """A profile of the user, for checkpoints that look like tiny-llava."""
+    match = {"model_type": "llava"} | ({} if weights is None else {"weights": weights})
+    content = {
+        "name": name,
+        "match": match,
+        "values": {key: {"value": value, "source": "a test"} for key, value in values.items()},
+    }
+    path = user_directory() / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 def test_profiles_of_the_user_come_first_and_are_read_as_they_are_now() -> None:
-    config = AutoConfig.from_pretrained(resolve("tiny-llava"))
-    user_directory().mkdir(parents=True)
+    model, _ = vlmfix.load()
     for name in ("mine", "corrected"):
-        content = {"name": name, "match": {"model_type": "llava"}, "values": {}}
-        (user_directory() / "mine.yaml").write_text(yaml.safe_dump(content))
-        found = find_profile(config)
+        write(name, weights_digest(model), sink_dimensions=[5])
+        found = find_profile(model)
         assert found is not None
         assert found.name == name
+        assert found.get("sink_dimensions") == [5]
+        assert found.get("sink_threshold") == 6.5
+        assert {key: (entry["profile"], entry["matched_by"]) for key, entry in found.used.items()} == {
+            "sink_dimensions": (name, "weights"),
+            "sink_threshold": ("tiny-llava", "type and shape"),
+        }
+
+
+def test_what_was_calibrated_on_a_fine_tune_leaves_the_stock_model_alone() -> None:
+    stock, _ = vlmfix.load()
+    fine_tune, _ = vlmfix.load()
+    with torch.no_grad():
+        fine_tune.get_decoder().layers[3].mlp.down_proj.weight.mul_(1.02)
+    write_profile(fine_tune, Calibration({"sink_dimensions": [7]}, "a test"), "tiny-llava")
+    for model, dimensions in ((fine_tune, [7]), (stock, [23, 117])):
+        found = find_profile(model)
+        assert found is not None
+        assert found.get("sink_dimensions") == dimensions
+    with torch.no_grad():
+        fine_tune.get_decoder().layers[3].mlp.down_proj.weight.mul_(1.02)  # further trained
+    found = find_profile(fine_tune)
+    assert found is not None
+    assert found.get("sink_dimensions") == [23, 117]
+
+
+def test_a_profile_of_the_user_without_weights_is_left_out_with_a_warning() -> None:
+    path = write("old", None, sink_dimensions=[5])
+    with pytest.warns(UserWarning, match=r"mine\.yaml is left out: .* \(match.weights\); remove it and run"):
+        found = find_profile(vlmfix.load()[0])
+    assert found is not None
+    assert found.path != path
+
+
+@pytest.mark.parametrize("value", ["{folder}/missing", "{folder}/mine.yaml"])
+def test_a_folder_of_profiles_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("mine", None)
+    monkeypatch.setenv("VLMFIX_PROFILES", value.format(folder=user_directory()))
+    with pytest.raises(ValueError, match=r"VLMFIX_PROFILES is .* which is no folder; create it"):
+        find_profile(vlmfix.load()[0])
+
+
+VALID: dict[str, Any] = {
+    "name": "x",
+    "match": {"model_type": "llava"},
+    "values": {"sink_dimensions": {"value": [3], "source": "hearsay"}},
+}
+
+
+def valued(**entries: Any) -> dict[str, Any]:
+    """A profile with these values, each of some source."""
+    return VALID | {"values": {name: {"value": value, "source": "s"} for name, value in entries.items()}}
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "fault"),
     [
-        "[1, 2",
-        "just text",
-        {"name": "x"},
-        {"name": "x", "match": {}, "values": {}},
-        {"name": "x", "match": {"model_type": "llava"}, "values": {"n": {"value": 1}}},
-        "\x00",
+        ("[1, 2", "expected ',' or ']'"),
+        ("just text", "it must be a mapping with name, match and values"),
+        ("\x00", "special characters are not allowed"),
+        ("[" * 5000, "nested too deeply"),
+        (VALID | {"name": 3}, "name is 3; it must be a text"),
+        ({"name": "x"}, "match is missing"),
+        (VALID | {"match": {}}, "match.model_type is missing"),
+        (VALID | {"match": {"model_type": ["llava", 3]}}, "match.model_type is ['llava', 3]"),
+        (VALID | {"match": {"model_type": "llava", "text_config": 3}}, "match.text_config is 3"),
+        (VALID | {"match": {"model_type": "llava", "weights": 12}}, "match.weights is 12"),
+        (VALID | {"match": {"model_type": "llava", "shape": 3}}, "match.shape is unknown"),
+        (VALID | {"values": [1]}, "values is [1]; it must be a mapping"),
+        (VALID | {"values": {"n": 3}}, "values.n is 3; it must be a mapping with value and source"),
+        (VALID | {"values": {"n": {"value": 1}}}, "values.n.source is missing"),
+        (VALID | {"values": {"n": {"value": 1, "source": "s", "verified": 3}}}, "values.n.verified is 3"),
+        (valued(sink_dimension=[3]), "did you mean sink_dimensions?"),
+        (valued(sink_dimensions="abc"), "values.sink_dimensions.value is 'abc'; it must be a list of whole"),
+        (valued(sink_dimensions=[True]), "values.sink_dimensions.value is [True]"),
+        (valued(sink_threshold=float("nan")), ".nan is no finite number"),
+        (valued(gift_enhanced_layers=[3]), "values.gift_enhanced_layers.value is [3]"),
+        (valued(adhh_heads=[[1, 2, 3]]), "values.adhh_heads.value is [[1, 2, 3]]"),
+        (valued(adaptinfer_schedules={"a": {"prune_layers": [1]}}), "values.adaptinfer_schedules.value"),
     ],
-    ids=["no YAML", "text", "missing keys", "no model type", "no source", "binary"],
+    ids=lambda value: "" if isinstance(value, str) else "file",
 )
-def test_broken_profiles_are_named(content: Any, tmp_path: Path) -> None:
+def test_broken_profiles_are_named_with_their_field(content: Any, fault: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-    with pytest.raises(ValueError, match=r"broken\.yaml is not a profile"):
+    with pytest.raises(ValueError, match=r"broken\.yaml is not a profile: ") as caught:
         Profile.read(path)
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_a_profile(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ValueError, match=r"folder\.yaml is not a profile"):
+        Profile.read(tmp_path / "folder.yaml")

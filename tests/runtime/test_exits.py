@@ -23,10 +23,11 @@ from transformers import (
 )
 
 import vlmfix
-from vlmfix.methods.contrast import plausible
+from vlmfix.methods.contrast import plausible, rule_out
 from vlmfix.methods.deco import Likeliest
 from vlmfix.methods.dola import contrast_layers
 from vlmfix.methods.exits import exit_states
+from vlmfix.models.digest import weights_digest
 from vlmfix.runtime.prefix import shared_prefix
 from vlmfix.runtime.run import Run
 
@@ -174,7 +175,7 @@ def test_exits_are_read_after_edits(name: str, other: str, model: PreTrainedMode
             early = head(norm(exits) if method.normed else exits)
         if name == "dola":
             mixed = contrast_layers(logits, early, method.weight).logits
-            mixed = torch.where(plausible(logits, method.beta), mixed, -torch.inf)
+            mixed = rule_out(logits, mixed, plausible(logits, method.beta))
         else:
             likeliest = Likeliest.of(logits, method.top_p, method.top_k)
             mixed = likeliest.spread(likeliest.correct(early, method.alpha)[0], logits)
@@ -233,7 +234,7 @@ def test_a_final_norm_of_another_name(tmp_path: Path, monkeypatch: pytest.Monkey
         vlmfix.DeCo()(model).__enter__()
     profile = {
         "name": "a model of the user",
-        "match": {"model_type": "llava", "text_config": {"model_type": "persimmon"}},
+        "match": {"model_type": "llava", "weights": weights_digest(model)},
         "values": {"final_norm": {"value": "final_layernorm", "source": "its modeling file"}},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))

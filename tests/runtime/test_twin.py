@@ -10,7 +10,13 @@ import pytest
 import torch
 from conftest import acting, attached, pairs
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 import vlmfix
 from vlmfix.methods.contrast import contrast, plausible
@@ -139,20 +145,136 @@ def test_other_inputs_are_refused_at_once(llava: PreTrainedModel) -> None:
 def test_a_missed_token_is_refused(llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1,))
     (twin,) = vcd(llava, inputs)
-    ids, scores = inputs["input_ids"], torch.zeros(1, families.VOCABULARY)
+    ids = inputs["input_ids"]
     longer = torch.cat([ids, torch.tensor([[5, 6]])], dim=1)
+
+    @torch.no_grad()
+    def see(sequence: Tensor) -> None:
+        whole = {**inputs, "input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
+        twin(sequence, llava(**whole).logits[:, -1])
+
     for sequence in (longer[:, :-1], longer):
         with pytest.raises(ValueError, match="did not see every token"):
-            twin(sequence, scores)
-    twin(ids, scores)
+            see(sequence)
+    see(ids)
     with pytest.raises(ValueError, match="did not see every token"):
-        twin(longer, scores)
-    twin(longer[:, :-1], scores)
+        see(longer)
+    see(longer[:, :-1])
     other = longer.clone()
     other[0, -2] = 7
     with pytest.raises(ValueError, match="did not see every token"):
-        twin(other, scores)
-    twin(longer, scores)
+        see(other)
+    see(longer)
+
+
+BANS: dict[str, dict[str, Any]] = {
+    "the end": {"min_new_tokens": 6, "eos_token_id": list(range(3, 60))},
+    "n-grams": {"no_repeat_ngram_size": 1},
+    "words": {"bad_words_ids": [[token] for token in range(3, 100)]},
+    "a function": {"prefix_allowed_tokens_fn": lambda row, ids: [20, 21, 22, 23]},
+    "tokens": {"suppress_tokens": list(range(0, 110))},
+    "the first": {"begin_suppress_tokens": list(range(0, 110))},
+}
+"""Processors of `generate` that leave no token, or few, of those that a method finds plausible."""
+
+
+@pytest.mark.parametrize("ban", BANS)
+@pytest.mark.parametrize("name", LOGITS)
+def test_bans_fall_back_on_the_best_token_that_remains(name: str, ban: str, llava: PreTrainedModel) -> None:
+    """As a block and as a processor the same, in every way of decoding; no row is left without a token."""
+    inputs = families.prompt("llava", llava, (1, 0))
+    for way, kwargs in WAYS.items():
+        if way == "no cache":
+            continue
+        kwargs = {**kwargs, **BANS[ban], "pad_token_id": 0}
+        got = []
+        for processor in (False, True):
+            if processor:
+                twin = acting(name).logits_processor(llava, inputs, families.PROCESSOR)
+                got.append(tokens(llava, inputs, logits_processor=twin, **kwargs))
+            else:
+                with attached(name, llava):
+                    got.append(tokens(llava, inputs, **kwargs))
+        assert torch.equal(*got), way
+        new = got[0][:, inputs["input_ids"].shape[1] :]
+        if ban in ("words", "tokens", "a function"):
+            allowed = set(range(100, 120)) | {0, 1, 2} if ban == "words" else set(range(110, 120))
+            allowed = {20, 21, 22, 23} if ban == "a function" else allowed
+            assert set(new.flatten().tolist()) <= allowed
+        if ban == "the end":
+            assert not bool(torch.isin(new, torch.arange(3, 60)).any())
+        if ban == "n-grams":
+            assert all(len(set(row)) == len(row) for row in new.tolist())
+
+
+def test_the_best_remaining_token_is_the_models_own(llava: PreTrainedModel) -> None:
+    """All plausible tokens banned: the model's order decides, and sampling does not crash."""
+    inputs = families.prompt("llava", llava, (1,))
+    with torch.no_grad():
+        logits = llava(**inputs).logits[0, -1]
+    order = logits.argsort(descending=True)
+    kept = int(plausible(logits[None], 0.9).sum())
+    ban = order[:kept].tolist()
+    with vlmfix.VCD(beta=0.9)(llava):
+        for kwargs in ({}, {"do_sample": True, "top_k": 1}, {"num_beams": 3}):
+            output = llava.generate(**inputs, max_new_tokens=1, suppress_tokens=ban, **kwargs)
+            assert output[0, -1] == order[kept]
+
+
+def test_other_pictures_are_refused(model: PreTrainedModel, family: str) -> None:
+    """The words are the same; only the scores tell."""
+    inputs, other = (families.prompt(family, model, (1, 1), seed=seed) for seed in (0, 1))
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    for kwargs in ({}, {"num_beams": 2}):
+        with pytest.raises(ValueError, match="not those of its model for the inputs"):
+            tokens(model, {**other, **words}, logits_processor=vcd(model, inputs), **kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"repetition_penalty": 1.2}, {"sequence_bias": {(9,): 3.0}}, {"encoder_repetition_penalty": 1.3}],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+def test_processors_that_change_scores(kwargs: dict[str, Any], llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava, (1, 2))
+    for beams in (1, 3):
+        with pytest.raises(vlmfix.UnsupportedError, match=r"changed the scores of \d+ tokens"):
+            tokens(llava, inputs, logits_processor=vcd(llava, inputs), num_beams=beams, **kwargs)
+    assert "generate" not in vars(llava)
+
+
+def test_a_processor_after_it_acts_as_in_the_block(llava: PreTrainedModel) -> None:
+    """The way that the refusal names, under all ways of decoding."""
+    inputs = families.prompt("llava", llava, (1, 2))
+    for kwargs in WAYS.values():
+        with vlmfix.VCD(beta=0.001)(llava):
+            expected = tokens(llava, inputs, repetition_penalty=1.5, **kwargs)
+        both = LogitsProcessorList([*vcd(llava, inputs), RepetitionPenaltyLogitsProcessor(1.5)])
+        assert torch.equal(tokens(llava, inputs, logits_processor=both, **kwargs), expected)
+
+
+def test_what_the_block_refuses(llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava, (1, 2))
+    two = LogitsProcessorList([*vcd(llava, inputs), *acting("m3id").logits_processor(llava, inputs)])
+    with pytest.raises(ValueError, match="a second contrast"):
+        tokens(llava, inputs, logits_processor=two)
+    with (
+        attached("m3id", llava),
+        pytest.raises(vlmfix.UnsupportedError, match="M3ID defines the logits of this model already"),
+    ):
+        tokens(llava, inputs, logits_processor=vcd(llava, inputs))
+    with pytest.raises(ValueError, match="guidance_scale"):
+        tokens(llava, inputs, logits_processor=vcd(llava, inputs), guidance_scale=1.5)
+
+
+def test_the_mix_is_not_rounded(llava: PreTrainedModel) -> None:
+    """What a model in bfloat16 says comes out in float32, as `generate` reads it."""
+    model = copy.deepcopy(llava).bfloat16()
+    inputs = families.prompt("llava", model, (1, 2))
+    kwargs = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 2, "do_sample": False}
+    with vlmfix.VCD(beta=0.5)(model):
+        logits = model.generate(**inputs, **kwargs).logits[0]
+    assert not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_what_no_processor_can_do(llava: PreTrainedModel) -> None:

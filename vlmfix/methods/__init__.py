@@ -25,7 +25,7 @@ def _subclasses(cls: type[Method]) -> list[type[Method]]:
     return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]
 
 
-def make_method(name: str, **parameters: Any) -> Method:
+def make_method(name: str, /, **parameters: Any) -> Method:
     """The method called `name` with the given parameters, the others at their defaults.
 
     Raises:

@@ -68,6 +68,8 @@ class AdaptInfer(TokenPruning):
         check_flag("text_prior", self.text_prior)
         check_range("prior_smoothing", self.prior_smoothing, 0, 1)
         if self.budget is not None:
+            if isinstance(self.budget, bool) or not isinstance(self.budget, str | int):
+                raise ValueError(f"budget is {self.budget!r}; it must be the name of a schedule, such as 33%")
             object.__setattr__(self, "budget", str(self.budget))
         if self.prune_layers is not None:
             object.__setattr__(self, "prune_layers", stage_layers(self.prune_layers))

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from vlmfix.decoding import plain_decoding
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import AskingMethod, Card, Method
 from vlmfix.methods.parameters import check_choice, check_range, check_whole, layer_indices
 from vlmfix.models.geometry import ImageTokens, place, token_grids
 from vlmfix.models.profiles import Profile, find_profile
+from vlmfix.pictures import Images, open_images
 from vlmfix.prompts import prepare, render
 from vlmfix.refinement import Refinement, bounding_box, refine, saliency_map, select_regions
 from vlmfix.runtime import attention, support
@@ -28,9 +30,6 @@ from vlmfix.runtime.activity import RowActivity, Sums
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import cached_vision
-
-if TYPE_CHECKING:
-    from vlmfix.generation import Images
 
 STEP_MODES = ("all", "first", "last")
 REGION_RULES = ("at_least", "max")
@@ -211,9 +210,9 @@ class CARVE(AskingMethod):
                 processor, or another method drops image tokens.
             ValueError: `contrast_layers` does not fit the model.
         """
-        model = support.stock_model(model)
-        from vlmfix.generation import answer_batch, open_images
+        from vlmfix.generation import answer_batch
 
+        model = support.stock_model(model)
         pictures = open_images(images)
 
         def answered(refinement: Refinement, shown: Sequence[Image.Image]) -> Refinement:
@@ -261,7 +260,7 @@ class CARVE(AskingMethod):
                     f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; "
                     "use one of them"
                 )
-        layers = self.resolve(model.config, find_profile(model.config)).contrast_layers
+        layers = self.resolve(model.config, find_profile(model)).contrast_layers
         assert layers is not None
         inputs = prepare([pictures], [self._briefly(prompt)], processor)
         located = _locate(model, processor, inputs, pictures)
@@ -413,9 +412,9 @@ def _map_pass(
     """Greedy answer to a prompt of one, and the image attention of its steps, `(layers, steps, tokens)`."""
     inputs = inputs.to(model.device, dtype=model.dtype)
     observer = _LastRowAttention(layers=layers)
-    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    greedy = plain_decoding(model, {"max_new_tokens": max_tokens})
     with observer(model):
-        output = model.generate(**inputs, **greedy, max_new_tokens=max_tokens)
+        output = model.generate(**inputs, **greedy)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]
     return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 

@@ -115,7 +115,10 @@ class ScoreEdit(ColumnEdit):
             sums.details = {"size": "attention to the image in edited layers; 'before': without any edit"}
 
     def inactive_reason(self, run: Run) -> str:
-        return "no image token is left in the edited layers; choose earlier layers"
+        assert self.layers is not None
+        if not any(run.layout_at(layer).has_image for layer in range(*self.layers)):
+            return "no image token is left in the edited layers; choose earlier layers"
+        return "the scores that it scales in the edited layers are 0, or its strength is too small to tell"
 
 
 def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:

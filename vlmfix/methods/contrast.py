@@ -59,6 +59,12 @@ class Mixing(Method, ABC):
         run.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
+    def inactive_reason(self, run: Run) -> str:
+        return (
+            "what is mixed in at this strength leaves the distribution of the next token as it is, and "
+            f"beta={self.beta:g} rules no token out; raise the strength or beta"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Mixing):

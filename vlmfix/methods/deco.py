@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.methods.base import Card, Method
-from vlmfix.methods.contrast import rule_out
+from vlmfix.methods.contrast import differ, rule_out
 from vlmfix.methods.exits import check_depth, exit_indices, exit_states
 from vlmfix.methods.parameters import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
@@ -93,8 +93,15 @@ class DeCo(Method):
         else:
             corrected = likeliest.logits
         run.measure(self, candidates=likeliest.mask.sum(dim=1, keepdim=True))
-        run.count(self, None, torch.ones_like(run.alive).long(), 1)
-        return likeliest.spread(corrected, logits)
+        edited = likeliest.spread(corrected, logits)
+        run.count(self, None, differ(logits, edited).long(), 1)
+        return edited
+
+    def inactive_reason(self, run: Run) -> str:
+        return (
+            f"top_p={self.top_p:g} and top_k={self.top_k} rule no token out, and alpha={self.alpha:g} is too "
+            "small to move one; raise alpha or lower top_p"
+        )
 
     def report(self, run: Run, sums: Sums) -> None:
         if sums.size_count:

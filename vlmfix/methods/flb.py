@@ -44,6 +44,11 @@ class FLB(Mixing):
         check_range("gamma", self.gamma, 0, 100)
         check_range("decay", self.decay, 0, 100)
 
+    def inactive_reason(self, run: Run) -> str:
+        if run.step == 0:
+            return "it acts from the second new token on, and there was one alone"
+        return super().inactive_reason(run)
+
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         # Beams of a prompt begin with the same logits, so that reordering them changes nothing.
         first = run.state.setdefault((self, "first"), finite(logits))

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmfix.errors import UnsupportedError
 from vlmfix.runtime.branches import Branch, Selection
 from vlmfix.runtime.run import Run
-from vlmfix.runtime.vision import split_images
+from vlmfix.runtime.vision import VIDEO_PIXELS, is_video, split_images
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
@@ -83,7 +83,7 @@ def text_alone(run: Run, method: Method, image: Tensor) -> Tensor:
 
 
 def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:
-    """The tensors of each image, see `vlmfix.runtime.vision.split_images`.
+    """The tensors of each image, then of each video, see `vlmfix.runtime.vision.split_images`.
 
     Args:
         name: of the method that wants to change them.
@@ -91,12 +91,17 @@ def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:
     Raises:
         UnsupportedError: the prompt came without pixels.
     """
-    images = split_images(
-        {each: run.inputs.get(each) for each in ("pixel_values", "image_sizes", "image_grid_thw")}
-    )
+    names = ("pixel_values", "image_sizes", "image_grid_thw", VIDEO_PIXELS, "video_grid_thw")
+    images = split_images({each: run.inputs.get(each) for each in names})
     if images is None:
         raise UnsupportedError(
-            f"{name} changes the pixels of the image, and the prompt came without any; pass pixel_values"
+            f"{name} changes the pixels of the image, and the prompt came without any; pass pixel_values, of "
+            f"a video {VIDEO_PIXELS}"
+        )
+    if any(map(is_video, images)) and not run.has_video:
+        raise UnsupportedError(
+            f"{name} changes the pixels of a video, and no video token of the prompt tells where its "
+            "features go in this model; show its frames as images"
         )
     return images
 
@@ -123,10 +128,10 @@ def with_other_images(
     *,
     fused: bool,
 ) -> Branch:
-    """The prompts about other images of the same shapes.
+    """The prompts about other images and videos of the same shapes.
 
     Args:
-        images: in the order of the prompts, see `vlmfix.runtime.vision.split_images`.
+        images: in the order of the prompts, videos by themselves, see `vlmfix.runtime.vision.split_images`.
         inputs_embeds: image features merged, `(batch, prompt, hidden)`.
         decoder_inputs: what else the text decoder was given.
         fused: see `Branch`.
@@ -134,12 +139,29 @@ def with_other_images(
     assert run.encode_images is not None
     with torch.no_grad():
         encoded = run.encode_images(images)
+    are_videos = [is_video(image) for image in images]
     prompts = run.layout.image_tokens[:: run.copies].to(inputs_embeds.device)
+    videos = torch.zeros_like(prompts)
+    if run.video_tokens is not None:
+        videos = run.video_tokens[:: run.copies].to(prompts.device)
+    places = {False: prompts & ~videos, True: videos}
+    for kind, tokens in places.items():
+        given = sum(
+            len(each.features) for each, other in zip(encoded, are_videos, strict=True) if other == kind
+        )
+        if given != int(tokens.sum()):
+            raise UnsupportedError(
+                f"the {'videos' if kind else 'images'} make {given} tokens, but the prompts hold "
+                f"{int(tokens.sum())} placeholders for them; pass the inputs of one processor call"
+            )
 
-    def placed(features: list[Tensor], like: Tensor) -> Tensor:
+    def placed(features: Sequence[Tensor], like: Tensor) -> Tensor:
         """Image features in their places, for every copy of a prompt."""
         filled = like.clone()
-        filled[prompts] = torch.cat(features).to(filled)
+        for kind, tokens in places.items():
+            own = [each for each, other in zip(features, are_videos, strict=True) if other == kind]
+            if own:
+                filled[tokens] = torch.cat(own).to(filled)
         return filled.repeat_interleave(run.copies, dim=0)
 
     own = inputs_embeds[:: run.copies]
@@ -149,7 +171,7 @@ def with_other_images(
         return branch
     visual = branch.decoder_inputs["visual_pos_masks"]
     layers = zip(*(image.injected for image in encoded), strict=True)
-    filled = [placed(list(features), torch.zeros_like(own)) for features in layers]
+    filled = [placed(features, torch.zeros_like(own)) for features in layers]
     branch.decoder_inputs = {
         "visual_pos_masks": visual,
         "deepstack_visual_embeds": [each[visual.to(each.device)] for each in filled],

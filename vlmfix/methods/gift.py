@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from vlmfix.errors import UnsupportedError
 from vlmfix.keywords import CONTENT_TAGS, Spans, keyword_extractor
 from vlmfix.methods.base import Card, Method
-from vlmfix.methods.parameters import check_range
+from vlmfix.methods.parameters import check_range, check_whole, sequence
 from vlmfix.models.profiles import Profile
 from vlmfix.prompts import find_question
 from vlmfix.runtime.activity import Sums
@@ -81,9 +81,19 @@ class GIFT(Method):
         check_range("query_gain", self.query_gain, 0, 100)
         check_range("head_keep_fraction", self.head_keep_fraction, 0, 1)
         check_range("clip_std", self.clip_std, 0, 1000)
+        if self.saliency_layer is not None:
+            check_whole("saliency_layer", self.saliency_layer, 0)
         if self.enhanced_layers is not None:
-            object.__setattr__(self, "enhanced_layers", tuple(self.enhanced_layers))
-        object.__setattr__(self, "content_tags", tuple(self.content_tags))
+            bounds = sequence("enhanced_layers", self.enhanced_layers, "a first and a last layer")
+            object.__setattr__(self, "enhanced_layers", bounds)
+        tags = sequence("content_tags", self.content_tags, "part-of-speech tags such as NOUN")
+        if not all(isinstance(tag, str) for tag in tags):
+            raise ValueError(f"content_tags is {tags!r}; it must hold part-of-speech tags such as NOUN")
+        object.__setattr__(self, "content_tags", tags)
+        if self.keyword_extractor is not None and not callable(self.keyword_extractor):
+            raise ValueError(
+                f"keyword_extractor is {self.keyword_extractor!r}; it must be a function, given in Python"
+            )
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         def known(value: Any, name: str) -> Any:
@@ -101,6 +111,12 @@ class GIFT(Method):
         if type(saliency_layer) is not int or not 0 <= saliency_layer <= last:
             raise ValueError(
                 f"saliency_layer is {saliency_layer!r}; the layers of this model go from 0 to {last}"
+            )
+        heads = config.get_text_config().num_attention_heads
+        if int(heads * self.head_keep_fraction) == 0:
+            raise ValueError(
+                f"head_keep_fraction is {self.head_keep_fraction:g}, which keeps none of the {heads} heads "
+                f"of this model; use {1 / heads:.3g} to 1"
             )
         bounds = list(enhanced_layers)
         if (
@@ -131,7 +147,10 @@ class GIFT(Method):
         found: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
         fallbacks = 0
         starts = run.layout.real_tokens.int().argmax(dim=1).tolist()
-        for row, (start, ids) in enumerate(zip(starts, run.prompt_ids.tolist(), strict=True)):
+        prompts = run.prompt_ids
+        if run.video_tokens is not None:  # a video is no part of the question either
+            prompts = prompts.masked_fill(run.video_tokens.to(prompts.device), run.image_token)
+        for row, (start, ids) in enumerate(zip(starts, prompts.tolist(), strict=True)):
             key = tuple(ids[start:])
             if key not in found:  # beams share their prompt
                 asked = find_question(key, run.image_token, run.processor)
@@ -200,8 +219,8 @@ class GIFT(Method):
 
     def inactive_reason(self, run: Run) -> str:
         return (
-            "the saliency map is flat or no head looks at the image in the enhanced layers; raise "
-            "image_boost or run 'vlmfix calibrate --method gift'"
+            "no salient image token is left in the enhanced layers, or image_boost and query_gain are too "
+            "small to move a weight; choose earlier layers or raise image_boost"
         )
 
     def _decline_flat(self, run: Run, varies: Tensor) -> None:
@@ -210,7 +229,8 @@ class GIFT(Method):
         flat = self.takes(run) & ~varies
         sees = (run.state[self, "words"] & ~layout.before_first_image).any(dim=1)
         run.decline(self, "no question after the image", flat & ~sees)
-        run.decline(self, "the question draws no gaze to the image", flat & sees)
+        reason = "the question draws no gaze to the image" if self.clip_std else "clip_std 0 flattens the map"
+        run.decline(self, reason, flat & sees)
 
     def _extractor(self) -> tuple[Callable[[str], Spans], str]:
         if self.keyword_extractor is not None:
@@ -328,11 +348,13 @@ class TokenGroups(NamedTuple):
         members: columns image, question, and factors on image tokens, `(batch, 1, keys, 3)` float32.
         changes: factor on image tokens less 1, and 1 at the question, `(batch, 1, 1, 2, keys)`.
         has_image: `(batch, 1, 1)` bool.
+        has_boost: whether the factor on an image token is other than 1, `(batch, 1, 1)` bool.
     """
 
     members: Tensor
     changes: Tensor
     has_image: Tensor
+    has_boost: Tensor
 
     @classmethod
     def of(cls, image_weights: Tensor, image_tokens: Tensor, question_tokens: Tensor) -> TokenGroups:
@@ -343,6 +365,7 @@ class TokenGroups(NamedTuple):
             torch.stack([image, question, factors], dim=-1)[:, None],
             torch.stack([factors - image, question], dim=1)[:, None, None],
             image_tokens.any(dim=1)[:, None, None],
+            (factors != image).any(dim=1)[:, None, None],
         )
 
     def to(self, device: torch.device) -> TokenGroups:
@@ -355,8 +378,11 @@ class TokenGroups(NamedTuple):
         keys = self.members.shape[2]
         prompt, generated = attention.split([keys, attention.shape[-1] - keys], dim=-1)
         image, question, boosted = (prompt @ self.members.to(prompt.dtype)).unbind(dim=-1)
-        looks_at_image = top_heads(image, head_keep_fraction) & self.has_image
-        asks = top_heads(question, head_keep_fraction) & self.has_image
+        # By factors of 1 the sum of a row would still be rounded.
+        looks_at_image = top_heads(image, head_keep_fraction) & self.has_boost
+        asks = top_heads(question, head_keep_fraction) & (
+            self.has_boost if query_gain == 1 else self.has_image
+        )
         mass = (image * looks_at_image).sum(dim=1, keepdim=True)
         gain = (boosted * looks_at_image).sum(dim=1, keepdim=True) / mass
         more = asks * (query_gain * torch.where(mass > 0, gain, 1.0) - 1)

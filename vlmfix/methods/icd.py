@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, contrast
 from vlmfix.methods.forms import Replacement, rewritten
-from vlmfix.methods.parameters import check_range
+from vlmfix.methods.parameters import check_range, check_token_ids, sequence
+from vlmfix.models.profiles import Profile
 from vlmfix.prompts import SystemSlot
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
@@ -58,10 +60,14 @@ class ICD(Contrastive):
         if not isinstance(self.instruction, str) or not self.instruction.strip():
             raise ValueError(f"instruction is {self.instruction!r}; it must be a text")
         if self.instruction_ids is not None:
-            ids = tuple(self.instruction_ids)
+            ids = sequence("instruction_ids", self.instruction_ids, "token ids, 0 or more")
             if not ids or any(type(token) is not int or token < 0 for token in ids):
                 raise ValueError(f"instruction_ids is {ids!r}; it must hold token ids, 0 or more")
             object.__setattr__(self, "instruction_ids", ids)
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        check_token_ids("instruction_ids", self.instruction_ids, config.get_text_config().vocab_size)
+        return self
 
     @property
     def needs_processor(self) -> bool:

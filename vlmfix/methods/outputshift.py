@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Method
 from vlmfix.methods.contrast import differ, rule_out
-from vlmfix.methods.parameters import check_choice, check_range
+from vlmfix.methods.parameters import check_choice, check_range, check_token_ids, sequence
+from vlmfix.models.profiles import Profile
 from vlmfix.runtime.run import Run
 
 _WORDS = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
@@ -64,6 +66,11 @@ class ControlOutputShift(Method):
         both = set(self.yes_ids or ()) & set(self.no_ids or ())
         if both:
             raise ValueError(f"yes_ids and no_ids share {sorted(both)}; a token begins one of them")
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        for name in ("yes_ids", "no_ids"):
+            check_token_ids(name, getattr(self, name), config.get_text_config().vocab_size)
+        return self
 
     @property
     def needs_processor(self) -> bool:
@@ -187,7 +194,7 @@ def _token_ids(name: str, values: Any) -> tuple[int, ...]:
     Raises:
         ValueError: they are something else, or there is none.
     """
-    several = [values] if isinstance(values, int) else list(values)
+    several = sequence(name, [values] if isinstance(values, int) else values, "token ids, 0 or more")
     if not several or any(type(value) is not int or value < 0 for value in several):
         raise ValueError(f"{name} is {values!r}; it must hold token ids, 0 or more")
     return tuple(sorted(set(several)))

@@ -198,7 +198,8 @@ def mean_tokens(
 
 def as_stages(values: Any) -> tuple[Any, ...]:
     """The values of a schedule as a tuple; a single one may stand alone."""
-    return tuple(values) if isinstance(values, Iterable) else (values,)
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | dict)
+    return tuple(values) if several else (values,)
 
 
 def stage_layers(values: Any) -> tuple[int, ...]:

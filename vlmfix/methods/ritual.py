@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 
+from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card
 from vlmfix.methods.contrast import Contrastive, finite
 from vlmfix.methods.forms import seeded, shown_images, with_other_images
@@ -78,6 +79,11 @@ class RITUAL(Contrastive):
     ) -> Sequence[Branch]:
         if self.kappa == 0 or not run.layout.has_image:
             return ()
+        if run.has_video:
+            raise UnsupportedError(
+                "RITUAL transforms pictures, and a prompt holds a video, for which it is not defined; show "
+                "frames as images, or use VCD"
+            )
         assert run.config is not None
         form = PixelForm.of(getattr(run.processor, "image_processor", None), run.config)
         transformed = []

@@ -79,7 +79,7 @@ class SparseVLM(TokenPruning):
         super().__post_init__()
         check_choice("version", self.version, tuple(_PRUNE_LAYERS))
         budgets = _RANK_SCALES if self.version == "1.0" else _KEPT_TOKENS[self.version]
-        if self.budget not in budgets:
+        if type(self.budget) is not int or self.budget not in budgets:
             raise ValueError(
                 f"budget is {self.budget!r}; version {self.version} has schedules for "
                 f"{', '.join(map(str, budgets))}"

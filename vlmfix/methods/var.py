@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from vlmfix.methods.base import Card, Method
-from vlmfix.methods.parameters import check_flag, check_range
+from vlmfix.methods.parameters import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
@@ -77,8 +77,7 @@ class VAR(Method):
             check_range("sink_threshold", self.sink_threshold, 0, 1000)
         if self.sink_dimensions is not None:
             object.__setattr__(self, "sink_dimensions", _dimensions(self.sink_dimensions))
-        if not isinstance(self.first_layer, int) or self.first_layer < 0:
-            raise ValueError(f"first_layer is {self.first_layer!r}; it must be a layer index, 0 or more")
+        check_whole("first_layer", self.first_layer, 0)
         check_flag("skip_last_layer", self.skip_last_layer)
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
@@ -93,6 +92,12 @@ class VAR(Method):
         threshold = self.sink_threshold
         if threshold is None and profile is not None:
             threshold = profile.get("sink_threshold")
+        end = config.get_text_config().num_hidden_layers - self.skip_last_layer
+        if self.first_layer >= end:
+            raise ValueError(
+                f"first_layer is {self.first_layer}; the layers of this model that can be edited go from 0 "
+                f"to {end - 1}{', the last one is left out' if self.skip_last_layer else ''}"
+            )
         hidden_size = config.get_text_config().hidden_size
         if max(dimensions) >= hidden_size:
             raise ValueError(
@@ -266,7 +271,11 @@ class TokenGroups(NamedTuple):
 
 def _dimensions(values: Any) -> tuple[int, ...]:
     """Sink dimensions as a sorted tuple of indices; a single one may stand alone."""
-    several = list(values) if isinstance(values, Iterable) else [values]
+    several = (
+        list(values)
+        if isinstance(values, Iterable) and not isinstance(values, str | bytes | dict)
+        else [values]
+    )
     if not several or any(type(value) is not int or value < 0 for value in several):
         raise ValueError(
             f"sink_dimensions is {values!r}; it must hold one or more dimensions of the model, 0 or more"

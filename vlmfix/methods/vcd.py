@@ -15,6 +15,7 @@ from vlmfix.methods.forms import seeded, shown_images, with_other_images
 from vlmfix.methods.parameters import check_range, check_whole
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.run import Run
+from vlmfix.runtime.vision import VIDEO_PIXELS, is_video
 
 STEPS = 1000
 _CHANNELS = 3
@@ -24,7 +25,8 @@ _CHANNELS = 3
 class VCD(Contrastive):
     """Visual Contrastive Decoding (arXiv 2311.16922): away from the same prompt with a noised image.
 
-    The noise is drawn once an image, from the seed and the pixels, so that neither batch nor device matters.
+    The noise is drawn once an image, from the seed and the pixels, so that neither batch nor device matters;
+    the frames of a video get noise of their own.
     Papers and scripts differ in the step (500 or 999) and in the strength (0.5 or 1); these are the scripts'.
     `beta` is the default of the released code; its scripts pass 0.2.
 
@@ -63,13 +65,14 @@ class VCD(Contrastive):
             return ()
         images = shown_images(run, "VCD")
         assert run.config is not None
-        copies = 1
-        if "image_grid_thw" in images[0]:  # Qwen-VL repeats an image for the frames of a video
-            copies = run.config.vision_config.temporal_patch_size
         noised = []
         for image in images:
-            pixels = add_noise(image["pixel_values"], self.noise_step, self.seed, copies=copies)
-            noised.append(image | {"pixel_values": pixels})
+            pixels = VIDEO_PIXELS if is_video(image) else "pixel_values"
+            copies = 1
+            if "image_grid_thw" in image:  # Qwen-VL repeats an image for the frames of a video
+                copies = run.config.vision_config.temporal_patch_size
+            other = add_noise(image[pixels], self.noise_step, self.seed, copies=copies)
+            noised.append(image | {pixels: other})
         return [with_other_images(run, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
 
     def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:

@@ -142,7 +142,7 @@ class VHR(Method):
         energy = without_image.square().sum(dim=-1)
         selected = select_heads(divergence, energy, outlier_filter=self.outlier_filter)
         factors = torch.where(selected, self.head_scale, 1.0).to(heads.dtype)
-        return factors[:, None, :, None], selected.sum(dim=1)
+        return factors[:, None, :, None], (factors != 1).sum(dim=1)
 
     def report(self, run: Run, sums: Sums) -> None:
         divergence = run.state.get((self, "divergence"))
@@ -154,7 +154,12 @@ class VHR(Method):
             }
 
     def inactive_reason(self, run: Run) -> str:
-        return "no head differs between the prompt with and without its image, or no layer is reinforced"
+        if not any(self._acts(run, layer) for layer in range(run.num_layers)):
+            return "no layer is reinforced; raise num_last_layers or name extra_layers"
+        return (
+            "no head differs more than the others between the prompt with and without its image, or "
+            f"head_scale={self.head_scale:g} is 1 in the precision of the model"
+        )
 
     def _acts(self, run: Run, layer: int) -> bool:
         assert self.num_last_layers is not None

@@ -15,14 +15,15 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.generation import ImageLike
 from vlmfix.methods.base import Method
 from vlmfix.methods.gift import GIFT, gaze_shifts
 from vlmfix.methods.var import DEFAULT_THRESHOLD, sink_scores
+from vlmfix.models.digest import weights_digest
 from vlmfix.models.findings import PROMPT, Calibration, Progress, prompt_inputs
 from vlmfix.models.head_calibration import AnnotatedImage, calibrate_heads
 from vlmfix.models.profiles import Profile, user_directory
 from vlmfix.models.schedules import change_point, dense_layers, kept_ratios
+from vlmfix.pictures import ImageLike
 from vlmfix.runtime import support
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
@@ -262,24 +263,33 @@ CALIBRATIONS: dict[str, Callable[..., Calibration]] = {
 def write_profile(
     model: PreTrainedModel, calibration: Calibration, name: str, path: Path | None = None
 ) -> Path:
-    """Write what was found into a profile file that methods find by the shape of the model.
+    """Write what was found into a profile file that methods find by the weights of the model.
 
-    Values of other parameters that the file has already stay.
+    Values of other parameters that the file has already of these weights stay.
 
     Args:
         model: the model that was calibrated.
         calibration: what to write.
         name: what people call the checkpoint.
         path: the file; None: in the user's own directory, where every later run looks first.
+
+    Raises:
+        ValueError: the weights are nowhere, the file is no profile, or `VLMFIX_PROFILES` names no folder.
+        OSError: the file cannot be written.
     """
+    weights = weights_digest(model)
+    if weights is None:
+        raise ValueError("the model has no weights to be known by; load it on a device other than meta")
     text = model.config.get_text_config()
     shape = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")
     match = {
         "model_type": model.config.model_type,
         "text_config": {key: getattr(text, key) for key in shape},
+        "weights": weights,
     }
     if path is None:
-        path = user_directory() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-').lower()}.yaml"
+        stem = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
+        path = user_directory() / f"{stem}-{weights[-8:]}.yaml"
     values = {}
     if path.is_file():
         before = Profile.read(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.generation import ImageLike, open_images
+from vlmfix.pictures import ImageLike, open_images
 from vlmfix.prompts import prepare
 
 PROMPT = "Describe the image."

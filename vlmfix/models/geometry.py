@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,10 +53,11 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The tokens of one image.
+    """The tokens of one image or video.
 
     Args:
-        grids: its blocks, in the order of the tokens; an area may be seen by several.
+        grids: its blocks, in the order of the tokens; an area may be seen by several. Of a video, those of
+            its frames (of two, where Qwen-VL reads two as one).
         count: number of tokens, with those that belong to no block (newlines).
     """
 
@@ -65,37 +66,80 @@ class ImageTokens:
 
 
 def token_grids(
-    config: PreTrainedConfig, inputs: Mapping[str, Any], image_tokens: Tensor
+    config: PreTrainedConfig,
+    inputs: Mapping[str, Any],
+    image_tokens: Tensor,
+    video_tokens: Tensor | None = None,
 ) -> list[list[ImageTokens]]:
     """How the image tokens of prompts form grids, from model inputs alone.
 
     Args:
         config: of the whole model.
         inputs: what `model.generate` gets beside the token ids: `pixel_values`, and `image_grid_thw`,
-            `image_sizes` or `batch_num_images` where the family has them.
-        image_tokens: placeholders of image features, `(batch, prompt)` bool.
+            `image_sizes` or `batch_num_images` where the family has them; of videos `pixel_values_videos` and
+            `video_grid_thw`.
+        image_tokens: placeholders of features, `(batch, prompt)` bool.
+        video_tokens: which of these are of videos, likewise; None: none.
 
     Returns:
-        For each prompt, its images in order.
+        For each prompt, its images and videos in order.
 
     Raises:
         UnsupportedError: the layout of the tokens is not known exactly for this model, or does not agree
             with their number.
     """
     family = _family(config)
-    images = [] if inputs.get("pixel_values") is None else family.tokens(config, inputs, image_tokens)
-    prompts: list[list[ImageTokens]] = []
-    left = list(images)
-    for count in image_tokens.sum(dim=1).tolist():
-        prompts.append([])
-        while count > 0 and left:
-            prompts[-1].append(left.pop(0))
-            count -= prompts[-1][-1].count
-        if count != 0:
-            raise _disagreement(images, image_tokens)
-    if left:
-        raise _disagreement(images, image_tokens)
+    if video_tokens is None:
+        video_tokens = torch.zeros_like(image_tokens)
+    images: list[ImageTokens] = []
+    videos: list[ImageTokens] = []
+    if inputs.get("pixel_values") is not None:
+        images = family.tokens(config, inputs, image_tokens & ~video_tokens)
+    if inputs.get("pixel_values_videos") is not None:
+        videos = family.videos(config, inputs)
+    prompts = by_prompt(images, videos, image_tokens, video_tokens)
+    if prompts is None:
+        raise _disagreement([*images, *videos], image_tokens)
     return prompts
+
+
+class Counted(Protocol):
+    """What stands for so many tokens of a prompt."""
+
+    @property
+    def count(self) -> int:
+        """Number of tokens."""
+
+
+_Counted = TypeVar("_Counted", bound=Counted)
+
+
+def by_prompt(
+    images: Sequence[_Counted], videos: Sequence[_Counted], image_tokens: Tensor, video_tokens: Tensor
+) -> list[list[_Counted]] | None:
+    """Images and videos in the order in which prompts show them; None: their tokens do not agree.
+
+    Args:
+        images: of all prompts, in order.
+        videos: likewise, or parts of them.
+        image_tokens: placeholders of both, `(batch, prompt)` bool.
+        video_tokens: those of videos alone, likewise.
+    """
+    left = {False: list(images), True: list(videos)}
+    prompts: list[list[_Counted]] = []
+    for present, of_video in zip(image_tokens, video_tokens, strict=True):
+        prompts.append([])
+        kinds = of_video[present].tolist()
+        start = 0
+        while start < len(kinds):
+            if not left[kinds[start]]:
+                return None
+            shown = left[kinds[start]].pop(0)
+            if kinds[start : start + shown.count] != [kinds[start]] * shown.count:
+                return None
+            prompts[-1].append(shown)
+            start += shown.count
+    return None if left[False] or left[True] else prompts
 
 
 def place(
@@ -207,6 +251,21 @@ def _qwen_tokens(
     return images
 
 
+def _qwen_video_tokens(config: PreTrainedConfig, inputs: Mapping[str, Any]) -> list[ImageTokens]:
+    merge = config.vision_config.spatial_merge_size
+    return [
+        _frames(frames, height // merge, width // merge)
+        for frames, height, width in inputs["video_grid_thw"].tolist()
+    ]
+
+
+def _frames(count: int, rows: int, columns: int, *, others: int = 0) -> ImageTokens:
+    """A video of so many frames, with other tokens behind them."""
+    size = rows * columns
+    grids = tuple(TokenGrid.plain(frame * size, rows, columns) for frame in range(count))
+    return ImageTokens(grids, count * size + others)
+
+
 def _qwen_boxes(
     config: PreTrainedConfig, processor: Any, image: ImageTokens, width: int, height: int
 ) -> list[Box]:
@@ -214,6 +273,13 @@ def _qwen_boxes(
 
 
 # LLaVA-NeXT and LLaVA-OneVision: the squeezed image, then tiles of the padded one without the padding.
+
+
+def _onevision_video_tokens(config: PreTrainedConfig, inputs: Mapping[str, Any]) -> list[ImageTokens]:
+    """Pooled frames without tiles, then one newline token."""
+    pixels = inputs["pixel_values_videos"]
+    side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+    return [_frames(pixels.shape[1], side, side, others=1)] * len(pixels)
 
 
 class _Canvas(NamedTuple):
@@ -391,6 +457,13 @@ def _internvl_boxes(
     return [*boxes, whole]
 
 
+def _no_videos(config: PreTrainedConfig, inputs: Mapping[str, Any]) -> list[ImageTokens]:
+    raise UnsupportedError(
+        f"where the tokens of a video of {config.model_type} lie on its frames is not known; show its frames "
+        "as images"
+    )
+
+
 def _class_tokens(config: PreTrainedConfig) -> int:
     """Tokens in front of the patches of an image that the language model sees."""
     vision, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
@@ -410,18 +483,21 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class _Family(NamedTuple):
-    """What one family does with images, and the image processors of which it is known."""
+    """What one family does with images, the image processors of which it is known, and videos."""
 
     tokens: Callable[[PreTrainedConfig, Mapping[str, Any], Tensor], list[ImageTokens]]
     boxes: Callable[[PreTrainedConfig, Any, ImageTokens, int, int], list[Box]]
     processors: tuple[str, ...]
+    videos: Callable[[PreTrainedConfig, Mapping[str, Any]], list[ImageTokens]] = _no_videos
 
 
-_QWEN = _Family(_qwen_tokens, _qwen_boxes, ("Qwen2VLImageProcessor",))
+_QWEN = _Family(_qwen_tokens, _qwen_boxes, ("Qwen2VLImageProcessor",), _qwen_video_tokens)
 _FAMILIES = {
     "llava": _Family(_llava_tokens, _llava_boxes, ("CLIPImageProcessor", "SiglipImageProcessor")),
     "llava_next": _Family(_anyres_tokens, _anyres_boxes, ("LlavaNextImageProcessor",)),
-    "llava_onevision": _Family(_anyres_tokens, _anyres_boxes, ("LlavaOnevisionImageProcessor",)),
+    "llava_onevision": _Family(
+        _anyres_tokens, _anyres_boxes, ("LlavaOnevisionImageProcessor",), _onevision_video_tokens
+    ),
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,

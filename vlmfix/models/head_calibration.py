@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
-from vlmfix.generation import ImageLike, answer_batch
+from vlmfix.decoding import plain_decoding
+from vlmfix.generation import answer_batch
 from vlmfix.methods.base import Method
 from vlmfix.models.findings import PROMPT, Calibration, Progress, prompt_inputs
+from vlmfix.pictures import ImageLike
 from vlmfix.prompts import text_and_spans
 from vlmfix.runtime.caches import with_cache
 from vlmfix.runtime.prefix import shared_prefix
@@ -22,7 +24,7 @@ from vlmfix.runtime.vision import cached_vision
 # Published: 20 of the 1024 heads of LLaVA-1.5-7B.
 _KEPT = 20 / 1024
 
-_CAPTION = {"max_new_tokens": 128, "do_sample": False, "num_beams": 1}
+_CAPTION = {"max_new_tokens": 128}
 
 # Tokens in the cache of a pass, all its rows together: 8 GiB for LLaVA-1.5-7B in half precision.
 _TOKENS = 16384
@@ -77,10 +79,11 @@ def calibrate_heads(
             "adhh is calibrated on captions that can be judged; give AnnotatedImage objects (on the command "
             "line a COCO folder with instances, as 'vlmfix scenes' writes)"
         )
+    captioning = plain_decoding(model, _CAPTION)
     influences: list[Tensor] = []
     hallucinated: list[bool] = []
     for each in images:
-        (answer,) = answer_batch(model, processor, [(each.image, PROMPT)], **_CAPTION)
+        (answer,) = answer_batch(model, processor, [(each.image, PROMPT)], **captioning)
         text, spans = text_and_spans(answer.token_ids, processor, skip_special_tokens=True)
         words = each.judge(text)
         places = [next(place for place, (_, end) in enumerate(spans) if end > word.start) for word in words]

@@ -7,12 +7,14 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from vlmfix.models.digest import weights_digest
+from vlmfix.models.profile_files import read_profile_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -24,8 +26,21 @@ def configs_directory() -> Path:
 
 
 def user_directory() -> Path:
-    """Where calibrated profiles are written and looked for: `$VLMFIX_PROFILES`, else `~/.config/vlmfix`."""
-    return Path(os.environ.get("VLMFIX_PROFILES") or Path.home() / ".config" / "vlmfix")
+    """Where calibrated profiles are written and looked for: `$VLMFIX_PROFILES`, else `~/.config/vlmfix`.
+
+    Raises:
+        ValueError: `VLMFIX_PROFILES` names no folder.
+    """
+    named = os.environ.get("VLMFIX_PROFILES")
+    if not named:
+        return Path.home() / ".config" / "vlmfix"
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"VLMFIX_PROFILES is {named!r}, which is no folder; create it, name another one, or unset the "
+            "variable"
+        )
+    return folder
 
 
 @dataclass(frozen=True)
@@ -35,38 +50,29 @@ class Profile:
     Args:
         name: what people call the checkpoint.
         match: `model_type` (one or a list) of the model and `text_config`, a mapping of the text
-            configuration's attributes; all of them must agree.
+            configuration's attributes; all of them must agree. Profiles of users also name the `weights`, by
+            their digest, see `vlmfix.models.digest`.
         values: parameter name to `{value, source}`, and `verified: false` where nobody has checked it.
         path: the file.
+        used: the values that were asked for and found, each with `value`, `source`, `profile` (the name of
+            the one it comes from) and `matched_by` ("weights", or "type and shape").
     """
 
     name: str
     match: Mapping[str, Any]
     values: Mapping[str, Mapping[str, Any]]
     path: Path
+    used: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, path: Path) -> Profile:
         """Read a profile file.
 
         Raises:
-            ValueError: it is no YAML, or lacks `name`, `match` or `values`, or a value lacks its source.
+            ValueError: it is no YAML, or a field is missing or not what it must be; names file and field.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            match, values = content["match"], content["values"]
-            needed = [
-                match["model_type"],
-                *(entry[key] for entry in values.values() for key in ("value", "source")),
-            ]
-            if None in needed:
-                raise KeyError("an empty entry")
-            return cls(content["name"], match, values, path)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not a profile ({type(error).__name__}: {error}); it needs name, match and "
-                "values, each value with its source"
-            ) from error
+        content = read_profile_file(path)
+        return cls(content["name"], content["match"], content["values"], path)
 
     def fits(self, config: PreTrainedConfig) -> bool:
         """Whether `config` is of this family and shape."""
@@ -81,6 +87,9 @@ class Profile:
         entry = self.values.get(parameter)
         if entry is None:
             return None
+        self.used[parameter] = {"profile": self.name} | {
+            key: value for key, value in entry.items() if key != "verified"
+        }
         if not entry.get("verified", True):
             warnings.warn(
                 f"{parameter} of {self.name} is unverified ({entry['source']}); check it with 'vlmfix "
@@ -91,11 +100,19 @@ class Profile:
 
 
 def profiles() -> Iterator[Profile]:
-    """All profiles, those that the user calibrated before those that are shipped."""
-    for directory in (user_directory(), configs_directory() / "models"):
+    """All profiles, those that the user calibrated before those that are shipped.
+
+    Raises:
+        ValueError: a file is no profile, or `VLMFIX_PROFILES` names no folder.
+    """
+    for directory in (user_directory(), _shipped()):
         for path in sorted(directory.glob("*.yaml")):
             state = path.stat()
             yield _read(path, (state.st_mtime_ns, state.st_size))
+
+
+def _shipped() -> Path:
+    return configs_directory() / "models"
 
 
 @functools.lru_cache(maxsize=256)
@@ -104,10 +121,42 @@ def _read(path: Path, state: tuple[int, int]) -> Profile:
     return Profile.read(path)
 
 
-def find_profile(config: PreTrainedConfig) -> Profile | None:
-    """What is known of a model: all profiles that fit, the first deciding on each value; None: nothing."""
-    fitting = [profile for profile in profiles() if profile.fits(config)]
+def find_profile(model: PreTrainedModel | PreTrainedConfig) -> Profile | None:
+    """What is known of a model: all profiles that fit, the first deciding on each value; None: nothing.
+
+    A profile of the user is for the very weights that it names, a shipped one for its type and shape.
+
+    Args:
+        model: as it was loaded; its configuration alone has no weights, so that only shipped profiles fit.
+
+    Raises:
+        ValueError: a file is no profile, or `VLMFIX_PROFILES` names no folder.
+    """
+    weights = None if isinstance(model, PreTrainedConfig) else functools.partial(weights_digest, model)
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    fitting: list[Profile] = []
+    for profile in profiles():
+        if not profile.fits(config):
+            continue
+        how = "type and shape"
+        if profile.path.parent != _shipped():
+            how = "weights"
+            if "weights" not in profile.match:
+                warnings.warn(
+                    f"{profile.path} is left out: it does not say which weights it is for (match.weights); "
+                    "remove it and run 'vlmfix calibrate' again, or add the digest that 'vlmfix methods "
+                    "--model MODEL' prints",
+                    stacklevel=2,
+                )
+                continue
+            if weights is None or weights() != profile.match["weights"]:
+                continue
+        known: dict[str, Mapping[str, Any]] = {
+            name: {"profile": profile.name, **entry, "matched_by": how}
+            for name, entry in profile.values.items()
+        }
+        fitting.append(dataclasses.replace(profile, values=known))
     if not fitting:
         return None
     values = {name: entry for profile in reversed(fitting) for name, entry in profile.values.items()}
-    return dataclasses.replace(fitting[0], values=values)
+    return dataclasses.replace(fitting[0], values=values, used={})

@@ -86,7 +86,7 @@ class Branch:
         own = own.to(like.device)
         own = own.expand(*like.shape[:-2], *own.shape[-2:])
         ahead = torch.arange(1, generated + 1, device=own.device)
-        return torch.cat([own, own.amax(dim=-1, keepdim=True) + ahead], dim=-1)
+        return torch.cat([own, own[..., -1:] + ahead], dim=-1)
 
 
 class Parts(tuple[Tensor, ...]):

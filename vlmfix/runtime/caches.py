@@ -41,7 +41,7 @@ def cache_name(module: nn.Module) -> str:
     Raises:
         UnsupportedError: under none of the known names, or under more than one.
     """
-    name = _name_in(type(module))
+    name = _name_in(type(module))  # type: ignore[arg-type]
     if name is None:
         raise UnsupportedError(
             f"{type(module).__name__}.forward of transformers {transformers.__version__} takes its cache "
@@ -60,7 +60,7 @@ def check_cache_names(model: PreTrainedModel) -> None:
     decoder = model.get_decoder()
     attentions = [layer.self_attn for layer in decoder.layers]
     kinds = dict.fromkeys(type(each) for each in (model, decoder, *decoder.layers, *attentions))
-    names = {kind.__name__: _name_in(kind) for kind in kinds}
+    names = {kind.__name__: _name_in(kind) for kind in kinds}  # type: ignore[arg-type]
     if None in names.values() or len(set(names.values())) != 1:
         found = ", ".join(f"{kind}: {name or 'none that is known'}" for kind, name in names.items())
         raise UnsupportedError(

@@ -50,7 +50,7 @@ class EncodedBlock:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """The blocks of one image, and its number of tokens, newline tokens included."""
+    """The blocks of one image or frame of a video, and its number of tokens, newline tokens included."""
 
     blocks: tuple[EncodedBlock, ...]
     count: int
@@ -70,6 +70,8 @@ class EncoderTap:
         self.core = model.base_model
         self.config = model.config
         self.images: list[EncodedImage] = []
+        self.videos: list[EncodedImage] = []  # one a frame, or for two that are read as one
+        self._reads_videos = False
         self._seen: dict[str, Any] = {}
         self._blocks: list[EncodedBlock] = []
         self._undo = ExitStack()
@@ -95,7 +97,7 @@ class EncoderTap:
 
     def forget(self) -> None:
         """Forget the last images."""
-        self.images, self._blocks, self._seen = [], [], {}
+        self.images, self.videos, self._blocks, self._seen = [], [], [], {}
 
     def project(self, features: Tensor) -> Tensor:
         """Features `(patches, features)` as tokens of the language model, `(patches, hidden)`."""
@@ -193,6 +195,22 @@ class EncoderTap:
         self._hook(visual.blocks[index].attn, before=self._see_qwen_attention)
         self._hook(visual.merger, after=self._number)
         self._hook(visual, after=self._see_qwen_tokens)
+        attributes = vars(self.core)
+        read = self.core.get_video_features
+        if "get_video_features" in attributes:
+            self._undo.callback(attributes.__setitem__, "get_video_features", read)
+        else:
+            self._undo.callback(attributes.pop, "get_video_features")
+
+        @functools.wraps(read)
+        def get_video_features(*args: Any, **kwargs: Any) -> Any:
+            self._reads_videos = True
+            try:
+                return read(*args, **kwargs)
+            finally:
+                self._reads_videos = False
+
+        attributes["get_video_features"] = get_video_features
 
     def _see_qwen_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
@@ -221,7 +239,7 @@ class EncoderTap:
         attention = self._seen["attention"].unflatten(1, (-1, unit)).mean(dim=2)[:, order]
         keys = self._seen["keys"].unflatten(0, (-1, unit)).mean(dim=1)[order]
         bounds = [bound // unit for bound in self._seen["bounds"]]
-        self.images = [
+        images = [
             EncodedImage(
                 (
                     EncodedBlock(
@@ -234,6 +252,10 @@ class EncoderTap:
             )
             for start, end in itertools.pairwise(bounds)
         ]
+        if self._reads_videos:
+            self.videos = images
+        else:
+            self.images = images
         self._seen = {}
         return output
 

@@ -58,7 +58,8 @@ class PromptLayout:
     theirs.
 
     Args:
-        image_tokens: the placeholders that image features replace; they need not be contiguous.
+        image_tokens: the placeholders that features of images and videos replace; they need not be
+            contiguous.
         real_tokens: everything but padding.
         positions: where the tokens stand in the whole prompt, int64; None: these are all of it.
     """

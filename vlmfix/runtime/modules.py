@@ -72,7 +72,7 @@ class DecoderModules:
     def _final_norm(self) -> nn.Module | None:
         norm = getattr(self._decoder, "norm", None)
         if norm is None:
-            profile = find_profile(self._model.config)
+            profile = find_profile(self._model)
             name = None if profile is None else profile.get("final_norm")
             norm = None if name is None else getattr(self._decoder, name, None)
         return norm

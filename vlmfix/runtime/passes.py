@@ -60,7 +60,8 @@ class Passes:
         elif run.branches and not self._is_reading_again:
             self._given = dict(kwargs)
         if run.is_prefill:
-            run.next_position = _positions(kwargs, run.layout)[..., : run.layout.length].amax(dim=-1) + 1
+            # Not the largest: the times of a video may lie far behind the text that follows it.
+            run.next_position = _positions(kwargs, run.layout)[..., run.layout.length - 1] + 1
         prunes = any(method.prunes for method in methods)
         if not run.companions and not prunes and not run.branches:
             return args, kwargs

@@ -68,7 +68,7 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
 def _sharing(model: PreTrainedModel) -> Iterator[None]:
     decoder, thread = model.get_decoder(), threading.get_ident()
     read = decoder.forward
-    image_token = support.image_token(model.config)
+    visual_tokens = support.visual_tokens(model.config)
     prompt_ids: Tensor | None = None
 
     def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
             return read(*args, **kwargs)
         if steering is not None and not all(method.keeps_prefix for method in steering.methods):
             return read(*args, **kwargs)
-        batch = None if args else _Batch.of(kwargs, prompt_ids, image_token)
+        batch = None if args else _Batch.of(kwargs, prompt_ids, visual_tokens)
         prefix = None if batch is None else batch.prefix()
         if batch is None or prefix is None:
             return read(*args, **kwargs)
@@ -138,7 +138,7 @@ class _Batch:
     positions: Tensor
 
     @classmethod
-    def of(cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, image_token: int) -> _Batch | None:
+    def of(cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, visual_tokens: list[int]) -> _Batch | None:
         """The pass, if prompts can share anything in it."""
         cache = read_cache(kwargs)
         embeddings, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
@@ -155,7 +155,7 @@ class _Batch:
         if mask is not None and (not isinstance(mask, Tensor) or mask.shape != prompt_ids.shape):
             return None
         real_tokens = torch.ones_like(prompt_ids, dtype=torch.bool) if mask is None else mask.bool()
-        image_tokens = (prompt_ids == image_token) & real_tokens
+        image_tokens = torch.isin(prompt_ids, prompt_ids.new_tensor(visual_tokens)) & real_tokens
         length = prompt_ids.shape[1]
         starts = real_tokens.int().argmax(dim=1)
         # Whether every prompt has an image, and padding on the left only.

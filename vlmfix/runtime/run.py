@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.geometry import ImageTokens, token_grids
+from vlmfix.models.geometry import ImageTokens, by_prompt, token_grids
 from vlmfix.runtime.activity import Counts
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.encoder import EncodedImage, EncoderTap
@@ -75,6 +75,8 @@ class Run:
         num_layers: decoder layers of the model.
         prompt_ids: token ids of the prompt, `(batch, prompt)`; None where only embeddings were given.
         image_token: id of the image placeholder.
+        video_tokens: which of the image tokens of the layout are those of videos, `(batch, prompt)` bool;
+            None: none.
         processor: of the model, if the method was attached with one.
         step: 0 in the prefill, then the number of tokens generated before this forward pass.
         is_prefill: whether this pass reads the prompt for the first time.
@@ -118,6 +120,7 @@ class Run:
     num_layers: int
     prompt_ids: Tensor | None = None
     image_token: int = -1
+    video_tokens: Tensor | None = None
     processor: Any = None
     step: int = 0
     is_prefill: bool = True
@@ -157,44 +160,43 @@ class Run:
 
     @cached_property
     def images(self) -> list[list[ImageTokens]]:
-        """How the image tokens of each sequence form images and grids; to be asked for in the prefill.
+        """How the image tokens of each sequence form images, videos and grids; to be asked in the prefill.
 
         Raises:
             UnsupportedError: it is not known exactly for this model.
         """
         assert self.config is not None
-        prompts = token_grids(self.config, self.inputs, self.layout.image_tokens[:: self.copies])
+        videos = None if self.video_tokens is None else self.video_tokens[:: self.copies]
+        prompts = token_grids(self.config, self.inputs, self.layout.image_tokens[:: self.copies], videos)
         return [images for images in prompts for _ in range(self.copies)]
 
     @cached_property
     def encoded_images(self) -> list[list[EncodedImage]]:
-        """What the vision encoder attended to in the images of each sequence; for `needs_encoder`.
+        """What the vision encoder attended to in the images, and the frames of videos, of each sequence; for
+        `needs_encoder`.
 
         Raises:
             UnsupportedError: it was not seen at work on these images.
         """
         assert self.encoder is not None
-        images = self.encoder.images
-        counts = self.layout.image_tokens.sum(dim=1).tolist()
+        images, videos = self.encoder.images, self.encoder.videos
+        tokens = self.layout.image_tokens
+        of_videos = torch.zeros_like(tokens) if self.video_tokens is None else self.video_tokens
         # A generate call may encode its images once for all copies of a prompt.
-        copies = self.copies if sum(image.count for image in images) * self.copies == sum(counts) else 1
-        left, sequences = list(images), []
-        for count in counts[::copies]:
-            own: list[EncodedImage] = []
-            while count > 0 and left:
-                own.append(left.pop(0))
-                count -= own[-1].count
-            if count != 0:
-                raise UnsupportedError(
-                    "the images of the prompt did not go through the vision encoder of this call; pass "
-                    "pixel_values, not features"
-                )
-            sequences += [own] * copies
-        return sequences
+        encoded = sum(each.count for each in (*images, *videos))
+        copies = self.copies if encoded * self.copies == int(tokens.sum()) else 1
+        prompts = by_prompt(images, videos, tokens[::copies], of_videos[::copies])
+        if prompts is None:
+            raise UnsupportedError(
+                "the images of the prompt did not go through the vision encoder of this call; pass "
+                "pixel_values, not features"
+            )
+        return [own for own in prompts for _ in range(copies)]
 
     @cached_property
     def image_blocks(self) -> Tensor:
-        """Image tokens, and those that mark where an image begins and ends, `(batch, prompt)` bool.
+        """Image tokens, and those that mark where an image, or a video or frame of it, begins and ends,
+        `(batch, prompt)` bool.
 
         What marks them is said by the configuration, or by a processor with which the method was attached.
 
@@ -210,6 +212,11 @@ class Run:
         first = (ids == begin) & nn.functional.pad(image[:, 1:], (0, 1))
         last = (ids == end) & nn.functional.pad(image[:, :-1], (1, 0))
         return image | first | last
+
+    @cached_property
+    def has_video(self) -> bool:
+        """Whether any sequence has a token of a video."""
+        return self.video_tokens is not None and bool(self.video_tokens.any())
 
     @property
     def token_ids(self) -> Tensor:
@@ -258,6 +265,7 @@ class Run:
             num_layers=self.num_layers,
             prompt_ids=None if self.prompt_ids is None else self.prompt_ids[rows],
             image_token=self.image_token,
+            video_tokens=None if self.video_tokens is None else self.video_tokens[rows],
             processor=self.processor,
             step=self.step,
             is_prefill=False,

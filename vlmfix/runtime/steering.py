@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from vlmfix.runtime.modules import DecoderModules, Offsets, offsets, swap_offset
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.scores import Received
-from vlmfix.runtime.vision import encode_images
+from vlmfix.runtime.vision import Encoded, encode_images
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
@@ -104,7 +104,7 @@ def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | N
             f"{name} needs the processor, for the words or the pixels of the prompt: 'with {name}()(model, "
             "processor):', or vlmfix.generate"
         )
-    resolved = method.resolve(model.config, find_profile(model.config))
+    resolved = method.resolve(model.config, find_profile(model))
     modules = DecoderModules(model)
     if resolved.needs_plain_layers:
         modules.check_layers()
@@ -171,6 +171,7 @@ class Steering:
         self.model = model
         self.decoder = model.get_decoder()
         self.image_token = support.image_token(model.config)
+        self.video_token = support.video_token(model.config)
         self.modules = DecoderModules(model)
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[Method, ...] = ()
@@ -477,6 +478,15 @@ class Steering:
             kept = kwargs.get("logits_to_keep")
             self.run.wants_last_logits = isinstance(kept, int) and kept == 1
 
+    def _encode_images(self, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
+        """What the vision encoder makes of other images than those of the prompt, whose attention stays."""
+        if self._encoder is None:
+            return encode_images(self.model, images)
+        own = self._encoder.images, self._encoder.videos
+        encoded = encode_images(self.model, images)
+        self._encoder.images, self._encoder.videos = own
+        return encoded
+
     def _forget_images(self) -> None:
         if self._encoder is not None:
             self._encoder.forget()
@@ -485,7 +495,10 @@ class Steering:
         self._end_run()
         if not self._generating:
             self._forget_images()
-        layout = self._layout(input_ids, kwargs).repeat(self.copies)
+        image_tokens, video_tokens = self._visual_tokens(input_ids, kwargs)
+        layout = PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
+        layout = layout.repeat(self.copies)
+        video_tokens = video_tokens.repeat_interleave(self.copies, dim=0) & layout.image_tokens
         ids = None if input_ids is None else input_ids.repeat_interleave(self.copies, dim=0)
         copies = 1 if self._prompt_ids is None else layout.batch_size // len(self._prompt_ids)
         if ids is None and self._prompt_ids is not None:
@@ -495,11 +508,12 @@ class Steering:
             num_layers=len(self.decoder.layers),
             prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
             image_token=self.image_token,
+            video_tokens=video_tokens,
             processor=self._processor,
             inputs=self._inputs or kwargs,
             copies=copies,
             config=self.model.config,
-            encode_images=functools.partial(encode_images, self.model),
+            encode_images=self._encode_images,
             embed_tokens=self.model.get_input_embeddings(),
             encoder=self._encoder,
             modules=self.modules,
@@ -572,27 +586,33 @@ class Steering:
             )
         return False
 
-    def _layout(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> PromptLayout:
-        if input_ids is None:
-            image_tokens = self._image_tokens_of_embeddings(kwargs["inputs_embeds"])
-        else:
-            image_tokens = input_ids == self.image_token
-        return PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
+    def _visual_tokens(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The placeholders of images and videos, and those of videos alone, `(batch, prompt)` bool each.
 
-    def _image_tokens_of_embeddings(self, inputs_embeds: Tensor) -> Tensor:
-        """Image positions of embeddings: from the ids beside them, or from placeholders not yet filled."""
-        batch, length = inputs_embeds.shape[:2]
-        ids = self._prompt_ids
-        if ids is not None and ids.shape[1] == length and batch % ids.shape[0] == 0:
-            return (ids == self.image_token).repeat_interleave(batch // ids.shape[0], dim=0)
-        token = torch.tensor([self.image_token], device=inputs_embeds.device)
-        placeholders = (inputs_embeds == self.model.get_input_embeddings()(token)).all(dim=-1)
-        if not bool(placeholders.any()):
+        Those of embeddings come from the ids beside them, or from placeholders not yet filled.
+        """
+        if input_ids is None:
+            embeddings, ids = kwargs["inputs_embeds"], self._prompt_ids
+            batch, length = embeddings.shape[:2]
+            if ids is not None and ids.shape[1] == length and batch % ids.shape[0] == 0:
+                input_ids = ids.repeat_interleave(batch // ids.shape[0], dim=0)
+
+        def is_token(token: int | None) -> Tensor:
+            if input_ids is not None:
+                return torch.zeros_like(input_ids).bool() if token is None else input_ids == token
+            if token is None:
+                return embeddings.new_zeros(batch, length, dtype=torch.bool)
+            placeholder = self.model.get_input_embeddings()(torch.tensor([token], device=embeddings.device))
+            return (embeddings == placeholder).all(dim=-1)
+
+        videos = is_token(self.video_token)
+        visual = is_token(self.image_token) | videos
+        if input_ids is None and not bool(visual.any()):
             raise UnsupportedError(
                 "the prompt is given as inputs_embeds with the image features in it, so that the image "
                 "positions cannot be known; pass the input_ids of the same prompt to generate as well"
             )
-        return placeholders
+        return visual, videos
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Let methods edit the logits, which only the prompts keep, and count the step."""

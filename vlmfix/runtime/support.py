@@ -38,8 +38,28 @@ def image_token(config: PreTrainedConfig) -> int:
     )
 
 
+def video_token(config: PreTrainedConfig) -> int | None:
+    """Id of the placeholder that the features of videos replace; None: videos have none of their own."""
+    for name in ("video_token_id", "video_token_index"):
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
+    return None
+
+
+def visual_tokens(config: PreTrainedConfig) -> list[int]:
+    """Ids of the placeholders that features of images and videos replace.
+
+    Raises:
+        UnsupportedError: see `image_token`.
+    """
+    video = video_token(config)
+    return [image_token(config)] + ([] if video is None else [video])
+
+
 def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int | None, int | None]:
-    """Ids of the tokens that mark where an image begins and where it ends; None: there is no such token.
+    """Ids of the tokens that mark where an image, or a video or frame of it, begins and where it ends; None:
+    there is no such token.
 
     Args:
         config: of the whole model.

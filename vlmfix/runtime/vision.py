@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ from transformers import PreTrainedModel
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.callers import turns_of
 
+VIDEO_PIXELS = "pixel_values_videos"
+_VIDEO_GRIDS = "video_grid_thw"
+
 
 class Encoded(NamedTuple):
-    """What the vision encoder made of one image, for the language model.
+    """What the vision encoder made of one image or video, for the language model.
 
     Args:
         features: image tokens, `(tokens, hidden)`.
@@ -82,30 +86,70 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
 
 
 def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
-    """What the vision encoder makes of images.
+    """What the vision encoder makes of images and videos, in their order.
 
     Args:
         model: an image-text-to-text model of transformers.
         images: see `split_images`.
     """
-    output = model.base_model.get_image_features(**_joined_inputs(images), return_dict=True)
-    return _split_output(output)
+    encoded: list[Encoded] = []
+    for are_videos, group in itertools.groupby(images, key=is_video):
+        core = model.base_model
+        encode = core.get_video_features if are_videos else core.get_image_features
+        inputs = _joined_inputs(list(group))
+        pixels = inputs.pop(VIDEO_PIXELS if are_videos else "pixel_values")
+        parts = _split_output(encode(pixels, **inputs, return_dict=True))  # versions differ in its name
+        if are_videos and model.config.model_type == "llava_onevision":
+            parts = [_with_newline(each, core.image_newline) for each in parts]
+        encoded += parts
+    return encoded
+
+
+def _with_newline(video: Encoded, newline: Tensor) -> Encoded:
+    """A video of LLaVA-OneVision with the newline token behind it, which old versions add only later."""
+    newline = newline.to(video.features)
+    if torch.equal(video.features[-1], newline):
+        return video
+    return video._replace(features=torch.cat([video.features, newline[None]]))
+
+
+def is_video(image: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors of `split_images` are those of a video."""
+    return VIDEO_PIXELS in image
 
 
 def split_images(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]] | None:
-    """The tensors of each image, as `get_image_features` takes them; None: they do not come one an image."""
+    """The tensors of each image, as `get_image_features` takes them, then of each video, as
+    `get_video_features` does; None: they do not come one an image."""
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    if "pixel_values" not in tensors:
+    videos = {name: tensors.pop(name) for name in (VIDEO_PIXELS, _VIDEO_GRIDS) if name in tensors}
+    if "pixel_values" not in tensors and VIDEO_PIXELS not in videos:
         return None
-    sizes: Any = 1
-    if "image_grid_thw" in tensors:  # Qwen-VL lists the patches of all images in one
-        sizes = tensors["image_grid_thw"].prod(dim=-1).tolist()
-    pixels = tensors.pop("pixel_values").split(sizes)
-    if any(len(value) != len(pixels) for value in tensors.values()):
+    images: list[dict[str, Tensor]] = []
+    for given, pixels, grids in (
+        (tensors, "pixel_values", "image_grid_thw"),
+        (videos, VIDEO_PIXELS, _VIDEO_GRIDS),
+    ):
+        parts = _split(given, pixels, grids)
+        if parts is None:
+            return None
+        images += parts
+    return images
+
+
+def _split(tensors: dict[str, Tensor], pixels: str, grids: str) -> list[dict[str, Tensor]] | None:
+    """`tensors` one by one; None: those beside the pixels are of another number."""
+    if pixels not in tensors:
+        return []
+    # Qwen-VL lists the patches of all images in one.
+    sizes: Any = tensors[grids].prod(dim=-1).tolist() if grids in tensors else 1
+    parts = tensors[pixels].split(sizes)
+    others = {name: value for name, value in tensors.items() if name != pixels}
+    if any(len(value) != len(parts) for value in others.values()):
         return None
     return [
-        {"pixel_values": image} | {name: value[index][None] for name, value in tensors.items()}
-        for index, image in enumerate(pixels)
+        {pixels: part} | {name: value[index][None] for name, value in others.items()}
+        for index, part in enumerate(parts)
     ]
 
 
