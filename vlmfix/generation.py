@@ -20,6 +20,7 @@ from vlmfix.pictures import ImageLike, Images, listed, open_images
 from vlmfix.prompts import prepare
 from vlmfix.refinement import Refinement
 from vlmfix.runtime import support
+from vlmfix.runtime.modules import input_device
 from vlmfix.runtime.prefix import shared_prefix
 from vlmfix.runtime.vision import cached_vision
 
@@ -159,7 +160,7 @@ def answer_batch(
             pictures[key] = open_images(images)
     inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
     check_token_ids(inputs["input_ids"], model)
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    inputs = inputs.to(input_device(model), dtype=model.dtype)
     end_tokens = support.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
         if len(pictures) < len(batch):

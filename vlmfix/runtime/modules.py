@@ -93,6 +93,16 @@ def device_of(module: nn.Module, states: Tensor) -> torch.device:
     return states.device
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model wants its inputs, also when accelerate has put its weights elsewhere."""
+    if model.device.type != "meta":
+        return model.device
+    hooks = (vars(module).get("_hf_hook") for module in model.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    found = next((device for device in devices if device is not None), model.device)
+    return torch.device(found)
+
+
 Offsets = dict[nn.Module, Any]
 
 
