@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
@@ -20,19 +21,25 @@ _PARTS = {"image_grid_thw": lambda grids: torch.as_tensor(grids).prod(dim=-1).to
 def each_image_once(processor: ProcessorMixin) -> Iterator[None]:
     """Within the block, the processor preprocesses an image object once a call, however often it is given.
 
+    One thread at a time is inside such a block.
+
     Args:
         processor: of transformers; it leaves the block as it entered.
     """
-    attributes = vars(processor)
-    stock = attributes.get("image_processor")
-    if stock is None:
-        yield
-        return
-    attributes["image_processor"] = _Once(stock)
-    try:
-        yield
-    finally:
-        attributes["image_processor"] = stock
+    with _one_at_a_time:
+        attributes = vars(processor)
+        stock = attributes.get("image_processor")
+        if stock is None:
+            yield
+            return
+        attributes["image_processor"] = _Once(stock)
+        try:
+            yield
+        finally:
+            attributes["image_processor"] = stock
+
+
+_one_at_a_time = threading.RLock()
 
 
 class _Once:

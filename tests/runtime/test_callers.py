@@ -99,6 +99,7 @@ def test_text_in_text_out_in_threads(loaded: tuple[Any, Any]) -> None:
     alone = [said(method) for method in jobs]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(said, jobs)) == alone
+    assert type(loaded[1].image_processor).__module__.startswith("transformers.")
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
