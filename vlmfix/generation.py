@@ -20,6 +20,7 @@ from vlmfix.pictures import ImageLike, Images, listed, open_images
 from vlmfix.prompts import prepare
 from vlmfix.refinement import Refinement
 from vlmfix.runtime import support
+from vlmfix.runtime.modules import input_device
 from vlmfix.runtime.prefix import shared_prefix
 from vlmfix.runtime.vision import cached_vision
 
@@ -62,7 +63,7 @@ def generate(
     """Answer prompts about images.
 
     Args:
-        model: a stock image-text-to-text model.
+        model: a stock image-text-to-text model, or a wrapper around one, such as a PEFT model.
         processor: its processor.
         images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text
             only. A single picture serves all prompts. All are opened before the first is answered, so that
@@ -94,6 +95,7 @@ def generate(
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
     if generate_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
+    model = support.stock_model(model)
     methods = as_methods(method)
     asking = [each for each in methods if isinstance(each, AskingMethod)]
     if len(asking) > 1:
@@ -158,7 +160,7 @@ def answer_batch(
             pictures[key] = open_images(images)
     inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
     check_token_ids(inputs["input_ids"], model)
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    inputs = inputs.to(input_device(model), dtype=model.dtype)
     end_tokens = support.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
         if len(pictures) < len(batch):

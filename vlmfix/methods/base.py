@@ -28,7 +28,8 @@ from vlmfix.runtime.activity import Activity, InactiveMethodWarning, RowActivity
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Companion, Run
-from vlmfix.runtime.steering import fitted, steer
+from vlmfix.runtime.steering import Block, fitted
+from vlmfix.runtime.support import stock_model
 from vlmfix.runtime.twin import Twin
 
 
@@ -126,8 +127,8 @@ class Method:
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None
     ) -> AbstractContextManager[None]:
-        """Attach to `model` for a `with` block; see `vlmfix.runtime.steering.steer` for what is refused."""
-        return steer(model, self, processor)
+        """Attach to `model` for a `with` block; see `vlmfix.runtime.steering.Block` for what is refused."""
+        return Block(model, self, processor)
 
     def logits_processor(
         self,
@@ -160,6 +161,7 @@ class Method:
         """
         if self.is_neutral:
             return LogitsProcessorList()
+        model = stock_model(model)
         return LogitsProcessorList([Twin(model, fitted(model, self, processor), inputs, processor)])
 
     @property

@@ -28,6 +28,7 @@ from vlmfix.refinement import Refinement, bounding_box, refine, saliency_map, se
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.activity import RowActivity, Sums
 from vlmfix.runtime.layout import Rows
+from vlmfix.runtime.modules import input_device
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.vision import cached_vision
 
@@ -212,6 +213,7 @@ class CARVE(AskingMethod):
         """
         from vlmfix.generation import answer_batch
 
+        model = support.stock_model(model)
         pictures = open_images(images)
 
         def answered(refinement: Refinement, shown: Sequence[Image.Image]) -> Refinement:
@@ -409,7 +411,7 @@ def _map_pass(
     model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, layers: tuple[int, ...], max_tokens: int
 ) -> tuple[Tensor, str]:
     """Greedy answer to a prompt of one, and the image attention of its steps, `(layers, steps, tokens)`."""
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    inputs = inputs.to(input_device(model), dtype=model.dtype)
     observer = _LastRowAttention(layers=layers)
     greedy = plain_decoding(model, {"max_new_tokens": max_tokens})
     with observer(model):

@@ -71,6 +71,7 @@ def calibrate(
         raise ValueError(
             "no images to calibrate on; give 20 to 50 ordinary pictures, for adhh annotated ones"
         )
+    model = support.stock_model(model)
     support.check_model(model)
     return find(model, processor, images, progress)
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.pictures import ImageLike, open_images
 from vlmfix.prompts import prepare
+from vlmfix.runtime.modules import input_device
 
 PROMPT = "Describe the image."
 
@@ -34,4 +35,4 @@ class Calibration:
 
 def prompt_inputs(model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, prompt: str) -> Any:
     """What the model is given for a prompt about one picture."""
-    return prepare([open_images(image)], [prompt], processor).to(model.device, dtype=model.dtype)
+    return prepare([open_images(image)], [prompt], processor).to(input_device(model), dtype=model.dtype)

@@ -56,6 +56,7 @@ def attention(
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
     run: Run | None = steering.run
     if run is None:
+        steering.refuse_bypass()
         return _own_kernel(steering.kernel, None, module, query, key, value, attention_mask, **kwargs)
     if run.reading is not None:
         return _of_branch(steering.kernel, run.reading, module, query, key, value, **kwargs)
@@ -163,7 +164,10 @@ def _own_kernel(
         mask = _additive(attention_mask, query, key)
         return eager_function(module)(module, query, key, value, mask, **kwargs)
     if name != "sdpa":  # FlashAttention takes the 2-D mask
-        attention_mask = None if layout is None else layout.key_mask(key.shape[2], key.device)
+        if layout is not None:
+            attention_mask = layout.key_mask(key.shape[2], key.device)
+        elif attention_mask is not None and attention_mask.ndim == 4:  # of a pass without a run
+            attention_mask = attention_mask[:, 0, -1]
     return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
 
 

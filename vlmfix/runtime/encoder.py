@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.modules import device_of
 
 # Queries of a long image whose attention is held at a time.
 _CHUNK = 256
@@ -101,7 +102,7 @@ class EncoderTap:
     def project(self, features: Tensor) -> Tensor:
         """Features `(patches, features)` as tokens of the language model, `(patches, hidden)`."""
         projector = self.core.multi_modal_projector
-        tokens: Tensor = projector(features[None].to(next(projector.parameters()).device))[0]
+        tokens: Tensor = projector(features[None].to(device_of(projector, features)))[0]
         return tokens
 
     def _hook(self, module: nn.Module, before: Any = None, after: Any = None) -> None:

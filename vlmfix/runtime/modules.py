@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -78,8 +81,39 @@ class DecoderModules:
 def _run(module: nn.Module | None, hidden_states: Tensor) -> Tensor:
     """What a module makes of hidden states, on the device where it lies."""
     assert module is not None
-    device = next(module.parameters()).device
-    if device.type != "meta":  # accelerate brings offloaded weights, and the input to them
-        hidden_states = hidden_states.to(device)
-    output: Tensor = module(hidden_states)
+    output: Tensor = module(hidden_states.to(device_of(module, hidden_states)))
     return output
+
+
+def device_of(module: nn.Module, states: Tensor) -> torch.device:
+    """Where a module wants `states`; quantised layers may keep their weights in buffers, or in neither."""
+    for weight in chain(module.parameters(), module.buffers()):
+        if weight.device.type != "meta":  # accelerate brings offloaded weights, and the input to them
+            return weight.device
+    return states.device
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model wants its inputs, also when accelerate has put its weights elsewhere."""
+    if model.device.type != "meta":
+        return model.device
+    hooks = (vars(module).get("_hf_hook") for module in model.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    found = next((device for device in devices if device is not None), model.device)
+    return torch.device(found)
+
+
+Offsets = dict[nn.Module, Any]
+
+
+def offsets(model: nn.Module) -> Offsets:
+    """What Qwen-VL models keep of the prompt read last, for the positions of its next tokens, by module."""
+    return {each: vars(each)["rope_deltas"] for each in model.modules() if "rope_deltas" in vars(each)}
+
+
+def swap_offsets(others: Offsets) -> Offsets:
+    """Put other offsets in place of those that there are, which come back."""
+    found = {module: vars(module)["rope_deltas"] for module in others}
+    for module, offset in others.items():
+        vars(module)["rope_deltas"] = offset
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.caches import read_cache, with_cache, without_cache
+from vlmfix.runtime.callers import turns_of
 from vlmfix.runtime.layout import PromptLayout
 
 
@@ -53,23 +55,33 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
     prompts without an image, caches other than the dynamic one and calls that want all hidden states read
     each prompt in full.
 
+    Other threads read their prompts in full, and wait for the end of the block with blocks of their own.
+
     Args:
         model: an image-text-to-text model of transformers; it leaves the block as it entered.
     """
-    decoder = model.get_decoder()
+    model = support.stock_model(model)
+    with turns_of(model).block("vlmfix.generate"):
+        yield from _sharing(model)
+
+
+def _sharing(model: PreTrainedModel) -> Iterator[None]:
+    decoder, thread = model.get_decoder(), threading.get_ident()
     read = decoder.forward
     visual_tokens = support.visual_tokens(model.config)
     prompt_ids: Tensor | None = None
 
     def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal prompt_ids
+        if threading.get_ident() != thread:
+            return
         # Whoever asks for one row of logits, as `generate` does, will not miss the others.
         prompt_ids = kwargs.get("input_ids") if kwargs.get("logits_to_keep") == 1 else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         steering = vars(decoder).get(attention.ATTRIBUTE)
         run = None if steering is None else steering.run
-        if run is not None and run.reading is not None:
+        if threading.get_ident() != thread or (run is not None and run.reading is not None):
             return read(*args, **kwargs)
         if steering is not None and not all(method.keeps_prefix for method in steering.methods):
             return read(*args, **kwargs)

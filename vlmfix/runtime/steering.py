@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +19,10 @@ from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.branches import unfollow_beams
 from vlmfix.runtime.caches import named_arguments, read_cache
+from vlmfix.runtime.callers import Turns, turns_of
 from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
-from vlmfix.runtime.modules import DecoderModules
+from vlmfix.runtime.modules import DecoderModules, Offsets, offsets, swap_offsets
 from vlmfix.runtime.passes import Passes
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.scores import Received
@@ -29,35 +32,62 @@ if TYPE_CHECKING:
     from vlmfix.methods.base import Method
 
 
-@contextmanager
-def steer(model: PreTrainedModel, method: Method, processor: ProcessorMixin | None = None) -> Iterator[None]:
-    """Attach `method` to `model` for the block; several blocks on one model compose in the order of entry.
+class Block(AbstractContextManager[None], ContextDecorator):
+    """A `with` block in which `method` steers `model`; several on one model compose in the order of entry.
+
+    A block belongs to the thread or asyncio task that enters it, and to all that it starts inside, such as
+    the thread that feeds a streamer. Others wait for its end with their calls and blocks, calls on one model
+    take turns, and leaving waits for a call in progress: every result is that of a single thread.
 
     Args:
-        model: a stock image-text-to-text model with a decoder-only language model.
+        model: a stock image-text-to-text model with a decoder-only language model, or a wrapper around one.
         method: what to attach; values it leaves open come from the profile of the checkpoint.
         processor: of the model, for methods that read the words of the prompt or change its pixels.
-
-    Raises:
-        UnsupportedError: the model, or the combination with what is attached already, is not supported.
-        ValueError: a value of the method does not fit the model, or nobody knows it.
     """
-    if method.is_neutral:  # strength zero is the stock model, not an edit by nothing
-        support.check_model(model)
-        yield
-        return
-    resolved = fitted(model, method, processor)
-    steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
-    if steering.model is not model:
-        raise UnsupportedError(
-            "another model with the same language model is being steered; leave that block first"
-        )
-    object.__setattr__(resolved, "_sums", method._sums)
-    steering.attach(resolved, processor)
-    try:
-        yield
-    finally:
-        steering.detach(resolved)
+
+    def __init__(self, model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> None:
+        self._model = model
+        self._method = method
+        self._processor = processor
+        self._undo: ExitStack | None = None
+
+    def __enter__(self) -> None:
+        """Attach the method.
+
+        Raises:
+            UnsupportedError: the model, or the combination with what is attached already, is not supported;
+                or another thread keeps a block on the model open and does nothing in it.
+            ValueError: a value of the method does not fit the model, or nobody knows it.
+        """
+        name = type(self._method).__name__
+        if self._undo is not None:
+            raise UnsupportedError(f"this block of {name} has been entered and not left; make another one")
+        with ExitStack() as stack:
+            model = support.stock_model(self._model)
+            support.check_model(model)
+            if not self._method.is_neutral:  # strength zero is the stock model, not an edit by nothing
+                turns = turns_of(model)
+                stack.callback(turns.leave, turns.enter(name))
+                self._attach(model, turns, stack)
+            self._undo = stack.pop_all()
+
+    def _attach(self, model: PreTrainedModel, turns: Turns, stack: ExitStack) -> None:
+        resolved = fitted(model, self._method, self._processor)
+        object.__setattr__(resolved, "_sums", self._method._sums)
+        with turns.call():
+            steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
+            if steering.model is not model:
+                raise UnsupportedError(
+                    "another model with the same language model is being steered; leave that block first"
+                )
+            steering.attach(resolved, self._processor)
+        stack.callback(steering.detach, resolved)
+
+    def __exit__(self, *_: object) -> None:
+        """Take the method off, when a call in progress has ended."""
+        if self._undo is not None:
+            self._undo.close()
+            self._undo = None
 
 
 def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> Method:
@@ -107,24 +137,27 @@ def alone(
     Raises:
         UnsupportedError: the method does not go with one that is attached.
     """
-    attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-    steering: Steering = attached or Steering(model)
-    steering.check(method)
-    aside = dict(vars(steering))
-    steering.methods, steering.run = (*steering.methods, method), run
-    steering.scores, steering.copies = scores, copies
-    steering._processor, steering._prompt_ids = processor or steering._processor, inputs["input_ids"]
-    steering._inputs = inputs
-    steering._generating, steering._end_tokens = True, None
-    try:
-        if attached is None:
-            steering._install()
-        yield steering
-    finally:
-        if attached is None:
-            steering._undo.close()
-        else:
-            vars(steering).update(aside)
+    turns = turns_of(model)
+    with turns.block(f"a logits processor of {type(method).__name__}"), turns.call():
+        attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        steering: Steering = attached or Steering(model)
+        steering.check(method)
+        aside = dict(vars(steering))
+        steering.methods, steering._run = (*steering.methods, method), run
+        steering.scores, steering.copies = scores, copies
+        steering._processor, steering._prompt_ids = processor or steering._processor, inputs["input_ids"]
+        steering._inputs = inputs
+        steering._generating, steering._end_tokens = True, None
+        steering._acting = threading.get_ident()
+        try:
+            if attached is None:
+                steering._install()
+            yield steering
+        finally:
+            if attached is None:
+                steering._undo.close()
+            else:
+                vars(steering).update(aside)
 
 
 class Steering:
@@ -142,11 +175,18 @@ class Steering:
         self.modules = DecoderModules(model)
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[Method, ...] = ()
-        self.run: Run | None = None
         self.scores: Tensor | None = None
         self.copies = 1
         self.layers_seen: set[int] = set()
         self._passes = Passes(self)
+        self._turns = turns_of(model)
+        self._acting: int | None = None  # the thread for which the run is there
+        self._run: Run | None = None
+        self._in_pass = False
+        self._offsets = offsets(model)  # of those whose calls began before the block
+        self._offsets_aside: Offsets | None = None
+        self._wants_tuple = False
+        self._calls_outside = 0
         self._processor: ProcessorMixin | None = None
         self._end_tokens: Tensor | None = None
         self._generating = False
@@ -154,6 +194,29 @@ class Steering:
         self._inputs: dict[str, Any] = {}
         self._encoder: EncoderTap | None = None
         self._undo = ExitStack()
+
+    @property
+    def run(self) -> Run | None:
+        """The run of the call in progress; None for every thread but that of the call."""
+        return self._run if self._acting == threading.get_ident() else None
+
+    @run.setter
+    def run(self, run: Run | None) -> None:
+        self._run = run
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuses: a copy would hang on the hooks of this model.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"{type(self.model).__name__} is inside a block of {self._names()}, whose hooks cannot be copied "
+            "or pickled; copy or save the model outside of the block"
+        )
+
+    def _names(self) -> str:
+        return ", ".join(type(method).__name__ for method in self.methods) or "a method"
 
     def check(self, method: Method) -> None:
         """Refuse a method that does not go with those that are attached.
@@ -187,6 +250,11 @@ class Steering:
 
     def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
         """Add one method, after those that are attached; the first one installs the hooks."""
+        if self._generating:
+            raise UnsupportedError(
+                f"{type(method).__name__} cannot be attached while generate is at work on the model; enter "
+                "the block before the call"
+            )
         self.check(method)
         if method.needs_encoder:
             self._encoder = EncoderTap(self.model)
@@ -204,16 +272,19 @@ class Steering:
 
     def detach(self, method: Method) -> None:
         """Take one method off; the last one leaves the model as it was found."""
-        self._end_run()
-        self.methods = tuple(other for other in self.methods if other is not method)
-        if method.needs_encoder and self._encoder is not None:
-            self._encoder.remove()
-            self._encoder = None
-        if not self.methods:
-            self._undo.close()
+        with self._turns.call():
+            self._end_run()
+            self.methods = tuple(other for other in self.methods if other is not method)
+            if method.needs_encoder and self._encoder is not None:
+                self._encoder.remove()
+                self._encoder = None
+            if not self.methods:
+                self._undo.close()
 
     def _install(self) -> None:
         attention.register()
+        # First, and gone last: whoever looks at the configuration meanwhile finds out why it is as it is.
+        self._set(self.decoder, attention.ATTRIBUTE, self)
         for module in self.decoder.modules():
             if isinstance(module, PreTrainedModel):
                 # Not by the public setter, which may look for kernels anew.
@@ -226,7 +297,6 @@ class Steering:
                 f"{type(self.decoder).__name__} does not use the attention registry of transformers, so that "
                 "no method can see its attention"
             )
-        self._set(self.decoder, attention.ATTRIBUTE, self)
         for index, layer in enumerate(self.decoder.layers):
             self._set(layer.self_attn, attention.ATTRIBUTE, self)
             before_layer = functools.partial(self._passes.before_layer, index)
@@ -236,6 +306,9 @@ class Steering:
         self._undo.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
         self._undo.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
         self._undo.callback(self.model.register_forward_hook(self._after_model).remove)
+        self._undo.callback(self.model.register_forward_hook(self._end_pass, always_call=True).remove)
+        self._calls_outside = self._calls_of_generate()
+        self._undo.callback(lambda: swap_offsets(self._offsets))
         self._set(self.model, "generate", self._guarded(self.model.generate))
         self._set(self.model, "init_continuous_batching", support.refuse_continuous_batching)
 
@@ -253,34 +326,133 @@ class Steering:
 
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            named = named_arguments(type(self.model).generate, args, kwargs)
-            support.check_generate(self.model, named)
-            for method in self.methods:
-                method.check_generate(named)
-            self._end_run()
-            self._forget_images()
-            self._generating = True
-            self._prompt_ids = named.get("input_ids", named.get("inputs"))
-            self._inputs = named
-            self._end_tokens = support.end_tokens(self.model, named)
-            try:
-                output = generate(*args, **kwargs)
-            except BaseException:
-                self._end_run(failed=True)
-                raise
-            finally:
-                self._end_run()
-                self._forget_images()
-                self._generating = False
-                self._prompt_ids = self._end_tokens = None
-                self._inputs = {}
-            return output
+            if not self._turns.is_here:
+                self._turns.await_others()
+                return generate(*args, **kwargs)
+            with self._turns.call():
+                return self._generate(generate, args, kwargs)
 
         return guarded
 
-    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Learn the phase, and the layout of a prompt that is new."""
-        kwargs = named_arguments(type(model).forward, args, kwargs)
+    def _generate(self, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of `generate` under the methods."""
+        methods = self.methods
+        if not methods:
+            raise UnsupportedError(
+                "this generate was taken from the model (or the model was copied) inside a block that has "
+                "ended; call it inside the block, or take the generate of the model itself"
+            )
+        if self._generating:
+            raise UnsupportedError(
+                "generate was called inside a generate call on the same model, for instance by a logits "
+                "processor or a stopping criterion, which methods do not follow; do it before or after"
+            )
+        named = named_arguments(type(self.model).generate, args, kwargs)
+        support.check_uncompiled(self.model)
+        support.check_generate(self.model, named)
+        for method in methods:
+            method.check_generate(named)
+        self._end_run()
+        self._forget_images()
+        self._generating, self._acting = True, threading.get_ident()
+        self._prompt_ids = named.get("input_ids", named.get("inputs"))
+        self._inputs = named
+        self._end_tokens = support.end_tokens(self.model, named)
+        try:
+            output = generate(*args, **kwargs)
+            if self.methods != methods:
+                raise UnsupportedError(
+                    "a block was left while generate was at work in it; leave it afterwards"
+                )
+        except BaseException:
+            self._end_run(failed=True)
+            raise
+        finally:
+            self._end_run()
+            self._forget_images()
+            self._generating, self._acting = False, None
+            self._prompt_ids = self._end_tokens = None
+            self._inputs = {}
+        return output
+
+    def _before_model(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Begin a pass: learn its phase, and the layout of a prompt that is new."""
+        named = named_arguments(type(self.model).forward, args, kwargs)
+        cache = read_cache(named)
+        if not self._is_own_call and not self._begin_pass(cache):
+            return None
+        support.check_pass(self.model)
+        self._learn(named, cache)
+        self._wants_tuple = named.get("return_dict", self.model.config.return_dict) is False
+        return ((), {**named, "return_dict": True}) if self._wants_tuple else None
+
+    @property
+    def _is_own_call(self) -> bool:
+        return self._generating and self._acting == threading.get_ident()
+
+    def _begin_pass(self, cache: DynamicCache | None) -> bool:
+        """Wait for the turn of a pass outside `generate`, and tell whether it is one of the block.
+
+        A pass of another caller goes on plainly if it goes on from what was read before the block.
+        """
+        is_others = not self._turns.is_here
+        if is_others and (cache is None or cache.get_seq_length() == 0):
+            self._turns.await_others()
+            return False
+        self._turns.begin(stranger=is_others)
+        if not self.methods:  # the block was left meanwhile, and nothing will end the pass
+            self._turns.end()
+            return False
+        self._in_pass = True
+        if is_others:
+            self._offsets_aside = swap_offsets(self._offsets)
+            return False
+        self._acting = threading.get_ident()
+        self._refuse_calls_past_the_block()
+        return True
+
+    def _end_pass(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Let others call, whether or not the pass came to its end."""
+        if self._in_pass and self._turns.is_mine:
+            self._in_pass, self._acting = False, None
+            if self._offsets_aside is not None:
+                self._offsets, self._offsets_aside = swap_offsets(self._offsets_aside), None
+            self._turns.end()
+
+    def _calls_of_generate(self) -> int:
+        """How many calls of the model's own `generate` this thread is inside of."""
+        code = inspect.unwrap(type(self.model).generate).__code__
+        calls, frame = 0, inspect.currentframe()
+        while frame is not None:
+            calls += frame.f_code is code and frame.f_locals.get("self") is self.model
+            frame = frame.f_back
+        return calls
+
+    def _refuse_calls_past_the_block(self) -> None:
+        """Refuse a pass in a `generate` of which the block knows nothing."""
+        if self._calls_of_generate() > self._calls_outside:
+            raise UnsupportedError(
+                f"this call of generate went past the block of {self._names()}: it was bound before the "
+                "block was entered, or called through the class; call model.generate(...) inside the block"
+            )
+
+    def refuse_bypass(self) -> None:
+        """Refuse attention in the thread of the block that belongs to no run.
+
+        Raises:
+            UnsupportedError: with the remedy.
+        """
+        if self.methods and self._turns.is_here:
+            raise UnsupportedError(
+                f"the language model was called past the block of {self._names()}: by model.forward, "
+                "model.model, get_decoder or a layer, in a thread that a wrapper started, or without the "
+                "hooks of the model; call model(...) or model.generate(...)"
+            )
+
+    def _learn(self, kwargs: dict[str, Any], cache: DynamicCache | None) -> None:
+        """Learn the phase of a pass from its arguments by name."""
         input_ids = kwargs.get("input_ids")
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if tokens is None:
@@ -288,7 +460,6 @@ class Steering:
         if self.run is not None and self.run.block is not None:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
-        cache = read_cache(kwargs)
         support.check_cache(cache)
         if self._is_prompt(queries, cache):
             self._begin_run(input_ids, kwargs)
@@ -365,7 +536,7 @@ class Steering:
 
     def _end_run(self, *, failed: bool = False) -> None:
         """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
-        run, self.run = self.run, None
+        run, self._run = self._run, None
         if run is None:
             return
         unfollow_beams(run)
@@ -445,7 +616,19 @@ class Steering:
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Let methods edit the logits, which only the prompts keep, and count the step."""
+        if self._acting != threading.get_ident():
+            return None
+        edited = self._edit(output)
+        return edited.to_tuple() if self._wants_tuple else edited
+
+    def _edit(self, output: Any) -> Any:
         missed = set(range(len(self.decoder.layers))) - self.layers_seen
+        if missed and self.decoder.config._attn_implementation != attention.NAME:
+            raise UnsupportedError(
+                "the attention implementation of the model was changed inside the block to "
+                f"{self.decoder.config._attn_implementation!r}, where methods do not see it; set it before "
+                "the block"
+            )
         if missed:
             raise UnsupportedError(
                 f"{type(self.decoder).__name__} did not call the attention registry in layers "
@@ -453,7 +636,7 @@ class Steering:
             )
         run = self.run
         if run is None:
-            return None
+            return output
         owners = [method for method in self.methods if method.owns_logits]
         if owners:
             rows = run.layout.batch_size
@@ -480,4 +663,4 @@ class Steering:
             for skipped in method.skipped(run).values():
                 taken &= ~skipped
             run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)
-        return output if owners else None
+        return output

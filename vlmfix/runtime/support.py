@@ -77,6 +77,32 @@ def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int 
     return None, None
 
 
+def stock_model(model: Any) -> Any:
+    """The transformers model inside wrappers: PEFT adapters, DistributedDataParallel, `torch.compile`.
+
+    Adapters lie inside it, so that it generates as the wrapper does.
+
+    Raises:
+        UnsupportedError: the wrapper changes prompts, or its calls, in ways that methods do not follow.
+    """
+    while isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
+        wrapper: Any = model
+        if callable(getattr(model, "get_base_model", None)):
+            if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+                raise UnsupportedError(
+                    f"{type(model).__name__} puts learned tokens before the prompt, which methods do not "
+                    "follow; use adapters inside the model, such as LoRA"
+                )
+            model = wrapper.get_base_model()
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    return model
+
+
 def check_model(model: Any) -> None:
     """Refuse models whose decoding a method could not follow.
 
@@ -86,8 +112,8 @@ def check_model(model: Any) -> None:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
-            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a PEFT or compiled "
-            "wrapper, the model inside it)"
+            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a wrapper, the model "
+            "inside it)"
         )
     if model.config.is_encoder_decoder:
         raise UnsupportedError(
@@ -96,10 +122,7 @@ def check_model(model: Any) -> None:
     if not model.can_generate():
         raise UnsupportedError(f"{name} cannot generate; load it with AutoModelForImageTextToText")
     image_token(model.config)
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        raise UnsupportedError(
-            f"{name} is compiled, so that hooks would be passed over; use the uncompiled model"
-        )
+    check_uncompiled(model)
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
@@ -109,6 +132,43 @@ def check_model(model: Any) -> None:
         )
     check_cache_names(model)
     _check_attention(decoder)
+
+
+def check_uncompiled(model: PreTrainedModel) -> None:
+    """Refuse a model of which a part is compiled.
+
+    Raises:
+        UnsupportedError: with the part.
+    """
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if (
+            module._compiled_call_impl is not None
+            or "_orig_mod" in module._modules
+            or hasattr(forward, "_torchdynamo_orig_callable")
+        ):
+            part = f"{name!r} of {type(model).__name__}" if name else type(model).__name__
+            raise UnsupportedError(
+                f"{part} is compiled, so that hooks would be passed over; use the uncompiled model"
+            )
+
+
+def check_pass(model: PreTrainedModel) -> None:
+    """Refuse a pass that is traced, or read again later: methods would act once and for all, or once alone.
+
+    Raises:
+        UnsupportedError: with the remedy.
+    """
+    name = type(model).__name__
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        raise UnsupportedError(
+            f"{name} is inside a block, where it cannot be traced or exported; do it outside"
+        )
+    if model.training and model.is_gradient_checkpointing:
+        raise UnsupportedError(
+            f"{name} trains with gradient checkpointing, which reads layers again where methods do not act; "
+            "call model.eval(), or gradient_checkpointing_disable()"
+        )
 
 
 def _check_attention(decoder: PreTrainedModel) -> None:
@@ -128,8 +188,8 @@ def _check_attention(decoder: PreTrainedModel) -> None:
     kernel = config._attn_implementation
     if kernel == attention.NAME:
         raise UnsupportedError(
-            "another model that shares this configuration object is being steered; load the two models with "
-            "configurations of their own"
+            "another model that shares this configuration object is being steered, or the configuration was "
+            "copied inside its block; load the two models with configurations of their own"
         )
     if kernel == "eager":
         attention.eager_function(decoder.layers[0].self_attn)

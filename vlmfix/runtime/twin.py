@@ -11,6 +11,7 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, Process
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.runtime.caches import with_cache
+from vlmfix.runtime.modules import offsets, swap_offsets
 from vlmfix.runtime.steering import alone
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ class Twin(LogitsProcessor):
         self._run: Run | None = None
         self._cache = DynamicCache()
         self._seen: Tensor | None = None
-        # Qwen-VL keeps the offset of its positions here, and the calls of `generate` rely on it.
-        self._offsets = [module for module in model.modules() if "rope_deltas" in vars(module)]
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -74,7 +73,7 @@ class Twin(LogitsProcessor):
             copies = 1
             tokens = self._next_token(input_ids)
         self._seen = input_ids
-        before = [vars(module)["rope_deltas"] for module in self._offsets]
+        before = offsets(self._model)  # on which the calls of `generate` rely
         try:
             with alone(
                 self._model, self._method, self._run, scores.float(), copies, self._inputs, self._processor
@@ -87,8 +86,7 @@ class Twin(LogitsProcessor):
                 )
                 self._run = steering.run
         finally:
-            for module, offset in zip(self._offsets, before, strict=True):
-                vars(module)["rope_deltas"] = offset
+            swap_offsets(before)
         edited: Tensor = output.logits[:, -1]
         return edited
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import itertools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vlmfix.runtime import attention
+from vlmfix.runtime import attention, support
+from vlmfix.runtime.callers import turns_of
 
 VIDEO_PIXELS = "pixel_values_videos"
 _VIDEO_GRIDS = "video_grid_thw"
@@ -37,12 +39,18 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, no image is encoded twice in a pass, nor if it was part of the pass before.
 
     Images are compared by value, so that a changed pixel or grid is encoded anew. Under a method that watches
-    the encoder (`Method.needs_encoder`) all are encoded.
+    the encoder (`Method.needs_encoder`), and in other threads, all are encoded.
 
     Args:
         model: an image-text-to-text model of transformers; it leaves the block as it entered.
     """
-    core = model.base_model
+    model = support.stock_model(model)
+    with turns_of(model).block("vlmfix.generate"):
+        yield from _caching(model)
+
+
+def _caching(model: PreTrainedModel) -> Iterator[None]:
+    core, thread = model.base_model, threading.get_ident()
     encode = core.get_image_features
     names = list(inspect.signature(encode).parameters)
     known: dict[bytes, Encoded] = {}
@@ -54,7 +62,7 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
         steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
         watched = steering is not None and any(method.needs_encoder for method in steering.methods)
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
-        images = None if watched else split_images(inputs)
+        images = None if watched or threading.get_ident() != thread else split_images(inputs)
         if images is None:
             return encode(*args, **kwargs)
         digests = [_digest(image, inputs) for image in images]
