@@ -141,7 +141,7 @@ def answer(
             reports = [
                 sum(entry[slot] == summary for entry in history) for slot, beam in enumerate(live) if beam
             ]
-            if summary >= 10 and min(reports) > opera.threshold:
+            if summary >= 10 and min(reports) > (opera.threshold or math.inf):
                 goal = summary + 1
                 if times[goal] == opera.num_attn_candidates:
                     goal = summary

@@ -279,7 +279,7 @@ def test_search_equals_brute_force(family: str) -> None:
         ({"num_attn_candidates": 3}, {"ends": (65, 36), "early_stopping": True}, True),
         ({"num_attn_candidates": 3, "ranked_length": "answer"}, {"ends": (65, 36)}, True),
         ({"num_attn_candidates": 1, "threshold": 2}, {"beams": 3}, True),
-        ({"threshold": INF, "num_attn_candidates": 4}, {"beams": 3, "tokens": 12, "forced": {0: 9}}, False),
+        ({"threshold": None, "num_attn_candidates": 4}, {"beams": 3, "tokens": 12, "forced": {0: 9}}, False),
     ],
 )
 def test_variants_equal_brute_force(settings: dict[str, Any], asked: dict[str, Any], rolls: bool) -> None:
@@ -311,7 +311,7 @@ def test_variants_equal_brute_force(settings: dict[str, Any], asked: dict[str, A
     assert (lengths == {asked["tokens"]}) == (not ends)
 
 
-NEUTRAL = {"penalty_weights": 0, "threshold": INF}
+NEUTRAL = {"penalty_weights": 0, "threshold": None}
 
 
 @pytest.mark.parametrize(

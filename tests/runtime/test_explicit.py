@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import families
 import pytest
 import torch
+from conftest import acting, attached, values
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import vlmfix
+from vlmfix.runtime import explicit
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Run
 
@@ -202,3 +205,39 @@ def test_foreign_terms_of_the_scores_are_refused(llava: PreTrainedModel) -> None
     rows = Rows(torch.tensor([0]), torch.tensor([[True]]))
     with pytest.raises(vlmfix.UnsupportedError, match="adds softcap to its attention"):
         observed_weights(llava, query, query, rows, None, softcap=30.0)
+
+
+@pytest.mark.parametrize("names", [("var",), ("vaf", "adhh"), ("gift",), ("adaptinfer", "var")])
+def test_rows_in_blocks(
+    names: tuple[str, ...], llava: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of a single row after the other: the same logits, and the same activity."""
+    inputs = families.prompt("llava", llava, (1, 2, 0))
+    outcomes = []
+    for block in (explicit._BLOCK, 1):
+        monkeypatch.setattr(explicit, "_BLOCK", block)
+        methods = [acting(name) for name in names]
+        with ExitStack() as stack:
+            for method in methods:
+                stack.enter_context(method(llava, families.PROCESSOR))
+            logits = values(llava, inputs, max_new_tokens=4)
+        outcomes.append((logits, [method.activity() for method in methods]))
+    torch.testing.assert_close(outcomes[0][0], outcomes[1][0], atol=1e-5, rtol=1e-5)
+    for one, other in zip(*(activities for _, activities in outcomes), strict=True):
+        assert (one.steps_edited, one.site_share) == (other.steps_edited, other.site_share)
+        assert one.size is None or one.size == pytest.approx(other.size, rel=1e-4)
+
+
+def test_observed_rows_beyond_the_memory_are_refused(
+    llava: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = families.prompt("llava", llava, (1,))
+    monkeypatch.setattr(explicit, "_BLOCK", 1)
+    monkeypatch.setattr("os.sysconf", lambda name: 8)
+    with (
+        attached("adaptinfer", llava),
+        pytest.raises(vlmfix.UnsupportedError, match=r"AdaptInfer looks at the attention of \d+"),
+    ):
+        llava.generate(**inputs, max_new_tokens=2, do_sample=False)
+    with attached("var", llava):  # which only edits
+        llava.generate(**inputs, max_new_tokens=2, do_sample=False)

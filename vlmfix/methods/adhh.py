@@ -93,7 +93,8 @@ class ADHH(ColumnEdit):
         heads: Tensor = run.state[key][0]  # the same in all sequences
         (text,) = self.columns(run, layer, weights)
         edited, mass = deactivate(weights[:, heads], text, threshold=self.threshold)
-        run.measure(self, size=mass[:, :, -1, 0])
+        if run.has_newest_row:
+            run.measure(self, size=mass[:, :, -1, 0])
         return weights.index_copy(1, heads, edited)
 
     def report(self, run: Run, sums: Sums) -> None:

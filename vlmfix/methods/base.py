@@ -196,6 +196,11 @@ class Method:
         return type(self).enter_layer is not Method.enter_layer
 
     @property
+    def observes(self) -> bool:
+        """Whether it looks at final weights."""
+        return type(self).observe is not Method.observe
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The numbers by name."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.init}
@@ -324,6 +329,7 @@ class Method:
     def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
         """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them.
 
+        Each row is edited by itself: those of a long prompt come in blocks (`run.has_newest_row`).
         Every method sees the scores of the model; what several add to them adds up.
         """
         return scores

@@ -52,10 +52,10 @@ class OPERA(Method):
         num_attn_candidates: tokens that are tried in every beam, 1 or more; all others are ruled out. With 1
             a beam cannot branch, so that the penalty has no effect.
         threshold: the answer is taken back when all beams have found the same token more often than this, 1
-            or more; infinity: never. Below 2, when the token behind that one is still to be chosen, that one
+            or more; None: never. Below 2, when the token behind that one is still to be chosen, that one
             goes, too.
         scale_factor: on the attention to tokens of the answer before it is multiplied up, positive.
-        penalty_weights: strength of the penalty, in [0, 1000]; 0 together with an infinite threshold tries
+        penalty_weights: strength of the penalty, in [0, 1000]; 0 together with `threshold=None` tries
             nothing: plain beam search over `num_attn_candidates` tokens.
         window_size: number of tokens that can be taken back, 1 or more.
         ranked_length: by what finished beams are divided: "prompt+answer", or "answer", end token included,
@@ -63,7 +63,7 @@ class OPERA(Method):
     """
 
     num_attn_candidates: int = 5
-    threshold: float = 15
+    threshold: float | None = 15
     scale_factor: float = 50.0
     penalty_weights: float = 1.0
     window_size: int = 512
@@ -78,7 +78,7 @@ class OPERA(Method):
         paper="2311.17911",
         decoding="beams",
     )
-    neutral: ClassVar = {"penalty_weights": 0, "threshold": math.inf}
+    neutral: ClassVar = {"penalty_weights": 0, "threshold": None}
     decodes: ClassVar = True
     needs_image: ClassVar = False  # the attention to it is 0 then
     keeps_prefix: ClassVar = True
@@ -86,7 +86,8 @@ class OPERA(Method):
     def __post_init__(self) -> None:
         for name in ("num_attn_candidates", "window_size"):
             check_whole(name, getattr(self, name), 1)
-        check_range("threshold", self.threshold, 1, math.inf)
+        if self.threshold is not None:
+            check_range("threshold", self.threshold, 1, math.inf)
         check_range("scale_factor", self.scale_factor, 1e-6, 1e6)
         check_range("penalty_weights", self.penalty_weights, 0, 1000)
         check_choice("ranked_length", self.ranked_length, RANKED_LENGTHS)
@@ -244,7 +245,9 @@ class OPERA(Method):
     def inactive_reason(self, run: Run) -> str:
         if (self, "taken back") not in run.state:
             return "the prompts were read without its decode; pass custom_generate=opera.decode to generate"
+        drew = "" if self.threshold is None else f" more than {self.threshold:g} times"
         return (
             "the penalty never changed which candidate was the best, and no token of the answer drew all "
-            f"beams more than {self.threshold:g} times; raise penalty_weights or lower threshold"
+            f"beams{drew or ', as threshold is None'}; raise penalty_weights or "
+            f"{'lower' if drew else 'set'} threshold"
         )

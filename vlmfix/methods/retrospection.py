@@ -87,7 +87,11 @@ class Search:
         self.prompt_ids = prompt_ids
         self.processors = processors
         self.criteria = criteria
-        self.rollbacks = Rollbacks(opera.threshold, opera.num_attn_candidates, opera.window_size)
+        self.rollbacks = Rollbacks(
+            math.inf if opera.threshold is None else opera.threshold,
+            opera.num_attn_candidates,
+            opera.window_size,
+        )
         self.tokens_taken_back = 0
         self._saved: dict[int, tuple[Beams, Tensor]] = {}
         self._chosen: dict[int, set[tuple[int, int]]] = {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from vlmfix.runtime.layout import PromptLayout, Rows
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
     from vlmfix.runtime.run import Run
+
+# Scores that are computed at once: 128 MiB in float32, and a few times that for what edits make of them.
+_BLOCK = 2**25
 
 # Terms that a kernel may add to the scores and that the explicit rows do not know.
 _FOREIGN_TERMS = ("softcap", "s_aux", "sliding_window", "position_bias")
@@ -37,7 +41,9 @@ def with_explicit_rows(
     """Let the methods act on the rows they ask for; all other rows keep the output of the model's own kernel.
 
     In the prompt, heads that no edit changed keep it, too. A decode step has one row: when that is edited,
-    reading the cache once more for heads that keep their weights would cost more than it is worth.
+    reading the cache once more for heads that keep their weights would cost more than it is worth. Many rows
+    of a long prompt are computed in blocks, so that memory grows with the keys alone; methods that observe
+    see all of theirs at once.
 
     Args:
         asked: the methods that take part in this layer, in the order of attachment, with their prompt rows.
@@ -51,48 +57,125 @@ def with_explicit_rows(
     index, wanted = _rows_of_step(asked, run, layout, query)
     if index is not None and len(index) == 0:
         return own_kernel()[0]
-    scaling = kwargs.get("scaling")
-    scores = attention_scores(
-        _take(query, index), key, query.shape[-1] ** -0.5 if scaling is None else scaling
-    )
-    seen = _mask_of_rows(attention_mask, index, query, key, _is_causal(module, kwargs))
-    changes: list[Tensor] = []
+    watching = [(method, own) for method, own in asked if method.observes]
+    rows, row_size = query.shape[2] if index is None else len(index), query.shape[:2].numel() * key.shape[2]
+    size = max(1, _BLOCK // row_size)
+    if rows > size:
+        for method, own in watching:
+            _check_memory(type(method).__name__, len(own.index), row_size, query.device)
+    blocks = []
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        run.has_newest_row = start + size >= rows
+        own_index = None if index is None else index[part]
+        weights, changes = _edited_weights(
+            [
+                (method, None if mask is None else mask[:, part])
+                for (method, _), mask in zip(asked, wanted, strict=True)
+            ],
+            run,
+            layer,
+            attention_scores(_take(query, own_index), key, _scaling(query, kwargs)),
+            _mask_of_rows(attention_mask, own_index, query, key, _is_causal(module, kwargs)),
+        )
+        # Without an edit the output is that of the kernel.
+        attended = attend(weights, value).to(query.dtype) if changes or rows > size else None
+        seen = [_own_rows(weights, own_index, own, layout, _first(layout, query)) for _, own in watching]
+        blocks.append(_Block(weights.shape[2], changes, attended, seen))
+        del weights
+    run.attend = functools.partial(_attention_output, module, value)
+    for number, (method, _) in enumerate(watching):
+        method.observe(run, layer, _joined([block.seen[number] for block in blocks], dim=2))
+    run.attend = None
+    edits = dict.fromkeys(edit for block in blocks for edit in block.changes)
+    if not edits:
+        return own_kernel()[0]
+    changed = []
+    for method, hook in edits:
+        changed.append(_joined([block.change(method, hook, query) for block in blocks], dim=2))
+        run.count(method, layer, changed[-1], method.sites(layer, query.shape[1]))
+    new = _joined([block.attended for block in blocks if block.attended is not None], dim=1)
+    if index is None:
+        return new
+    output, _ = own_kernel()
+    overwritten = reduce(or_, changed).transpose(1, 2).unsqueeze(-1)
+    return output.index_copy(1, index, torch.where(overwritten, new, output[:, index]))
 
-    def changed(method: Method, before: Tensor, after: Tensor) -> Tensor:
-        """Note in which heads and rows a method edited; an edit that returns its input had no part."""
+
+class _Block(NamedTuple):
+    """What became of some of the explicit rows.
+
+    Args:
+        rows: their number.
+        changes: by method and hook, where an edit changed them, `(batch, heads, rows)` bool.
+        attended: `(batch, rows, heads, head_dim)`; None: nothing was edited.
+        seen: weights of the rows that each observing method asked for, `(batch, heads, rows, keys)`.
+    """
+
+    rows: int
+    changes: dict[tuple[Method, str], Tensor]
+    attended: Tensor | None
+    seen: list[Tensor]
+
+    def change(self, method: Method, hook: str, query: Tensor) -> Tensor:
+        """Where an edit changed them; nowhere, if it gave back what it got."""
+        found = self.changes.get((method, hook))
+        return query.new_zeros(*query.shape[:2], self.rows, dtype=torch.bool) if found is None else found
+
+
+def _edited_weights(
+    asked: list[tuple[Method, Tensor | None]], run: Run, layer: int, scores: Tensor, seen: Tensor | None
+) -> tuple[Tensor, dict[tuple[Method, str], Tensor]]:
+    """Weights of some rows under all edits, and which heads and rows each edit changed.
+
+    Args:
+        asked: the methods with the rows that they want, `(batch, rows)` bool; None: all of them.
+        scores: scaled, `(batch, heads, rows, keys)` float32.
+        seen: the mask of these rows; None: they see everything.
+    """
+    changes: dict[tuple[Method, str], Tensor] = {}
+
+    def changed(method: Method, hook: str, before: Tensor, after: Tensor) -> Tensor:
+        """Note where a method edited; an edit that returns its input had no part."""
         if after is not before:
-            changes.append((after != before).any(dim=-1))
-            run.count(method, layer, changes[-1], method.sites(layer, after.shape[1]))
+            changes[method, hook] = (after != before).any(dim=-1)
         return after
 
     edited_scores = scores
-    for (method, _), rows in zip(asked, wanted, strict=True):
+    for method, rows in asked:
         edited = _where_wanted(rows, method.edit_scores(run, layer, scores), scores)
-        if changed(method, scores, edited) is not scores:
+        if changed(method, "scores", scores, edited) is not scores:
             # What methods add to the same scores adds up, whatever their order.
             edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
     weights = _softmax(edited_scores, seen)
-    measuring = [method for method, _ in asked if method.measures_scores]
+    measuring = [method for method, _ in asked if method.measures_scores and run.has_newest_row]
     if measuring:
         newest = None if seen is None else seen[..., -1:, :]
         before = _softmax(scores[:, :, -1:], newest)[:, :, 0]
         for method in measuring:
             method.measure_scores(run, layer, before, weights[:, :, -1])
-    for (method, _), rows in zip(asked, wanted, strict=True):
+    for method, rows in asked:
         edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
-        weights = changed(method, weights, edited)
-    run.attend = functools.partial(_attention_output, module, value)
-    for method, own in asked:
-        method.observe(run, layer, _own_rows(weights, index, own, layout, _first(layout, query)))
-    run.attend = None
-    if not changes:
-        return own_kernel()[0]
-    attended = attend(weights, value).to(query.dtype)
-    if index is None:
-        return attended
-    output, _ = own_kernel()
-    overwritten = reduce(or_, changes).transpose(1, 2).unsqueeze(-1)
-    return output.index_copy(1, index, torch.where(overwritten, attended, output[:, index]))
+        weights = changed(method, "weights", weights, edited)
+    return weights, changes
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+
+
+def _check_memory(name: str, rows: int, row_size: int, device: torch.device) -> None:
+    """Refuse weights that a method wants to see at once and that do not fit into the memory of a CPU, which
+    would kill the process; a GPU says so by itself."""
+    if device.type != "cpu":
+        return
+    needed, free = 2 * 4 * rows * row_size, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise UnsupportedError(
+            f"{name} looks at the attention of {rows} prompt tokens at once, which takes "
+            f"{needed / 2**30:.1f} GiB where {free / 2**30:.1f} GiB are free; shorten the prompt or make the "
+            "batch smaller"
+        )
 
 
 def observed_weights(
@@ -116,10 +199,11 @@ def observed_weights(
         UnsupportedError: the model adds terms to its scores that explicit rows do not know.
     """
     _refuse_foreign_terms(module, kwargs)
-    rows, scaling = rows.to(query.device), kwargs.get("scaling")
-    scores = attention_scores(
-        _take(query, rows), key, query.shape[-1] ** -0.5 if scaling is None else scaling
-    )
+    rows = rows.to(query.device)
+    row_size = query.shape[:2].numel() * key.shape[2]
+    if len(rows) * row_size > _BLOCK:
+        _check_memory("a method", len(rows), row_size, query.device)
+    scores = attention_scores(_take(query, rows), key, _scaling(query, kwargs))
     seen = _mask_of_rows(attention_mask, rows, query, key, _is_causal(module, kwargs))
     return _softmax(scores, seen)
 
@@ -195,6 +279,11 @@ def _rows_of_step(
 def _first(layout: PromptLayout, query: Tensor) -> int:
     """Position of the first query in the prompt; not 0 where a shared beginning was read before."""
     return max(0, layout.length - query.shape[2])
+
+
+def _scaling(query: Tensor, kwargs: dict[str, Any]) -> float:
+    scaling = kwargs.get("scaling")
+    return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
 
 def _take(query: Tensor, index: Tensor | None) -> Tensor:

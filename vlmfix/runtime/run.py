@@ -103,6 +103,8 @@ class Run:
         prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
             in the prefill only.
+        has_newest_row: whether the newest token is the last of the rows that a hook edits; the others are
+            edited in blocks.
         peek: computes weights `(batch, heads, rows, keys)` of the layer that is about to run, for given
             rows; during `Method.prune` only.
         peeking: the rows that `peek` is computing.
@@ -145,6 +147,7 @@ class Run:
     encoder: EncoderTap | None = None
     prefix: Prefix | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
+    has_newest_row: bool = True
     peek: Callable[[Rows], Tensor] | None = None
     peeking: Rows | None = None
     peeked: Tensor | None = None
