@@ -104,7 +104,7 @@ class Method:
     edits: ClassVar[bool] = True
     """Whether it edits at all; what an observer does is neither counted nor worth a warning."""
     needs_image: ClassVar[bool] = True
-    """Whether it leaves prompts without an image as they are."""
+    """Whether it leaves prompts without an image or a video as they are."""
     needs_encoder: ClassVar[bool] = False
     """Whether it reads the attention of the vision encoder, as `run.encoded_images`."""
     needs_plain_layers: ClassVar[bool] = False

@@ -52,7 +52,8 @@ def without_image(
     run: Run, method: Method, inputs_embeds: Tensor, *, fused: bool, selection: Selection | None = None
 ) -> Branch:
     """The prompts without their image tokens, and without those that mark where an image begins and ends, as
-    far as these are known (`Run.image_blocks`).
+    far as these are known (`Run.image_blocks`). The times that Qwen3-VL reads between the frames of a video
+    are text and stay.
 
     A prompt of which nothing is left is declined for the method; its last token is read in its place.
 

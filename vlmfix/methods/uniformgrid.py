@@ -19,8 +19,9 @@ from vlmfix.runtime.run import Run
 class UniformGrid(CountedPruning):
     """Image tokens on a uniform grid stay: a control, as in arXiv 2504.17892.
 
-    Acts on the image features in front of the language model. Several images of a prompt, and the blocks of
-    an image in tiles, share the budget in proportion to their tokens; newline tokens leave.
+    Acts on the image features in front of the language model. Several images of a prompt, the blocks of an
+    image in tiles and the frames of a video share the budget in proportion to their tokens; newline tokens
+    leave.
 
     Args:
         kept_tokens: image tokens that stay, 1 or more; prompts with no more of them keep them all. None

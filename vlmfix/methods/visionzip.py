@@ -18,13 +18,14 @@ from vlmfix.runtime.run import Run
 class VisionZip(TokenPruning):
     """VisionZip (arXiv 2412.04467): what the vision encoder attends to stays, the rest is merged.
 
-    Acts on each image, or on each tile of an image, before the language model. Dominant patches are those to
-    which the class token attends most in the layer whose features are used; some of the others become
-    contextual tokens: each merges those that are like it, before the projector. They keep their places, and
-    the class token takes that of the first patch that leaves; the released code puts it first and contextual
-    tokens last, and numbers the positions anew (`position_scheme="renumber"` does that for the places they
-    have here). Newline tokens between the rows of tiles leave. Of LLaVA-NeXT only patches that the prompt
-    shows take part; the released code never cuts the padding off, so that it can be dominant there.
+    Acts on each image, each tile of an image or each frame of a video (two, where Qwen-VL reads two as one),
+    before the language model. Dominant patches are those to which the class token attends most in the layer
+    whose features are used; some of the others become contextual tokens: each merges those that are like it,
+    before the projector. They keep their places, and the class token takes that of the first patch that
+    leaves; the released code puts it first and contextual tokens last, and numbers the positions anew
+    (`position_scheme="renumber"` does that for the places they have here). Newline tokens between the rows of
+    tiles leave. Of LLaVA-NeXT only patches that the prompt shows take part; the released code never cuts the
+    padding off, so that it can be dominant there.
 
     Without a class token (Qwen-VL), dominant are the tokens whose patches receive most attention in the last
     layer but one, or the last that sees the whole image; merging then comes behind the encoder's own merger.
