@@ -25,10 +25,10 @@ from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel,
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import Profile
 from vlmfix.runtime.activity import Activity, InactiveMethodWarning, RowActivity, Sums
+from vlmfix.runtime.attaching import SteeringBlock, fitted
 from vlmfix.runtime.branches import Branch
 from vlmfix.runtime.layout import Rows
 from vlmfix.runtime.run import Companion, Run
-from vlmfix.runtime.steering import Block, fitted
 from vlmfix.runtime.support import stock_model
 from vlmfix.runtime.twin import Twin
 
@@ -127,8 +127,8 @@ class Method:
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None
     ) -> AbstractContextManager[None]:
-        """Attach to `model` for a `with` block; see `vlmfix.runtime.steering.Block` for what is refused."""
-        return Block(model, self, processor)
+        """Attach to `model` for a `with` block; see `SteeringBlock` of `vlmfix.runtime.attaching`."""
+        return SteeringBlock(model, self, processor)
 
     def logits_processor(
         self,

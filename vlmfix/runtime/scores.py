@@ -56,8 +56,9 @@ class Received(NamedTuple):
                 raise ValueError(
                     f"the scores that reach the logits processor of {name} are not those of its model for "
                     "the inputs that it was made for: these are others (make one for each batch, pictures "
-                    f"included: {name}().logits_processor(model, inputs)), or the call rewrites all scores "
-                    "before it (guidance_scale, a second contrast), which it does not go with"
+                    f"included: {name}().logits_processor(model, inputs)), the call rewrites all scores "
+                    "before it (guidance_scale, a second contrast), or the model gives other numbers in "
+                    f"other batches (dynamic int8); for these two use 'with {name}()(model):' alone"
                 )
             raise UnsupportedError(
                 f"a processor of generate changed the scores of {int(changed.sum(dim=-1).max())} tokens (as "

@@ -1,4 +1,4 @@
-"""Attaching methods to a stock model, and taking them off again."""
+"""What hangs on a model while methods steer it."""
 
 from __future__ import annotations
 
@@ -6,158 +6,29 @@ import functools
 import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.profiles import find_profile
 from vlmfix.runtime import attention, support
 from vlmfix.runtime.branches import unfollow_beams
 from vlmfix.runtime.caches import named_arguments, read_cache
-from vlmfix.runtime.callers import Turns, turns_of
+from vlmfix.runtime.callers import turns_of
 from vlmfix.runtime.encoder import EncoderTap
 from vlmfix.runtime.layout import PromptLayout
 from vlmfix.runtime.modules import DecoderModules, Offsets, offsets, swap_offsets
 from vlmfix.runtime.passes import Passes
+from vlmfix.runtime.phases import is_prompt, visual_tokens
 from vlmfix.runtime.run import Run
 from vlmfix.runtime.scores import Received
 from vlmfix.runtime.vision import Encoded, encode_images
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
-
-
-class Block(AbstractContextManager[None], ContextDecorator):
-    """A `with` block in which `method` steers `model`; several on one model compose in the order of entry.
-
-    A block belongs to the thread or asyncio task that enters it, and to all that it starts inside, such as
-    the thread that feeds a streamer. Others wait for its end with their calls and blocks, calls on one model
-    take turns, and leaving waits for a call in progress: every result is that of a single thread.
-
-    Args:
-        model: a stock image-text-to-text model with a decoder-only language model, or a wrapper around one.
-        method: what to attach; values it leaves open come from the profile of the checkpoint.
-        processor: of the model, for methods that read the words of the prompt or change its pixels.
-    """
-
-    def __init__(self, model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> None:
-        self._model = model
-        self._method = method
-        self._processor = processor
-        self._undo: ExitStack | None = None
-
-    def __enter__(self) -> None:
-        """Attach the method.
-
-        Raises:
-            UnsupportedError: the model, or the combination with what is attached already, is not supported;
-                or another thread keeps a block on the model open and does nothing in it.
-            ValueError: a value of the method does not fit the model, or nobody knows it.
-        """
-        name = type(self._method).__name__
-        if self._undo is not None:
-            raise UnsupportedError(f"this block of {name} has been entered and not left; make another one")
-        with ExitStack() as stack:
-            model = support.stock_model(self._model)
-            support.check_model(model)
-            if not self._method.is_neutral:  # strength zero is the stock model, not an edit by nothing
-                turns = turns_of(model)
-                stack.callback(turns.leave, turns.enter(name))
-                self._attach(model, turns, stack)
-            self._undo = stack.pop_all()
-
-    def _attach(self, model: PreTrainedModel, turns: Turns, stack: ExitStack) -> None:
-        resolved = fitted(model, self._method, self._processor)
-        object.__setattr__(resolved, "_sums", self._method._sums)
-        with turns.call():
-            steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
-            if steering.model is not model:
-                raise UnsupportedError(
-                    "another model with the same language model is being steered; leave that block first"
-                )
-            steering.attach(resolved, self._processor)
-        stack.callback(steering.detach, resolved)
-
-    def __exit__(self, *_: object) -> None:
-        """Take the method off, when a call in progress has ended."""
-        if self._undo is not None:
-            self._undo.close()
-            self._undo = None
-
-
-def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> Method:
-    """`method` with every value filled in that depends on the checkpoint.
-
-    Raises:
-        UnsupportedError: it needs the processor, or the model is not supported.
-        ValueError: a value does not fit the model, or nobody knows it.
-    """
-    support.check_model(model)
-    if method.needs_processor and processor is None:
-        name = type(method).__name__
-        raise UnsupportedError(
-            f"{name} needs the processor, for the words or the pixels of the prompt: 'with {name}()(model, "
-            "processor):', or vlmfix.generate"
-        )
-    resolved = method.resolve(model.config, find_profile(model))
-    modules = DecoderModules(model)
-    if resolved.needs_plain_layers:
-        modules.check_layers()
-    if resolved.needs_final_norm:
-        modules.check_final_norm()
-    return resolved
-
-
-@contextmanager
-def alone(
-    model: PreTrainedModel,
-    method: Method,
-    run: Run | None,
-    scores: Tensor,
-    copies: int,
-    inputs: dict[str, Any],
-    processor: ProcessorMixin | None,
-) -> Iterator[Steering]:
-    """Attach `method` for one pass of a run of its own, in which what is attached already acts, too.
-
-    Args:
-        model: whatever is attached to it.
-        method: with every value filled in.
-        run: to go on with; None: the pass reads the prompts.
-        scores: what the method edits in place of the logits of this pass, `(sequences, vocabulary)`.
-        copies: sequences of each prompt, which the text decoder reads, and not yet the model.
-        inputs: of the prompts, as `generate` got them.
-        processor: of the model, for methods that read the words of the prompt.
-
-    Raises:
-        UnsupportedError: the method does not go with one that is attached.
-    """
-    turns = turns_of(model)
-    with turns.block(f"a logits processor of {type(method).__name__}"), turns.call():
-        attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-        steering: Steering = attached or Steering(model)
-        steering.check(method)
-        aside = dict(vars(steering))
-        steering.methods, steering._run = (*steering.methods, method), run
-        steering.scores, steering.copies = scores, copies
-        steering._processor, steering._prompt_ids = processor or steering._processor, inputs["input_ids"]
-        steering._inputs = inputs
-        steering._generating, steering._end_tokens = True, None
-        steering._acting = threading.get_ident()
-        try:
-            if attached is None:
-                steering._install()
-            yield steering
-        finally:
-            if attached is None:
-                steering._undo.close()
-            else:
-                vars(steering).update(aside)
 
 
 class Steering:
@@ -461,7 +332,7 @@ class Steering:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
         support.check_cache(cache)
-        if self._is_prompt(queries, cache):
+        if is_prompt(queries, cache, self.run, in_generate=self._generating):
             self._begin_run(input_ids, kwargs)
         elif self.run is not None:
             self.run.step += 1
@@ -495,7 +366,7 @@ class Steering:
         self._end_run()
         if not self._generating:
             self._forget_images()
-        image_tokens, video_tokens = self._visual_tokens(input_ids, kwargs)
+        image_tokens, video_tokens = visual_tokens(self.model, kwargs, self._prompt_ids)
         layout = PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
         layout = layout.repeat(self.copies)
         video_tokens = video_tokens.repeat_interleave(self.copies, dim=0) & layout.image_tokens
@@ -544,76 +415,6 @@ class Steering:
             for method in self.methods:
                 method.end(run)
 
-    def _is_prompt(self, queries: int, cache: DynamicCache | None) -> bool:
-        """Whether a pass of so many tokens reads prompts, and not the next token of those read before.
-
-        Raises:
-            UnsupportedError: it is neither.
-        """
-        run = self.run
-        seen = 0 if cache is None else cache.get_seq_length()
-        if seen == 0:
-            if run is None or not self._generating:
-                return True
-            if cache is None and run.cache is None and queries == run.layout.length + run.step + 1:
-                return False  # with use_cache=False every step reads the whole sequence again
-            raise UnsupportedError(
-                f"a pass of {queries} tokens without the cache of the prompt ({run.layout.length} tokens) "
-                "arrived inside a generate call, and methods cannot tell what it is: either something that "
-                "was passed to generate calls the model by itself, which it should do outside the block, or "
-                f"transformers {transformers.__version__} passes its cache in a way that vlmfix does not know"
-            )
-        if run is None:
-            raise UnsupportedError(
-                "generation starts from a filled cache, whose prompt the method has not seen; pass the "
-                "whole prompt without a cache"
-            )
-        if cache is not run.cache:
-            raise UnsupportedError(
-                "the step goes on from another cache than that of the prompt read last, which the method "
-                "does not follow; read the prompt and go on from the cache of its output"
-            )
-        if queries != 1:
-            raise UnsupportedError(
-                f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
-                "supported by methods; generate one token at a time"
-            )
-        present = run.layout_at(0).length + run.step
-        if seen != present:
-            raise UnsupportedError(
-                f"the cache holds {seen} tokens, and {present} have been read under the method; do not crop "
-                "or extend the cache between steps, but read the prompt anew"
-            )
-        return False
-
-    def _visual_tokens(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The placeholders of images and videos, and those of videos alone, `(batch, prompt)` bool each.
-
-        Those of embeddings come from the ids beside them, or from placeholders not yet filled.
-        """
-        if input_ids is None:
-            embeddings, ids = kwargs["inputs_embeds"], self._prompt_ids
-            batch, length = embeddings.shape[:2]
-            if ids is not None and ids.shape[1] == length and batch % ids.shape[0] == 0:
-                input_ids = ids.repeat_interleave(batch // ids.shape[0], dim=0)
-
-        def is_token(token: int | None) -> Tensor:
-            if input_ids is not None:
-                return torch.zeros_like(input_ids).bool() if token is None else input_ids == token
-            if token is None:
-                return embeddings.new_zeros(batch, length, dtype=torch.bool)
-            placeholder = self.model.get_input_embeddings()(torch.tensor([token], device=embeddings.device))
-            return (embeddings == placeholder).all(dim=-1)
-
-        videos = is_token(self.video_token)
-        visual = is_token(self.image_token) | videos
-        if input_ids is None and not bool(visual.any()):
-            raise UnsupportedError(
-                "the prompt is given as inputs_embeds with the image features in it, so that the image "
-                "positions cannot be known; pass the input_ids of the same prompt to generate as well"
-            )
-        return visual, videos
-
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Let methods edit the logits, which only the prompts keep, and count the step."""
         if self._acting != threading.get_ident():
@@ -650,9 +451,7 @@ class Steering:
                 edited = method.edit_logits(run, own, others)
                 run.counts_of(method).divergence.compare(own, edited)
                 own = edited
-            if (
-                received is None
-            ):  # float32, as `generate` reads them: the mix would lose its order in bfloat16
+            if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
                 output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
             else:
                 output.logits = received.processed(own)[:, None]

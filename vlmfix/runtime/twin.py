@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.runtime.attaching import alone
 from vlmfix.runtime.caches import with_cache
 from vlmfix.runtime.modules import offsets, swap_offsets
-from vlmfix.runtime.steering import alone
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
