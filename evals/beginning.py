@@ -125,7 +125,11 @@ class Beginning:
             _explain(planned, key, job.resume, self.note)
 
         def asked(item: Item) -> str:
-            return self._rendered(prompt_under(variant.methods, item.prompt), int(item.image is not None))
+            text = prompt_under(variant.methods, item.prompt)
+            try:
+                return self._rendered(text, int(item.image is not None))
+            except ValueError:  # a prompt that no model takes fails when its turn comes, and alone
+                return text
 
         info = _info(prepared.used, asked(prepared.items[0])) | {
             "profiles": identity.plain(profile_values(variant.methods, self.model)),

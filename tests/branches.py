@@ -106,7 +106,9 @@ def with_ids(single: Inputs, ids: list[int]) -> Inputs:
     whole = {**single, "input_ids": torch.tensor([ids])}
     whole["attention_mask"] = torch.ones_like(whole["input_ids"])
     if "mm_token_type_ids" in single:
-        whole["mm_token_type_ids"] = families.token_types(whole["input_ids"])
+        types = families.token_types(whole["input_ids"])
+        # A random model may answer with a placeholder, which stands for no video.
+        whole["mm_token_type_ids"] = types if "video_grid_thw" in single else types % 2
     return whole
 
 

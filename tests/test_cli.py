@@ -238,7 +238,10 @@ def test_scenes_and_calibration(tmp_path: Path) -> None:
         (["generate", "--dtype", "float8_e4m3fn"], "that no model computes in"),
         (["generate", "--method", "var", "--set", "moved_fraction=true"], "moved_fraction is True"),
         (["generate", "--method", "var", "--set", "moved_fraction=.nan"], "is no finite number"),
-        (["generate", "--method", "var", "--set", "first_layer=99"], "the layers of this model go from 0"),
+        (
+            ["generate", "--method", "var", "--set", "first_layer=99"],
+            "the layers of this model that can be edited go from 0",
+        ),
         (["generate", "--method", "var", "--set", "name=x"], "var has no parameter 'name'"),
         (["generate", "--method", "gift", "--set", "enhanced_layers=3"], "it must hold a first and a last"),
         (["generate", "--method", "icd", "--set", "instruction_ids=[99999999]"], "the tokens of this model"),

@@ -176,8 +176,7 @@ def test_of_several_frames_the_first_is_shown_and_of_an_object_its_own(suffix: s
 def test_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(RGB, 0 x 5 pixels\) has no pixels"):
         open_images(Image.new("RGB", (0, 5)))
-    with pytest.raises(ValueError, match="is 201 x 1 pixels, one side more than 200 times the other"):
-        open_images(Image.new("RGB", (201, 1)))
+    assert levels(Image.new("RGB", (201, 1))).shape == (1, 201, 3)
     assert levels(Image.new("RGB", (1, 1))).shape == (1, 1, 3)
     Image.new("RGB", (11, 10)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -25,7 +25,6 @@ _KINDS = "apng avif bmp gif heic heif jfif jp2 jpe jpeg jpg pgm png pnm ppm tif 
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 """What counts as a picture in a folder; those that Pillow lacks a reader for are refused by name."""
 
-MAX_ASPECT_RATIO = 200
 """Longer to shorter side; processors of Qwen-VL refuse more, others show a sliver of the picture."""
 
 _ORIENTATION = 0x0112
@@ -72,8 +71,8 @@ def open_images(images: Images) -> list[Image.Image]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: this is neither a picture nor a path; a file is no image, is cut off, or holds more pixels
-            than Pillow trusts (`PIL.Image.MAX_IMAGE_PIXELS`); a picture has no pixels, a side more than 200
-            times as long as the other, or numbers of which no one can tell the range.
+            than Pillow trusts (`PIL.Image.MAX_IMAGE_PIXELS`); a picture has no pixels, or numbers of which no
+            one can tell the range.
     """
     return [_open(image) for image in listed(images)]
 
@@ -173,11 +172,6 @@ def _as_seen(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} has no pixels, {width} x {height}; replace or remove it")
     if limit is not None and width * height > limit:
         raise ValueError(_too_large(name, f"{width} x {height}, the limit is {limit}"))
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(
-            f"{name} is {width} x {height} pixels, one side more than {MAX_ASPECT_RATIO} times the "
-            "other; crop it"
-        )
     try:
         bits = grey_bits(image)
         with _whole_files():

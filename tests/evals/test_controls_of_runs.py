@@ -100,9 +100,9 @@ def test_controls_that_a_comparison_needs() -> None:
 
 
 def test_greedy_decoding_beside_other_protocols() -> None:
-    for protocol in ("pope.one-word-sample", "pope.bare-beam5"):
+    for protocol, plain in (("pope.one-word-sample", "sampling"), ("pope.bare-beam5", "beam search")):
         assert rows(["var"], protocol)[0] == ("control.greedy", "")
-        assert rows(["greedy", "var"], protocol)[:2] == [("greedy", ""), ("control.greedy", "")]
+        assert rows(["greedy", "var"], protocol)[:2] == [(plain, ""), ("control.greedy", "")]
 
 
 @pytest.mark.parametrize("methods", [["greedy"], ["greedy", "control.sample"]])
@@ -337,7 +337,7 @@ def test_stock_decoding_beside_a_sampling_protocol(
     protocol = "pope.tiny+temperature=3.0+seeds=[0, 1]"
     sampled = job(tmp_path, world, protocol=protocol, methods=["greedy", "vhr", "control.sample"], limit=12)
     runs = run(sampled, loaded)
-    assert labels(runs)[:3] == ["greedy", "control.sample", "control.greedy"]
+    assert labels(runs)[:3] == ["sampling", "control.sample", "control.greedy"]
     plain, sample, greedy = ({} for _ in range(3))
     for found, planned in zip((plain, sample, greedy), runs, strict=False):
         for record in jobs.records(planned.path):
