@@ -42,10 +42,16 @@ def prepare(
         render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
     ]
     flat = [picture for pictures in images for picture in pictures]
-    with each_image_once(processor):
-        return processor(
-            images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
-        )
+    try:
+        with each_image_once(processor):
+            return processor(
+                images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
+            )
+    except ValueError as error:  # such as a picture 200 times as long as wide, for Qwen-VL
+        raise ValueError(
+            f"{type(processor).__name__} refuses the pictures or prompts ({' '.join(str(error).split())}); "
+            "change or remove them"
+        ) from error
 
 
 def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
