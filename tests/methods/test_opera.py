@@ -323,14 +323,13 @@ NEUTRAL = {"penalty_weights": 0, "threshold": None}
         {"eos_token_id": list(range(5, 40)), "early_stopping": "never", "length_penalty": 2.0},
         {"eos_token_id": 117, "min_new_tokens": 5, "no_repeat_ngram_size": 2, "suppress_tokens": [41]},
         {"num_beams": 1, "num_return_sequences": 1},
+        {"repetition_penalty": 1.3, "exponential_decay_length_penalty": (1, 1.5), "eos_token_id": 117},
     ],
 )
-def test_strength_zero_over_all_tokens_is_beam_search(
-    model: PreTrainedModel, family: str, asked: dict[str, Any]
-) -> None:
+def test_strength_zero_is_beam_search(model: PreTrainedModel, family: str, asked: dict[str, Any]) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     asked = {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 10, "pad_token_id": 3, **asked}
-    zero = vlmfix.OPERA(num_attn_candidates=1 if asked["num_beams"] == 1 else families.VOCABULARY, **NEUTRAL)
+    zero = vlmfix.OPERA(**NEUTRAL)
     output = decode(model, inputs, zero, **asked)
     stock = model.generate(
         **inputs, do_sample=False, return_dict_in_generate=True, output_scores=True, **asked
@@ -603,3 +602,22 @@ def test_errors_are_raised_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert opera.activity().rows == 0
     output = decode(model, inputs, opera)
     assert torch.equal(output.sequences_scores, expected.sequences_scores)
+
+
+def test_processors_of_the_batch_serve_its_prompts(llava: PreTrainedModel) -> None:
+    """`repetition_penalty` knows the padding of every prompt."""
+    inputs = families.prompt("llava", llava, (1, 2))
+    asked = {"repetition_penalty": 1.3, "pad_token_id": 3}
+    together = decode(llava, inputs, vlmfix.OPERA(), **asked)
+    for row, single in enumerate(families.split("llava", llava, inputs)):
+        alone = decode(llava, single, vlmfix.OPERA(), **asked)
+        beams = len(together.sequences) // 2
+        assert torch.equal(
+            together.sequences[row * beams, inputs["input_ids"].shape[1] :],
+            alone.sequences[0, single["input_ids"].shape[1] :],
+        )
+
+
+def test_stop_strings_are_refused(llava: PreTrainedModel) -> None:
+    with pytest.raises(vlmfix.UnsupportedError, match="which stop_strings needs; pass stopping_criteria"):
+        decode(llava, families.prompt("llava", llava), vlmfix.OPERA(), stop_strings=["x"], tokenizer=object())

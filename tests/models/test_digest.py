@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import families
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -90,3 +91,15 @@ def test_quantised_models_with_other_weights_differ(stock: PreTrainedModel) -> N
     for model in models:
         quantize(model)
     assert weights_digest(models[0]) != weights_digest(models[1])
+
+
+def test_weights_made_in_inference_mode() -> None:
+    model = families.build("llava")
+    expected = weights_digest(model)
+    with torch.inference_mode():
+        for module in model.modules():
+            for name, weight in list(module._parameters.items()):
+                if weight is not None:
+                    module._parameters[name] = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    assert next(model.parameters()).is_inference()
+    assert weights_digest(model) == expected

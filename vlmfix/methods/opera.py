@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ class OPERA(Method):
             goes, too.
         scale_factor: on the attention to tokens of the answer before it is multiplied up, positive.
         penalty_weights: strength of the penalty, in [0, 1000]; 0 together with `threshold=None` tries
-            nothing: plain beam search over `num_attn_candidates` tokens.
+            nothing: plain beam search.
         window_size: number of tokens that can be taken back, 1 or more.
         ranked_length: by what finished beams are divided: "prompt+answer", or "answer", end token included,
             as in `generate`.
@@ -115,6 +116,11 @@ class OPERA(Method):
             )
         if generate_kwargs.get("streamer") is not None:
             raise UnsupportedError("OPERA takes tokens back, which a streamer cannot; generate without one")
+        if generate_kwargs.get("stop_strings"):
+            raise UnsupportedError(
+                "transformers hands no tokenizer to loops such as OPERA's, which stop_strings needs; pass "
+                "stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)] to generate in its place"
+            )
 
     def decode(
         self,
@@ -160,10 +166,11 @@ class OPERA(Method):
         answers: list[Finished] = []
         taken_back: list[tuple[int, int]] = []
         for sample in range(prompts.samples):
-            prompt = input_ids[sample * beams : (sample + 1) * beams]
+            rows = slice(sample * beams, (sample + 1) * beams)
+            processors = _of_rows(logits_processor, rows, len(input_ids))
             with prompts.sample(sample) as reader:
                 own = dataclasses.replace(rules, prompt_tokens=lengths[sample])
-                search = Search(self, own, reader, prompt, logits_processor, stopping_criteria)
+                search = Search(self, own, reader, input_ids[rows], processors, stopping_criteria)
                 found = search.run()[:wanted]
             # Where fewer sequences could be found than asked for, the others are empty.
             answers += [*found, *[Finished(-math.inf, ())] * (wanted - len(found))]
@@ -198,7 +205,7 @@ class OPERA(Method):
             )
         if config.do_sample:
             raise UnsupportedError("OPERA searches with beams and does not sample; pass do_sample=False")
-        if config.num_beams == 1 and self.num_attn_candidates > 1:
+        if config.num_beams == 1 and self.num_attn_candidates > 1 and not self.is_neutral:
             raise UnsupportedError(
                 f"num_beams is 1 and num_attn_candidates is {self.num_attn_candidates}, of which one beam "
                 "would keep the best alone; pass num_beams=5 to generate, or use OPERA.fast()"
@@ -251,3 +258,14 @@ class OPERA(Method):
             f"beams{drew or ', as threshold is None'}; raise penalty_weights or "
             f"{'lower' if drew else 'set'} threshold"
         )
+
+
+def _of_rows(processors: LogitsProcessorList, rows: slice, total: int) -> LogitsProcessorList:
+    """Processors that `generate` made for all of its sequences, for some of them."""
+    own = LogitsProcessorList(copy.copy(each) for each in processors)
+    for each in own:
+        for name in ("prompt_ignore_length", "encoder_input_ids"):
+            value = getattr(each, name, None)
+            if isinstance(value, Tensor) and value.shape[:1] == (total,):
+                setattr(each, name, value[rows])
+    return own

@@ -117,7 +117,7 @@ class Search:
                 continue
             if not best:  # the processors allow nothing of what was tried, or left after a rollback
                 tried = None
-                best, *_ = self._best(beams, self._scores(logits, None, set()), None)
+                best, *_ = self._best(beams, self._scores(logits, None, None), None)
             beams, going = beams.advance(best)
             if going and not beams.done:
                 self._chosen[length] = {(each.source, each.token) for each in going}
@@ -162,19 +162,16 @@ class Search:
         """Log-probabilities of the next token, `(beams, vocabulary)`, minus infinity where it cannot be.
 
         Args:
-            tried: the candidates; None: none were read.
-            banned: pairs of beam and token, where all other tokens are allowed; None: candidates alone are.
+            tried: the candidates; None: none were read, and all tokens are allowed.
+            banned: pairs of beam and token, where all others are allowed; None: no token was taken back.
         """
         if banned is not None:
             index = torch.tensor(sorted(banned), dtype=torch.long, device=logits.device).view(-1, 2)
             allowed = logits.index_put((index[:, 0], index[:, 1]), logits.new_tensor(-math.inf))
             return allowed.log_softmax(dim=-1)
-        if tried is not None:
-            scores, tokens = tried.scores, tried.tokens
-        else:
-            likeliest, tokens = self._candidates(logits)
-            scores = candidate_scores(likeliest, 0.0)
-        return torch.full_like(logits, -math.inf).scatter(1, tokens, scores)
+        if tried is None:
+            return logits.log_softmax(dim=-1)
+        return torch.full_like(logits, -math.inf).scatter(1, tried.tokens, tried.scores)
 
     def _best(
         self, beams: Beams, scores: Tensor, tried: Tried | None

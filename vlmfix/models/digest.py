@@ -39,7 +39,10 @@ def weights_digest(model: nn.Module) -> str | None:
 def _state(model: nn.Module) -> Any:
     """Equal as long as no tensor was replaced or written to and the same adapters are active."""
     tensors = [
-        (tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else id(tensor), tensor._version)
+        (
+            tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else id(tensor),
+            None if tensor.is_inference() else tensor._version,  # which those made in inference mode lack
+        )
         for tensor in model.parameters()
     ]
     return tensors, _adapters(model)
