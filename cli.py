@@ -246,6 +246,8 @@ def methods(
         raise ValueError(
             "--markdown prints the table of the README, which is of no --model; give one of them"
         )
+    if model is None and (device, dtype, allow_missing) != ("auto", "auto", False):
+        raise ValueError("--device, --dtype and --allow-missing are of a --model; name one")
     if markdown:
         print(methods_markdown())
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import vlmfix
@@ -152,3 +154,10 @@ def test_a_broken_picture_shows_before_any_work(loaded: tuple[Any, Any], tmp_pat
             progress=answered.append,
         )
     assert not answered
+
+
+def test_a_model_that_gives_no_numbers_gives_no_answer(loaded: tuple[Any, Any]) -> None:
+    model, processor = copy.deepcopy(loaded[0]), loaded[1]
+    torch.nn.init.constant_(model.get_decoder().norm.weight, float("nan"))
+    with pytest.raises(ValueError, match="scores that are not numbers"):
+        vlmfix.generate(model, processor, None, "Is there a cat?", max_new_tokens=2)

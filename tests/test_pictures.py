@@ -254,3 +254,17 @@ def test_12_bits_are_scaled_by_their_own_range(tmp_path: Path) -> None:
     head = b"II*\0" + struct.pack("<IH", 8, len(values)) + tags + bytes(4)
     (tmp_path / "twelve.tiff").write_bytes(head.ljust(200, b"\0") + content)
     assert levels(tmp_path / "twelve.tiff").tolist() == grey(np.array([[0, 64, 128, 255]])).tolist()
+
+
+def test_what_was_opened_is_opened_again_as_it_is(tmp_path: Path) -> None:
+    """Neither turned nor converted once more."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    Image.fromarray(RAMP[:4]).convert("RGB").save(tmp_path / "phone.png", exif=exif)
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "profile.png", icc_profile=profile)
+    for path in (tmp_path / "phone.png", tmp_path / "profile.png"):
+        [once] = open_images(path)
+        assert not once.info
+        assert not once.getexif()
+        assert np.array_equal(levels(once), np.asarray(once))

@@ -85,6 +85,8 @@ def parse_methods(names: str, settings: Iterable[str]) -> list[vlmfix.Method]:
     """
     chosen = [] if names == "greedy" else names.split("+")
     parameters: dict[str, dict[str, Any]] = {name: {} for name in chosen}
+    if len(parameters) < len(chosen):
+        raise ValueError(f"--method {names} names a method twice; once is enough")
     for key, value in map(parse_setting, settings):
         owner, dot, parameter = key.rpartition(".")
         if not chosen:

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from vlmfix.answer import Answer, read_answers
 from vlmfix.decoding import plain_decoding
@@ -152,6 +152,9 @@ def answer_batch(
     Args:
         batch: images and text of each prompt.
         **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
+
+    Raises:
+        ValueError: a prompt or picture cannot be read, or the model gives no numbers.
     """
     pictures: dict[Any, list[Image.Image]] = {}
     keys = [_identity(images) for images, _ in batch]
@@ -166,8 +169,36 @@ def answer_batch(
         if len(pictures) < len(batch):
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
-        output = model.generate(**inputs, **generate_kwargs)
+        numbers = _Numbers()
+        processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
+        output = model.generate(**inputs, **generate_kwargs, logits_processor=processors)
+    numbers.check()
     return read_answers(output, inputs["attention_mask"], end_tokens, processor)
+
+
+class _Numbers(LogitsProcessor):
+    """Watches whether scores are numbers; what is not would be read as the first token of the vocabulary."""
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        broken = scores.isnan().any()
+        self._broken = broken if self._broken is None else self._broken | broken
+        return scores
+
+    def check(self) -> None:
+        """Read the device, once a call.
+
+        Raises:
+            ValueError: some were not.
+        """
+        if self._broken is not None and bool(self._broken):
+            raise ValueError(
+                "the model gives scores that are not numbers (NaN), so that there is no answer; float16 "
+                "overflows in models trained in bfloat16 (use bfloat16 or float32), or weights or settings "
+                "of the checkpoint are broken"
+            )
 
 
 def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:

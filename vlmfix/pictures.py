@@ -186,7 +186,10 @@ def _as_seen(image: Image.Image, name: str) -> Image.Image:
         flat.paste(colours, mask=alpha)
         colours = flat
     turn = _TURNS.get(_orientation(image))
-    return colours if turn is None else colours.transpose(turn)
+    # Without profile and EXIF data, which would be followed anew when it is opened again.
+    shown = Image.new("RGB", colours.size)
+    shown.paste(colours)
+    return shown if turn is None else shown.transpose(turn)
 
 
 @contextmanager

@@ -148,3 +148,11 @@ def test_values_out_of_range_are_named(parameters: dict[str, Any], message: str)
 def test_other_encoders_are_refused(models: dict[str, PreTrainedModel]) -> None:
     with pytest.raises(UnsupportedError, match="internvl is not read"), VisionZip()(models["internvl"]):
         pass
+
+
+def test_dominant_tokens_alone(models: dict[str, PreTrainedModel]) -> None:
+    for family in ("llava", "qwen2_5_vl"):
+        method = VisionZip(dominant_tokens=3, contextual_tokens=0)
+        with method(models[family]), torch.no_grad():
+            models[family](**families.prompt(family, models[family], (1, 2)))
+        assert method.activity().site_share

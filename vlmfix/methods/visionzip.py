@@ -90,8 +90,8 @@ class VisionZip(TokenPruning):
         dominant = dominant_patches(block.attention[:, shown], patches)
         features = tokens[places] if block.features is None else block.features[shown]
         targets, merged = merge_remaining(features, block.keys[shown], dominant, self.contextual_tokens)
-        if block.features is not None and len(targets):
-            merged = run.encoder.project(merged)
+        if block.features is not None:
+            merged = run.encoder.project(merged) if len(targets) else tokens[:0]
         slots, values = [places[dominant], places[targets]], [tokens[places[dominant]], merged.to(tokens)]
         if block.class_feature is not None:
             leaves = torch.ones_like(places, dtype=torch.bool)
