@@ -17,11 +17,11 @@ import transformers
 from PIL import Image
 
 import vlmfix
-from evals.data import Scene, render, sample_scene
-from evals.data.language import with_article
 from training.report import presence_items
-from vlmfix.methods.outputshift import answer_ids, answer_margins
-from vlmfix.runtime.run import Run
+from vlmfix.engine.context import Run
+from vlmfix.evaluation.datasets import Scene, render, sample_scene
+from vlmfix.evaluation.datasets.synthetic.language import with_article
+from vlmfix.methods.baselines.output_shift import answer_ids, answer_margins
 
 NEW_TOKENS = {"captions": 80, "yes-no": 2}
 """Kinds of prompts, and the length limit of their answers in tokens."""
@@ -83,7 +83,7 @@ class Answers:
     Args:
         texts: one a prompt.
         seconds: that all of them took together.
-        site_share: share of its sites that the method edited, see `vlmfix.runtime.activity`; None if it had
+        site_share: share of its sites that the method edited, see `vlmfix.engine.stats`; None if it had
             none, or for greedy.
     """
 

@@ -236,7 +236,7 @@ def main(
     """Print the effect of every method against greedy decoding as a Markdown table."""
     grid = {
         name: [Setting(name, parameters) for parameters in GRID.get(name, [{}])]
-        for name in sorted(method or vlmfix.methods(), key=lambda name: not name.startswith("control."))
+        for name in sorted(method or vlmfix.list_methods(), key=lambda name: not name.startswith("control."))
         if not name.startswith("control.") or name in GRID
     }
     for setting in (*CONTROLS, *(setting for settings in grid.values() for setting in settings)):

@@ -24,16 +24,16 @@ from rich.progress import track
 from rich.table import Table
 
 import vlmfix
-from evals.data.items import pope_items
-from evals.data.synthetic import SEED, synthetic_folder
-from evals.protocols import default_protocol
-from evals.store import Run
-from evals.tasks.base import Item
-from evals.worker import Draw, Worker
-from vlmfix.answer import read_answers
-from vlmfix.pictures import open_images
-from vlmfix.prompts import prepare
-from vlmfix.runtime import support
+from vlmfix.engine import compatibility
+from vlmfix.evaluation.datasets.items import pope_items
+from vlmfix.evaluation.datasets.synthetic.synthetic import SEED, synthetic_folder
+from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.worker import Draw, Worker
+from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.tasks.protocols import default_protocol
+from vlmfix.inference.chat import prepare
+from vlmfix.inference.output import read_answers
+from vlmfix.inference.pictures import open_images
 
 PROTOCOL = default_protocol("pope", "synthetic").on("synthetic")
 
@@ -58,7 +58,9 @@ def in_batches(model: Any, processor: Any, items: Sequence[Item], size: int) -> 
             model.device, dtype=model.dtype
         )
         output = model.generate(**inputs, **kwargs)
-        answers = read_answers(output, inputs["attention_mask"], support.end_tokens(model, kwargs), processor)
+        answers = read_answers(
+            output, inputs["attention_mask"], compatibility.end_tokens(model, kwargs), processor
+        )
         texts += [answer.text for answer in answers]
     return texts
 

@@ -26,15 +26,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 import vlmfix
 from benchmarks.answers import Split
 from benchmarks.bootstrap import Ratio, compare, resample
-from evals.data.language import with_article
-from evals.data.scenes import PARTNERS
-from vlmfix.methods.gift import GIFT, gaze_shifts, saliency_map
-from vlmfix.models.geometry import place, token_grids
-from vlmfix.prompts import prepare
-from vlmfix.runtime import support
-from vlmfix.runtime.encoder import EncoderTap
-from vlmfix.runtime.layout import Rows
-from vlmfix.runtime.run import Run
+from vlmfix.engine import compatibility
+from vlmfix.engine.context import Run
+from vlmfix.engine.layout import Rows
+from vlmfix.engine.vision_attention import EncoderTap
+from vlmfix.evaluation.datasets.synthetic.language import with_article
+from vlmfix.evaluation.datasets.synthetic.scenes import PARTNERS
+from vlmfix.inference.chat import prepare
+from vlmfix.methods.attention.gift import GIFT, gaze_shifts, saliency_map
+from vlmfix.models.image_grid import place, token_grids
 
 KINDS = ("partner of an absent object", "object asked about")
 """Whose place in the image is looked for; indexed by whether the object asked about is there."""
@@ -98,7 +98,7 @@ def shown(model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image,
         boxes: left, top, width and height in pixels.
     """
     inputs = prepare([[image]], ["?"], processor)
-    image_tokens = inputs["input_ids"] == support.image_token(model.config)
+    image_tokens = inputs["input_ids"] == compatibility.image_token(model.config)
     ((located,),) = token_grids(model.config, inputs, image_tokens)
     (located,) = place([located], model.config, processor.image_processor, [image.size])
     covered = np.zeros((image.height, image.width))

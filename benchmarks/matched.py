@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evals.truncation import limits
-from vlmfix.methods.outputshift import calibrate_shift
+from vlmfix.evaluation.runner.truncation import limits
+from vlmfix.methods.baselines.output_shift import calibrate_shift
 
 MATCHED = {
     "shifted greedy's accuracy": "accuracy",

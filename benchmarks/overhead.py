@@ -29,8 +29,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.generation import BaseStreamer
 
 import vlmfix
+from vlmfix.engine.caches import read_cache
 from vlmfix.models.profiles import Profile, configs_directory
-from vlmfix.runtime.caches import read_cache
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {
@@ -236,7 +236,7 @@ def main(
     table.add_column("method")
     for column in columns:
         table.add_column(column, justify="right")
-    known = [name for name, cls in vlmfix.methods().items() if cls.attaches and not cls.decodes]
+    known = [name for name, cls in vlmfix.list_methods().items() if cls.attaches and not cls.decodes]
     rows: dict[str, vlmfix.Method | None] = {"greedy": None}
     for name in method or known:
         acts = acting(name, size)

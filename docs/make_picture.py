@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.text import Text
 
 import vlmfix
-from evals.data import demo_scene, render
-from vlmfix.display import mark_differences
+from vlmfix.cli.display import mark_differences
+from vlmfix.evaluation.datasets import demo_scene, render
 
 HERE = Path(__file__).parent
 SCALE = 3

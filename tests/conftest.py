@@ -3,118 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-import families
 import pytest
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
-from evals.data import write_coco
-from vlmfix.runtime.attention import ATTRIBUTE
-
-# Random models have weak sinks and flat attention; methods not named here act at their defaults.
-ACTING: dict[str, dict[str, Any]] = {
-    "var": {
-        "moved_fraction": 0.9,
-        "sink_dimensions": (families.SINK_DIMENSION,),
-        "sink_threshold": 2.5,
-        "min_image_mass": 0.05,
-        "min_non_sink_share": 0.1,
-    },
-    "adaptinfer": {"prune_layers": (1, 2), "kept_tokens": (3, 1)},
-    "pyramiddrop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
-    "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
-    "divprune": {"keep_ratio": 0.3},
-    "kmeans": {"kept_tokens": 2},
-    "randomtokens": {"kept_tokens": 2},
-    "uniformgrid": {"kept_tokens": 2},
-    "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
-    "m3id": {"decay": 0.1, "beta": 0.001},
-    "lcd": {"beta": 0.001},
-    "sid": {"beta": 0.001},
-    "crops": {"beta": 0.001, "decay": 0.1},
-    "icd": {"beta": 0.001},
-    "ritual": {"beta": 0.001},
-    "vdd": {"beta": 0.001, "unknown_token_id": 4},
-    "flb": {"gamma": 3.0, "decay": 0.5},
-    "pai": {"alpha": 1.0},
-    "devils": {"alpha": 2.0},
-    "vaf": {"enhance": 2.0, "suppress": 0.5},
-    "adhh": {"threshold": 0.2, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
-    "control.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
-    "control.plausibility": {"beta": 0.7},
-    "control.sharpen": {"beta": 0.001},
-    "control.text_contrast": {"beta": 0.001},
-    "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
-}
-
-
-def acting(name: str) -> vlmfix.Method:
-    """The method with settings that change a random model's answers."""
-    return vlmfix.make_method(name, **ACTING.get(name, {}))
-
-
-def attached(name: str, model: PreTrainedModel) -> AbstractContextManager[None]:
-    """The model under the method at these settings."""
-    return acting(name)(model, families.PROCESSOR)
-
-
-def plain(*names: str) -> dict[str, Any]:
-    """How the stock model decodes as it does under the methods, but for a loop of their own."""
-    kwargs: dict[str, Any] = {}
-    for name in names:
-        kwargs = acting(name).decoding(kwargs)
-    kwargs.pop("custom_generate", None)
-    return kwargs
-
-
-def under(model: PreTrainedModel, **kwargs: Any) -> dict[str, Any]:
-    """Arguments of `generate` as the attached methods want them; greedy if nothing else is said."""
-    kwargs = {"do_sample": False, **kwargs}
-    steering = vars(model.get_decoder()).get(ATTRIBUTE)
-    for method in () if steering is None else steering.methods:
-        kwargs = method.decoding(kwargs)
-    return kwargs
-
-
-def values(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
-    """What `generate` did, finely measured: raw logits of every generated position, `(steps, batch,
-    vocabulary)`; of a search with several beams, their scores, `(1, batch, beams)`."""
-    kwargs = under(model, return_dict_in_generate=True, **kwargs)
-    beams = kwargs.get("num_beams", 1)
-    if beams == 1:
-        return torch.stack(model.generate(**inputs, output_logits=True, **kwargs).logits)
-    output = model.generate(**inputs, output_scores=True, num_return_sequences=beams, **kwargs)
-    return output.sequences_scores.view(1, -1, beams)
-
-
-def with_flash_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
-    """A random model under a stand-in with the interface of FlashAttention 2: 2-D masks, and one prompt in
-    running positions."""
-
-    def flash(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        queries, keys = query.shape[2], key.shape[2]
-        visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
-        positions = kwargs.get("position_ids")
-        if attention_mask is not None:
-            assert attention_mask.shape == (query.shape[0], keys)
-            visible = visible & attention_mask[:, None, None].bool()
-        elif positions is not None and queries > 1 and len(positions) == 1:
-            assert (positions.diff() == 1).all()
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, visible, **kwargs)
-
-    model = families.build(family)
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash)
-    monkeypatch.setattr(type(model.get_decoder()), "_flash_attn_can_dispatch", lambda *_, **__: True)
-    model.get_decoder().config._attn_implementation = "flash_attention_2"
-    return model
+from tests.support import families
+from tests.support.methods import QUICK
+from vlmfix.evaluation.datasets import write_coco
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -133,13 +33,6 @@ def models() -> dict[str, PreTrainedModel]:
     return {family: families.build(family) for family in families.FAMILIES}
 
 
-QUICK = "llava"
-"""The family of the quick subset."""
-
-UNLIKE = (QUICK, "qwen2_5_vl")
-"""Families that differ most; each of the others is near to one of them."""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test of another family than that of the quick subset is slow."""
@@ -147,16 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("family", QUICK) != QUICK:
             item.add_marker(pytest.mark.slow)
-
-
-def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:
-    """Every name with every family; `in_turn`: with the two that are unlike and one of the others."""
-    others = [family for family in families.FAMILIES if family not in UNLIKE]
-    return [
-        (name, family)
-        for index, name in enumerate(names)
-        for family in (*UNLIKE, *([others[index % len(others)]] if in_turn else others))
-    ]
 
 
 @pytest.fixture(params=families.FAMILIES)

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
-import cli
 import vlmfix
-from vlmfix import prompts
+from vlmfix.cli import app
 from vlmfix.failures import Failure, failure_of, one_line
-from vlmfix.methods import parameters
+from vlmfix.inference import chat
+from vlmfix.methods import validation
 
 
 def failure(work: Callable[[], Any]) -> Failure:
@@ -26,19 +26,19 @@ def failure(work: Callable[[], Any]) -> Failure:
 
 
 def test_an_error_for_users_is_its_message() -> None:
-    said = failure(lambda: parameters.check_range("alpha", float("nan"), 0, 1))
+    said = failure(lambda: validation.check_range("alpha", float("nan"), 0, 1))
     assert said == Failure("error", "alpha is nan; it must be a number from 0 to 1", 2)
     assert failure(Path("/nowhere/x").read_text).message == "No such file or directory: '/nowhere/x'"
 
 
 def test_an_operation_of_this_package_that_fails_is_a_bug() -> None:
-    said = failure(lambda: parameters.check_range("alpha", 1, "0", 1))  # type: ignore[arg-type]
+    said = failure(lambda: validation.check_range("alpha", 1, "0", 1))  # type: ignore[arg-type]
     assert (said.kind, said.exit_code) == ("bug in vlmfix", 1)
     assert "TypeError: '<=' not supported" in said.message
     assert "parameters.py:" in said.message
     assert "report it" in said.message
     assert "--debug" in said.message
-    unpacking = failure(lambda: prompts.SystemSlot.put(None, [], []))  # type: ignore[arg-type]
+    unpacking = failure(lambda: chat.SystemSlot.put(None, [], []))  # type: ignore[arg-type]
     assert unpacking.kind == "bug in vlmfix"
 
 
@@ -78,7 +78,7 @@ def test_every_exception_ends_in_one_line(
         raise error
 
     monkeypatch.setattr(vlmfix, "methods", fail)
-    result = CliRunner().invoke(cli.app, command)
+    result = CliRunner().invoke(app.app, command)
     assert result.exit_code == code
     assert isinstance(result.exception, SystemExit)
     lines = result.stderr.strip().splitlines()
@@ -88,8 +88,8 @@ def test_every_exception_ends_in_one_line(
 
 
 def test_a_bug_in_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "Table", None)
-    result = CliRunner().invoke(cli.app, ["methods"])
+    monkeypatch.setattr(app, "Table", None)
+    result = CliRunner().invoke(app.app, ["methods"])
     assert result.exit_code == 1
     [line] = result.stderr.strip().splitlines()
     assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (cli.py:")
@@ -98,8 +98,8 @@ def test_a_bug_in_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 def test_json_of_a_run_that_breaks_off_has_what_was_answered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    cli.render(cli.demo_scene()).save(tmp_path / "a.png")
-    monkeypatch.setattr(cli, "BATCH_SIZE", 1)
+    app.render(app.demo_scene()).save(tmp_path / "a.png")
+    monkeypatch.setattr(app, "BATCH_SIZE", 1)
     real, calls = vlmfix.generate, []
 
     def generate(*arguments: Any, **options: Any) -> Any:
@@ -110,7 +110,7 @@ def test_json_of_a_run_that_breaks_off_has_what_was_answered(
 
     monkeypatch.setattr(vlmfix, "generate", generate)
     image = ["--image", str(tmp_path / "a.png")]
-    result = CliRunner().invoke(cli.app, ["generate", *image, *image, "--json", "--max-new-tokens", "2"])
+    result = CliRunner().invoke(app.app, ["generate", *image, *image, "--json", "--max-new-tokens", "2"])
     document = json.loads(result.stdout)
     assert result.exit_code == 2
     assert len(document["results"]) == 1

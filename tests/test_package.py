@@ -11,14 +11,13 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 import vlmfix
-from vlmfix.display import methods_markdown
+from tests.support.paths import ROOT
+from vlmfix.cli.display import methods_markdown
 from vlmfix.models.loading import EMBEDDED
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_every_method_is_exported_and_described() -> None:
-    for cls in vlmfix.methods().values():
+    for cls in vlmfix.list_methods().values():
         assert getattr(vlmfix, cls.__name__) is cls
         assert cls.__name__ in vlmfix.__all__
         assert cls.card.paper in "".join((cls.__doc__ or "").split())
@@ -38,10 +37,14 @@ def test_wheel_holds_what_it_needs_and_finds_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         names = set(archive.namelist())
-    expected = {"cli.py", "evals/data/scenes.py", "vlmfix/configs/models/llava-1.5-7b.yaml"}
+    expected = {
+        "cli.py",
+        "vlmfix/evaluation/datasets/synthetic/scenes.py",
+        "vlmfix/configs/models/llava-1.5-7b.yaml",
+    }
     expected |= {f"vlmfix/models/{name}/model.safetensors" for name in EMBEDDED}
     assert expected <= names
-    assert not any(name.startswith(("tests/", "training/", "benchmarks/")) for name in names)
+    assert {name.split("/")[0].removesuffix(".dist-info").split("-")[0] for name in names} == {"vlmfix"}
     code = "from vlmfix.models.profiles import profiles\nfor profile in profiles(): print(profile.path)"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=installed, capture_output=True, text=True, check=True

@@ -15,9 +15,9 @@ from transformers import (
     LlavaProcessor,
 )
 
-from evals.data.scenes import SIZE
 from training.families import HEADS, HIDDEN, KEY_HEADS, LAYERS, MLP, Family, normalized
 from training.tokenizer import LLAVA_TEMPLATE, build_tokenizer
+from vlmfix.evaluation.datasets.synthetic.scenes import SIZE
 
 
 class TinyLlava(Family):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evals.data import render, sample_scene
 from training.sinks import sink_score
+from vlmfix.evaluation.datasets import render, sample_scene
 
 SCENES = 32
 SEED = 990_002

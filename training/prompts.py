@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evals.data.language import (
+from vlmfix.evaluation.datasets.synthetic.language import (
     COLOR_FORMS,
     COUNT_FORMS,
     PRESENCE_FORMS,
@@ -17,7 +17,7 @@ from evals.data.language import (
     count_question,
     presence_question,
 )
-from evals.data.scenes import CATEGORIES, COLORS, Scene
+from vlmfix.evaluation.datasets.synthetic.scenes import CATEGORIES, COLORS, Scene
 
 CAPTION_PROMPTS = (
     "Describe the image.",

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from evals.data.scenes import VARIED_SIZES
 from training.families import HEADS, HIDDEN, KEY_HEADS, LAYERS, MLP, Family, normalized
 from training.tokenizer import QWEN_TEMPLATE, build_tokenizer
+from vlmfix.evaluation.datasets.synthetic.scenes import VARIED_SIZES
 
 
 class TinyQwen(Family):

@@ -13,11 +13,16 @@ import numpy as np
 from PIL import Image
 
 import vlmfix
-from evals.data import render, sample_scene
-from evals.data.language import absent_categories
-from evals.data.scenes import CATEGORIES, SIZE, VARIED_SIZES, Scene
 from training.measure_sinks import measure_sinks
-from vlmfix.prompts import prepare
+from vlmfix.evaluation.datasets import render, sample_scene
+from vlmfix.evaluation.datasets.synthetic.language import absent_categories
+from vlmfix.evaluation.datasets.synthetic.scenes import (
+    CATEGORIES,
+    SIZE,
+    VARIED_SIZES,
+    Scene,
+)
+from vlmfix.inference.chat import prepare
 
 SEED = 990_101
 BARS = {

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.data.scenes import CATEGORIES
 from training.families import Family
 from training.prompts import Turn
+from vlmfix.evaluation.datasets.synthetic.scenes import CATEGORIES
 
 SHORT_ANSWER_WEIGHT = 2.0
 IGNORED = -100

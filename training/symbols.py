@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evals.data.scenes import Scene
 from training.families import HIDDEN, Family
 from training.sinks import SINK_DIMENSIONS, VISUAL_SINK
 from training.world import CATEGORY_NAMES, COLOR_NAMES, corners, regions, sink_tokens
+from vlmfix.evaluation.datasets.synthetic.scenes import Scene
 
 
 class Symbols(nn.Module):

@@ -7,8 +7,8 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from evals.data.scenes import sample_scene
 from training.prompts import corpus
+from vlmfix.evaluation.datasets.synthetic.scenes import sample_scene
 
 WORDS = 1000
 RESERVED = 12

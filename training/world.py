@@ -10,8 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.data.rendering import paint
-from evals.data.scenes import CATEGORIES, COLORS, Scene, sample_scene
+from vlmfix.evaluation.datasets.synthetic.rendering import paint
+from vlmfix.evaluation.datasets.synthetic.scenes import (
+    CATEGORIES,
+    COLORS,
+    Scene,
+    sample_scene,
+)
 
 SEED = 20260
 CATEGORY_NAMES = list(CATEGORIES)

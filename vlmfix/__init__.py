@@ -1,46 +1,51 @@
 """Decoding-time hallucination mitigation for vision-language models on stock Hugging Face transformers."""
 
+from vlmfix.api import generate
+from vlmfix.engine.stats import Activity, InactiveMethodWarning
 from vlmfix.errors import UnsupportedError
-from vlmfix.generation import generate
-from vlmfix.methods import make_method, methods
-from vlmfix.methods.adaptinfer import AdaptInfer
-from vlmfix.methods.adhh import ADHH
+from vlmfix.methods.attention.adhh import ADHH
+from vlmfix.methods.attention.devils import Devils
+from vlmfix.methods.attention.gift import GIFT
+from vlmfix.methods.attention.pai import PAI
+from vlmfix.methods.attention.vaf import VAF
+from vlmfix.methods.attention.var import VAR
+from vlmfix.methods.attention.vhr import VHR
 from vlmfix.methods.base import Card, Kept, Method
-from vlmfix.methods.carve import CARVE
-from vlmfix.methods.controls import ControlBeam, ControlGreedy, ControlPromptBias, ControlSample
-from vlmfix.methods.crops import CRoPS
-from vlmfix.methods.deco import DeCo
-from vlmfix.methods.devils import Devils
-from vlmfix.methods.divprune import DivPrune
-from vlmfix.methods.dola import DoLa
-from vlmfix.methods.fastv import FastV
-from vlmfix.methods.flb import FLB
-from vlmfix.methods.gift import GIFT
-from vlmfix.methods.icd import ICD
-from vlmfix.methods.kmeans import KMeans
-from vlmfix.methods.lcd import LCD
-from vlmfix.methods.m3id import M3ID
-from vlmfix.methods.only import ONLY
-from vlmfix.methods.opera import OPERA
-from vlmfix.methods.outputshift import ControlOutputShift
-from vlmfix.methods.pai import PAI
-from vlmfix.methods.plausibility import ControlPlausibility, ControlSharpen
-from vlmfix.methods.pyramiddrop import PyramidDrop
-from vlmfix.methods.randomtokens import RandomTokens
-from vlmfix.methods.ritual import RITUAL
-from vlmfix.methods.sid import SID
-from vlmfix.methods.sparsevlm import SparseVLM
-from vlmfix.methods.textcontrast import ControlTextContrast
-from vlmfix.methods.uniformgrid import UniformGrid
-from vlmfix.methods.vaf import VAF
-from vlmfix.methods.var import VAR
-from vlmfix.methods.vcd import VCD
-from vlmfix.methods.vdd import VDD
-from vlmfix.methods.vhr import VHR
-from vlmfix.methods.visionzip import VisionZip
+from vlmfix.methods.baselines.decoding import (
+    ControlBeam,
+    ControlGreedy,
+    ControlPromptBias,
+    ControlSample,
+)
+from vlmfix.methods.baselines.output_shift import ControlOutputShift
+from vlmfix.methods.baselines.plausibility import ControlPlausibility, ControlSharpen
+from vlmfix.methods.baselines.text_contrast import ControlTextContrast
+from vlmfix.methods.decoding.opera.opera import OPERA
+from vlmfix.methods.image.carve.carve import CARVE
+from vlmfix.methods.image.carve.crop import Refinement
+from vlmfix.methods.logits.crops import CRoPS
+from vlmfix.methods.logits.deco import DeCo
+from vlmfix.methods.logits.dola import DoLa
+from vlmfix.methods.logits.flb import FLB
+from vlmfix.methods.logits.icd import ICD
+from vlmfix.methods.logits.lcd import LCD
+from vlmfix.methods.logits.m3id import M3ID
+from vlmfix.methods.logits.only import ONLY
+from vlmfix.methods.logits.ritual import RITUAL
+from vlmfix.methods.logits.sid import SID
+from vlmfix.methods.logits.vcd import VCD
+from vlmfix.methods.logits.vdd import VDD
+from vlmfix.methods.pruning.adaptinfer import AdaptInfer
+from vlmfix.methods.pruning.divprune import DivPrune
+from vlmfix.methods.pruning.fastv import FastV
+from vlmfix.methods.pruning.kmeans import KMeans
+from vlmfix.methods.pruning.pyramid_drop import PyramidDrop
+from vlmfix.methods.pruning.random_tokens import RandomTokens
+from vlmfix.methods.pruning.sparsevlm import SparseVLM
+from vlmfix.methods.pruning.uniform_grid import UniformGrid
+from vlmfix.methods.pruning.visionzip import VisionZip
+from vlmfix.methods.registry import list_methods, make_method
 from vlmfix.models.loading import load
-from vlmfix.refinement import Refinement
-from vlmfix.runtime.activity import Activity, InactiveMethodWarning
 
 __version__ = "0.1.0"
 
@@ -91,7 +96,7 @@ __all__ = [
     "UnsupportedError",
     "VisionZip",
     "generate",
+    "list_methods",
     "load",
     "make_method",
-    "methods",
 ]

@@ -162,7 +162,7 @@ def test_choice_of_a_setting(candidates: list[tuple[float, float, float]], chose
     assert effects.choose(greedy, [dict(zip(names, each, strict=True)) for each in candidates]) == chosen
 
 
-@pytest.mark.parametrize("name", list(vlmfix.methods()))
+@pytest.mark.parametrize("name", list(vlmfix.list_methods()))
 def test_settings_of_the_grid_can_be_built(name: str) -> None:
     for parameters in effects.GRID.get(name, []):
         vlmfix.make_method(name, **parameters)
@@ -223,7 +223,7 @@ def test_refused_settings_are_listed_and_the_job_goes_on(
     assert candidates[1]["columns"].keys() == set(COLUMNS)
 
 
-@pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning")
+@pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning")
 @pytest.mark.parametrize(("moved_fraction", "name"), [(0.6, "var"), (0.0, "var (inactive)")])
 def test_method_that_never_acted_is_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved_fraction: float, name: str

@@ -20,7 +20,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(overhead.SIZES, "tiny", TINY)
 
 
-NAMES = [name for name, cls in vlmfix.methods().items() if cls.attaches and not cls.decodes]
+NAMES = [name for name, cls in vlmfix.list_methods().items() if cls.attaches and not cls.decodes]
 
 
 @pytest.fixture(scope="module")

@@ -8,26 +8,26 @@ import sys
 import warnings
 from contextlib import ExitStack
 from itertools import cycle, permutations
-from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import torch
-from conftest import UNLIKE, acting, attached, plain, under, values
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation import BaseStreamer
 
 import vlmfix
-from vlmfix.runtime.activity import Activity
+from tests.support import families
+from tests.support.methods import UNLIKE, acting, attached, plain, under, values
+from tests.support.paths import ROOT
+from vlmfix.engine.stats import Activity
 
 pytestmark = [
     pytest.mark.promises,
-    pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning"),
+    pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning"),
 ]
 
-METHODS = [name for name, cls in vlmfix.methods().items() if cls.attaches]
+METHODS = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
 NEED_IMAGE = [name for name in METHODS if acting(name).needs_image]
 PRUNING = [name for name in METHODS if acting(name).prunes]
 LOGITS = [name for name in METHODS if acting(name).owns_logits]
@@ -245,7 +245,7 @@ def test_a_method_that_never_acts_warns_once(name: str, llava: PreTrainedModel) 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_strength_zero_is_said_and_no_warning(name: str, llava: PreTrainedModel) -> None:
-    cls = vlmfix.methods()[name]
+    cls = vlmfix.list_methods()[name]
     method = cls(**cls.neutral)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -309,8 +309,8 @@ def test_a_failed_call_counts_nothing(llava: PreTrainedModel) -> None:
 
 PROGRAM = """
 import json, sys, torch
-from conftest import attached, under
-import families
+from tests.support.methods import attached, under
+from tests.support import families
 torch.set_num_threads(1)
 model = families.build("llava")
 tokens = {}
@@ -324,8 +324,7 @@ print(json.dumps(tokens))
 
 @pytest.mark.slow
 def test_two_runs_in_one_process_equal_two_processes(llava: PreTrainedModel) -> None:
-    root = Path(__file__).parents[2]
-    path = {"PYTHONPATH": f"{root}:{root / 'tests'}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    path = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *METHODS], capture_output=True, text=True, check=True, env=path
     )

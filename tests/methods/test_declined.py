@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import families
 import pytest
 import torch
-from conftest import ACTING
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import vlmfix
+from tests.support import families
+from tests.support.methods import ACTING
 
 NO_TEXT, ENDS = "nothing but an image in the prompt", "no text after the image"
 AGAINST_TEXT = ("m3id", "lcd", "vdd", "crops", "control.text_contrast", "vhr", "pai")
@@ -71,7 +71,7 @@ def same(got: Tensor, expected: Tensor) -> bool:
     return torch.allclose(got, expected, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning")
+@pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning")
 @pytest.mark.parametrize(
     ("name", "family"),
     [

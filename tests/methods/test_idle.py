@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import families
 import pytest
 import torch
-from conftest import ACTING, values
 from transformers import PreTrainedModel
 
 import vlmfix
+from tests.support import families
+from tests.support.methods import ACTING, values
 
 NOTHING_MIXED = "leaves the distribution of the next token as it is, and beta=.* rules no token out"
 CASES: list[tuple[str, dict[str, Any], str]] = [

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import families
 import pytest
 import torch
-from conftest import acting, attached, pairs, plain, under, values, with_flash_attention
 from transformers import PreTrainedModel
 
 import vlmfix
+from tests.support import families
+from tests.support.methods import acting, attached, pairs, plain, under, values, with_flash_attention
 
 pytestmark = [
     pytest.mark.promises,
-    pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning"),
+    pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning"),
 ]
 
 TOKENS = 8
-METHODS = [name for name, cls in vlmfix.methods().items() if cls.attaches]
+METHODS = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
 """What acts inside `model.generate`; what asks several times (CARVE) or acts from outside (controls of the
 prompt and of the decoding) has its promises in its own tests."""
 
@@ -57,7 +57,7 @@ def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: An
 @on_families_in_turn
 def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
-    cls = vlmfix.methods()[name]
+    cls = vlmfix.list_methods()[name]
     kwargs = cls(**cls.neutral).decoding({})
     stock = logits(model, inputs, **plain(name))
     with cls(**cls.neutral)(model):

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import families
 import pytest
 import torch
-from conftest import acting, attached, plain, values
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import vlmfix
-from vlmfix.methods.forms import unchanged
-from vlmfix.runtime.branches import Branch
-from vlmfix.runtime.encoder import EncoderTap
-from vlmfix.runtime.run import Run
+from tests.support import families
+from tests.support.methods import acting, attached, plain, values
+from vlmfix.engine.branches import Branch
+from vlmfix.engine.context import Run
+from vlmfix.engine.vision_attention import EncoderTap
+from vlmfix.methods.logits.branch_prompts import unchanged
 
-pytestmark = pytest.mark.filterwarnings("ignore::vlmfix.runtime.activity.InactiveMethodWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning")
 
 FAMILIES = [name for name, family in families.FAMILIES.items() if family.videos]
-METHODS = [name for name, cls in vlmfix.methods().items() if cls.attaches]
+METHODS = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
 REFUSED = {"ritual": "transforms pictures, and a prompt holds a video"}
 TOKENS = 5
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import families
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import vlmfix
+from tests.support import families
 from vlmfix.models.digest import weights_digest
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import vlmfix
-from evals.data import render, sample_scene
+from vlmfix.evaluation.datasets import render, sample_scene
 
 SCENES = 24
 UNLIKELY = ("boat", "toilet", "pizza", "laptop")

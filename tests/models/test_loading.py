@@ -21,8 +21,8 @@ from transformers import (
 )
 
 import vlmfix
+from vlmfix.inference.chat import prepare
 from vlmfix.models.loading import EMBEDDED, load_processor, resolve
-from vlmfix.prompts import prepare
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

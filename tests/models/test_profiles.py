@@ -12,9 +12,9 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 import vlmfix
-from vlmfix.models.calibration import write_profile
+from vlmfix.calibration.calibrate import write_profile
+from vlmfix.calibration.results import Calibration
 from vlmfix.models.digest import weights_digest
-from vlmfix.models.findings import Calibration
 from vlmfix.models.loading import EMBEDDED, resolve
 from vlmfix.models.profiles import Profile, configs_directory, find_profile, user_directory
 

@@ -22,15 +22,20 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from vlmfix.engine.attach import SteeringBlock, fitted
+from vlmfix.engine.branches import Branch
+from vlmfix.engine.compatibility import stock_model
+from vlmfix.engine.context import Companion, Run
+from vlmfix.engine.layout import Rows
+from vlmfix.engine.logits_processor import Twin
+from vlmfix.engine.stats import (
+    Activity,
+    InactiveMethodWarning,
+    RowActivity,
+    Sums,
+)
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import Profile
-from vlmfix.runtime.activity import Activity, InactiveMethodWarning, RowActivity, Sums
-from vlmfix.runtime.attaching import SteeringBlock, fitted
-from vlmfix.runtime.branches import Branch
-from vlmfix.runtime.layout import Rows
-from vlmfix.runtime.run import Companion, Run
-from vlmfix.runtime.support import stock_model
-from vlmfix.runtime.twin import Twin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +132,7 @@ class Method:
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None
     ) -> AbstractContextManager[None]:
-        """Attach to `model` for a `with` block; see `SteeringBlock` of `vlmfix.runtime.attaching`."""
+        """Attach to `model` for a `with` block; see `SteeringBlock` of `vlmfix.engine.attach`."""
         return SteeringBlock(model, self, processor)
 
     def logits_processor(

@@ -67,8 +67,8 @@ class PixelForm(NamedTuple):
         """The crops of one image in the resolution in which the model reads them.
 
         Args:
-            image: see `vlmfix.runtime.vision.split_images`; levels between or beyond those of a picture are
-                rounded.
+            image: see `vlmfix.engine.vision_cache.split_images`; levels between or beyond those of a picture
+                are rounded.
         """
         pixels = image["pixel_values"].detach().float().cpu()
         if "image_grid_thw" in image:

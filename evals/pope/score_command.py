@@ -1,0 +1,267 @@
+"""POPE files scored with several parsers, split by split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmfix.evaluation.files.readers import sha256_of
+from vlmfix.evaluation.tasks.ratios import ratio
+
+from . import parsers as pope
+from .files import (
+    Answer,
+    Join,
+    Label,
+    Pairing,
+    ids_on_both,
+    pair,
+    read_answers,
+    read_labels,
+)
+from .parsers import Score, Verdict
+
+PAIRINGS = ("auto", "position", "id")
+
+Judged = tuple[Answer, Label, Verdict | None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One answer file scored against one label file.
+
+    Args:
+        name: from the name of the label file, such as "random".
+        files: paths and SHA-256 of both files.
+        data: of the labels: rows, images, share of yes.
+        counts: what was found while pairing, for each parser.
+        scores: for each parser.
+        judged: for each parser the answers with their labels, and what it made of them.
+    """
+
+    name: str
+    files: Mapping[str, str]
+    data: Mapping[str, float]
+    counts: Mapping[str, Mapping[str, float | str]]
+    scores: Mapping[str, Score]
+    judged: Mapping[str, Sequence[Judged]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All splits, the unweighted mean over them, and all rows taken together.
+
+    Args:
+        splits: in the order given.
+        mean: for each parser the mean of each of `pope.FIGURES`.
+        pooled: for each parser the score of all rows of all splits.
+        distinct: for each parser the score of the distinct questions, each (image, question) once; its
+            F1 is the "Overall" of VLMEvalKit. Empty where labels lack images or questions.
+    """
+
+    splits: Sequence[Split]
+    mean: Mapping[str, Mapping[str, float]]
+    pooled: Mapping[str, Score]
+    distinct: Mapping[str, Score]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know beside the figures, in sentences."""
+        found = []
+        for split in self.splits:
+            for counts in {each["pairing"]: each for each in split.counts.values()}.values():
+                told = [f"{value} {_TOLD[key]}" for key, value in counts.items() if key in _TOLD and value]
+                if told:
+                    found.append(f"{split.name}, paired by {counts['pairing']}: {', '.join(told)}")
+            undefined = {name for each in split.scores.values() for name in each.undefined}
+            if undefined:
+                found.append(f"{split.name}: zero denominator, shown as 0: {', '.join(sorted(undefined))}")
+            figures = [each.accuracy for each in split.scores.values()]
+            if max(figures) - min(figures) > 0.005:
+                found.append(f"{split.name}: the parsers differ by more than 0.5 points of accuracy")
+        return found
+
+
+_TOLD = {
+    "missing": "labels without an answer",
+    "unknown": "answers with an unknown id left out",
+    "duplicates": "answers with a repeated id left out",
+    "duplicate_labels": "labels with a repeated id left out",
+    "surplus": "answers beyond the labels",
+    "disagreeing": "PAIRS WHOSE ID, QUESTION OR IMAGE DIFFER",
+    "null_answers": "null answers",
+    "rewritten_labels": "labels not in lower case",
+}
+
+
+def score_files(
+    answers: Sequence[str | Path],
+    labels: Sequence[str | Path],
+    parsers: Sequence[str] = (pope.DEFAULT_PARSER,),
+    *,
+    pairing: str = "auto",
+    allow_partial: bool = False,
+    answer_key: str | None = None,
+) -> Report:
+    """Score answer files against label files, the first with the first and so on.
+
+    Args:
+        answers: answer files, one a split.
+        labels: POPE question files, as many.
+        parsers: names in `pope.PARSERS`.
+        pairing: "auto" pairs by position under `official` and joins by question id under the others
+            where both files carry ids.
+        allow_partial: leave out and count what has no partner, instead of refusing it.
+        answer_key: see `read_answers`.
+
+    Raises:
+        OSError: if a file cannot be read.
+        ValueError: if a file is not what it should be, or answers and labels do not fit.
+    """
+    if len(answers) != len(labels):
+        raise ValueError(
+            f"{len(answers)} --answers for {len(labels)} --labels; give them in pairs, one a split"
+        )
+    if not answers:
+        raise ValueError("no files to score; give --answers and --labels")
+    if pairing not in PAIRINGS:
+        raise ValueError(f"unknown pairing {pairing!r}; choose from {', '.join(PAIRINGS)}")
+    for name in parsers:
+        pope.parser_named(name)
+    names = _split_names(labels)
+    splits = []
+    for name, answer_path, label_path in zip(names, answers, labels, strict=True):
+        given, gold = read_answers(answer_path, answer_key), read_labels(label_path)
+        judged: dict[str, list[Judged]] = {}
+        counts: dict[str, Mapping[str, float | str]] = {}
+        scores = {}
+        for parser in parsers:
+            join = _join(parser, given, gold, pairing)
+            paired = pair(given, gold, join, partial=allow_partial, truncate=parser == "official")
+            judged[parser] = [
+                (each, label, _verdict(parser, each, label.label)) for each, label in paired.pairs
+            ]
+            # only the official script reads answers without a label, for its yes ratio
+            beyond = [_verdict(parser, each, "yes") for each in paired.surplus if parser == "official"]
+            scores[parser] = _score(parser, judged[parser], beyond)
+            counts[parser] = _counts(paired, given, gold)
+        data = {
+            "rows": len(gold),
+            "images": len({label.image for label in gold}),
+            "yes_share": sum(label.label == "yes" for label in gold) / len(gold),
+        }
+        files = {
+            "answers": str(answer_path),
+            "answers_sha256": sha256_of(answer_path),
+            "labels": str(label_path),
+            "labels_sha256": sha256_of(label_path),
+        }
+        splits.append(Split(name, files, data, counts, scores, judged))
+    every = {parser: [row for split in splits for row in split.judged[parser]] for parser in parsers}
+    return Report(
+        splits=splits,
+        mean={name: pope.mean_of_splits([split.scores[name] for split in splits]) for name in parsers},
+        pooled={name: _score(name, rows) for name, rows in every.items()},
+        distinct={name: _score(name, kept) for name, rows in every.items() if (kept := _distinct(rows))},
+    )
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as one JSON document, with what each parser made of each answer."""
+    return {
+        "task": "pope",
+        "splits": [
+            {
+                "name": split.name,
+                "files": split.files,
+                "data": split.data,
+                "counts": split.counts,
+                "scores": {name: vars(each) for name, each in split.scores.items()},
+                "objects": {name: _objects(rows) for name, rows in split.judged.items()},
+                "items": {name: [_item(*row) for row in rows] for name, rows in split.judged.items()},
+            }
+            for split in report.splits
+        ],
+        "mean": report.mean,
+        "pooled": {name: vars(each) for name, each in report.pooled.items()},
+        "distinct": {name: vars(each) for name, each in report.distinct.items()},
+        "notes": report.notes,
+    }
+
+
+def _join(parser: str, answers: Sequence[Answer], labels: Sequence[Label], pairing: str) -> Join:
+    if pairing == "position" or (pairing == "auto" and parser == "official"):
+        return "position"
+    return "id" if pairing == "id" or ids_on_both(answers, labels) else "position"
+
+
+def _verdict(parser: str, answer: Answer, gold: Verdict) -> Verdict | None:
+    return None if answer.text is None else pope.PARSERS[parser](answer.text, gold)
+
+
+def _score(parser: str, rows: Sequence[Judged], beyond: Sequence[Verdict | None] = ()) -> Score:
+    verdicts = [verdict for _, _, verdict in rows]
+    return pope.score([*verdicts, *beyond], [label.label for _, label, _ in rows], parser=parser)
+
+
+def _counts(paired: Pairing, answers: Sequence[Answer], labels: Sequence[Label]) -> dict[str, float | str]:
+    words = [len(each.text.split()) for each in answers if each.text is not None]
+    return {
+        "pairing": paired.join,
+        "answers": len(answers),
+        "labels": len(labels),
+        "paired": len(paired.pairs),
+        "missing": paired.missing,
+        "unknown": paired.unknown,
+        "duplicates": paired.duplicates,
+        "duplicate_labels": paired.duplicate_labels,
+        "surplus": len(paired.surplus),
+        "disagreeing": paired.disagreeing,
+        "null_answers": sum(each.text is None for each in answers),
+        "empty_answers": sum(each.text is not None and not each.text.strip() for each in answers),
+        "rewritten_labels": sum(label.rewritten for label in labels),
+        "mean_words": ratio(sum(words), len(words)),
+    }
+
+
+def _distinct(rows: Sequence[Judged]) -> list[Judged]:
+    """Each question about each image once: the splits share their yes-questions."""
+    first: dict[tuple[str, str], Judged] = {}
+    for row in rows:
+        label = row[1]
+        if label.image is None or label.question is None:
+            return []
+        first.setdefault((label.image, label.question), row)
+    return list(first.values())
+
+
+def _objects(rows: Sequence[Judged]) -> dict[str, dict[str, int]]:
+    asked = [(label.object, verdict == label.label) for _, label, verdict in rows]
+    errors = pope.object_errors([(name, right) for name, right in asked if name is not None])
+    return {name: {"wrong": wrong, "asked": count} for name, (wrong, count) in errors.items()}
+
+
+def _item(answer: Answer, label: Label, verdict: Verdict | None) -> dict[str, Any]:
+    question_id = answer.id if label.id is None else label.id
+    return {
+        "question_id": question_id,
+        "image": label.image,
+        "question": label.question,
+        "label": label.label,
+        "answer": answer.text,
+        "verdict": verdict,
+    }
+
+
+def _split_names(labels: Sequence[str | Path]) -> list[str]:
+    """Stems without what all POPE files share; repeated ones are numbered."""
+    stems = [Path(path).stem.removeprefix("coco_pope_") for path in labels]
+    seen: Counter[str] = Counter()
+    names = []
+    for stem in stems:
+        seen[stem] += 1
+        names.append(stem if seen[stem] == 1 else f"{stem} {seen[stem]}")
+    return names

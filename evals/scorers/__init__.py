@@ -1,1 +1,0 @@
-"""The scorers of POPE, CHAIR and VQA: pure functions of texts, without any model."""

@@ -1,0 +1,586 @@
+"""`vlmfix eval` and `vlmfix report` from end to end, with every way of stopping and going on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from tests.support import jobs
+from tests.support.paths import ROOT
+from vlmfix.cli import eval as module
+from vlmfix.cli.app import app
+
+pytestmark = pytest.mark.slow
+
+TASKS = ("pope", "chair", "vqa")
+METHODS = ("--method", "greedy", "--method", "var", "--no-controls")
+SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit", "4", "--batch-size", "2")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.load_once(loaded, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The output and result of three tasks and two methods in one go."""
+    output = tmp_path_factory.mktemp("whole")
+    return output, jobs.evaluate(output, *TASKS, *METHODS, *SHORT, "--data", world)
+
+
+@pytest.fixture
+def copy(world: Path, tmp_path: Path) -> Path:
+    """A world that may be changed."""
+    return shutil.copytree(world, tmp_path / "copy")
+
+
+def test_three_tasks_from_end_to_end(whole: tuple[Path, Any]) -> None:
+    output, result = whole
+    assert {path.name for path in output.iterdir()} == {
+        *TASKS,
+        "job.json",
+        "metrics.json",
+        "costs.json",
+        "report.html",
+        "data",
+    }
+    found = jobs.read(output / "metrics.json")["tasks"]
+    assert [each["task"] for each in found] == list(TASKS)
+    for task in found:
+        assert [method["method"] for method in task["methods"]] == ["greedy", "var"]
+        for method in task["methods"]:
+            assert method["counts"]["items"] == method["counts"]["answered"] == 4
+    for name in (
+        "pope (pope.tiny/synthetic)",
+        "chair (chair.tiny/synthetic+max_new_tokens=12)",
+        "greedy",
+        "var",
+    ):
+        assert name in result.stdout
+    lines = [line for line in result.stderr.splitlines() if " of " in line]
+    assert len(lines) == 6
+    assert lines[0].startswith("pope · greedy: 4 of 4, ")
+    assert "report.html, metrics.json, costs.json" in result.stdout
+
+
+def test_the_same_command_again_repeats_the_figures(world: Path, tmp_path: Path) -> None:
+    first = jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 6)
+    before = jobs.metrics(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    again = jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 6)
+    assert jobs.metrics(tmp_path) == before
+    assert again.stderr == ""
+    assert again.stdout.split("seconds")[0] == first.stdout.split("seconds")[0]
+
+
+@pytest.mark.parametrize(
+    "order", [("2/3", "0/3", "1/3"), pytest.param(("1/2", "0/2"), marks=pytest.mark.slow)]
+)
+def test_shares_in_any_order_come_to_the_same(
+    order: tuple[str, ...], whole: tuple[Path, Any], world: Path, tmp_path: Path
+) -> None:
+    for number, share in enumerate(order):
+        result = jobs.evaluate(tmp_path, *TASKS, *METHODS, *SHORT, "--data", world, "--shard", share)
+        last = number == len(order) - 1
+        assert (tmp_path / "metrics.json").exists() == last
+        assert ("report.html" in result.stdout) == last
+        told = (
+            "items are left to other workers; the last of them writes the report. To see what there is: "
+            f"vlmfix report {tmp_path}"
+        )
+        assert (told in result.stdout) == (not last)
+        assert "items/s" in result.stderr
+    assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
+
+
+def test_shares_that_a_launcher_gives(
+    whole: tuple[Path, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        result = jobs.evaluate(tmp_path, *TASKS, *METHODS, *SHORT, "--data", world)
+        assert bool(result.stderr) == (rank == "0")
+    assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
+    assert {path.name for path in tmp_path.glob("vqa/*/records/*")} == {
+        "0-of-2-000.jsonl",
+        "1-of-2-000.jsonl",
+    }
+
+
+def test_signals_are_as_before(world: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 1)
+    jobs.refused("eval", "pope", "--data", world / "missing", "--output", tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_launcher_that_tells_half_of_it(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    said = jobs.refused("eval", "pope", "--data", world, "--output", tmp_path)
+    assert "the environment says RANK=3, which is no share of the work" in said
+    jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, "--shard", "0/1")
+
+
+def test_a_report_repeats_the_scores(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    output = shutil.copytree(whole[0], tmp_path / "moved")
+    before = jobs.metrics(output)
+    for name in ("metrics.json", "report.html"):
+        (output / name).unlink()
+    result = jobs.cli("report", output)
+    assert result.exit_code == 0
+    assert jobs.metrics(output) == before
+    assert (output / "report.html").exists()
+    assert "chair (chair.tiny/synthetic" in result.stdout
+
+
+def test_a_report_of_a_job_that_is_not_finished(world: Path, tmp_path: Path) -> None:
+    jobs.evaluate(tmp_path, "vqa", "--data", world, "--shard", "0/2")
+    result = jobs.cli("report", tmp_path)
+    assert result.exit_code == 0
+    found = jobs.results(tmp_path)["counts"]
+    assert 0 < found["answered"] < found["items"]
+    [note] = [note for note in jobs.read(tmp_path / "metrics.json")["tasks"][0]["notes"] if "partial" in note]
+    assert note == f"greedy: partial ({found['answered']} of {found['items']} items)."
+    assert "partial" in result.stdout
+    assert "partial" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_of_a_job_without_any_answer(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "vlmfix.evaluation.runner.executor.Worker.work",
+        lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
+    )
+    assert jobs.cli("eval", "pope", "--data", world, "--output", tmp_path).exit_code == 130
+    assert jobs.cli("report", tmp_path).exit_code == 0
+    assert jobs.results(tmp_path)["counts"]["answered"] == 0
+
+
+def test_changed_settings_start_another_run_and_say_why(world: Path, tmp_path: Path) -> None:
+    command = ("pope", "--data", world, "--limit", 3, "--method", "var", "--no-controls")
+    jobs.evaluate(tmp_path, *command)
+    result = jobs.evaluate(tmp_path, *command, "--set", "moved_fraction=0.6")
+    [note] = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    pattern = (
+        r"note: a new run var-\w{8}, not var-\w{8}: methods\[0\]\.parameters\.moved_fraction: 0\.4, now 0\.6"
+    )
+    assert re.fullmatch(pattern, note)
+    assert len(list((tmp_path / "pope").iterdir())) == 2
+    assert jobs.results(tmp_path)["method"] == "var(moved_fraction=0.6)"
+
+
+def test_going_on_or_not(world: Path, tmp_path: Path) -> None:
+    command = ("pope", "--data", world, "--output", tmp_path, "--limit")
+    assert "there is no run" in jobs.refused("eval", *command, 3, "--resume", "always")
+    assert jobs.cli("eval", *command, 3, "--resume", "never").exit_code == 0
+    assert "holds such a run already" in jobs.refused("eval", *command, 3, "--resume", "never")
+    result = jobs.cli("eval", *command, 5, "--resume", "always")
+    assert result.exit_code == 0
+    assert "pope · greedy: 3 of 5 items are there" in result.stderr
+    assert len(jobs.records(tmp_path)) == 5
+
+
+def test_a_higher_limit_goes_on(world: Path, tmp_path: Path) -> None:
+    for limit, answered in (("3", 3), ("0.25", 9), ("1e2", 36)):
+        jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", limit)
+        assert jobs.results(tmp_path)["counts"]["answered"] == answered
+    assert len(jobs.records(tmp_path)) == 36
+
+
+def test_a_changed_image_is_refused(copy: Path, tmp_path: Path) -> None:
+    command = ("vqa", "--data", copy, "--output", tmp_path / "out")
+    assert jobs.cli("eval", *command).exit_code == 0
+    Image.new("RGB", (64, 64), "red").save(copy / "images" / "000000000003.png")
+    before = jobs.records(tmp_path / "out")
+    said = jobs.refused("eval", *command)
+    assert "was answered with another image or prompt than it has now; restore what changed" in said
+    assert jobs.records(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("option", ["--retry-errors", "--no-retry-errors"])
+def test_failures_tried_again(option: str, copy: Path, tmp_path: Path) -> None:
+    path = copy / "images" / "000000000003.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    command = ("chair", "--data", copy, "--protocol", "chair.tiny+max_new_tokens=4", option)
+    result = jobs.evaluate(tmp_path / "out", *command)
+    assert "chair · greedy: 6 of 6, 1 failed" in result.stderr
+    again = jobs.evaluate(tmp_path / "out", *command)
+    assert ("5 of 6 items are there" in again.stderr) == (option == "--retry-errors")
+    assert len(jobs.records(tmp_path / "out")) == 6 + (option == "--retry-errors")
+    path.write_bytes(content)
+    jobs.evaluate(tmp_path / "out", *command)
+    assert jobs.results(tmp_path / "out")["counts"]["answered"] == 6
+
+
+def test_figures_go_where_nobody_said(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert jobs.cli("eval", "pope", "--data", world, "--limit", 2).exit_code == 0
+    assert (tmp_path / "runs" / "tiny-llava" / "metrics.json").exists()
+
+
+def test_synthetic_scenes_are_drawn_once(tmp_path: Path) -> None:
+    config = jobs.job_file(
+        tmp_path / "job.yaml", tasks=["vqa"], data={"synthetic": {"count": 3, "seed": 1}}, limit=5
+    )
+    jobs.evaluate(tmp_path / "out", "--config", config)
+    [scenes] = (tmp_path / "out" / "data").iterdir()
+    drawn = {path: path.stat().st_mtime_ns for path in scenes.rglob("*")}
+    jobs.evaluate(tmp_path / "out", "--config", config, "--limit", "9")
+    assert {path: path.stat().st_mtime_ns for path in scenes.rglob("*")} == drawn
+    assert jobs.results(tmp_path / "out")["counts"]["answered"] == 9
+
+
+def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path) -> None:
+    config = jobs.job_file(
+        tmp_path / "job.yaml",
+        tasks=["pope", "vqa"],
+        model="tiny-llava",
+        data=str(world),
+        methods=["greedy", {"var": {"moved_fraction": 0.6}}, {"var+vhr": {"vhr": {"head_scale": 1.5}}}],
+        protocol=["pope.llava+max_new_tokens=3+parser=vlmevalkit", "vqa.tiny"],
+        controls=False,
+        limit=4,
+        batch_size=2,
+        max_errors=0,
+        seed=3,
+        output=str(tmp_path / "from file"),
+    )
+    assert jobs.cli("eval", "--config", config).exit_code == 0
+    found = jobs.read(tmp_path / "from file" / "metrics.json")["tasks"]
+    assert [each["protocol"] for each in found] == [
+        "pope.llava/synthetic+max_new_tokens=3+parser=vlmevalkit",
+        "vqa.tiny/synthetic",
+    ]
+    assert [each["method"] for each in found[0]["methods"]] == [
+        "greedy",
+        "var(moved_fraction=0.6)",
+        "var+vhr(head_scale=1.5)",
+    ]
+    assert {each["counts"]["answered"] for task in found for each in task["methods"]} == {4}
+    assert {record["seed"] for record in jobs.records(tmp_path / "from file")} == {3}
+    assert max(record["batch_size"] for record in jobs.records(tmp_path / "from file")) == 2
+    options = (
+        "--method",
+        "vhr",
+        "--limit",
+        "3",
+        "--batch-size",
+        "auto",
+        "--seed",
+        "4",
+        "--protocol",
+        "vqa.tiny",
+    )
+    jobs.evaluate(tmp_path / "from options", "vqa", "--config", config, *options)
+    [task] = jobs.read(tmp_path / "from options" / "metrics.json")["tasks"]
+    assert [each["method"] for each in task["methods"]] == ["vhr"]
+    records = jobs.records(tmp_path / "from options")
+    assert [(record["seed"], record["batch_size"]) for record in records] == [(4, 3)] * 3
+
+
+def test_methods_with_settings_on_the_command_line(world: Path, tmp_path: Path) -> None:
+    jobs.evaluate(
+        tmp_path, "pope", "--data", world, "--limit", 2, "--method", "greedy", "--method", "var+vhr",
+        "--method", "vhr", "--set", "var.moved_fraction=0.7", "--set", "vhr.head_scale=1.5", "--no-controls",
+    )  # fmt: skip
+    [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
+    assert [each["method"] for each in task["methods"]] == [
+        "greedy",
+        "var(moved_fraction=0.7)+vhr(head_scale=1.5)",
+        "vhr(head_scale=1.5)",
+    ]
+    parameters = task["methods"][1]["parameters"]
+    assert (parameters["var"]["moved_fraction"], parameters["vhr"]["head_scale"]) == (0.7, 1.5)
+
+
+def test_paths_of_single_files(world: Path, tmp_path: Path) -> None:
+    rows = [
+        {"question_id": number, "image": "000000000001.png", "text": f"Is there a {name}?", "label": "yes"}
+        for number, name in enumerate(("dog", "cat"))
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"pope": str(tmp_path / "own.jsonl"), "images": str(world / "images")}
+    config = jobs.job_file(tmp_path / "job.yaml", tasks=["pope"], data=data)
+    jobs.evaluate(tmp_path / "out", "--config", config)
+    [task] = jobs.read(tmp_path / "out" / "metrics.json")["tasks"]
+    assert task["protocol"] == "pope.llava/custom"
+    assert {record["id"] for record in jobs.records(tmp_path)} == {"pope/custom/own/0", "pope/custom/own/1"}
+
+
+@pytest.mark.parametrize("task", ["pope", "vqa"])
+def test_a_data_set_with_named_columns(
+    task: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    pictures = [
+        {"bytes": (world / "images" / f"{1 + n:012d}.png").read_bytes(), "path": None} for n in range(3)
+    ]
+    answers = ["yes", "no", "Yes"] if task == "pope" else [["two"] * 10, ["2"] * 4, ["three"]]
+    data = datasets.Dataset.from_dict(
+        {"picture": pictures, "asked": ["Is there a dog?"] * 3, "right": answers, "kind": ["a", "a", "b"]}
+    )
+    data.cast_column("picture", datasets.Image()).save_to_disk(tmp_path / "saved")
+    columns = {"image": "picture", "question": "asked", "answer": "right", "group": "kind"}
+    config = jobs.job_file(
+        tmp_path / "job.yaml", tasks=[task], data={"dataset": str(tmp_path / "saved"), "columns": columns}
+    )
+    result = jobs.evaluate(tmp_path / "out", "--config", config)
+    assert "examples/s" not in result.stderr
+    found = jobs.results(tmp_path / "out")
+    assert found["counts"]["answered"] == 3
+    assert jobs.cli("report", tmp_path / "out").exit_code == 0
+
+
+def test_several_samples_of_each_item(world: Path, tmp_path: Path) -> None:
+    found = []
+    for name, size in (("a", "1"), ("b", "16")):
+        jobs.evaluate(
+            tmp_path / name, "pope", "--data", world, "--limit", 4, "--batch-size", size,
+            "--protocol", "pope.one-word-sample+temperature=2.0", *METHODS,
+        )  # fmt: skip
+        found.append(jobs.metrics(tmp_path / name))
+    assert found[0] == found[1]
+    assert jobs.results(tmp_path / "a")["counts"]["items"] == 12
+    assert jobs.results(tmp_path / "a")["metrics"][0]["samples"] is not None
+
+
+def test_carve_is_asked_one_by_one(world: Path, tmp_path: Path) -> None:
+    methods = ("--method", "greedy", "--method", "carve", "--no-controls")
+    jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, *methods)
+    costs = {each["method"]: each for each in jobs.read(tmp_path / "costs.json")["methods"]}
+    assert costs["carve"]["costs"]["forwards per token"] > costs["greedy"]["costs"]["forwards per token"]
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let a signal arrive after so many batches."""
+    original = module.ConsoleWatcher.advance
+    batches: list[int] = []
+
+    def advance(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        batches.append(1)
+        if len(batches) == after:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(module.ConsoleWatcher, "advance", advance)
+
+
+def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
+    whole: tuple[Path, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*TASKS, *METHODS, *SHORT, "--data", str(world), "--output", str(tmp_path / "an output")]
+    monkeypatch.setattr(sys, "argv", ["vlmfix", "eval", *command])
+    with monkeypatch.context() as patched:
+        interrupting(patched, 3)
+        result = jobs.cli("eval", *command)
+    assert result.exit_code == 130
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.splitlines()
+    typed = f"vlmfix eval {' '.join(command[:-1])} '{tmp_path}/an output'"
+    assert lines[-1] == f"stopped; what was answered is safe. To go on: {typed}"
+    assert sum(line.startswith("stopped") for line in lines) == 1
+    assert lines[-2].startswith("pope · var: 2 of 4")
+    assert len(jobs.records(tmp_path)) == 6
+    again = jobs.cli("eval", *command)
+    assert again.exit_code == 0
+    assert "pope · var: 2 of 4 items are there" in again.stderr
+    assert jobs.metrics(tmp_path / "an output") == jobs.metrics(whole[0])
+
+
+@pytest.mark.parametrize("place", ["prepare", "load_model", "gather", "publish"])
+def test_an_interrupt_before_and_after_the_work(
+    place: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, place, stop)
+    result = jobs.cli("eval", "pope", "--data", world, "--limit", 2, "--output", tmp_path)
+    assert result.exit_code == 130
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.splitlines()[-1].startswith("stopped; what was answered is safe. To go on: vlmfix")
+    assert "0 of 0" not in result.stderr
+
+
+def test_a_full_disk_in_the_middle_is_one_line(
+    whole: tuple[Path, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path)
+    syncs: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        syncs.append(descriptor)
+        if len(syncs) > 4:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        result = jobs.cli("eval", *command)
+    assert result.exit_code == 2
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "cannot write to" in line
+    assert "No space left on device); what was answered before is safe: make room and start the same" in line
+    assert jobs.cli("eval", *command).exit_code == 0
+    assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
+
+
+class Child:
+    """A fork of this process that runs a command."""
+
+    def __init__(self, *arguments: object, log: Path) -> None:
+        self.log = log
+        self.process = os.fork()
+        if self.process == 0:
+            code = 1
+            try:
+                descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+                for standard in (1, 2):
+                    os.dup2(descriptor, standard)
+                sys.stdout, sys.stderr = (
+                    io.TextIOWrapper(io.FileIO(number, "w", False)) for number in (1, 2)
+                )
+                app([str(argument) for argument in arguments], standalone_mode=False)
+                code = 0
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+            finally:
+                os._exit(code)
+
+    def send(self, number: int, when: Callable[[], bool]) -> int:
+        """Send a signal as soon as something holds, and wait; the exit status, or minus the signal."""
+        while not when():
+            if os.waitpid(self.process, os.WNOHANG)[0]:
+                raise AssertionError(f"ended too early: {self.log.read_text()}")
+            time.sleep(0.002)
+        os.kill(self.process, number)
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def written(output: Path) -> int:
+    """Bytes of records."""
+    return sum(path.stat().st_size for path in output.glob("*/*/records/*.jsonl"))
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_and_resumed_with_other_numbers_of_workers(
+    whole: tuple[Path, Any], world: Path, tmp_path: Path
+) -> None:
+    """The commands of users, killed from outside while they write."""
+    dice = random.Random(1)
+    command = ("eval", *TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path / "out")
+    kills = 0
+    for _ in range(10):
+        of = dice.choice([1, 1, 2, 3])
+        there = written(tmp_path / "out")
+        child = Child(*command, "--shard", f"{dice.randrange(of)}/{of}", log=tmp_path / "log")
+        target = there + dice.randrange(1, 2000)
+        while written(tmp_path / "out") < target:
+            if os.waitpid(child.process, os.WNOHANG)[0]:
+                break
+            time.sleep(0.002)
+        else:
+            os.kill(child.process, signal.SIGKILL)
+            assert child.wait() == -signal.SIGKILL
+            kills += 1
+    assert kills >= 5
+    for share in ("2/3", "0/3", "1/3"):
+        assert jobs.cli(*command, "--shard", share).exit_code == 0
+    assert jobs.metrics(tmp_path / "out") == jobs.metrics(whole[0])
+    ids = [(record["id"], record["sample"]) for record in jobs.records(tmp_path / "out" / "vqa")]
+    assert len(ids) == len(set(ids)) * 2 == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_signals_end_a_command_cleanly(number: int, world: Path, tmp_path: Path) -> None:
+    command = ("eval", "vqa", "--data", world, "--batch-size", 1, "--output", tmp_path / "out")
+    child = Child(*command, log=tmp_path / "log")
+    assert child.send(number, lambda: written(tmp_path / "out") > 0) == 130
+    said = (tmp_path / "log").read_text()
+    assert "stopped; what was answered is safe. To go on: vlmfix" in said
+    assert "Traceback" not in said
+    done = len(jobs.records(tmp_path))
+    assert done > 0
+    assert jobs.cli(*command).exit_code == 0
+    assert len(jobs.records(tmp_path)) == jobs.results(tmp_path / "out")["counts"]["items"]
+
+
+def start(*arguments: object, log: Path) -> subprocess.Popen[bytes]:
+    """The command as a process of its own."""
+    command = [sys.executable, ROOT / "cli.py", *arguments]
+    return subprocess.Popen(list(map(str, command)), stdout=log.open("wb"), stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+def test_a_process_killed_and_one_interrupted(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
+    command = ("eval", *TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path / "out")
+    for number, code, share in ((signal.SIGKILL, -9, "0/1"), (signal.SIGINT, 130, "0/2")):
+        before = written(tmp_path / "out")
+        process = start(*command, "--shard", share, log=tmp_path / "log")
+        while written(tmp_path / "out") <= before:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait() == code
+    said = (tmp_path / "log").read_text()
+    assert said.splitlines()[-1].startswith(
+        "stopped; what was answered is safe. To go on: vlmfix eval pope chair"
+    )
+    assert "Traceback" not in said
+    assert jobs.cli(*command).exit_code == 0
+    assert jobs.metrics(tmp_path / "out") == jobs.metrics(whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_accelerate_gives_each_process_a_share(
+    processes: int, whole: tuple[Path, Any], world: Path, tmp_path: Path
+) -> None:
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--main_process_port",
+        "0",  # any that is free
+    ]
+    command = [ROOT / "cli.py", "eval", *TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path]
+    done = subprocess.run([*launch, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
+    assert "report.html, metrics.json, costs.json" in done.stdout
+    files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
+    assert {name[1:] for name in files} == {f"-of-{processes}-000.jsonl"}
+    assert len({name[0] for name in files}) > 1

@@ -1,0 +1,143 @@
+"""The passes of the decoder: companions, tokens that leave, the last row again, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+import vlmfix
+from tests.support import families
+from tests.support.methods import attached
+from vlmfix.engine.context import Companion, Run
+from vlmfix.engine.layout import PromptLayout
+
+
+def mask(text: str) -> Tensor:
+    """One sample a word; `1` is True."""
+    return torch.tensor([[letter == "1" for letter in word] for word in text.split()])
+
+
+def test_kept_tokens_in_their_order_behind_padding() -> None:
+    layout = PromptLayout(mask("0110110 0001100"), mask("1111111 0011111"))
+    narrower, index = layout.select(mask("1010011 1110111"))
+    assert index.tolist() == [[0, 2, 5, 6], [2, 4, 5, 6]]
+    assert torch.equal(narrower.real_tokens, mask("1111 1111"))
+    assert torch.equal(narrower.image_tokens, mask("0110 0100"))
+    assert torch.equal(narrower.after_last_image, mask("0001 0011"))
+    again, index = narrower.select(mask("1001 1111"))
+    assert again.positions is not None
+    assert again.positions.tolist() == [[2, 5, 0, 6], [2, 4, 5, 6]]
+    assert torch.equal(again.real_tokens, mask("0011 1111"))
+    assert torch.equal(again.gather(mask("1000001 0000110")), mask("0011 0110"))
+
+
+def test_masks_of_padded_layouts() -> None:
+    layout = PromptLayout(mask("000 000"), mask("111 011"))
+    cpu = torch.device("cpu")
+    seen = layout.attention_mask(3, 3, cpu)
+    assert seen is not None
+    assert torch.equal(seen[1, 0], mask("000 010 011"))
+    keys = layout.key_mask(5, cpu)
+    assert keys is not None
+    assert torch.equal(keys, mask("11111 01111"))
+    unpadded = PromptLayout(mask("000"), mask("111"))
+    assert unpadded.attention_mask(3, 3, cpu) is None
+    assert unpadded.key_mask(4, cpu) is None
+
+
+def test_several_companions_stand_behind_the_prompt_in_order() -> None:
+    run = Run(PromptLayout(mask("0110"), mask("1111")), num_layers=1)
+    run.companions = {
+        "first": Companion(torch.zeros(1, 3, 2), mask("011")),
+        "second": Companion(torch.zeros(1, 2, 2), mask("11")),
+    }
+    assert run.companion_length == 5
+    assert run.companion_tokens("first", 9) == slice(4, 7)
+    assert run.companion_tokens("second", 9) == slice(7, 9)
+    with pytest.raises(KeyError):
+        run.companion_tokens("third", 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(vlmfix.Method):
+    """Reads a copy of the prompt as a companion, and notes the last head outputs of both."""
+
+    def companion(self, run: Run, inputs_embeds: Tensor) -> Companion | None:
+        return Companion(inputs_embeds, run.layout.real_tokens)
+
+    def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:
+        if run.companions:
+            prompt = heads[:, : run.layout.length]
+            copy = heads[:, run.companion_tokens(self, heads.shape[1])]
+            real = run.layout.real_tokens
+            torch.testing.assert_close(prompt[real], copy[real], atol=1e-5, rtol=1e-5)
+            run.state[self] = True
+        return heads
+
+    def end(self, run: Run) -> None:
+        assert run.state[self]
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_companion_neither_sees_nor_is_seen(family: str, models: dict[str, PreTrainedModel]) -> None:
+    """A copy of a text is computed as the text itself; left padding included."""
+    model = models[family]
+    inputs = families.prompt(family, model, (1, 2, 0))
+    stock = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    with Copy()(model):
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), stock)
+
+
+@pytest.mark.parametrize("name", ["gift", "vhr", "adaptinfer"])
+def test_hidden_states_are_those_of_the_edited_pass(name: str, llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava, (1, 2))
+    with attached(name, llava), torch.no_grad():
+        output = llava(**inputs, output_hidden_states=True)
+        states = output.hidden_states[-1][:, -1]
+    torch.testing.assert_close(llava.lm_head(states), output.logits[:, -1], atol=1e-4, rtol=1e-4)
+
+
+TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+TEXT |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": families.VOCABULARY}
+
+
+@pytest.mark.parametrize("name", ["vhr", "fastv"])
+def test_models_that_prepare_their_masks_are_refused(name: str) -> None:
+    config = AutoConfig.for_model(
+        "paligemma",
+        text_config={"model_type": "gemma", **TEXT},
+        vision_config={"model_type": "siglip_vision_model", **families.VISION, "vision_use_head": False},
+        image_token_index=families.IMAGE_TOKEN,
+        projection_dim=32,
+    )
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    ids = torch.tensor([[1, *[families.IMAGE_TOKEN] * 16, 7, 8]])
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+        "pixel_values": torch.randn(1, 3, 56, 56),
+    }
+    with (
+        attached(name, model),
+        pytest.raises(vlmfix.UnsupportedError, match="prepares its attention masks ahead"),
+    ):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+def test_injection_behind_the_last_layer_is_refused() -> None:
+    model = families.build("qwen3_vl")
+    model.config.text_config.num_hidden_layers = 2
+    decoder = model.get_decoder()
+    decoder.layers = decoder.layers[:2]
+    inputs = families.prompt("qwen3_vl", model)
+    with (
+        vlmfix.RandomTokens(kept_tokens=2)(model),
+        pytest.raises(vlmfix.UnsupportedError, match="behind its last layer"),
+    ):
+        model.generate(**inputs, max_new_tokens=1)

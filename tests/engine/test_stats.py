@@ -1,0 +1,48 @@
+"""Counters of a run: sites and sizes of sequences that are alive and that the method takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlmfix.engine.stats import Counts, Sums
+
+
+def test_counts_of_listed_heads() -> None:
+    """Three listed heads; row 1 ends after its third step, row 0 is edited in its last one in two heads."""
+    counts = Counts(2, 4, torch.device("cpu"))
+    taken = torch.ones(2, dtype=torch.bool)
+    for step in range(5):
+        edited = torch.zeros(2, 3, 1, dtype=torch.bool)
+        edited[0, :2] = step == 4
+        counts.add(2, edited, 3)
+        counts.end_step(torch.tensor([True, step < 3]), taken, is_prefill=step == 0)
+    activity = counts.close({}).activity(heads=True)
+    assert activity.head_share == pytest.approx(2 / 24)
+    assert (activity.steps, activity.steps_edited, activity.rows_touched) == (8, 1, 1)
+    assert activity.layers_edited == [2]
+
+
+def test_sizes_are_means_over_sequences_that_count() -> None:
+    """Of three sequences one is skipped and one ends; layers may have different numbers of sites."""
+    sums = Sums()
+    for scale in (1.0, 3.0):
+        counts = Counts(3, 2, torch.device("cpu"))
+        taken = torch.tensor([True, True, False])
+        for alive in (True, False):
+            counts.measure({"size": torch.tensor([[1.0, 2], [3, 4], [50, 60]]) * scale})
+            counts.measure({"size": torch.tensor([[5.0], [6], [70]]) * scale, "before": torch.ones(3, 1)})
+            counts.end_step(torch.tensor([True, alive, True]), taken, is_prefill=alive)
+        sums.add(counts.close({}))
+    activity = sums.activity(heads=True)
+    assert activity.size == pytest.approx((2 * (1 + 2 + 5) + (3 + 4 + 6)) * (1 + 3) / (2 * 9))
+    assert activity.details == {"before": 1.0}
+
+
+def test_nothing_measured_is_no_size() -> None:
+    counts = Counts(1, 1, torch.device("cpu"))
+    counts.measure({"size": torch.ones(1, 1)})
+    counts.end_step(torch.tensor([True]), torch.tensor([False]), is_prefill=True)
+    activity = counts.close({}).activity(heads=False)
+    assert activity.size is None
+    assert activity.details == {}

@@ -1,0 +1,306 @@
+"""POPE's parsers, figures and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vlmfix.evals.pope import parsers
+from vlmfix.evals.pope.parsers import PARSERS, Verdict
+from vlmfix.evals.pope.score_command import as_json, score_files
+
+from tests.support.paths import OFFICIAL
+
+DATA = OFFICIAL / "pope"
+NAMES = ["official", "opera", "vcd", "lmms_eval", "vlmevalkit", "mme", "strict"]
+WORDS: dict[str, Verdict | None] = {"y": "yes", "n": "no", "u": None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("I can see no truck here", "no", "n n n u n u n"),
+        ("no way to tell", "yes", "n n n u n n n"),
+        ("It's hard to say; no", "no", "n n n u n u n"),
+        ("Never", "no", "y y y u u u u"),
+        ("Sure. Yes", "yes", "y y y u y u y"),
+        ("Yes and no", "no", "n n n u u y y"),
+        ("The notebook is open", "no", "y y n u u u u"),
+        ("n", "no", "y y y u u n u"),
+        ("No truck. Yes, a car", "no", "n n n u u n n"),
+        ("Correct", "yes", "y y n u u u u"),
+        ("No-one is there", "no", "y y n u n n n"),
+        ("Yes... I do not doubt it", "yes", "y n y u y y y"),
+        ("no/yes", "no", "y y n u u n n"),
+        ("   ", "yes", "y y n u u u u"),
+        ("No.", "no", "n n n u n n n"),
+        ("NO", "no", "y n n n n n n"),
+        ("There isn't one", "no", "y n y u u u n"),
+        ("I know this dog", "no", "y y n u u u u"),
+        ("", "no", "y y y u u u u"),
+        ("no\n", "no", "y y n n n n n"),
+        ("Yes", "yes", "y y y y y y y"),
+        ("1,000 no-one", "no", "y y n u u u n"),
+    ],
+)
+def test_parsers(answer: str, gold: Verdict, expected: str) -> None:
+    assert list(PARSERS) == NAMES
+    found = {name: PARSERS[name](answer, gold) for name in NAMES}
+    assert found == {name: WORDS[letter] for name, letter in zip(NAMES, expected.split(), strict=True)}
+
+
+def test_parsers_are_registered_once() -> None:
+    with pytest.raises(ValueError, match="there is a parser 'official' already"):
+        parsers.register_parser("official")(parsers.official)
+    with pytest.raises(ValueError, match="unknown parser 'oficial'; choose from official, opera"):
+        parsers.parser_named("oficial")
+
+
+def test_figures_of_the_example() -> None:
+    labels: list[Verdict] = ["yes", "no", "yes", "no", "yes", "no", "no", "yes"]
+    score = parsers.score([WORDS[letter] for letter in "yynnynny"], labels)
+    assert (score.tp, score.fp, score.tn, score.fn) == (3, 1, 3, 1)
+    figures = (score.accuracy, score.precision, score.recall, score.f1, score.yes_ratio)
+    assert figures == (0.75, 0.75, 0.75, 0.75, 0.5)
+    assert score.undefined == ()
+
+
+def test_figures_of_forty_and_six() -> None:
+    verdicts: list[Verdict | None] = ["yes"] * 46 + ["no"] * 54
+    labels: list[Verdict] = ["yes"] * 40 + ["no"] * 6 + ["no"] * 44 + ["yes"] * 10
+    score = parsers.score(verdicts, labels)
+    figures = (score.accuracy, score.precision, score.recall, score.f1, score.yes_ratio)
+    assert [f"{figure:.6f}" for figure in figures] == [
+        "0.840000",
+        "0.869565",
+        "0.800000",
+        "0.833333",
+        "0.460000",
+    ]
+
+
+def test_unparsed_answers_are_wrong_and_no_yes() -> None:
+    verdicts: list[Verdict | None] = ["yes", None, None, "no"]
+    labels: list[Verdict] = ["yes", "yes", "no", "no"]
+    score = parsers.score(verdicts, labels)
+    assert (score.tp, score.fp, score.tn, score.fn, score.unparsed_yes, score.unparsed_no) == (
+        1,
+        0,
+        1,
+        0,
+        1,
+        1,
+    )
+    assert (score.accuracy, score.recall, score.yes_ratio, score.unparsed_share) == (0.5, 0.5, 0.25, 0.5)
+    lenient = parsers.score(verdicts, labels, parser="lmms_eval")
+    assert (lenient.accuracy, lenient.recall, lenient.f1) == (0.5, 1.0, 1.0)
+
+
+def test_zero_denominators_are_flagged() -> None:
+    score = parsers.score(["no", "no"], ["no", "no"])
+    assert (score.accuracy, score.precision, score.recall, score.f1) == (1.0, 0.0, 0.0, 0.0)
+    assert score.undefined == ("precision", "recall", "f1")
+
+
+def test_official_counts_a_surplus_in_the_yes_ratio_only() -> None:
+    score = parsers.score(["yes", "no", "yes", "yes"], ["yes", "no"], parser="official")
+    assert (score.paired, score.answers, score.accuracy, score.yes_ratio) == (2, 4, 1.0, 0.75)
+    with pytest.raises(ValueError, match="2 verdicts for 1 labels"):
+        parsers.score(["yes", "no"], ["yes"])
+
+
+def test_mean_of_splits_is_unweighted() -> None:
+    score = parsers.score(["yes"], ["yes"])
+    splits = [dataclasses.replace(score, accuracy=accuracy) for accuracy in (0.87, 0.86, 0.84)]
+    assert f"{parsers.mean_of_splits(splits)['accuracy']:.8f}" == "0.85666667"
+    with pytest.raises(ValueError, match="no splits"):
+        parsers.mean_of_splits([])
+
+
+def test_objects() -> None:
+    assert parsers.asked_object("Is there a dining table in the image?") == "dining table"
+    assert parsers.asked_object("Is there an apple in the imange?") == "apple"
+    assert parsers.asked_object("What is this?") is None
+    errors = parsers.object_errors([("car", True), ("dog", False), ("car", False), ("dog", False)])
+    assert list(errors.items()) == [("dog", (2, 2)), ("car", (1, 2))]
+
+
+def file(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+QUESTIONS = [
+    {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"},
+    {"question_id": 2, "image": "a.jpg", "text": "Is there a cat in the image?", "label": "no"},
+    {"question_id": 3, "image": "b.jpg", "text": "Is there a car in the image?", "label": "yes"},
+    {"question_id": 4, "image": "b.jpg", "text": "Is there a bus in the image?", "label": "no"},
+]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    return file(tmp_path / "coco_pope_random.json", QUESTIONS)
+
+
+def given(texts: list[str | None], **fields: Any) -> list[dict[str, Any]]:
+    return [
+        {"answer": text, **{key: value[at] for key, value in fields.items()}} for at, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize("key", ["answer", "prediction", "response", "output", "caption", "text"])
+def test_answers_under_every_key(key: str, labels: Path, tmp_path: Path) -> None:
+    answers = file(tmp_path / "answers.jsonl", [{key: "Yes"}, {key: "no"}, {key: "no"}, {key: "No"}])
+    score = score_files([answers], [labels]).splits[0].scores["strict"]
+    assert (score.tp, score.fp, score.tn, score.fn) == (1, 0, 2, 1)
+
+
+@pytest.mark.parametrize("key", ["label", "answer", "gt"])
+def test_labels_under_every_key_and_in_any_case(key: str, tmp_path: Path) -> None:
+    gold = file(tmp_path / "labels.json", [{key: "YES", "image_name": "x", "query": "Is it?"}, {key: "No"}])
+    report = score_files([file(tmp_path / "answers", given(["yes", "no"]))], [gold])
+    assert report.splits[0].scores["strict"].accuracy == 1.0
+    assert report.splits[0].counts["strict"]["rewritten_labels"] == 2
+    assert report.notes == ["labels, paired by position: 2 labels not in lower case"]
+
+
+def test_a_question_under_text_is_no_answer(labels: Path, tmp_path: Path) -> None:
+    rows = [{**question, "output": "yes"} for question in QUESTIONS]
+    report = score_files([file(tmp_path / "answers", rows)], [labels])
+    assert report.splits[0].scores["strict"].yes_ratio == 1.0
+    assert report.splits[0].counts["strict"]["disagreeing"] == 0
+
+
+def test_two_possible_answers_must_be_chosen_between(labels: Path, tmp_path: Path) -> None:
+    rows = [{"answer": "yes", "response": "no"}] * 4
+    answers = file(tmp_path / "answers", rows)
+    with pytest.raises(ValueError, match="line 1: 'answer' and 'response' could both be the answer"):
+        score_files([answers], [labels])
+    assert score_files([answers], [labels], answer_key="response").splits[0].scores["strict"].yes_ratio == 0.0
+
+
+def test_order_does_not_matter_with_ids_but_does_to_the_official_script(labels: Path, tmp_path: Path) -> None:
+    rows = given(["no", "yes", "no", "yes"], question_id=["4", 3, 2, 1])
+    report = score_files([file(tmp_path / "answers", rows)], [labels], ["strict", "official"])
+    split = report.splits[0]
+    assert split.scores["strict"].accuracy == 1.0
+    assert split.scores["official"].accuracy == 0.0
+    assert (split.counts["strict"]["pairing"], split.counts["strict"]["disagreeing"]) == ("id", 0)
+    assert (split.counts["official"]["pairing"], split.counts["official"]["disagreeing"]) == ("position", 4)
+    assert any("4 PAIRS WHOSE ID, QUESTION OR IMAGE DIFFER" in note for note in report.notes)
+    assert any("differ by more than 0.5 points" in note for note in report.notes)
+    by_id = score_files([tmp_path / "answers"], [labels], ["official"], pairing="id")
+    assert by_id.splits[0].scores["official"].accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"question": ["Is there a dog in the image?", "Is there a cow in the image?"] + [None] * 2},
+        {"image": ["val/a.png", "c.jpg", "b.jpg", "b.jpg"]},
+    ],
+)
+def test_questions_and_images_at_a_position_are_compared(
+    fields: dict[str, Any], labels: Path, tmp_path: Path
+) -> None:
+    answers = file(tmp_path / "answers", given(["yes"] * 4, **fields))
+    assert score_files([answers], [labels]).splits[0].counts["strict"]["disagreeing"] == 1
+
+
+def test_what_has_no_partner(labels: Path, tmp_path: Path) -> None:
+    rows = given(["yes", "no", "yes", "no", "yes"], question_id=[1, 2, 2, 9, 4])
+    answers = file(tmp_path / "answers", rows)
+    with pytest.raises(ValueError, match="1 labels without an answer") as caught:
+        score_files([answers], [labels])
+    for part in (
+        "(3)",
+        "1 answers with an unknown id (9)",
+        "1 answers with a repeated id (2)",
+        "--allow-partial",
+    ):
+        assert part in str(caught.value)
+    split = score_files([answers], [labels], allow_partial=True).splits[0]
+    names = ("paired", "missing", "unknown", "duplicates", "surplus")
+    assert [split.counts["strict"][name] for name in names] == [3, 1, 1, 1, 0]
+    score = split.scores["strict"]
+    assert (score.tp, score.fp, score.tn, score.fn, score.answers) == (1, 1, 1, 0, 3)
+
+
+def test_lists_of_different_length(labels: Path, tmp_path: Path) -> None:
+    answers = file(tmp_path / "answers", given(["yes", "no", "yes", "no", "Yes."]))
+    with pytest.raises(ValueError, match="5 answers for 4 labels, paired by position"):
+        score_files([answers], [labels])
+    score = score_files([answers], [labels], ["official"]).splits[0].scores["official"]
+    assert (score.paired, score.answers, score.accuracy, score.yes_ratio) == (4, 5, 1.0, 0.6)
+    split = score_files([answers], [labels], allow_partial=True).splits[0]
+    assert (split.scores["strict"].answers, split.counts["strict"]["surplus"]) == (4, 1)
+    short = score_files([file(tmp_path / "short", given(["yes"]))], [labels], ["official"]).splits[0]
+    assert (short.counts["official"]["missing"], short.scores["official"].paired) == (3, 1)
+
+
+def test_null_answers_are_unparsed_under_every_parser(labels: Path, tmp_path: Path) -> None:
+    answers = file(tmp_path / "answers", given([None, "no", "yes", ""]))
+    report = score_files([answers], [labels], NAMES)
+    for name in NAMES:
+        assert report.splits[0].scores[name].unparsed_yes == 1
+        assert report.splits[0].counts[name]["null_answers"] == 1
+        assert report.splits[0].counts[name]["empty_answers"] == 1
+    assert any("1 null answers" in note for note in report.notes)
+
+
+def test_splits_mean_and_distinct_questions(labels: Path, tmp_path: Path) -> None:
+    other = [*QUESTIONS[:1], {**QUESTIONS[1], "text": "Is there a cow in the image?"}]
+    second = file(tmp_path / "second.json", other)
+    answers = (
+        file(tmp_path / "answers", given(["yes", "no", "no", "no"])),
+        file(tmp_path / "more", given(["yes", "yes"])),
+    )
+    report = score_files(answers, [labels, second], ["vlmevalkit"])
+    assert [split.name for split in report.splits] == ["random", "second"]
+    assert report.mean["vlmevalkit"]["accuracy"] == (0.75 + 0.5) / 2
+    assert report.pooled["vlmevalkit"].accuracy == 4 / 6
+    assert report.distinct["vlmevalkit"].paired == 5
+    document = json.loads(json.dumps(as_json(report), allow_nan=False))
+    assert document["splits"][1]["objects"]["vlmevalkit"]["cow"] == {"wrong": 1, "asked": 1}
+    assert document["splits"][0]["items"]["vlmevalkit"][2]["verdict"] == "no"
+
+
+def test_one_answer_file_a_label_file(labels: Path) -> None:
+    with pytest.raises(ValueError, match="2 --answers for 1 --labels"):
+        score_files([labels, labels], [labels])
+    with pytest.raises(ValueError, match="no files to score"):
+        score_files([], [])
+    with pytest.raises(ValueError, match="unknown pairing 'name'"):
+        score_files([labels], [labels], pairing="name")
+
+
+def test_ids_on_some_answers_only(labels: Path, tmp_path: Path) -> None:
+    rows = given(["yes", "no", "yes", "no"])
+    rows[0]["question_id"] = 1
+    with pytest.raises(ValueError, match="line 2: no question id, though 1 other answers have one"):
+        score_files([file(tmp_path / "answers", rows)], [labels])
+    with pytest.raises(ValueError, match="line 2: no question id to join by"):
+        score_files([tmp_path / "answers"], [labels], pairing="id")
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the official POPE files are not beside the checkout")
+def test_official_files(tmp_path: Path) -> None:
+    splits = [DATA / f"coco_pope_{name}.json" for name in ("random", "popular", "adversarial")]
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in splits]
+    answers = [
+        file(
+            tmp_path / path.stem, [{"question": row["text"], "answer": row["label"].title()} for row in each]
+        )
+        for path, each in zip(splits, rows, strict=True)
+    ]
+    report = score_files(answers, splits, NAMES)
+    for split in report.splits:
+        assert (split.data["rows"], split.data["images"], split.data["yes_share"]) == (3000, 500, 0.5)
+        assert all(score.accuracy == 1.0 and score.unparsed_share == 0 for score in split.scores.values())
+        assert split.counts["strict"]["disagreeing"] == 0
+    assert report.distinct["vlmevalkit"].paired == 5127
+    assert as_json(report)["splits"][1]["objects"]["strict"]["car"]["asked"] >= 410

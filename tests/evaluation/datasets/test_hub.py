@@ -1,0 +1,199 @@
+"""Data sets of the library `datasets`: every place they come from, pictures as files, and wrong rows."""
+
+import io
+
+import datasets
+import pytest
+from PIL import Image
+
+from vlmfix.evaluation.datasets.hub import HubData, hub_items
+from vlmfix.evaluation.tasks.protocols import load_protocol
+
+COLUMNS = {"image": "picture", "question": "text", "answer": "label"}
+ROWS = {
+    "text": ["Is there a cat in the image?", "Is there a dog in the image?", "Is there a cup in the image?"],
+    "label": ["Yes", "no", "NO"],
+    "kind": ["random", "random", "popular"],
+    "number": [7, 8, 7],
+}
+POPE = load_protocol("pope.bare")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+
+
+def picture(level):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (level, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def data_set(**changes):
+    pictures = [{"bytes": picture(0), "path": None}] * 2 + [{"bytes": picture(200), "path": None}]
+    data = datasets.Dataset.from_dict({"picture": pictures} | ROWS | changes)
+    return data.cast_column("picture", datasets.Image())
+
+
+def saved(folder, **changes):
+    data_set(**changes).save_to_disk(folder)
+    return str(folder)
+
+
+def items_of(name, tmp_path, columns=COLUMNS, split="test", protocol=POPE):
+    return hub_items(HubData(name, split, columns), protocol, tmp_path / "pictures")
+
+
+def test_a_saved_data_set(tmp_path):
+    columns = COLUMNS | {"id": "number", "group": "kind"}
+    data = HubData(saved(tmp_path / "saved"), "test", columns)
+    items = hub_items(data, POPE, tmp_path / "pictures")
+    assert [item.id for item in items] == [
+        "pope/custom/popular/7",
+        "pope/custom/random/7",
+        "pope/custom/random/8",
+    ]
+    assert [item.gold for item in items] == ["no", "yes", "no"]
+    assert items[1].meta == {
+        "split": "random",
+        "object": "cat",
+        "question": "Is there a cat in the image?",
+    }
+    assert items[1].image == items[2].image
+    assert items[1].image.read_bytes() == picture(0)
+    assert items[1].image.suffix == ".jpeg"
+    assert items[1].cluster == items[2].cluster != items[0].cluster
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+    used = data.used["data set"]
+    assert (used["name"], used["split"], used["config"], used["rows"]) == (data.name, "test", None, 3)
+    assert items == hub_items(data, POPE, tmp_path / "pictures")
+    assert data.used["data set"] == used
+
+
+def test_a_saved_data_set_with_splits(tmp_path):
+    datasets.DatasetDict({"dev": data_set(), "test": data_set()}).save_to_disk(tmp_path / "saved")
+    items = items_of(str(tmp_path / "saved"), tmp_path, split="dev")
+    assert [item.id for item in items] == [f"pope/custom/all/{number}" for number in (1, 2, 3)]
+    with pytest.raises(ValueError, match="split train: there is no such split; it has dev, test"):
+        items_of(str(tmp_path / "saved"), tmp_path, split="train")
+
+
+def test_a_parquet_file_and_a_folder_of_them(tmp_path):
+    (tmp_path / "folder").mkdir()
+    data_set().to_parquet(tmp_path / "folder/test.parquet")
+    items = items_of(str(tmp_path / "folder/test.parquet"), tmp_path)
+    assert len(items) == 3
+    assert [item.gold for item in items_of(str(tmp_path / "folder"), tmp_path)] == [
+        each.gold for each in items
+    ]
+
+
+def test_json_with_paths_beside_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = {"picture": ["a.png", "b.png", str(tmp_path / "c.png")]} | ROWS
+    datasets.Dataset.from_dict(rows).to_json(path)
+    items = items_of(str(path), tmp_path)
+    assert [item.image for item in items] == [tmp_path / f"{name}.png" for name in "abc"]
+    assert items[0].cluster == "a.png"
+
+
+def test_a_folder_of_pictures(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lines = ["file_name,text,label"]
+    for number, (text, label) in enumerate(zip(ROWS["text"], ROWS["label"], strict=True)):
+        (folder / f"{number}.jpg").write_bytes(picture(number))
+        lines.append(f"{number}.jpg,{text},{label}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    items = items_of(str(folder), tmp_path, COLUMNS | {"image": "image"}, split="train")
+    assert [item.image for item in items] == [folder / f"{number}.jpg" for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [["dog", "cat"], ["dog", "cat"], ["dog", "cat"]],
+        [[{"answer": "dog", "answer_id": 1}, {"answer": "cat", "answer_id": 2}]] * 3,
+    ],
+)
+def test_open_questions(tmp_path, answers):
+    columns = COLUMNS | {"id": "number", "group": "kind"}
+    data = HubData(saved(tmp_path / "saved", label=answers, number=["a", "b", "c"]), "test", columns)
+    items = hub_items(data, load_protocol("textvqa.llava"), tmp_path / "pictures")
+    assert [item.id for item in items] == ["vqa/a", "vqa/b", "vqa/c"]
+    assert items[0].gold == ["dog", "cat"]
+    assert items[0].meta["question_type"] == "random"
+    assert items[0].prompt.endswith("image?\nAnswer the question using a single word or phrase.")
+
+
+def test_one_answer_is_enough_for_open_questions(tmp_path):
+    items = items_of(saved(tmp_path / "saved"), tmp_path, protocol=load_protocol("vqa.llava"))
+    assert [item.gold for item in items] == [["Yes"], ["no"], ["NO"]]
+
+
+def test_a_broken_picture_is_kept(tmp_path):
+    broken = [{"bytes": b"broken", "path": None}] * 3
+    items = items_of(saved(tmp_path / "saved", picture=broken), tmp_path)
+    assert items[0].image.read_bytes() == b"broken"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": ["yes", "maybe", "no"]}, 'split test, row 2: the label is "maybe"; it must be yes or no'),
+        ({"label": [1, 0, 1]}, "row 1: the label is 1"),
+        ({"text": ["a?", None, "b?"]}, "row 2: the question is null"),
+        ({"number": [1, 2, None]}, "row 3: the id is null"),
+        ({"number": [1, 1, 2]}, "row 2: the id of pope/custom/random/1 comes twice"),
+        (
+            {"picture": [{"bytes": picture(0), "path": None}] * 2 + [None]},
+            "row 3: there is no image in column picture",
+        ),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, changes, message):
+    columns = COLUMNS | {"id": "number", "group": "kind"}
+    with pytest.raises(ValueError, match=message):
+        items_of(saved(tmp_path / "saved", **changes), tmp_path, columns)
+
+
+def test_missing_columns_are_named(tmp_path):
+    with pytest.raises(ValueError, match="has no column image; its columns are picture, text, label"):
+        items_of(saved(tmp_path / "saved"), tmp_path, COLUMNS | {"image": "image"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": "a", "question": "b"}, "lack answer; name the columns for image, question, answer"),
+        (COLUMNS | {"label": "x"}, "do not know label"),
+        (COLUMNS | {"id": None}, "the column id of somebody/something is None"),
+    ],
+)
+def test_wrong_column_maps_are_refused(columns, message):
+    with pytest.raises(ValueError, match=message):
+        HubData("somebody/something", "test", columns)
+
+
+def test_data_sets_that_are_not_there(tmp_path):
+    with pytest.raises(OSError, match="cannot load the data set nobody/nothing, split test"):
+        items_of("nobody/nothing", tmp_path)
+    (tmp_path / "rows.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"rows\.txt, split test: a file must be one of \.json"):
+        items_of(str(tmp_path / "rows.txt"), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((OSError, ValueError), match="cannot load the data set") as caught:
+        items_of(str(tmp_path / "empty"), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_rows(tmp_path):
+    data_set().select([]).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"cannot load the data set .*rows\.parquet, split test: .* no data"):
+        items_of(str(tmp_path / "rows.parquet"), tmp_path)
+
+
+def test_captions_need_coco(tmp_path):
+    with pytest.raises(ValueError, match="chair cannot use the data set x: it needs instances and captions"):
+        hub_items(HubData("x", "test", COLUMNS), load_protocol("chair.512"), tmp_path)

@@ -1,0 +1,665 @@
+"""Workers: batches that change nothing, failures that stay with their item, and a model left as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import vlmfix
+from tests.support import jobs
+from vlmfix.api import answer_batch, open_images
+from vlmfix.evaluation.runner import worker as module
+from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
+from vlmfix.evaluation.tasks.base import Item
+from vlmfix.methods.baselines.output_shift import answer_ids
+
+FIELDS = {
+    "id": str,
+    "sample": int,
+    "seed": int,
+    "key": str,
+    "image": str,
+    "prompt": str,
+    "batch_size": int,
+    "environment": int,
+    "host": str,
+    "written_at": float,
+    "status": str,
+    "text": str,
+    "parsed": str,
+    "token_ids": list,
+    "n_prompt_tokens": int,
+    "n_new_tokens": int,
+    "finish": str,
+    "method_info": dict,
+    "time_prefill": float,
+    "time_decode": float,
+    "forwards_per_token": float,
+    "peak_memory": int,
+}
+FAILED = ["batch_size", "environment", "host", "id", "image", "key", "prompt", "sample", "seed", "written_at"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return jobs.start(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
+    """Nine questions about three pictures."""
+    return jobs.items(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def expected(loaded: tuple[Any, Any], asked: list[Item]) -> list[str]:
+    """What the library answers one by one."""
+    return [
+        vlmfix.generate(*loaded, item.image, item.prompt, max_new_tokens=jobs.PROTOCOL.max_new_tokens)
+        for item in asked
+    ]
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """The prompts of each batch that a model is asked."""
+    seen: list[list[str]] = []
+
+    def watched(model: Any, processor: Any, batch: Any, **kwargs: Any) -> Any:
+        seen.append([prompt for _, prompt in batch])
+        return answer_batch(model, processor, batch, **kwargs)
+
+    monkeypatch.setattr(module, "answer_batch", watched)
+    return seen
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, when: Callable[[list[Any]], bool]
+) -> list[int]:
+    """Let the model raise an error for some batches; the sizes of all batches."""
+    sizes: list[int] = []
+
+    def raising(model: Any, processor: Any, batch: Any, **kwargs: Any) -> Any:
+        sizes.append(len(batch))
+        if when(batch):
+            raise error
+        return answer_batch(model, processor, batch, **kwargs)
+
+    monkeypatch.setattr(module, "answer_batch", raising)
+    return sizes
+
+
+def texts(run: Run, asked: list[Item]) -> list[str]:
+    found = jobs.answered(run, jobs.draws(asked))
+    return [found[item.id, 0]["text"].strip() for item in asked]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+def test_answers_are_those_of_the_library(
+    batch_size: int, loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run
+) -> None:
+    jobs.worker(loaded, batch_size=batch_size).work(run, jobs.draws(asked)[::-1], max_errors=0)
+    assert texts(run, asked) == expected
+
+
+def test_a_record_says_all_about_its_answer(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+    worker = jobs.worker(loaded, batch_size=4, parse=lambda item, text, cut: f"{item.id}: {text}, {cut}")
+    worker.work(run, jobs.draws(asked), max_errors=0)
+    written = jobs.records(run.path)
+    assert len(written) == len(asked)
+    ends = set(loaded[1].tokenizer.convert_tokens_to_ids(["</s>"]))
+    for record in written:
+        assert {name: type(value) for name, value in record.items()} == FIELDS
+        assert record["parsed"] == f"{record['id']}: {record['text']}, {record['finish'] == 'length'}"
+        assert record["n_new_tokens"] == len(record["token_ids"]) <= jobs.PROTOCOL.max_new_tokens
+        assert (record["finish"] == "eos") == (record["token_ids"][-1] in ends)
+        assert 1 <= record["batch_size"] <= 4
+        assert record["n_prompt_tokens"] > 64  # so many image tokens alone
+        assert record["time_prefill"] > 0
+        assert record["time_decode"] > 0
+        decoded = loaded[1].tokenizer.decode(record["token_ids"], skip_special_tokens=True)
+        assert record["text"] == decoded
+
+
+def test_questions_about_an_image_run_together(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run, batches: list[list[str]]
+) -> None:
+    jobs.worker(loaded, batch_size=3).work(run, jobs.draws(asked)[::-1], max_errors=0)
+    images = [record["image"] for record in jobs.records(run.path)]
+    assert [len(set(images[start : start + 3])) for start in (0, 3, 6)] == [1, 1, 1]
+    assert [sorted(batch) for batch in batches] == [sorted(jobs.QUESTIONS)] * 3
+
+
+def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+    encoded: list[int] = []
+    tower = next(part for name, part in loaded[0].named_modules() if name.endswith("vision_tower"))
+    handle = tower.register_forward_pre_hook(
+        lambda module, args, kwargs: count(args, kwargs), with_kwargs=True
+    )
+
+    def count(args: Any, kwargs: Any) -> None:
+        encoded.append(len(args[0] if args else kwargs["pixel_values"]))
+
+    try:
+        jobs.worker(loaded, batch_size=9).work(run, jobs.draws(asked), max_errors=0)
+    finally:
+        handle.remove()
+    assert sum(encoded) == 3
+
+
+def test_a_batch_is_on_disk_before_the_next_begins(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run
+) -> None:
+    told: list[str] = []
+
+    def look(records: list[dict[str, Any]]) -> None:
+        told.extend(record["id"] for record in records)
+        assert [record["id"] for record in jobs.records(run.path)] == told
+
+    jobs.worker(loaded, batch_size=2).work(run, jobs.draws(asked), max_errors=0, on_records=look)
+    assert sorted(told) == sorted(item.id for item in asked)
+
+
+def test_nothing_to_do_writes_nothing(loaded: tuple[Any, Any], run: Run) -> None:
+    jobs.worker(loaded).work(run, [], max_errors=0)
+    assert list((run.path / "records").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_want_of_memory_halves_the_batch_for_good(
+    error: Exception,
+    loaded: tuple[Any, Any],
+    asked: list[Item],
+    expected: list[str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = failing(monkeypatch, error, lambda batch: len(batch) > 2)
+    jobs.worker(loaded, batch_size=8).work(run, jobs.draws(asked), max_errors=0)
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert texts(run, asked) == expected
+    assert len(jobs.records(run.path)) == len(asked)
+
+
+def test_want_of_memory_for_a_single_item_is_recorded(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hungry = asked[4]
+    failing(
+        monkeypatch,
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB"),
+        lambda batch: any(
+            str(picture.tobytes()) == content and prompt == hungry.prompt for picture, prompt in batch
+        ),
+    )
+    content = str(open_images(hungry.image)[0].tobytes())
+    jobs.worker(loaded, batch_size=4).work(run, jobs.draws(asked), max_errors=1)
+    found = run.read({draw.identity: draw.key for draw in jobs.draws(asked)})
+    assert set(found.failed) == {(hungry.id, 0)}
+    assert found.failed[hungry.id, 0]["error"] == "CUDA out of memory. Tried to allocate 20 GiB"
+    assert found.failed[hungry.id, 0]["error_type"] == "OutOfMemoryError"
+    assert len(found.done) == len(asked) - 1
+
+
+def test_want_of_memory_while_pictures_are_opened(
+    loaded: tuple[Any, Any],
+    asked: list[Item],
+    expected: list[str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several huge pictures may not fit where one does."""
+    opened: list[Path] = []
+
+    def hungry(path: Path) -> list[Image.Image]:
+        opened.append(path)
+        if len(opened) == 2:
+            raise MemoryError
+        return open_images(path)
+
+    monkeypatch.setattr(module, "open_images", hungry)
+    jobs.worker(loaded, batch_size=8).work(run, jobs.draws(asked), max_errors=0)
+    assert texts(run, asked) == expected
+    assert {record["status"] for record in jobs.records(run.path)} == {"ok"}
+
+
+def test_an_item_that_breaks_a_batch_is_found(
+    loaded: tuple[Any, Any],
+    asked: list[Item],
+    expected: list[str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    poison = [dataclasses.replace(item) for item in asked]
+    poison[5] = dataclasses.replace(asked[5], prompt="poison")
+    error = RuntimeError("index out of range\n in self")
+    sizes = failing(monkeypatch, error, lambda batch: any(prompt == "poison" for _, prompt in batch))
+    jobs.worker(loaded, batch_size=6).work(run, jobs.draws(poison), max_errors=1)
+    found = run.read({draw.identity: draw.key for draw in jobs.draws(poison)})
+    assert list(found.failed) == [(poison[5].id, 0)]
+    assert found.failed[poison[5].id, 0]["error"] == "index out of range in self"
+    answers = {id: record["text"].strip() for (id, _), record in found.done.items()}
+    assert answers == {
+        item.id: text for item, text in zip(poison, expected, strict=True) if item.prompt != "poison"
+    }
+    assert sorted(sizes, reverse=True)[0] == 6
+    assert sizes.count(1) >= 3
+
+
+def broken(folder: Path) -> dict[str, Path]:
+    """Files that are no pictures, by what is wrong with them."""
+    whole = folder / "whole.jpg"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(whole)
+    contents = {
+        "empty": b"",
+        "text": b"not a picture",
+        "truncated": whole.read_bytes()[:-200],
+        "bomb": bomb(),
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.jpg").write_bytes(content)
+    (folder / "folder.jpg").mkdir()
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    return {name: folder / f"{name}.jpg" for name in (*contents, "folder", "loop", "missing", "of\0no\0file")}
+
+
+def bomb() -> bytes:
+    """The head of a bitmap of 60,000 x 60,000 pixels."""
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def test_broken_pictures_are_failures_once_each(
+    loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run, tmp_path: Path
+) -> None:
+    bad = [
+        Item(f"pope/{name}/0", name, path, jobs.QUESTIONS[0], "yes", {})
+        for name, path in broken(tmp_path).items()
+    ]
+    everything = jobs.draws([*asked, *bad])
+    jobs.worker(loaded, batch_size=5).work(run, everything, max_errors=len(bad))
+    found = run.read({draw.identity: draw.key for draw in everything})
+    assert texts(run, asked) == expected
+    assert set(found.failed) == {(item.id, 0) for item in bad}
+    reasons = {id.split("/")[1]: record["error"] for (id, _), record in found.failed.items()}
+    for name in ("empty", "text", "truncated"):
+        assert f"{name}.jpg' is not a readable image" in reasons[name]
+    assert "too many pixels" in reasons["bomb"]
+    for name in ("folder", "loop", "missing", "of\0no\0file"):
+        assert "no image file" in reasons[name]
+    assert len(jobs.records(run.path)) == len(everything)
+    for record in found.failed.values():
+        assert sorted(record) == sorted([*FAILED, "status", "error", "error_type"])
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack"), KeyError("tag"), RecursionError(), EOFError()])
+def test_readers_of_pictures_may_raise_anything(
+    error: Exception, loaded: tuple[Any, Any], asked: list[Item], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(path: Path) -> list[Image.Image]:
+        if path == asked[0].image:
+            raise error
+        return open_images(path)
+
+    monkeypatch.setattr(module, "open_images", unreadable)
+    jobs.worker(loaded).work(run, jobs.draws(asked), max_errors=3)
+    found = run.read({draw.identity: draw.key for draw in jobs.draws(asked)})
+    assert {record["error_type"] for record in found.failed.values()} == {type(error).__name__}
+    assert (len(found.failed), len(found.done)) == (3, 6)
+
+
+def test_a_placeholder_for_images_in_a_question_is_a_failure_of_that_item(
+    loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run
+) -> None:
+    strange = [
+        dataclasses.replace(asked[1], id=f"pope/strange/{number}", prompt=prompt)
+        for number, prompt in enumerate(["Is <image> here?", "<image><image>"])
+    ]
+    jobs.worker(loaded).work(run, jobs.draws([*asked, *strange]), max_errors=2)
+    assert texts(run, asked) == expected
+    failed = run.read({draw.identity: draw.key for draw in jobs.draws(strange)}).failed
+    assert set(failed) == {(item.id, 0) for item in strange}
+    assert all("image" in record["error"] for record in failed.values())
+
+
+def test_strange_questions_are_answered_alone_and_together(
+    loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path
+) -> None:
+    prompts = [
+        "</s>",
+        "<pad><unk>",
+        "\u202e\u200b\U0001f600 \x00\x07",
+        "{{ 7 * 7 }} %s",
+        "USER: hi ASSISTANT:",
+    ]
+    strange = [
+        dataclasses.replace(asked[0], id=f"pope/strange/{number}", prompt=prompt)
+        for number, prompt in enumerate(prompts)
+    ]
+    found = []
+    for size in (1, 8):
+        run = jobs.start(tmp_path / str(size))
+        jobs.worker(loaded, batch_size=size).work(run, jobs.draws(strange), max_errors=0)
+        found.append(texts(run, strange))
+    assert found[0] == found[1]
+
+
+def test_questions_without_image(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+    bare = [dataclasses.replace(item, id=f"{item.id}/bare", image=None) for item in asked[:2]]
+    jobs.worker(loaded).work(run, jobs.draws([*asked[:3], *bare]), max_errors=0)
+    plain = vlmfix.generate(*loaded, [None, None], [item.prompt for item in bare], max_new_tokens=4)
+    assert texts(run, bare) == plain
+    assert {record["image"] for record in jobs.answered(run, jobs.draws(bare)).values()} == {None}
+
+
+def test_a_prompt_that_is_far_longer_goes_alone(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run, batches: list[list[str]]
+) -> None:
+    """Padding its neighbours to its length would cost more than the batch saves."""
+    longer = [dataclasses.replace(asked[4], prompt="word " * 600), *asked[:4], *asked[5:]]
+    jobs.worker(loaded, batch_size=9).work(run, jobs.draws(longer), max_errors=0)
+    [alone] = [batch for batch in batches if "word " * 600 in batch]
+    assert alone == ["word " * 600]
+    assert len(batches) == 3
+    assert len(jobs.answered(run, jobs.draws(longer))) == 9
+
+
+@pytest.mark.parametrize(("allowed", "stops"), [(2, True), (3, False)])
+def test_too_many_failures_stop_the_work(
+    allowed: int, stops: bool, loaded: tuple[Any, Any], asked: list[Item], run: Run, tmp_path: Path
+) -> None:
+    bad = [dataclasses.replace(item, image=tmp_path / "missing.png") for item in asked[:3]]
+    worker = jobs.worker(loaded, batch_size=1)
+    everything = jobs.draws([*bad, *asked[3:]])
+    if stops:
+        message = r"3 items failed, more than the 2 that --max-errors allows; fix them .* was pope/0/\d: no"
+        with pytest.raises(TooManyErrorsError, match=message):
+            worker.work(run, everything, max_errors=allowed)
+    else:
+        worker.work(run, everything, max_errors=allowed)
+        assert len(jobs.answered(run, everything)) == 6
+    assert sum(record["status"] == "error" for record in jobs.records(run.path)) == 3
+
+
+def test_a_method_that_does_not_go_with_the_model_stops_the_work(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, vlmfix.UnsupportedError("static cache"), lambda batch: True)
+    with pytest.raises(vlmfix.UnsupportedError, match="static cache"):
+        jobs.worker(loaded).work(run, jobs.draws(asked), max_errors=100)
+    assert jobs.records(run.path) == []
+
+
+def test_a_parser_that_raises_loses_no_answer(
+    loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run
+) -> None:
+    def parse(item: Item, text: str, cut: bool) -> str:
+        if item == asked[3]:
+            raise ValueError("unheard of")
+        return text
+
+    jobs.worker(loaded, parse=parse).work(run, jobs.draws(asked), max_errors=0)
+    assert texts(run, asked) == expected
+    assert jobs.answered(run, jobs.draws(asked))[asked[3].id, 0]["parsed"] is None
+
+
+@pytest.mark.parametrize("name", ["greedy", "var", "vhr", "fastv", "var+vhr"])
+def test_what_methods_did_adds_up_over_items(
+    name: str, loaded: tuple[Any, Any], asked: list[Item], run: Run
+) -> None:
+    methods = [] if name == "greedy" else [vlmfix.make_method(each) for each in name.split("+")]
+    jobs.worker(loaded, methods, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
+    infos = [record["method_info"] for record in jobs.records(run.path)]
+    assert all(list(info) == [type(each).__name__.lower() for each in methods] for info in infos)
+    for method in methods:
+        rows = [info[type(method).__name__.lower()] for info in infos]
+        activity = method.activity()
+        sums = {key: sum(row[key] for row in rows) for key in ("steps", "steps_edited", "edited", "eligible")}
+        assert sums["edited"] > 0
+        assert activity.rows == len(asked)
+        assert activity.rows_touched == sum(row["edited"] > 0 for row in rows)
+        assert (activity.steps, activity.steps_edited) == (sums["steps"], sums["steps_edited"])
+        assert activity.site_share == pytest.approx(sums["edited"] / sums["eligible"])
+
+
+def test_methods_give_the_same_answers_in_batches_as_in_the_library(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run
+) -> None:
+    strong = vlmfix.VAR(moved_fraction=1.0, min_image_mass=0.0, min_non_sink_share=0.0)
+    jobs.worker(loaded, [strong], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
+    alone = [vlmfix.generate(*loaded, item.image, item.prompt, strong, max_new_tokens=4) for item in asked]
+    assert texts(run, asked) == alone
+
+
+@pytest.mark.parametrize("name", ["carve", "carve+var"])
+def test_a_method_that_asks_several_times(
+    name: str, loaded: tuple[Any, Any], asked: list[Item], run: Run
+) -> None:
+    methods = [vlmfix.make_method(each) for each in name.split("+")]
+    few = asked[:2]
+    jobs.worker(loaded, methods, batch_size=8).work(run, jobs.draws(few), max_errors=0)
+    assert texts(run, few) == [
+        vlmfix.generate(*loaded, item.image, item.prompt, name, max_new_tokens=4) for item in few
+    ]
+    written = jobs.records(run.path)
+    assert sum(record["method_info"]["carve"]["edited"] for record in written) == len(few)
+    for record in written:
+        assert record["batch_size"] == 1
+        assert record["forwards_per_token"] > 1.5
+        assert record["n_new_tokens"] == len(record["token_ids"])
+        assert set(record["method_info"]) == set(name.split("+"))
+
+
+def state(model: Any) -> Any:
+    """What methods and workers touch of a model."""
+    decoder = model.get_decoder()
+    return (
+        {name: dict(vars(part)) for name, part in (("model", model), ("decoder", decoder))},
+        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        decoder.config._attn_implementation,
+        vars(model.base_model).get("get_image_features"),
+    )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), vlmfix.UnsupportedError("no"), OSError(28, "full")])
+@pytest.mark.parametrize("place", ["model", "records"])
+def test_the_model_is_left_as_it_was(
+    error: BaseException,
+    place: str,
+    loaded: tuple[Any, Any],
+    asked: list[Item],
+    expected: list[str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever interrupts the work, the next worker goes on with what is left."""
+    before = state(loaded[0])
+    methods = [vlmfix.make_method("var"), vlmfix.make_method("vhr")]
+    worker = jobs.worker(loaded, methods, batch_size=3)
+
+    def stop(records: list[dict[str, Any]]) -> None:
+        raise error
+
+    if place == "records":
+        with pytest.raises(type(error)):
+            worker.work(run, jobs.draws(asked), max_errors=9, on_records=stop)
+    else:
+        original = type(loaded[0]).prepare_inputs_for_generation
+        calls: list[int] = []
+
+        def prepare(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == jobs.PROTOCOL.max_new_tokens + 2 and not isinstance(error, OSError):
+                raise error
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(loaded[0]), "prepare_inputs_for_generation", prepare)
+            if isinstance(error, OSError):
+                patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(error))
+            with pytest.raises(type(error)):
+                worker.work(run, jobs.draws(asked), max_errors=9)
+    assert state(loaded[0]) == before
+    open_files = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
+    assert not [name for name in open_files if name.startswith(str(run.path))]
+    assert vlmfix.generate(*loaded, asked[0].image, asked[0].prompt, max_new_tokens=4) == expected[0]
+    there = jobs.answered(run, jobs.draws(asked))
+    assert len(there) == 3
+    left = [draw for draw in jobs.draws(asked) if draw.identity not in there]
+    again = jobs.start(run.path)
+    jobs.worker(loaded, methods).work(again, left, max_errors=0)
+    assert len(jobs.records(run.path)) == len(asked)
+
+
+@pytest.fixture(scope="module")
+def sampled(
+    loaded: tuple[Any, Any], asked: list[Item], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, int], str]:
+    """Three samples of each item, one draw at a time."""
+    run = jobs.start(tmp_path_factory.mktemp("sampled"))
+    draws = jobs.draws(asked, jobs.SAMPLED)
+    jobs.worker(loaded, protocol=jobs.SAMPLED, batch_size=1).work(run, draws, max_errors=0)
+    return {identity: record["text"] for identity, record in jobs.answered(run, draws).items()}
+
+
+def test_samples_differ(sampled: dict[tuple[str, int], str], asked: list[Item]) -> None:
+    assert len(sampled) == 27
+    different = [len({sampled[item.id, sample] for sample in range(3)}) for item in asked]
+    assert sum(different) > 15
+    assert {sampled[item.id, 0] for item in asked} != {sampled[item.id, 1] for item in asked}
+
+
+@pytest.mark.parametrize(("batch_size", "shards"), [(4, 1), (32, 1), (5, 2), (32, 3)])
+def test_samples_depend_on_neither_batches_nor_workers(
+    batch_size: int,
+    shards: int,
+    sampled: dict[tuple[str, int], str],
+    loaded: tuple[Any, Any],
+    asked: list[Item],
+    run: Run,
+) -> None:
+    draws = jobs.draws(asked, jobs.SAMPLED)
+    for index in reversed(range(shards)):
+        own = [draw for number, draw in enumerate(draws) if number % shards == index]
+        worker = jobs.worker(
+            loaded, protocol=jobs.SAMPLED, batch_size=batch_size, shard=f"{index}-of-{shards}"
+        )
+        worker.work(jobs.start(run.path), own, max_errors=0)
+    found = {identity: record["text"] for identity, record in jobs.answered(run, draws).items()}
+    assert found == sampled
+
+
+def test_samples_follow_the_seed_of_the_run(
+    sampled: dict[tuple[str, int], str], loaded: tuple[Any, Any], asked: list[Item], run: Run
+) -> None:
+    draws = [dataclasses.replace(draw, seed=draw.seed + 100) for draw in jobs.draws(asked, jobs.SAMPLED)]
+    jobs.worker(loaded, protocol=jobs.SAMPLED, batch_size=32).work(run, draws, max_errors=0)
+    found = {identity: record["text"] for identity, record in jobs.answered(run, draws).items()}
+    assert found != sampled
+
+
+def test_carve_samples_its_final_answer(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+    draws = jobs.draws(asked[2:3], jobs.SAMPLED)
+    jobs.worker(loaded, [vlmfix.CARVE()], protocol=jobs.SAMPLED).work(run, draws, max_errors=0)
+    assert len({record["text"] for record in jobs.records(run.path)}) > 1
+
+
+def test_beams(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+    protocol = jobs.PROTOCOL.with_(num_beams=3)
+    method = vlmfix.VAR()
+    jobs.worker(loaded, [method], protocol=protocol, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
+    steps = [record["method_info"]["var"]["steps"] for record in jobs.records(run.path)]
+    assert sum(steps) == method.activity().steps
+    alone = [
+        vlmfix.generate(*loaded, item.image, item.prompt, method, max_new_tokens=4, num_beams=3)
+        for item in asked
+    ]
+    assert texts(run, asked) == alone
+
+
+def test_a_draw_stands_beside_those_of_its_image() -> None:
+    items = [Item(f"{name}/{number}", name, None, "?", "", {}) for number in range(3) for name in "abcde"]
+    order = sorted((Draw(item, sample, 0, "") for item in items for sample in (1, 0)), key=lambda d: d.order)
+    clusters = [draw.item.cluster for draw in order]
+    assert [clusters[start : start + 6] for start in range(0, 30, 6)] == [[c] * 6 for c in clusters[::6]]
+    assert [draw.identity for draw in order[:4]] == [
+        (f"{clusters[0]}/0", 0),
+        (f"{clusters[0]}/0", 1),
+        (f"{clusters[0]}/1", 0),
+        (f"{clusters[0]}/1", 1),
+    ]
+
+
+def test_methods_say_what_is_asked_and_how_it_is_decoded(
+    loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path
+) -> None:
+    class Searching(vlmfix.VAR):
+        def prompt(self, text: str) -> str:
+            return f"{text} Answer in a word."
+
+        def decoding(self, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+            return {"num_beams": 3, **generate_kwargs}
+
+    for beams, protocol in ((3, jobs.PROTOCOL), (2, jobs.PROTOCOL.with_(num_beams=2))):
+        run = jobs.start(tmp_path / str(beams))
+        jobs.worker(loaded, [Searching()], protocol=protocol, batch_size=4).work(
+            run, jobs.draws(asked), max_errors=0
+        )
+        assert texts(run, asked) == [
+            vlmfix.generate(
+                *loaded,
+                item.image,
+                f"{item.prompt} Answer in a word.",
+                "var",
+                max_new_tokens=4,
+                num_beams=beams,
+            )
+            for item in asked
+        ]
+        prompts = {record["prompt"] for record in jobs.records(run.path)}
+        assert prompts == {f"{item.prompt} Answer in a word." for item in asked}
+
+
+def test_what_logit_methods_move_adds_up_over_items(
+    loaded: tuple[Any, Any], asked: list[Item], run: Run
+) -> None:
+    method = vlmfix.M3ID(decay=0.5)
+    jobs.worker(loaded, [method], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
+    infos = [record["method_info"]["m3id"] for record in jobs.records(run.path)]
+    activity = method.activity()
+    assert activity.kl_steps == sum(info["kl_steps"] for info in infos)
+    assert activity.kl_mean == pytest.approx(sum(info["kl"] for info in infos) / activity.kl_steps)
+    assert activity.kl_max == max(info["kl_max"] for info in infos)
+    assert activity.argmax_changed == sum(info["argmax_changed"] for info in infos) / activity.kl_steps
+
+
+def test_margins_between_yes_and_no(loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path) -> None:
+    ids = answer_ids(loaded[1].tokenizer)
+    margins: list[dict[str, float]] = []
+    for size in (1, 9):
+        run = jobs.start(tmp_path / str(size))
+        worker = jobs.worker(loaded, batch_size=size)
+        Worker(*loaded, [], jobs.PROTOCOL, worker.parse, "0-of-1", size, ids).work(
+            run, jobs.draws(asked), max_errors=0
+        )
+        margins.append({record["id"]: record["margin"] for record in jobs.records(run.path)})
+    assert margins[0] == pytest.approx(margins[1], abs=2e-4)
+    for item, text in zip(asked, texts(run, asked), strict=True):
+        if text in ("Yes", "No"):
+            assert (margins[0][item.id] > 0) == (text == "Yes")
+    assert set(margins[0]) == {item.id for item in asked}

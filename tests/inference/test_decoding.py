@@ -1,0 +1,83 @@
+"""Rows are what their names say, whatever the checkpoint's generation_config asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import vlmfix
+from vlmfix.evaluation.datasets import demo_scene, render
+from vlmfix.inference.decoding import plain_decoding, set_aside
+
+LEAKS: list[dict[str, Any]] = [
+    {"repetition_penalty": 3.0},
+    {"num_beams": 3, "length_penalty": 5.0},
+    {"do_sample": True, "temperature": 5.0},
+    {"min_new_tokens": 25},
+    {"suppress_tokens": list(range(20, 200))},
+    {"begin_suppress_tokens": list(range(20, 200))},
+    {"no_repeat_ngram_size": 1},
+    {"forced_bos_token_id": 30},
+    {"num_return_sequences": 2, "num_beams": 2},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"cache_implementation": "static"},
+    {"prompt_lookup_num_tokens": 3},
+    {"guidance_scale": 2.0},
+    {"exponential_decay_length_penalty": [2, 3.0]},
+    {"num_beams": -3},
+    {"made_up_by_somebody": "x"},
+]
+PICTURE = render(demo_scene())
+
+
+def answer(model: Any, processor: Any, method: Any = None, **kwargs: Any) -> str:
+    torch.manual_seed(0)
+    return vlmfix.generate(
+        model, processor, PICTURE, "Describe the image.", method, **{"max_new_tokens": 30} | kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def stock() -> dict[str, str]:
+    """What the rows say without any settings of the checkpoint."""
+    loaded = vlmfix.load()
+    return {
+        "greedy": answer(*loaded),
+        "beams": answer(*loaded, num_beams=2),
+        "sample": answer(*loaded, do_sample=True),
+        "control.beam": answer(*loaded, "control.beam"),
+    }
+
+
+@pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: "+".join(leak))
+def test_nothing_of_the_checkpoint_leaks_into_a_row(leak: dict[str, Any], stock: dict[str, str]) -> None:
+    model, processor = vlmfix.load()
+    for name, value in leak.items():
+        setattr(model.generation_config, name, value)
+    before = model.generation_config.to_dict()
+    assert answer(model, processor) == stock["greedy"]
+    if len(leak) == 2 or "repetition_penalty" in leak:
+        assert answer(model, processor, num_beams=2) == stock["beams"]
+        assert answer(model, processor, do_sample=True) == stock["sample"]
+        assert answer(model, processor, "control.beam") == stock["control.beam"]
+    assert model.generation_config.to_dict() == before
+    assert set_aside(model) == ({} if "made_up_by_somebody" in leak else leak)
+
+
+def test_what_the_caller_asks_for_holds(stock: dict[str, str]) -> None:
+    model, processor = vlmfix.load()
+    wanted = {"repetition_penalty": 3.0}
+    asked = answer(model, processor, **wanted)
+    assert asked != stock["greedy"]
+    model.generation_config.repetition_penalty = 9.0
+    assert answer(model, processor, **wanted) == asked
+    assert plain_decoding(model, wanted)["repetition_penalty"] == 3.0
+
+
+def test_tokens_that_the_model_has_no_embedding_for_are_refused() -> None:
+    model, processor = vlmfix.load()
+    processor.tokenizer.add_tokens(["zebrafish"])
+    with pytest.raises(ValueError, match=r"the tokenizer gives token \d+, but the embedding"):
+        vlmfix.generate(model, processor, PICTURE, "Is there a zebrafish?", max_new_tokens=2)

@@ -1,0 +1,258 @@
+"""Text in, text out: prompts and images through any model, with or without a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import reduce
+from typing import Any, overload
+
+from PIL import Image
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+
+from vlmfix.engine import compatibility
+from vlmfix.engine.modules import input_device
+from vlmfix.engine.prefix_cache import shared_prefix
+from vlmfix.engine.vision_cache import cached_vision
+from vlmfix.errors import UnsupportedError
+from vlmfix.inference.chat import prepare
+from vlmfix.inference.decoding import plain_decoding
+from vlmfix.inference.output import Answer, read_answers
+from vlmfix.inference.pictures import (
+    ImageLike,
+    Images,
+    listed,
+    open_images,
+)
+from vlmfix.methods.base import AskingMethod, Method
+from vlmfix.methods.image.carve.crop import Refinement
+from vlmfix.methods.registry import make_method
+
+
+@overload
+def generate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: ImageLike | None,
+    prompts: str,
+    method: Method | str | Sequence[Method | str] | None = ...,
+    **kwargs: Any,
+) -> str: ...
+
+
+@overload
+def generate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: ImageLike | Sequence[Images] | None,
+    prompts: str | Sequence[str],
+    method: Method | str | Sequence[Method | str] | None = ...,
+    **kwargs: Any,
+) -> list[str]: ...
+
+
+def generate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: ImageLike | Sequence[Images] | None,
+    prompts: str | Sequence[str],
+    method: Method | str | Sequence[Method | str] | None = None,
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+    progress: Callable[[int], None] | None = None,
+    on_refinement: Callable[[Refinement], None] | None = None,
+    **generate_kwargs: Any,
+) -> str | list[str]:
+    """Answer prompts about images.
+
+    Args:
+        model: a stock image-text-to-text model, or a wrapper around one, such as a PEFT model.
+        processor: its processor.
+        images: one a prompt: a picture, a path, a list of them for a prompt about several, or None for text
+            only. A single picture serves all prompts. All are opened before the first is answered, so that
+            a broken one costs no work; see `vlmfix.inference.pictures.open_images` for what the model is
+            shown.
+        prompts: what the user asks, without any template; a single one is asked about every image.
+        method: a method, the name of one (at its defaults), or several of either, attached in that order; a
+            name may be several joined by `+`, such as "var+vhr". None is plain decoding. With one that asks
+            several times, such as CARVE, the others act in all its passes.
+        max_new_tokens: length limit of an answer, in tokens.
+        batch_size: prompts per forward pass; it changes the speed, not the answers.
+        progress: called with the number of prompts just answered.
+        on_refinement: called with what CARVE found out about each prompt, in order.
+        **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a
+            prompt. Without any, decoding is greedy: what the checkpoint's generation_config says of choosing
+            tokens (sampling, beams, penalties, banned tokens) does not apply, see
+            `vlmfix.inference.decoding`.
+
+    Returns:
+        The answers in the order of the prompts; a single text if both `images` and `prompts` are single.
+
+    Raises:
+        ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image,
+            or what is neither a picture nor a path.
+        FileNotFoundError: no such image.
+        UnsupportedError: the model or the way of decoding does not go with the method.
+    """
+    single = isinstance(prompts, str) and (images is None or isinstance(images, ImageLike))
+    pairs = _pairs(images, prompts)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+    if generate_kwargs.get("num_return_sequences", 1) != 1:
+        raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
+    model = compatibility.stock_model(model)
+    methods = as_methods(method)
+    asking = [each for each in methods if isinstance(each, AskingMethod)]
+    if len(asking) > 1:
+        names = " and ".join(type(each).__name__ for each in asking)
+        raise UnsupportedError(f"{names} ask the model several times each; use one of them")
+    wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
+    generate_kwargs = plain_decoding(model, wanted)
+    pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
+    size = 1 if asking else batch_size
+    if len(pairs) > size:  # a broken picture must not show after an hour of work
+        for pictures in {_identity(pictures): pictures for pictures, _ in pairs}.values():
+            open_images(pictures)
+    answers: list[str] = []
+    with ExitStack() as stack:
+        for each in methods:
+            if each.attaches:
+                stack.enter_context(each(model, processor))
+        for start in range(0, len(pairs), size):
+            batch = pairs[start : start + size]
+            if asking:
+                refinement = asking[0].ask(model, processor, *batch[0], **generate_kwargs)
+                answers.append(refinement.answer)
+                if on_refinement is not None:
+                    on_refinement(refinement)
+            else:
+                written = answer_batch(model, processor, batch, **generate_kwargs)
+                answers += [each.text.strip() for each in written]
+            if progress is not None:
+                progress(len(batch))
+    return answers[0] if single else answers
+
+
+def prompt_under(methods: Sequence[Method], text: str) -> str:
+    """What is asked in place of `text` under the methods, in their order."""
+    return reduce(lambda asked, method: method.prompt(asked), methods, text)
+
+
+def decoding_under(methods: Sequence[Method], generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `model.generate` under the methods, in their order, given those without any."""
+    return reduce(lambda kwargs, method: method.decoding(kwargs), methods, dict(generate_kwargs))
+
+
+def answer_batch(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: Sequence[tuple[Images, str]],
+    **generate_kwargs: Any,
+) -> list[Answer]:
+    """Answers of one forward pass a token, under whatever methods are attached.
+
+    Prompts about the same images, as objects or paths, share their vision encoding, and the reading of what
+    stands in front of the question where the methods allow it.
+
+    Args:
+        batch: images and text of each prompt.
+        **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
+
+    Raises:
+        ValueError: a prompt or picture cannot be read, or the model gives no numbers.
+    """
+    pictures: dict[Any, list[Image.Image]] = {}
+    keys = [_identity(images) for images, _ in batch]
+    for key, (images, _) in zip(keys, batch, strict=True):
+        if key not in pictures:
+            pictures[key] = open_images(images)
+    inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
+    check_token_ids(inputs["input_ids"], model)
+    inputs = inputs.to(input_device(model), dtype=model.dtype)
+    end_tokens = compatibility.end_tokens(model, generate_kwargs)
+    with ExitStack() as stack:
+        if len(pictures) < len(batch):
+            stack.enter_context(cached_vision(model))
+            stack.enter_context(shared_prefix(model))
+        numbers = _Numbers()
+        processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
+        output = model.generate(**inputs, **generate_kwargs, logits_processor=processors)
+    numbers.check()
+    return read_answers(output, inputs["attention_mask"], end_tokens, processor)
+
+
+class _Numbers(LogitsProcessor):
+    """Watches whether scores are numbers; what is not would be read as the first token of the vocabulary."""
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        broken = scores.isnan().any()
+        self._broken = broken if self._broken is None else self._broken | broken
+        return scores
+
+    def check(self) -> None:
+        """Read the device, once a call.
+
+        Raises:
+            ValueError: some were not.
+        """
+        if self._broken is not None and bool(self._broken):
+            raise ValueError(
+                "the model gives scores that are not numbers (NaN), so that there is no answer; float16 "
+                "overflows in models trained in bfloat16 (use bfloat16 or float32), or weights or settings "
+                "of the checkpoint are broken"
+            )
+
+
+def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
+    """Refuse a prompt with tokens that the model has no embedding for, image tokens apart.
+
+    Raises:
+        ValueError: the tokenizer is another model's.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    beyond = input_ids[(input_ids >= size) & (input_ids != getattr(model.config, "image_token_id", None))]
+    if beyond.numel():
+        raise ValueError(
+            f"the tokenizer gives token {int(beyond[0])}, but the embedding of the model has {size} rows; "
+            "use the tokenizer of this checkpoint, or resize_token_embeddings and train the new rows"
+        )
+
+
+def _identity(images: Images) -> Any:
+    """Equal for the same pictures."""
+    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in listed(images))
+
+
+def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Method]:
+    """The methods that `method` names, in order."""
+    if method is None:
+        return []
+    several = [method] if isinstance(method, Method | str) else list(method)
+    return [
+        made
+        for each in several
+        for made in (map(make_method, each.split("+")) if isinstance(each, str) else [each])
+    ]
+
+
+def _pairs(
+    images: ImageLike | Sequence[Images] | None, prompts: str | Sequence[str]
+) -> list[tuple[Images, str]]:
+    """Each prompt with its images; what is single serves all of the other."""
+    if isinstance(images, ImageLike) or images is None:
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return [(images, text) for text in texts]
+    if not isinstance(images, Sequence) or isinstance(images, bytes | bytearray):
+        listed(images)  # says what it is
+    if isinstance(prompts, str):
+        return [(each, prompts) for each in images]
+    if len(images) != len(prompts):
+        raise ValueError(
+            f"{len(images)} images and {len(prompts)} prompts; there must be as many, or one of either"
+        )
+    return list(zip(images, prompts, strict=True))

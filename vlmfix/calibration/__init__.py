@@ -1,0 +1,1 @@
+"""Calibration: what a checkpoint needs is found from pictures."""

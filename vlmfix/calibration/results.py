@@ -1,0 +1,38 @@
+"""What calibrations hand back, and how they ask a model about a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmfix.engine.modules import input_device
+from vlmfix.inference.chat import prepare
+from vlmfix.inference.pictures import ImageLike, open_images
+
+PROMPT = "Describe the image."
+
+Progress = Callable[[int], None] | None
+"""Called with the number of prompts just read."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found for a method.
+
+    Args:
+        values: by parameter of the profile.
+        source: how it was found, for the profile.
+        findings: what supports it, for people.
+    """
+
+    values: dict[str, Any]
+    source: str
+    findings: dict[str, Any] = field(default_factory=dict)
+
+
+def prompt_inputs(model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, prompt: str) -> Any:
+    """What the model is given for a prompt about one picture."""
+    return prepare([open_images(image)], [prompt], processor).to(input_device(model), dtype=model.dtype)

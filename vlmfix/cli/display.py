@@ -1,0 +1,115 @@
+"""Answers, pictures and methods for people."""
+
+from __future__ import annotations
+
+import dataclasses
+from difflib import SequenceMatcher
+
+import numpy as np
+from PIL import Image
+from rich.color import Color
+from rich.markup import escape
+from rich.style import Style
+from rich.table import Column, Table
+from rich.text import Text
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmfix.methods.base import Method
+from vlmfix.methods.registry import list_methods, make_method
+from vlmfix.methods.suitability import suitability
+
+
+def mark_differences(first: str, second: str, *, style: str = "bold reverse") -> tuple[Text, Text]:
+    """Both texts, with the words marked that the other one lacks at this place."""
+    words = first.split(), second.split()
+    texts = Text(), Text()
+    for operation, *bounds in SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+        for text, own, (start, end) in zip(texts, words, (bounds[:2], bounds[2:]), strict=True):
+            for word in own[start:end]:
+                text.append(word, style="" if operation == "equal" else style)
+                text.append(" ")
+    return texts
+
+
+def thumbnail(image: Image.Image, columns: int = 48) -> Text:
+    """The picture in half blocks, two pixels a character cell."""
+    scale = min(1, columns / image.width, 2 * columns / image.height)
+    width = max(1, round(image.width * scale))
+    rows = max(1, round(image.height * scale / 2))
+    small = image.resize((width, 2 * rows), Image.Resampling.LANCZOS)
+    pixels = np.asarray(small)
+    text = Text(no_wrap=True)
+    for y in range(0, small.height, 2):
+        for x in range(width):
+            upper, lower = (Color.from_rgb(*pixels[y + below, x].tolist()) for below in (0, 1))
+            text.append("▀", Style(color=upper, bgcolor=lower))
+        text.append("\n")
+    return text
+
+
+def method_card(cls: type[Method]) -> str:
+    """What a method is, in a few lines."""
+    card = cls.card
+    paper = f"arXiv {card.paper}" if card.is_on_arxiv else card.paper
+    defaults = (f"{field.name}={field.default!r}" for field in dataclasses.fields(cls) if field.init)
+    return "\n".join(
+        (
+            f"{card.level}: {card.changes}",
+            f"where: {card.where}",
+            f"works with: {card.decoding}; {card.kernels}; families: {card.families}",
+            f"forward passes per token: {card.forwards:g}; built from: {card.fidelity}; {paper}",
+            f"defaults: {', '.join(defaults)}",
+        )
+    )
+
+
+def suitability_table(model: PreTrainedModel, processor: ProcessorMixin, name: str) -> Table:
+    """Which methods work on a model, with which values and from which profile, or why not."""
+    table = Table("method", "works", Column("values, and where they come from", ratio=1), title=escape(name))
+    for method_name in list_methods():
+        method = make_method(method_name)
+        found = suitability(method, model, processor)
+        defaults = method.parameters
+        lines = [
+            f"{key} = {value}"
+            for key, value in found.parameters.items()
+            if value != defaults[key]  # what its class says is in 'vlmfix methods'
+        ]
+        lines += [
+            f"{key} of profile {entry['profile']}, by {entry['matched_by']}: {entry['value']} "
+            f"({entry['source']})"
+            for key, entry in found.profile.items()
+        ]
+        lines += found.notes
+        table.add_row(method_name, "yes" if found.works else "no", escape("\n".join(lines)))
+    return table
+
+
+def methods_markdown() -> str:
+    """The table of the README."""
+    head = (
+        "name",
+        "level",
+        "changes",
+        "where",
+        "forward passes per token",
+        "works with",
+        "built from",
+        "paper",
+    )
+    lines = [head, ["---"] * len(head)]
+    for name, cls in list_methods().items():
+        card = cls.card
+        lines.append(
+            [
+                f"`{name}`",
+                card.level,
+                card.changes,
+                card.where,
+                f"{card.forwards:g}",
+                f"{card.decoding}; {card.kernels}; families: {card.families}",
+                card.fidelity,
+                f"[{card.paper}](https://{'arxiv.org/abs/' if card.is_on_arxiv else ''}{card.paper})",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,150 @@
+"""Blocks in which a method steers a model, and passes in which one does by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmfix.engine import attention, compatibility
+from vlmfix.engine.attachment import Steering
+from vlmfix.engine.callers import Turns, turns_of
+from vlmfix.engine.context import Run
+from vlmfix.engine.modules import DecoderModules
+from vlmfix.errors import UnsupportedError
+from vlmfix.models.profiles import find_profile
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+
+
+class SteeringBlock(AbstractContextManager[None], ContextDecorator):
+    """A `with` block in which `method` steers `model`; several on one model compose in the order of entry.
+
+    A block belongs to the thread or asyncio task that enters it, and to all that it starts inside, such as
+    the thread that feeds a streamer. Others wait for its end with their calls and blocks, calls on one model
+    take turns, and leaving waits for a call in progress: every result is that of a single thread.
+
+    Args:
+        model: a stock image-text-to-text model with a decoder-only language model, or a wrapper around one.
+        method: what to attach; values it leaves open come from the profile of the checkpoint.
+        processor: of the model, for methods that read the words of the prompt or change its pixels.
+    """
+
+    def __init__(self, model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> None:
+        self._model = model
+        self._method = method
+        self._processor = processor
+        self._undo: ExitStack | None = None
+
+    def __enter__(self) -> None:
+        """Attach the method.
+
+        Raises:
+            UnsupportedError: the model, or the combination with what is attached already, is not supported;
+                or another thread keeps a block on the model open and does nothing in it.
+            ValueError: a value of the method does not fit the model, or nobody knows it.
+        """
+        name = type(self._method).__name__
+        if self._undo is not None:
+            raise UnsupportedError(f"this block of {name} has been entered and not left; make another one")
+        with ExitStack() as stack:
+            model = compatibility.stock_model(self._model)
+            compatibility.check_model(model)
+            if not self._method.is_neutral:  # strength zero is the stock model, not an edit by nothing
+                turns = turns_of(model)
+                stack.callback(turns.leave, turns.enter(name))
+                self._attach(model, turns, stack)
+            self._undo = stack.pop_all()
+
+    def _attach(self, model: PreTrainedModel, turns: Turns, stack: ExitStack) -> None:
+        resolved = fitted(model, self._method, self._processor)
+        object.__setattr__(resolved, "_sums", self._method._sums)
+        with turns.call():
+            steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
+            if steering.model is not model:
+                raise UnsupportedError(
+                    "another model with the same language model is being steered; leave that block first"
+                )
+            steering.attach(resolved, self._processor)
+        stack.callback(steering.detach, resolved)
+
+    def __exit__(self, *_: object) -> None:
+        """Take the method off, when a call in progress has ended."""
+        if self._undo is not None:
+            self._undo.close()
+            self._undo = None
+
+
+def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> Method:
+    """`method` with every value filled in that depends on the checkpoint.
+
+    Raises:
+        UnsupportedError: it needs the processor, or the model is not supported.
+        ValueError: a value does not fit the model, or nobody knows it.
+    """
+    compatibility.check_model(model)
+    if method.needs_processor and processor is None:
+        name = type(method).__name__
+        raise UnsupportedError(
+            f"{name} needs the processor, for the words or the pixels of the prompt: 'with {name}()(model, "
+            "processor):', or vlmfix.generate"
+        )
+    resolved = method.resolve(model.config, find_profile(model))
+    modules = DecoderModules(model)
+    if resolved.needs_plain_layers:
+        modules.check_layers()
+    if resolved.needs_final_norm:
+        modules.check_final_norm()
+    return resolved
+
+
+@contextmanager
+def alone(
+    model: PreTrainedModel,
+    method: Method,
+    run: Run | None,
+    scores: Tensor,
+    copies: int,
+    inputs: dict[str, Any],
+    processor: ProcessorMixin | None,
+) -> Iterator[Steering]:
+    """Attach `method` for one pass of a run of its own, in which what is attached already acts, too.
+
+    Args:
+        model: whatever is attached to it.
+        method: with every value filled in.
+        run: to go on with; None: the pass reads the prompts.
+        scores: what the method edits in place of the logits of this pass, `(sequences, vocabulary)`.
+        copies: sequences of each prompt, which the text decoder reads, and not yet the model.
+        inputs: of the prompts, as `generate` got them.
+        processor: of the model, for methods that read the words of the prompt.
+
+    Raises:
+        UnsupportedError: the method does not go with one that is attached.
+    """
+    turns = turns_of(model)
+    with turns.block(f"a logits processor of {type(method).__name__}"), turns.call():
+        attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        steering: Steering = attached or Steering(model)
+        steering.check(method)
+        aside = dict(vars(steering))
+        steering.methods, steering._run = (*steering.methods, method), run
+        steering.scores, steering.copies = scores, copies
+        steering._processor, steering._prompt_ids = processor or steering._processor, inputs["input_ids"]
+        steering._inputs = inputs
+        steering._generating, steering._end_tokens = True, None
+        steering._acting = threading.get_ident()
+        try:
+            if attached is None:
+                steering._install()
+            yield steering
+        finally:
+            if attached is None:
+                steering._undo.close()
+            else:
+                vars(steering).update(aside)

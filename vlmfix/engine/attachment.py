@@ -1,0 +1,470 @@
+"""What hangs on a model while methods steer it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
+
+from vlmfix.engine import attention, compatibility
+from vlmfix.engine.branches import unfollow_beams
+from vlmfix.engine.caches import named_arguments, read_cache
+from vlmfix.engine.callers import turns_of
+from vlmfix.engine.context import Run
+from vlmfix.engine.forward_hooks import Passes
+from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.modules import (
+    DecoderModules,
+    Offsets,
+    offsets,
+    swap_offsets,
+)
+from vlmfix.engine.phases import is_prompt, visual_tokens
+from vlmfix.engine.scores import Received
+from vlmfix.engine.vision_attention import EncoderTap
+from vlmfix.engine.vision_cache import Encoded, encode_images
+from vlmfix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+
+
+class Steering:
+    """What hangs on one model while at least one method steers it.
+
+    Args:
+        model: checked by `support.check_model`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.decoder = model.get_decoder()
+        self.image_token = compatibility.image_token(model.config)
+        self.video_token = compatibility.video_token(model.config)
+        self.modules = DecoderModules(model)
+        self.kernel: str = self.decoder.config._attn_implementation
+        self.methods: tuple[Method, ...] = ()
+        self.scores: Tensor | None = None
+        self.copies = 1
+        self.layers_seen: set[int] = set()
+        self._passes = Passes(self)
+        self._turns = turns_of(model)
+        self._acting: int | None = None  # the thread for which the run is there
+        self._run: Run | None = None
+        self._in_pass = False
+        self._offsets = offsets(model)  # of those whose calls began before the block
+        self._offsets_aside: Offsets | None = None
+        self._wants_tuple = False
+        self._calls_outside = 0
+        self._processor: ProcessorMixin | None = None
+        self._end_tokens: Tensor | None = None
+        self._generating = False
+        self._prompt_ids: Tensor | None = None
+        self._inputs: dict[str, Any] = {}
+        self._encoder: EncoderTap | None = None
+        self._undo = ExitStack()
+
+    @property
+    def run(self) -> Run | None:
+        """The run of the call in progress; None for every thread but that of the call."""
+        return self._run if self._acting == threading.get_ident() else None
+
+    @run.setter
+    def run(self, run: Run | None) -> None:
+        self._run = run
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuses: a copy would hang on the hooks of this model.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"{type(self.model).__name__} is inside a block of {self._names()}, whose hooks cannot be copied "
+            "or pickled; copy or save the model outside of the block"
+        )
+
+    def _names(self) -> str:
+        return ", ".join(type(method).__name__ for method in self.methods) or "a method"
+
+    def check(self, method: Method) -> None:
+        """Refuse a method that does not go with those that are attached.
+
+        Raises:
+            UnsupportedError: with the reason and the remedy.
+        """
+        name = type(method).__name__
+        for other in self.methods:
+            if type(other) is type(method):
+                raise UnsupportedError(
+                    f"{name} is attached to this model already; leave that block before entering another"
+                )
+            if method.owns_logits and other.owns_logits:
+                raise UnsupportedError(
+                    f"{type(other).__name__} defines the logits of this model already, and {name} would, "
+                    "too; use one of them at a time"
+                )
+            for one, another in ((method, other), (other, method)):
+                if one.decodes and another.owns_logits:
+                    raise UnsupportedError(
+                        f"{type(one).__name__} tries tokens and takes them back, which "
+                        f"{type(another).__name__}, which defines the logits, does not follow; use one of "
+                        "them at a time"
+                    )
+            if method.prunes and other.prunes:
+                raise UnsupportedError(
+                    f"{type(other).__name__} drops image tokens of this model already, and the counts of "
+                    f"{name} would refer to tokens that are gone; use one pruning method at a time"
+                )
+
+    def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
+        """Add one method, after those that are attached; the first one installs the hooks."""
+        if self._generating:
+            raise UnsupportedError(
+                f"{type(method).__name__} cannot be attached while generate is at work on the model; enter "
+                "the block before the call"
+            )
+        self.check(method)
+        if method.needs_encoder:
+            self._encoder = EncoderTap(self.model)
+        self._processor = processor or self._processor
+        if not self.methods:
+            try:
+                self._install()
+            except BaseException:
+                self._undo.close()
+                raise
+        self._end_run()
+        self.methods += (method,)
+        if method.needs_encoder and self._encoder is not None:
+            self._encoder.install()
+
+    def detach(self, method: Method) -> None:
+        """Take one method off; the last one leaves the model as it was found."""
+        with self._turns.call():
+            self._end_run()
+            self.methods = tuple(other for other in self.methods if other is not method)
+            if method.needs_encoder and self._encoder is not None:
+                self._encoder.remove()
+                self._encoder = None
+            if not self.methods:
+                self._undo.close()
+
+    def _install(self) -> None:
+        attention.register()
+        # First, and gone last: whoever looks at the configuration meanwhile finds out why it is as it is.
+        self._set(self.decoder, attention.ATTRIBUTE, self)
+        for module in self.decoder.modules():
+            if isinstance(module, PreTrainedModel):
+                # Not by the public setter, which may look for kernels anew.
+                self._undo.callback(
+                    setattr, module.config, "_attn_implementation", module.config._attn_implementation
+                )
+        self.decoder.set_attn_implementation(attention.NAME)
+        if self.decoder.config._attn_implementation != attention.NAME:
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} does not use the attention registry of transformers, so that "
+                "no method can see its attention"
+            )
+        for index, layer in enumerate(self.decoder.layers):
+            self._set(layer.self_attn, attention.ATTRIBUTE, self)
+            before_layer = functools.partial(self._passes.before_layer, index)
+            self._undo.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
+        before, after = self._passes.before_decoder, self._passes.after_decoder
+        self._undo.callback(self.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
+        self._undo.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
+        self._undo.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
+        self._undo.callback(self.model.register_forward_hook(self._after_model).remove)
+        self._undo.callback(self.model.register_forward_hook(self._end_pass, always_call=True).remove)
+        self._calls_outside = self._calls_of_generate()
+        self._undo.callback(lambda: swap_offsets(self._offsets))
+        self._set(self.model, "generate", self._guarded(self.model.generate))
+        self._set(self.model, "init_continuous_batching", compatibility.refuse_continuous_batching)
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute of this instance; undone, it is what it was, or gone."""
+        attributes = vars(module)
+        if name in attributes:
+            self._undo.callback(attributes.__setitem__, name, attributes[name])
+        else:
+            self._undo.callback(attributes.pop, name)
+        attributes[name] = value
+
+    def _guarded(self, generate: Any) -> Any:
+        """`generate` that refuses what cannot be kept right and marks where a call begins and ends."""
+
+        @functools.wraps(generate)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if not self._turns.is_here:
+                self._turns.await_others()
+                return generate(*args, **kwargs)
+            with self._turns.call():
+                return self._generate(generate, args, kwargs)
+
+        return guarded
+
+    def _generate(self, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of `generate` under the methods."""
+        methods = self.methods
+        if not methods:
+            raise UnsupportedError(
+                "this generate was taken from the model (or the model was copied) inside a block that has "
+                "ended; call it inside the block, or take the generate of the model itself"
+            )
+        if self._generating:
+            raise UnsupportedError(
+                "generate was called inside a generate call on the same model, for instance by a logits "
+                "processor or a stopping criterion, which methods do not follow; do it before or after"
+            )
+        named = named_arguments(type(self.model).generate, args, kwargs)
+        compatibility.check_uncompiled(self.model)
+        compatibility.check_generate(self.model, named)
+        for method in methods:
+            method.check_generate(named)
+        self._end_run()
+        self._forget_images()
+        self._generating, self._acting = True, threading.get_ident()
+        self._prompt_ids = named.get("input_ids", named.get("inputs"))
+        self._inputs = named
+        self._end_tokens = compatibility.end_tokens(self.model, named)
+        try:
+            output = generate(*args, **kwargs)
+            if self.methods != methods:
+                raise UnsupportedError(
+                    "a block was left while generate was at work in it; leave it afterwards"
+                )
+        except BaseException:
+            self._end_run(failed=True)
+            raise
+        finally:
+            self._end_run()
+            self._forget_images()
+            self._generating, self._acting = False, None
+            self._prompt_ids = self._end_tokens = None
+            self._inputs = {}
+        return output
+
+    def _before_model(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Begin a pass: learn its phase, and the layout of a prompt that is new."""
+        named = named_arguments(type(self.model).forward, args, kwargs)
+        cache = read_cache(named)
+        if not self._is_own_call and not self._begin_pass(cache):
+            return None
+        compatibility.check_pass(self.model)
+        self._learn(named, cache)
+        self._wants_tuple = named.get("return_dict", self.model.config.return_dict) is False
+        return ((), {**named, "return_dict": True}) if self._wants_tuple else None
+
+    @property
+    def _is_own_call(self) -> bool:
+        return self._generating and self._acting == threading.get_ident()
+
+    def _begin_pass(self, cache: DynamicCache | None) -> bool:
+        """Wait for the turn of a pass outside `generate`, and tell whether it is one of the block.
+
+        A pass of another caller goes on plainly if it goes on from what was read before the block.
+        """
+        is_others = not self._turns.is_here
+        if is_others and (cache is None or cache.get_seq_length() == 0):
+            self._turns.await_others()
+            return False
+        self._turns.begin(stranger=is_others)
+        if not self.methods:  # the block was left meanwhile, and nothing will end the pass
+            self._turns.end()
+            return False
+        self._in_pass = True
+        if is_others:
+            self._offsets_aside = swap_offsets(self._offsets)
+            return False
+        self._acting = threading.get_ident()
+        self._refuse_calls_past_the_block()
+        return True
+
+    def _end_pass(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Let others call, whether or not the pass came to its end."""
+        if self._in_pass and self._turns.is_mine:
+            self._in_pass, self._acting = False, None
+            if self._offsets_aside is not None:
+                self._offsets, self._offsets_aside = swap_offsets(self._offsets_aside), None
+            self._turns.end()
+
+    def _calls_of_generate(self) -> int:
+        """How many calls of the model's own `generate` this thread is inside of."""
+        code = inspect.unwrap(type(self.model).generate).__code__
+        calls, frame = 0, inspect.currentframe()
+        while frame is not None:
+            calls += frame.f_code is code and frame.f_locals.get("self") is self.model
+            frame = frame.f_back
+        return calls
+
+    def _refuse_calls_past_the_block(self) -> None:
+        """Refuse a pass in a `generate` of which the block knows nothing."""
+        if self._calls_of_generate() > self._calls_outside:
+            raise UnsupportedError(
+                f"this call of generate went past the block of {self._names()}: it was bound before the "
+                "block was entered, or called through the class; call model.generate(...) inside the block"
+            )
+
+    def refuse_bypass(self) -> None:
+        """Refuse attention in the thread of the block that belongs to no run.
+
+        Raises:
+            UnsupportedError: with the remedy.
+        """
+        if self.methods and self._turns.is_here:
+            raise UnsupportedError(
+                f"the language model was called past the block of {self._names()}: by model.forward, "
+                "model.model, get_decoder or a layer, in a thread that a wrapper started, or without the "
+                "hooks of the model; call model(...) or model.generate(...)"
+            )
+
+    def _learn(self, kwargs: dict[str, Any], cache: DynamicCache | None) -> None:
+        """Learn the phase of a pass from its arguments by name."""
+        input_ids = kwargs.get("input_ids")
+        tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        if tokens is None:
+            return  # the model itself says best what it misses
+        if self.run is not None and self.run.block is not None:
+            return  # whoever set it knows the phase
+        batch, queries = tokens.shape[:2]
+        compatibility.check_cache(cache)
+        if is_prompt(queries, cache, self.run, in_generate=self._generating):
+            self._begin_run(input_ids, kwargs)
+        elif self.run is not None:
+            self.run.step += 1
+            if self._end_tokens is not None and input_ids is not None:
+                self.run.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
+        if self.run is not None and self.run.is_prefill:
+            batch *= self.copies
+        if self.run is not None and batch != self.run.layout.batch_size:
+            raise UnsupportedError(
+                f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during "
+                "generation; methods need a constant batch"
+            )
+        if self.run is not None:
+            kept = kwargs.get("logits_to_keep")
+            self.run.wants_last_logits = isinstance(kept, int) and kept == 1
+
+    def _encode_images(self, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
+        """What the vision encoder makes of other images than those of the prompt, whose attention stays."""
+        if self._encoder is None:
+            return encode_images(self.model, images)
+        own = self._encoder.images, self._encoder.videos
+        encoded = encode_images(self.model, images)
+        self._encoder.images, self._encoder.videos = own
+        return encoded
+
+    def _forget_images(self) -> None:
+        if self._encoder is not None:
+            self._encoder.forget()
+
+    def _begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
+        self._end_run()
+        if not self._generating:
+            self._forget_images()
+        image_tokens, video_tokens = visual_tokens(self.model, kwargs, self._prompt_ids)
+        layout = PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
+        layout = layout.repeat(self.copies)
+        video_tokens = video_tokens.repeat_interleave(self.copies, dim=0) & layout.image_tokens
+        ids = None if input_ids is None else input_ids.repeat_interleave(self.copies, dim=0)
+        copies = 1 if self._prompt_ids is None else layout.batch_size // len(self._prompt_ids)
+        if ids is None and self._prompt_ids is not None:
+            ids = self._prompt_ids.repeat_interleave(copies, dim=0)
+        self.run = Run(
+            layout,
+            num_layers=len(self.decoder.layers),
+            prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
+            image_token=self.image_token,
+            video_tokens=video_tokens,
+            processor=self._processor,
+            inputs=self._inputs or kwargs,
+            copies=copies,
+            config=self.model.config,
+            encode_images=self._encode_images,
+            embed_tokens=self.model.get_input_embeddings(),
+            encoder=self._encoder,
+            modules=self.modules,
+        )
+        self.layers_seen = set()
+        for method in self.methods:
+            method.begin(self.run)
+        self.run.taps = frozenset(layer for method in self.methods for layer in method.taps(self.run))
+
+    @contextmanager
+    def part(self, rows: slice) -> Iterator[Run]:
+        """Within the block, passes read on behind some of the prompts alone."""
+        whole = self.run
+        assert whole is not None
+        self.run = whole.part(rows)
+        try:
+            yield self.run
+        finally:
+            self.run = whole
+
+    def _end_run(self, *, failed: bool = False) -> None:
+        """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        unfollow_beams(run)
+        if not failed and not run.is_prefill:  # a prefill that failed is no run
+            for method in self.methods:
+                method.end(run)
+
+    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Let methods edit the logits, which only the prompts keep, and count the step."""
+        if self._acting != threading.get_ident():
+            return None
+        edited = self._edit(output)
+        return edited.to_tuple() if self._wants_tuple else edited
+
+    def _edit(self, output: Any) -> Any:
+        missed = set(range(len(self.decoder.layers))) - self.layers_seen
+        if missed and self.decoder.config._attn_implementation != attention.NAME:
+            raise UnsupportedError(
+                "the attention implementation of the model was changed inside the block to "
+                f"{self.decoder.config._attn_implementation!r}, where methods do not see it; set it before "
+                "the block"
+            )
+        if missed:
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} did not call the attention registry in layers "
+                f"{sorted(missed)}, so that no method can see its attention"
+            )
+        run = self.run
+        if run is None:
+            return output
+        owners = [method for method in self.methods if method.owns_logits]
+        if owners:
+            rows = run.layout.batch_size
+            last = output.logits[:, -1]
+            own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
+            received = None
+            if self.scores is not None:
+                received = Received.of(self.scores, last[:rows], type(owners[-1]).__name__)
+                own = received.logits
+            for method in owners:
+                edited = method.edit_logits(run, own, others)
+                run.counts_of(method).divergence.compare(own, edited)
+                own = edited
+            if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
+                output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
+            else:
+                output.logits = received.processed(own)[:, None]
+        for method in self.methods:
+            if method.decodes:  # its steps end when a token is chosen
+                continue
+            taken = torch.ones_like(run.alive)
+            for skipped in method.skipped(run).values():
+                taken &= ~skipped
+            run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)
+        return output

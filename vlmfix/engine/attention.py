@@ -1,0 +1,199 @@
+"""The one attention function: the model's own kernel, and explicit rows where a method asks for them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vlmfix.engine.attention_rows import causal, observed_weights, with_explicit_rows
+from vlmfix.engine.branches import Branch, Parts
+from vlmfix.engine.layout import PromptLayout
+from vlmfix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlmfix.engine.context import Run
+
+NAME = "vlmfix"
+ATTRIBUTE = "_vlmfix_steering"
+
+
+def register() -> None:
+    """Make `NAME` selectable in transformers; in the mask registry too, or causality and padding are lost."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one decoder layer, in the form that transformers calls.
+
+    Args:
+        module: the attention module, which carries the steering of its model.
+        query: `(batch, heads, queries, head_dim)`, after the rotary embedding.
+        key: `(batch, key_value_heads, keys, head_dim)`, the whole cache.
+        value: like `key`.
+        attention_mask: None for plain causal, else `(batch, 1, queries, keys)`, boolean or additive.
+
+    Returns:
+        `(batch, queries, heads, head_dim)`, and the weights where the model's own kernel gives them.
+    """
+    steering = vars(module).get(ATTRIBUTE)
+    if steering is None:  # an unsteered model that shares its configuration object with a steered one
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    run: Run | None = steering.run
+    if run is None:
+        steering.refuse_bypass()
+        return _own_kernel(steering.kernel, None, module, query, key, value, attention_mask, **kwargs)
+    if run.reading is not None:
+        return _of_branch(steering.kernel, run.reading, module, query, key, value, **kwargs)
+    if isinstance(key, Parts):
+        return _with_branches(steering, run, module, query, key, value, **kwargs)
+    layer: int = vars(module)["layer_idx"]
+    layout = run.layout_at(layer)
+    if run.peeking is not None:
+        mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
+        run.peeked = observed_weights(module, query, key, run.peeking.index, mask, **kwargs)
+        return torch.zeros_like(query).transpose(1, 2), None
+    steering.layers_seen.add(layer)
+    if run.prefix is not None and not run.prefix.is_read:  # where no method edits
+        layout = run.prefix.layout
+        return _own_kernel(steering.kernel, layout, module, query, key, value, attention_mask, **kwargs)
+    companions: list[Tensor] = []
+    if run.block is not None:
+        attention_mask = run.block.attention_mask(layout, query.device)
+        kwargs["position_ids"] = None
+    elif layout is not run.layout or run.companions:  # the mask and positions given are of the whole prompt
+        (query, key, value), *others = _segments(run, query, key, value)
+        attention_mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
+        kwargs["position_ids"] = None
+        for companion, segment in zip(run.companions.values(), others, strict=True):
+            own_query, own_key, own_value = segment
+            mask = companion.layout.attention_mask(own_query.shape[2], own_key.shape[2], query.device)
+            own, _ = _own_kernel(
+                steering.kernel, companion.layout, module, own_query, own_key, own_value, mask, **kwargs
+            )
+            companions.append(own)
+    own_kernel = functools.partial(
+        _own_kernel, steering.kernel, layout, module, query, key, value, attention_mask, **kwargs
+    )
+    weights = None
+    asked = [(method, rows) for method in steering.methods if (rows := method.rows(run, layer)) is not None]
+    if asked:
+        output = with_explicit_rows(
+            asked, run, layer, own_kernel, module, query, key, value, attention_mask, **kwargs
+        )
+    else:
+        output, weights = own_kernel()
+    if companions:
+        output = torch.cat([output, *companions], dim=1)
+    for method in steering.methods:
+        output = method.edit_heads(run, layer, output)
+    return output, weights
+
+
+def _with_branches(
+    steering: Any, run: Run, module: nn.Module, query: Tensor, key: Any, value: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """A decode step of prompts and branches, each of which attends to its own keys alone."""
+    kwargs["position_ids"] = None
+    prompts, *others = zip(query.split(run.layout.batch_size), key, value, strict=True)
+    layout = run.layout_at(vars(module)["layer_idx"])
+    mask = layout.attention_mask(1, prompts[1].shape[2], query.device)
+    output, _ = attention(module, *prompts, mask, **kwargs)
+    outputs = [output]
+    for branch, (own_query, own_key, own_value) in zip(run.branches, others, strict=True):
+        own, _ = _of_branch(steering.kernel, branch, module, own_query, own_key, own_value, **kwargs)
+        outputs.append(own)
+    return torch.cat(outputs), None
+
+
+def _of_branch(
+    kernel: str, branch: Branch, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of a branch to its own keys, in deep layers to the chosen ones alone."""
+    layout, selection = branch.layout, branch.selection
+    queries, keys = query.shape[2], key.shape[2]
+    mask = layout.attention_mask(queries, keys, query.device)
+    layer: int = vars(module)["layer_idx"]
+    if selection is not None and layer == selection.layer - 1:
+        index = torch.arange(queries, device=query.device)
+        newest = index[-max(1, queries - layout.length + 1) :]
+        weights = observed_weights(module, query, key, newest, mask, **kwargs)
+        selection.update(weights, causal(index, queries, keys)[None] if mask is None else mask[:, 0])
+    if selection is not None and layer >= selection.layer:
+        assert selection.seen is not None
+        mask = selection.seen.to(query.device)
+        if kernel != "eager":  # FlashAttention cannot hide keys from some queries alone
+            kernel = "sdpa"
+    return _own_kernel(kernel, layout, module, query, key, value, mask, **kwargs)
+
+
+def _segments(run: Run, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """`(batch, heads, tokens, head_dim)` tensors cut into the prompt and the companions behind it."""
+    lengths = [companion.inputs_embeds.shape[1] for companion in run.companions.values()]
+    cuts = [each.split([each.shape[2] - sum(lengths), *lengths], dim=2) for each in tensors]
+    return list(zip(*cuts, strict=True))
+
+
+def _own_kernel(
+    name: str,
+    layout: PromptLayout | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What the model computes without us: its kernel, given the form of mask that this kernel takes."""
+    if name == "eager":
+        mask = _additive(attention_mask, query, key)
+        return eager_function(module)(module, query, key, value, mask, **kwargs)
+    if name != "sdpa":  # FlashAttention takes the 2-D mask
+        if layout is not None:
+            attention_mask = layout.key_mask(key.shape[2], key.device)
+        elif attention_mask is not None and attention_mask.ndim == 4:  # of a pass without a run
+            attention_mask = attention_mask[:, 0, -1]
+    return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
+
+
+def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The plain attention that a modeling file falls back to; it has no entry in the registry.
+
+    Raises:
+        UnsupportedError: the modeling file of `module` has none.
+    """
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if function is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} has no eager attention to delegate to; load the model with "
+            "attn_implementation='sdpa'"
+        )
+    return function
+
+
+def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """`mask` as eager attention wants it: zeros and the lowest number of the dtype."""
+    if mask is None:
+        if query.shape[2] == 1:
+            return None
+        positions = torch.arange(query.shape[2], device=query.device)
+        mask = causal(positions, query.shape[2], key.shape[2])[None, None]
+    if mask.dtype != torch.bool:
+        return mask
+    zero = torch.zeros((), dtype=query.dtype, device=query.device)
+    return torch.where(mask, zero, torch.finfo(query.dtype).min)

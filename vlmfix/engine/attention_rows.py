@@ -1,0 +1,330 @@
+"""Attention of chosen query rows, computed explicitly so that methods can see and edit it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlmfix.engine.context import Run
+    from vlmfix.methods.base import Method
+
+# Scores that are computed at once: 128 MiB in float32, and a few times that for what edits make of them.
+_BLOCK = 2**25
+
+# Terms that a kernel may add to the scores and that the explicit rows do not know.
+_FOREIGN_TERMS = ("softcap", "s_aux", "sliding_window", "position_bias")
+
+
+def with_explicit_rows(
+    asked: list[tuple[Method, Rows]],
+    run: Run,
+    layer: int,
+    own_kernel: Callable[[], tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Tensor:
+    """Let the methods act on the rows they ask for; all other rows keep the output of the model's own kernel.
+
+    In the prompt, heads that no edit changed keep it, too. A decode step has one row: when that is edited,
+    reading the cache once more for heads that keep their weights would cost more than it is worth. Many rows
+    of a long prompt are computed in blocks, so that memory grows with the keys alone; methods that observe
+    see all of theirs at once.
+
+    Args:
+        asked: the methods that take part in this layer, in the order of attachment, with their prompt rows.
+        own_kernel: computes `(batch, queries, heads, head_dim)` without an edit.
+
+    Returns:
+        `(batch, queries, heads, head_dim)`.
+    """
+    _refuse_foreign_terms(module, kwargs)
+    layout = run.layout_at(layer)
+    index, wanted = _rows_of_step(asked, run, layout, query)
+    if index is not None and len(index) == 0:
+        return own_kernel()[0]
+    watching = [(method, own) for method, own in asked if method.observes]
+    rows, row_size = query.shape[2] if index is None else len(index), query.shape[:2].numel() * key.shape[2]
+    size = max(1, _BLOCK // row_size)
+    if rows > size:
+        for method, own in watching:
+            _check_memory(type(method).__name__, len(own.index), row_size, query.device)
+    blocks = []
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        run.has_newest_row = start + size >= rows
+        own_index = None if index is None else index[part]
+        weights, changes = _edited_weights(
+            [
+                (method, None if mask is None else mask[:, part])
+                for (method, _), mask in zip(asked, wanted, strict=True)
+            ],
+            run,
+            layer,
+            attention_scores(_take(query, own_index), key, _scaling(query, kwargs)),
+            _mask_of_rows(attention_mask, own_index, query, key, _is_causal(module, kwargs)),
+        )
+        # Without an edit the output is that of the kernel.
+        attended = attend(weights, value).to(query.dtype) if changes or rows > size else None
+        seen = [_own_rows(weights, own_index, own, layout, _first(layout, query)) for _, own in watching]
+        blocks.append(_Block(weights.shape[2], changes, attended, seen))
+        del weights
+    run.attend = functools.partial(_attention_output, module, value)
+    for number, (method, _) in enumerate(watching):
+        method.observe(run, layer, _joined([block.seen[number] for block in blocks], dim=2))
+    run.attend = None
+    edits = dict.fromkeys(edit for block in blocks for edit in block.changes)
+    if not edits:
+        return own_kernel()[0]
+    changed = []
+    for method, hook in edits:
+        changed.append(_joined([block.change(method, hook, query) for block in blocks], dim=2))
+        run.count(method, layer, changed[-1], method.sites(layer, query.shape[1]))
+    new = _joined([block.attended for block in blocks if block.attended is not None], dim=1)
+    if index is None:
+        return new
+    output, _ = own_kernel()
+    overwritten = reduce(or_, changed).transpose(1, 2).unsqueeze(-1)
+    return output.index_copy(1, index, torch.where(overwritten, new, output[:, index]))
+
+
+class _Block(NamedTuple):
+    """What became of some of the explicit rows.
+
+    Args:
+        rows: their number.
+        changes: by method and hook, where an edit changed them, `(batch, heads, rows)` bool.
+        attended: `(batch, rows, heads, head_dim)`; None: nothing was edited.
+        seen: weights of the rows that each observing method asked for, `(batch, heads, rows, keys)`.
+    """
+
+    rows: int
+    changes: dict[tuple[Method, str], Tensor]
+    attended: Tensor | None
+    seen: list[Tensor]
+
+    def change(self, method: Method, hook: str, query: Tensor) -> Tensor:
+        """Where an edit changed them; nowhere, if it gave back what it got."""
+        found = self.changes.get((method, hook))
+        return query.new_zeros(*query.shape[:2], self.rows, dtype=torch.bool) if found is None else found
+
+
+def _edited_weights(
+    asked: list[tuple[Method, Tensor | None]], run: Run, layer: int, scores: Tensor, seen: Tensor | None
+) -> tuple[Tensor, dict[tuple[Method, str], Tensor]]:
+    """Weights of some rows under all edits, and which heads and rows each edit changed.
+
+    Args:
+        asked: the methods with the rows that they want, `(batch, rows)` bool; None: all of them.
+        scores: scaled, `(batch, heads, rows, keys)` float32.
+        seen: the mask of these rows; None: they see everything.
+    """
+    changes: dict[tuple[Method, str], Tensor] = {}
+
+    def changed(method: Method, hook: str, before: Tensor, after: Tensor) -> Tensor:
+        """Note where a method edited; an edit that returns its input had no part."""
+        if after is not before:
+            changes[method, hook] = (after != before).any(dim=-1)
+        return after
+
+    edited_scores = scores
+    for method, rows in asked:
+        edited = _where_wanted(rows, method.edit_scores(run, layer, scores), scores)
+        if changed(method, "scores", scores, edited) is not scores:
+            # What methods add to the same scores adds up, whatever their order.
+            edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
+    weights = _softmax(edited_scores, seen)
+    measuring = [method for method, _ in asked if method.measures_scores and run.has_newest_row]
+    if measuring:
+        newest = None if seen is None else seen[..., -1:, :]
+        before = _softmax(scores[:, :, -1:], newest)[:, :, 0]
+        for method in measuring:
+            method.measure_scores(run, layer, before, weights[:, :, -1])
+    for method, rows in asked:
+        edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
+        weights = changed(method, "weights", weights, edited)
+    return weights, changes
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+
+
+def _check_memory(name: str, rows: int, row_size: int, device: torch.device) -> None:
+    """Refuse weights that a method wants to see at once and that do not fit into the memory of a CPU, which
+    would kill the process; a GPU says so by itself."""
+    if device.type != "cpu":
+        return
+    needed, free = 2 * 4 * rows * row_size, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise UnsupportedError(
+            f"{name} looks at the attention of {rows} prompt tokens at once, which takes "
+            f"{needed / 2**30:.1f} GiB where {free / 2**30:.1f} GiB are free; shorten the prompt or make the "
+            "batch smaller"
+        )
+
+
+def observed_weights(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Tensor:
+    """Weights of some rows of a causal block, without an edit: `(batch, heads, rows, keys)` float32.
+
+    Args:
+        module: the attention module.
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, key_value_heads, keys, head_dim)`.
+        rows: which queries, `(rows,)`.
+        attention_mask: `(batch, 1, queries, keys)` bool; None for plain causal.
+
+    Raises:
+        UnsupportedError: the model adds terms to its scores that explicit rows do not know.
+    """
+    _refuse_foreign_terms(module, kwargs)
+    rows = rows.to(query.device)
+    row_size = query.shape[:2].numel() * key.shape[2]
+    if len(rows) * row_size > _BLOCK:
+        _check_memory("a method", len(rows), row_size, query.device)
+    scores = attention_scores(_take(query, rows), key, _scaling(query, kwargs))
+    seen = _mask_of_rows(attention_mask, rows, query, key, _is_causal(module, kwargs))
+    return _softmax(scores, seen)
+
+
+def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    for term in _FOREIGN_TERMS:
+        if kwargs.get(term) is not None:
+            raise UnsupportedError(
+                f"{type(module).__name__} adds {term} to its attention, which edited rows would lose; "
+                "methods at the attention level do not support this model"
+            )
+
+
+def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Scaled products in float32, without repeating the key heads of grouped-query attention.
+
+    Args:
+        query: `(batch, heads, rows, head_dim)`.
+        key: `(batch, key_value_heads, keys, head_dim)`.
+
+    Returns:
+        `(batch, heads, rows, keys)`.
+    """
+    batch, heads, rows, head_dim = query.shape
+    grouped = (query * scaling).reshape(batch, key.shape[1], -1, head_dim)
+    return (grouped @ key.transpose(-1, -2)).float().view(batch, heads, rows, key.shape[2])
+
+
+def attend(weights: Tensor, value: Tensor) -> Tensor:
+    """Weighted sums of the values.
+
+    Args:
+        weights: `(batch, heads, rows, keys)`.
+        value: `(batch, key_value_heads, keys, head_dim)`.
+
+    Returns:
+        `(batch, rows, heads, head_dim)`.
+    """
+    batch, heads, rows, keys = weights.shape
+    grouped = weights.to(value.dtype).reshape(batch, value.shape[1], -1, keys)
+    return (grouped @ value).view(batch, heads, rows, value.shape[-1]).transpose(1, 2)
+
+
+def _attention_output(module: nn.Module, value: Tensor, weights: Tensor) -> Tensor:
+    """What attention with these weights adds to the residual stream, `(batch, rows, hidden)`."""
+    output: Tensor = module.get_submodule("o_proj")(attend(weights, value).flatten(2))
+    return output
+
+
+def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """Which keys the query positions `(rows,)` of a plain causal block see; `(rows, keys)` bool."""
+    return queries[:, None] + (num_keys - num_queries) >= torch.arange(num_keys, device=queries.device)
+
+
+def _rows_of_step(
+    asked: list[tuple[Method, Rows]], run: Run, layout: PromptLayout, query: Tensor
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Which queries are explicit rows and which of them each method wants; None stands for all."""
+    queries = query.shape[2]
+    if run.reads_on(queries):
+        return None, [None] * len(asked)
+    rows = run.union([rows for _, rows in asked]).to(query.device)
+    masks = [own.to(query.device).mask_in(rows) for _, own in asked]
+    index = rows.index - _first(layout, query)
+    # Without a cache, the generated tokens come along at every step.
+    generated = torch.arange(layout.length, max(queries, layout.length), device=query.device)
+    if len(generated) == 0:
+        return index, list(masks)
+    always = rows.mask.new_ones(rows.mask.shape[0], len(generated))
+    return torch.cat([index, generated]), [torch.cat([mask, always], dim=1) for mask in masks]
+
+
+def _first(layout: PromptLayout, query: Tensor) -> int:
+    """Position of the first query in the prompt; not 0 where a shared beginning was read before."""
+    return max(0, layout.length - query.shape[2])
+
+
+def _scaling(query: Tensor, kwargs: dict[str, Any]) -> float:
+    scaling = kwargs.get("scaling")
+    return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+
+
+def _take(query: Tensor, index: Tensor | None) -> Tensor:
+    return query if index is None else query.index_select(2, index)
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    is_causal = kwargs.get("is_causal")
+    return getattr(module, "is_causal", True) if is_causal is None else is_causal
+
+
+def _mask_of_rows(
+    attention_mask: Tensor | None, index: Tensor | None, query: Tensor, key: Tensor, is_causal: bool
+) -> Tensor | None:
+    """The part of the mask that belongs to the explicit rows; built where the kernel would imply it."""
+    if attention_mask is not None:
+        return attention_mask if index is None else attention_mask.index_select(2, index)
+    if index is None or not is_causal:
+        return None
+    return causal(index, query.shape[2], key.shape[2])
+
+
+def _softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
+    """Weights of scores `(batch, heads, rows, keys)` under a mask, boolean or additive; None: all seen."""
+    if seen is not None:
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
+    return torch.softmax(scores, dim=-1)
+
+
+def _own_rows(weights: Tensor, index: Tensor | None, rows: Rows, layout: PromptLayout, first: int) -> Tensor:
+    """Of the explicit rows at `index` behind `first`, those that one method asked for, and generated ones."""
+    if index is None or len(index) == len(rows.index):
+        return weights
+    positions = index + first
+    own = torch.isin(positions, rows.index.to(index.device)) | (positions >= layout.length)
+    return weights[:, :, own]
+
+
+def _where_wanted(rows: Tensor | None, edited: Tensor, before: Tensor) -> Tensor:
+    """`edited` in the rows `(batch, rows)` that a method wants, `before` in the others."""
+    if edited is before or rows is None:
+        return edited
+    return torch.where(rows[:, None, :, None], edited, before)

@@ -1,0 +1,278 @@
+"""What is refused, and why: wherever the correctness of a method could not be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from vlmfix.engine import attention
+from vlmfix.engine.caches import check_cache_names, read_cache
+from vlmfix.errors import UnsupportedError
+
+_ONE_TOKEN_AT_A_TIME = {
+    "assistant_model": "assisted decoding",
+    "use_mtp": "multi-token prediction",
+    "prompt_lookup_num_tokens": "prompt lookup decoding",
+    "assistant_early_exit": "early-exit assisted decoding",
+    "prefill_chunk_size": "chunked prefill",
+}
+
+
+def image_token(config: PreTrainedConfig) -> int:
+    """Id of the placeholder that image features replace.
+
+    Raises:
+        UnsupportedError: the configuration names none, as that of a text-only model.
+    """
+    for name in ("image_token_id", "image_token_index"):
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
+    raise UnsupportedError(
+        f"{type(config).__name__} names no image_token_id; methods need a vision-language model that puts "
+        "image features into its prompt"
+    )
+
+
+def video_token(config: PreTrainedConfig) -> int | None:
+    """Id of the placeholder that the features of videos replace; None: videos have none of their own."""
+    for name in ("video_token_id", "video_token_index"):
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
+    return None
+
+
+def visual_tokens(config: PreTrainedConfig) -> list[int]:
+    """Ids of the placeholders that features of images and videos replace.
+
+    Raises:
+        UnsupportedError: see `image_token`.
+    """
+    video = video_token(config)
+    return [image_token(config)] + ([] if video is None else [video])
+
+
+def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int | None, int | None]:
+    """Ids of the tokens that mark where an image, or a video or frame of it, begins and where it ends; None:
+    there is no such token.
+
+    Args:
+        config: of the whole model.
+        processor: of the model; that of InternVL names what its configuration does not.
+    """
+    pairs = (
+        (config, "vision_start_token_id", "vision_end_token_id"),
+        (config, "image_start_token_id", "image_end_token_id"),
+        (processor, "start_image_token_id", "end_image_token_id"),
+    )
+    for source, *names in pairs:
+        begin, end = (getattr(source, name, None) for name in names)
+        if begin is not None or end is not None:
+            return begin, end
+    return None, None
+
+
+def stock_model(model: Any) -> Any:
+    """The transformers model inside wrappers: PEFT adapters, DistributedDataParallel, `torch.compile`.
+
+    Adapters lie inside it, so that it generates as the wrapper does.
+
+    Raises:
+        UnsupportedError: the wrapper changes prompts, or its calls, in ways that methods do not follow.
+    """
+    while isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
+        wrapper: Any = model
+        if callable(getattr(model, "get_base_model", None)):
+            if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+                raise UnsupportedError(
+                    f"{type(model).__name__} puts learned tokens before the prompt, which methods do not "
+                    "follow; use adapters inside the model, such as LoRA"
+                )
+            model = wrapper.get_base_model()
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    return model
+
+
+def check_model(model: Any) -> None:
+    """Refuse models whose decoding a method could not follow.
+
+    Raises:
+        UnsupportedError: with the reason and the remedy.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"{name} is not a transformers model; pass the PreTrainedModel itself (of a wrapper, the model "
+            "inside it)"
+        )
+    if model.config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"{name} is an encoder-decoder model; methods support decoder-only language models"
+        )
+    if not model.can_generate():
+        raise UnsupportedError(f"{name} cannot generate; load it with AutoModelForImageTextToText")
+    image_token(model.config)
+    check_uncompiled(model)
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
+        raise UnsupportedError(
+            f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which methods "
+            "need"
+        )
+    check_cache_names(model)
+    _check_attention(decoder)
+
+
+def check_uncompiled(model: PreTrainedModel) -> None:
+    """Refuse a model of which a part is compiled.
+
+    Raises:
+        UnsupportedError: with the part.
+    """
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if (
+            module._compiled_call_impl is not None
+            or "_orig_mod" in module._modules
+            or hasattr(forward, "_torchdynamo_orig_callable")
+        ):
+            part = f"{name!r} of {type(model).__name__}" if name else type(model).__name__
+            raise UnsupportedError(
+                f"{part} is compiled, so that hooks would be passed over; use the uncompiled model"
+            )
+
+
+def check_pass(model: PreTrainedModel) -> None:
+    """Refuse a pass that is traced, or read again later: methods would act once and for all, or once alone.
+
+    Raises:
+        UnsupportedError: with the remedy.
+    """
+    name = type(model).__name__
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        raise UnsupportedError(
+            f"{name} is inside a block, where it cannot be traced or exported; do it outside"
+        )
+    if model.training and model.is_gradient_checkpointing:
+        raise UnsupportedError(
+            f"{name} trains with gradient checkpointing, which reads layers again where methods do not act; "
+            "call model.eval(), or gradient_checkpointing_disable()"
+        )
+
+
+def _check_attention(decoder: PreTrainedModel) -> None:
+    config = decoder.config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or (
+        ["full_attention"] if window is None else ["sliding_attention"]
+    )
+    partial = set(kinds) - {"full_attention"}
+    if partial:
+        raise UnsupportedError(
+            f"{type(decoder).__name__} has layers whose cache does not keep the whole prompt "
+            f"({', '.join(sorted(partial))}), which methods do not support"
+        )
+    if attention.ATTRIBUTE in vars(decoder):
+        return
+    kernel = config._attn_implementation
+    if kernel == attention.NAME:
+        raise UnsupportedError(
+            "another model that shares this configuration object is being steered, or the configuration was "
+            "copied inside its block; load the two models with configurations of their own"
+        )
+    if kernel == "eager":
+        attention.eager_function(decoder.layers[0].self_attn)
+    elif kernel != "sdpa" and not is_flash(kernel):
+        raise UnsupportedError(
+            f"the attention kernel {kernel!r} is not supported; load the model with "
+            "attn_implementation='sdpa', 'flash_attention_2' or 'eager'"
+        )
+
+
+def is_flash(kernel: str) -> bool:
+    """Whether an attention kernel is a FlashAttention, of the registry or of a kernel repository."""
+    return "flash" in kernel and "paged" not in kernel
+
+
+def check_generate(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
+    """Refuse decoding modes that do not read one token at a time into a growing cache.
+
+    Args:
+        model: its own generation configuration gives what the call leaves open.
+        kwargs: arguments of `generate` by name.
+
+    Raises:
+        UnsupportedError: with the reason and the remedy.
+    """
+
+    def asked(name: str) -> Any:
+        return _asked(model, kwargs, name)
+
+    for name, mode in _ONE_TOKEN_AT_A_TIME.items():
+        if asked(name):
+            raise UnsupportedError(
+                f"{mode} ({name}) reads several tokens a step, which methods do not support; generate "
+                "without it"
+            )
+    if asked("guidance_scale") not in (None, 1):
+        raise UnsupportedError(
+            "classifier-free guidance (guidance_scale) reads a prompt of its own, which methods would take "
+            "for a new one; generate without it"
+        )
+    cache = asked("cache_implementation")
+    if cache not in (None, "dynamic"):
+        raise UnsupportedError(
+            f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache"
+        )
+    check_cache(read_cache(kwargs))
+
+
+def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
+    """Stands in for a model's `init_continuous_batching`, which `generate_batch` calls.
+
+    Raises:
+        UnsupportedError: always.
+    """
+    raise UnsupportedError(
+        "continuous batching (generate_batch) reads text alone, from a cache in pages, which methods do not "
+        "support; use generate"
+    )
+
+
+def end_tokens(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Ids that end a sequence in a `generate` call with these named arguments; None: nothing does."""
+    ids = _asked(model, kwargs, "eos_token_id")
+    return None if ids is None else torch.as_tensor(ids).flatten()
+
+
+def _asked(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
+    """What a `generate` call says of a setting; what it leaves open, the configurations say."""
+    if name in kwargs:
+        return kwargs[name]
+    for source in (kwargs.get("generation_config"), model.generation_config):
+        if isinstance(source, GenerationConfig) and getattr(source, name, None) is not None:
+            return getattr(source, name)
+    return None
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse caches that do not grow by one key a token and layer.
+
+    Raises:
+        UnsupportedError: `cache` is neither None nor a plain `DynamicCache`.
+    """
+    if cache is not None and type(cache) is not DynamicCache:
+        raise UnsupportedError(
+            f"{type(cache).__name__} is not supported by methods; use the default DynamicCache"
+        )

@@ -1,0 +1,358 @@
+"""One `generate` call as methods see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig
+
+from vlmfix.engine.branches import Branch
+from vlmfix.engine.compatibility import image_markers
+from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.engine.modules import DecoderModules
+from vlmfix.engine.stats import Counts
+from vlmfix.engine.vision_attention import EncodedImage, EncoderTap
+from vlmfix.errors import UnsupportedError
+from vlmfix.models.image_grid import ImageTokens, by_prompt, token_grids
+
+if TYPE_CHECKING:
+    from vlmfix.engine.prefix_cache import Prefix
+    from vlmfix.engine.step_decoder import Block
+    from vlmfix.engine.vision_cache import Encoded
+
+
+@dataclass(eq=False)
+class Companion:
+    """A second prompt that is read behind the first in the same prefill; neither sees the other.
+
+    Args:
+        inputs_embeds: `(batch, tokens, hidden)`.
+        real_tokens: everything but padding, which is on the left, `(batch, tokens)` bool.
+    """
+
+    inputs_embeds: Tensor
+    real_tokens: Tensor
+
+    @cached_property
+    def layout(self) -> PromptLayout:
+        """Its padding, in the form in which attention wants it."""
+        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
+
+
+@dataclass(eq=False)
+class Stage:
+    """The tokens of the prompt from one layer on, after a pruning.
+
+    Args:
+        first_layer: the first layer that they alone enter.
+        layout: of the tokens that were kept.
+        index: where they stand among those of the layer before, `(batch, kept tokens)`.
+        merged: what took the place of the hidden states of image tokens, where some were merged.
+        renumbered: whether their positions count anew from 0.
+        position_embeddings: cosines and sines of the kept tokens, in the pass that reads the prompt.
+    """
+
+    first_layer: int
+    layout: PromptLayout
+    index: Tensor
+    merged: Tensor | None = None
+    renumbered: bool = False
+    position_embeddings: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(eq=False)
+class Run:
+    """Born at the prefill, gone at the next one or when a method comes or goes; nothing else keeps state.
+
+    Args:
+        layout: where the parts of the prompt lie.
+        num_layers: decoder layers of the model.
+        prompt_ids: token ids of the prompt, `(batch, prompt)`; None where only embeddings were given.
+        image_token: id of the image placeholder.
+        video_tokens: which of the image tokens of the layout are those of videos, `(batch, prompt)` bool;
+            None: none.
+        processor: of the model, if the method was attached with one.
+        step: 0 in the prefill, then the number of tokens generated before this forward pass.
+        is_prefill: whether this pass reads the prompt for the first time.
+        alive: sequences that have not ended, `(batch,)` bool.
+        companions: what methods added behind the prompt; in the prefill only.
+        branches: what is decoded beside the prompts, of the method that owns the logits.
+        reading: the branch that the decoder reads alone.
+        modules: what methods may run of the text decoder by themselves.
+        taps: layers of which `exits` is kept.
+        exits: what entered these layers at the newest position in this pass, `(batch, hidden)`, by layer.
+        wants_last_logits: whether the model was asked for logits of the newest position alone in this pass.
+        followed: the cache of the prompts, where those of branches follow its beams.
+        block: the tokens that the pass reads behind the prompt, where these are not simply the next ones.
+        stages: what pruning left, by layer.
+        cache: of the prompts, once they have been read; None: without one.
+        next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
+        inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
+            the prefill only.
+        copies: sequences of each prompt in `inputs`, which beams multiply.
+        config: of the whole model.
+        encode_images: what the vision encoder makes of images, see `vlmfix.engine.vision_cache`.
+        embed_tokens: embeddings of token ids.
+        encoder: what was seen of the vision encoder, if a method needs it.
+        prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
+        position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
+            in the prefill only.
+        has_newest_row: whether the newest token is the last of the rows that a hook edits; the others are
+            edited in blocks.
+        peek: computes weights `(batch, heads, rows, keys)` of the layer that is about to run, for given
+            rows; during `Method.prune` only.
+        peeking: the rows that `peek` is computing.
+        peeked: what it computed.
+        attend: what the attention of the layer adds to the residual stream `(batch, rows, hidden)` under
+            given weights `(batch, heads, rows, keys)`; during `Method.observe` only.
+        state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`; the
+            first dimension of tensors counts the sequences, or is 1 for all.
+        counts: what each method did.
+        declined: by method and reason, sequences that it leaves as they are, see `decline`.
+        whole: the run of which this is a part, and which sequences of it these are.
+    """
+
+    layout: PromptLayout
+    num_layers: int
+    prompt_ids: Tensor | None = None
+    image_token: int = -1
+    video_tokens: Tensor | None = None
+    processor: Any = None
+    step: int = 0
+    is_prefill: bool = True
+    alive: Tensor = field(init=False)
+    companions: dict[Any, Companion] = field(default_factory=dict)
+    branches: list[Branch] = field(default_factory=list)
+    reading: Branch | None = None
+    modules: DecoderModules | None = None
+    taps: frozenset[int] = frozenset()
+    exits: dict[int, Tensor] = field(default_factory=dict)
+    wants_last_logits: bool = False
+    followed: DynamicCache | None = None
+    block: Block | None = None
+    stages: list[Stage] = field(default_factory=list)
+    cache: DynamicCache | None = None
+    next_position: Tensor | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    copies: int = 1
+    config: PreTrainedConfig | None = None
+    encode_images: Callable[[Sequence[Mapping[str, Tensor]]], list[Encoded]] | None = None
+    embed_tokens: Callable[[Tensor], Tensor] | None = None
+    encoder: EncoderTap | None = None
+    prefix: Prefix | None = None
+    position_embeddings: tuple[Tensor, Tensor] | None = None
+    has_newest_row: bool = True
+    peek: Callable[[Rows], Tensor] | None = None
+    peeking: Rows | None = None
+    peeked: Tensor | None = None
+    attend: Callable[[Tensor], Tensor] | None = None
+    state: dict[Hashable, Any] = field(default_factory=dict)
+    counts: dict[Any, Counts] = field(default_factory=dict)
+    declined: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
+    whole: tuple[Run, slice] | None = None
+    _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.alive = torch.ones_like(self.layout.image_tokens[:, 0])
+
+    @cached_property
+    def images(self) -> list[list[ImageTokens]]:
+        """How the image tokens of each sequence form images, videos and grids; to be asked in the prefill.
+
+        Raises:
+            UnsupportedError: it is not known exactly for this model.
+        """
+        assert self.config is not None
+        videos = None if self.video_tokens is None else self.video_tokens[:: self.copies]
+        prompts = token_grids(self.config, self.inputs, self.layout.image_tokens[:: self.copies], videos)
+        return [images for images in prompts for _ in range(self.copies)]
+
+    @cached_property
+    def encoded_images(self) -> list[list[EncodedImage]]:
+        """What the vision encoder attended to in the images, and the frames of videos, of each sequence; for
+        `needs_encoder`.
+
+        Raises:
+            UnsupportedError: it was not seen at work on these images.
+        """
+        assert self.encoder is not None
+        images, videos = self.encoder.images, self.encoder.videos
+        tokens = self.layout.image_tokens
+        of_videos = torch.zeros_like(tokens) if self.video_tokens is None else self.video_tokens
+        # A generate call may encode its images once for all copies of a prompt.
+        encoded = sum(each.count for each in (*images, *videos))
+        copies = self.copies if encoded * self.copies == int(tokens.sum()) else 1
+        prompts = by_prompt(images, videos, tokens[::copies], of_videos[::copies])
+        if prompts is None:
+            raise UnsupportedError(
+                "the images of the prompt did not go through the vision encoder of this call; pass "
+                "pixel_values, not features"
+            )
+        return [own for own in prompts for _ in range(copies)]
+
+    @cached_property
+    def image_blocks(self) -> Tensor:
+        """Image tokens, and those that mark where an image, or a video or frame of it, begins and ends,
+        `(batch, prompt)` bool.
+
+        What marks them is said by the configuration, or by a processor with which the method was attached.
+
+        Raises:
+            UnsupportedError: there are markers, but the token ids are not known.
+        """
+        assert self.config is not None
+        image = self.layout.image_tokens
+        begin, end = image_markers(self.config, self.processor)
+        if begin is None and end is None:
+            return image
+        ids = self.token_ids
+        first = (ids == begin) & nn.functional.pad(image[:, 1:], (0, 1))
+        last = (ids == end) & nn.functional.pad(image[:, :-1], (1, 0))
+        return image | first | last
+
+    @cached_property
+    def has_video(self) -> bool:
+        """Whether any sequence has a token of a video."""
+        return self.video_tokens is not None and bool(self.video_tokens.any())
+
+    @property
+    def token_ids(self) -> Tensor:
+        """`prompt_ids`, for those who cannot do without.
+
+        Raises:
+            UnsupportedError: only embeddings were given.
+        """
+        if self.prompt_ids is None:
+            raise UnsupportedError(
+                "the prompt is given as inputs_embeds alone, and what its tokens are is not known; pass its "
+                "input_ids to generate as well"
+            )
+        return self.prompt_ids
+
+    @property
+    def companion_length(self) -> int:
+        """Number of tokens behind the prompt in this pass that belong to companions."""
+        return sum(companion.inputs_embeds.shape[1] for companion in self.companions.values())
+
+    def companion_tokens(self, method: Any, tokens: int) -> slice:
+        """Where the companion of a method stands among the `tokens` of this pass."""
+        start = tokens - self.companion_length
+        for owner, companion in self.companions.items():
+            end = start + companion.inputs_embeds.shape[1]
+            if owner is method:
+                return slice(start, end)
+            start = end
+        raise KeyError(type(method).__name__)
+
+    def position_of(self, generated: int) -> Tensor:
+        """Position of a generated token, the first being 0: `(batch or 1, 1)`, or `(axes, batch, 1)`; the
+        model may count from the first layer's cache, which a pruning makes short."""
+        assert self.next_position is not None
+        return self.next_position[..., None] + generated
+
+    def reads_on(self, queries: int) -> bool:
+        """Whether a pass of so many tokens reads new ones on the cache of the prompt."""
+        return not self.is_prefill and (queries == 1 or self.block is not None)
+
+    def part(self, rows: slice) -> Run:
+        """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""
+        batch = self.layout.batch_size
+        return Run(
+            self.layout.part(rows),
+            num_layers=self.num_layers,
+            prompt_ids=None if self.prompt_ids is None else self.prompt_ids[rows],
+            image_token=self.image_token,
+            video_tokens=None if self.video_tokens is None else self.video_tokens[rows],
+            processor=self.processor,
+            step=self.step,
+            is_prefill=False,
+            stages=[
+                Stage(each.first_layer, each.layout.part(rows), each.index[rows], renumbered=each.renumbered)
+                for each in self.stages
+            ],
+            config=self.config,
+            state={key: _of_rows(value, rows, batch) for key, value in self.state.items()},
+            declined={
+                method: {reason: sequences[rows] for reason, sequences in reasons.items()}
+                for method, reasons in self.declined.items()
+            },
+            whole=(self, rows),
+        )
+
+    def stage_at(self, layer: int) -> Stage | None:
+        """What a pruning left of the prompt in `layer`; None: all of it."""
+        for stage in reversed(self.stages):
+            if stage.first_layer <= layer:
+                return stage
+        return None
+
+    def layout_at(self, layer: int) -> PromptLayout:
+        """Where the parts of the prompt lie among the tokens that are present in `layer`."""
+        stage = self.stage_at(layer)
+        return self.layout if stage is None else stage.layout
+
+    def decline(self, method: Any, reason: str, sequences: Tensor) -> None:
+        """Note sequences that a method cannot take and leaves as they are, for `Method.takes`; in the
+        prefill. Reads the device.
+
+        Args:
+            reason: in words, for the activity and the warning.
+            sequences: which, `(batch,)` bool; without any, nothing is noted.
+        """
+        if bool(sequences.any()):
+            self.declined.setdefault(method, {})[reason] = sequences
+
+    def count(self, method: Any, layer: int | None, edited: Tensor, eligible: int | Tensor) -> None:
+        """Note what a method did in a layer of this step.
+
+        Args:
+            layer: None for what no layer does, such as an edit of the logits.
+            edited: number of sites that it edited in each sequence, `(batch,)`, or where it edited any,
+                `(batch, sites, rows)` bool.
+            eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.
+        """
+        self.counts_of(method).add(layer, edited, eligible)
+
+    def measure(self, method: Any, **sizes: Tensor) -> None:
+        """Note the size of edits in a layer of this step; activity has the means over steps and sequences.
+
+        Args:
+            sizes: by name, `(batch, sites)` each; "size" is the one in the method's own unit.
+        """
+        self.counts_of(method).measure(sizes)
+
+    def counts_of(self, method: Any) -> Counts:
+        """The counters of `method` in this run."""
+        if method not in self.counts:
+            if self.whole is None:
+                device = self.layout.image_tokens.device
+                self.counts[method] = Counts(self.layout.batch_size, self.num_layers, device)
+            else:
+                run, rows = self.whole
+                self.counts[method] = run.counts_of(method).part(rows)
+        return self.counts[method]
+
+    def union(self, rows: list[Rows]) -> Rows:
+        """The rows that any of `rows` has, worked out once a run for each combination."""
+        key = tuple(rows)
+        if key not in self._unions:
+            self._unions[key] = reduce(or_, dict.fromkeys(rows))
+        return self._unions[key]
+
+
+def _of_rows(value: Any, rows: slice, batch: int) -> Any:
+    """What some of `batch` sequences have of a value that a method keeps."""
+    if isinstance(value, Rows):
+        return Rows(value.index, value.mask[rows])
+    if isinstance(value, Tensor):
+        return value[rows] if value.shape[:1] == (batch,) else value
+    if isinstance(value, tuple):
+        parts = [_of_rows(each, rows, batch) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value

@@ -1,0 +1,120 @@
+"""Logits processors: a method that decodes beside `generate`, with a cache of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, ProcessorMixin
+
+from vlmfix.engine.attach import alone
+from vlmfix.engine.caches import with_cache
+from vlmfix.engine.modules import offsets, swap_offsets
+from vlmfix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlmfix.engine.context import Run
+    from vlmfix.methods.base import Method
+
+
+class Twin(LogitsProcessor):
+    """Reads every prompt and every token a second time under a method, which edits the scores of `generate`.
+
+    Its cache needs no help to follow beams: what it holds depends on the tokens alone, so that a row goes on
+    from any row that had the same ones.
+
+    Args:
+        model: a stock model, whatever is attached to it.
+        method: with every value filled in.
+        inputs: of the processor: `input_ids`, left-padded, and what belongs to them.
+        processor: of the model, for methods that read the words of the prompt.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        method: Method,
+        inputs: Mapping[str, Any],
+        processor: ProcessorMixin | None = None,
+    ) -> None:
+        name = type(method).__name__
+        if not method.owns_logits:
+            raise UnsupportedError(
+                f"{name} acts inside the model, which no logits processor reaches; use "
+                f"'with {name}()(model):'"
+            )
+        if not isinstance(inputs.get("input_ids"), Tensor):
+            raise ValueError("inputs has no input_ids; pass what the processor returned, as to generate")
+        self._model = model
+        self._method = method
+        self._inputs = dict(inputs)
+        self._processor = processor
+        self._run: Run | None = None
+        self._cache = DynamicCache()
+        self._seen: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores of the next token as the method makes them, `(sequences, vocabulary)` float32.
+
+        Raises:
+            ValueError: these are not the inputs that it was made for, or it missed a token of theirs.
+            UnsupportedError: a processor before it changed scores, or an attached method does not go with it.
+        """
+        prompt = self._inputs["input_ids"].to(input_ids.device)
+        if input_ids.shape[1] <= prompt.shape[1]:
+            copies = max(len(input_ids) // len(prompt), 1)
+            if not torch.equal(input_ids, prompt.repeat_interleave(copies, dim=0)):
+                raise self._stranger()
+            tokens, self._run, self._cache = self._inputs, None, DynamicCache()
+        else:
+            copies = 1
+            tokens = self._next_token(input_ids)
+        self._seen = input_ids
+        before = offsets(self._model)  # on which the calls of `generate` rely
+        try:
+            with alone(
+                self._model, self._method, self._run, scores.float(), copies, self._inputs, self._processor
+            ) as steering:
+                output = self._model(
+                    **with_cache(self._model, tokens, self._cache),
+                    use_cache=True,
+                    logits_to_keep=1,
+                    return_dict=True,
+                )
+                self._run = steering.run
+        finally:
+            swap_offsets(before)
+        edited: Tensor = output.logits[:, -1]
+        return edited
+
+    def _next_token(self, input_ids: Tensor) -> dict[str, Any]:
+        """Arguments of the pass that reads the newest token, when the caches have followed their rows."""
+        seen, run = self._seen, self._run
+        if seen is None or run is None or len(seen) != len(input_ids):
+            raise self._stranger()
+        if input_ids.shape[1] != seen.shape[1] + 1:
+            raise self._stranger()
+        copies = len(seen) // len(self._inputs["input_ids"])
+        sample = torch.arange(len(seen), device=seen.device) // copies
+        same = (input_ids[:, None, :-1] == seen[None]).all(dim=-1) & (sample[:, None] == sample[None])
+        if not bool(same.any(dim=1).all()):
+            raise self._stranger()
+        source = same.int().argmax(dim=1)
+        if copies > 1:
+            self._cache.reorder_cache(source)  # and the branches with it
+        positions = run.position_of(run.step)
+        return {
+            "input_ids": input_ids[:, -1:],
+            "position_ids": positions.expand(*positions.shape[:-2], len(input_ids), 1),
+            "attention_mask": run.layout.key_mask(input_ids.shape[1], input_ids.device),
+        }
+
+    def _stranger(self) -> ValueError:
+        name = type(self._method).__name__
+        return ValueError(
+            f"this logits processor of {name} was made for other inputs, or did not see every token of them; "
+            f"make one for each batch: {name}().logits_processor(model, inputs)"
+        )

@@ -1,0 +1,102 @@
+"""What a pass of the model reads: prompts, and where their images are, or the next token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from vlmfix.engine.compatibility import image_token, video_token
+from vlmfix.engine.context import Run
+from vlmfix.errors import UnsupportedError
+
+
+def is_prompt(queries: int, cache: DynamicCache | None, run: Run | None, *, in_generate: bool) -> bool:
+    """Whether a pass reads prompts, and not the next token of those read before.
+
+    Args:
+        queries: number of tokens in the pass.
+        cache: that the pass was given.
+        run: of the prompts read last; None: there are none.
+        in_generate: whether it is part of a `generate` call, which reads its prompts once.
+
+    Raises:
+        UnsupportedError: it is neither.
+    """
+    seen = 0 if cache is None else cache.get_seq_length()
+    if seen == 0:
+        if run is None or not in_generate:
+            return True
+        if cache is None and run.cache is None and queries == run.layout.length + run.step + 1:
+            return False  # with use_cache=False every step reads the whole sequence again
+        raise UnsupportedError(
+            f"a pass of {queries} tokens without the cache of the prompt ({run.layout.length} tokens) "
+            "arrived inside a generate call, and methods cannot tell what it is: either something that "
+            "was passed to generate calls the model by itself, which it should do outside the block, or "
+            f"transformers {transformers.__version__} passes its cache in a way that vlmfix does not know"
+        )
+    if run is None:
+        raise UnsupportedError(
+            "generation starts from a filled cache, whose prompt the method has not seen; pass the "
+            "whole prompt without a cache"
+        )
+    if cache is not run.cache:
+        raise UnsupportedError(
+            "the step goes on from another cache than that of the prompt read last, which the method "
+            "does not follow; read the prompt and go on from the cache of its output"
+        )
+    if queries != 1:
+        raise UnsupportedError(
+            f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
+            "supported by methods; generate one token at a time"
+        )
+    present = run.layout_at(0).length + run.step
+    if seen != present:
+        raise UnsupportedError(
+            f"the cache holds {seen} tokens, and {present} have been read under the method; do not crop "
+            "or extend the cache between steps, but read the prompt anew"
+        )
+    return False
+
+
+def visual_tokens(
+    model: PreTrainedModel, kwargs: dict[str, Any], prompt_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The placeholders of images and videos, and those of videos alone, `(batch, prompt)` bool each.
+
+    Those of embeddings come from the ids beside them, or from placeholders not yet filled.
+
+    Args:
+        model: the whole model.
+        kwargs: of the pass that reads the prompts, with `input_ids` or `inputs_embeds`.
+        prompt_ids: that `generate` got beside embeddings.
+
+    Raises:
+        UnsupportedError: the embeddings hold the image features already, and there are no ids.
+    """
+    input_ids, image, video = kwargs.get("input_ids"), image_token(model.config), video_token(model.config)
+    if input_ids is None:
+        embeddings, ids = kwargs["inputs_embeds"], prompt_ids
+        batch, length = embeddings.shape[:2]
+        if ids is not None and ids.shape[1] == length and batch % ids.shape[0] == 0:
+            input_ids = ids.repeat_interleave(batch // ids.shape[0], dim=0)
+
+    def is_token(token: int | None) -> Tensor:
+        if input_ids is not None:
+            return torch.zeros_like(input_ids).bool() if token is None else input_ids == token
+        if token is None:
+            return embeddings.new_zeros(batch, length, dtype=torch.bool)
+        placeholder = model.get_input_embeddings()(torch.tensor([token], device=embeddings.device))
+        return (embeddings == placeholder).all(dim=-1)
+
+    videos = is_token(video)
+    visual = is_token(image) | videos
+    if input_ids is None and not bool(visual.any()):
+        raise UnsupportedError(
+            "the prompt is given as inputs_embeds with the image features in it, so that the image "
+            "positions cannot be known; pass the input_ids of the same prompt to generate as well"
+        )
+    return visual, videos

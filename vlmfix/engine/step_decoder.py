@@ -1,0 +1,279 @@
+"""What follows a prompt, read sequence by sequence on the cache, with alternatives side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from vlmfix.engine import attention, compatibility
+from vlmfix.engine.caches import read_cache, with_cache
+from vlmfix.engine.layout import PromptLayout
+from vlmfix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlmfix.engine.context import Run
+
+
+@dataclass(eq=False)
+class Block:
+    """Tokens behind a prompt that one pass reads on its cache.
+
+    Args:
+        before: number of tokens between the prompt and these.
+        size: number of these.
+        alternatives: whether each may stand in the place of the others, which it does not see; if not, they
+            follow each other.
+    """
+
+    before: int
+    size: int
+    alternatives: bool = False
+    _masks: dict[PromptLayout, Tensor] = field(default_factory=dict)
+
+    def places(self, device: torch.device) -> Tensor:
+        """How far behind the last token of the prompt each stands, `(size,)`."""
+        steps = torch.arange(self.size, device=device)
+        return self.before + 1 + (torch.zeros_like(steps) if self.alternatives else steps)
+
+    def attention_mask(self, layout: PromptLayout, device: torch.device) -> Tensor | None:
+        """What they see, `(batch or 1, 1, size, keys)` bool; None: everything.
+
+        Args:
+            layout: of the tokens of the prompt that are present.
+        """
+        if self.size == 1:
+            return layout.attention_mask(1, layout.length + self.before + 1, device)
+        if layout not in self._masks:  # one serves all layers
+            own = torch.ones(self.size, self.size, dtype=torch.bool, device=device)
+            own = own.tril().triu() if self.alternatives else own.tril()
+            behind = torch.cat([own.new_ones(self.size, self.before), own], dim=1)[None, None]
+            prompt = layout.real_tokens if layout.has_padding else layout.real_tokens[:1]
+            prompt = prompt.to(device)[:, None, None].expand(-1, 1, self.size, -1)
+            self._masks[layout] = torch.cat([prompt, behind.expand(len(prompt), -1, -1, -1)], dim=-1)
+        return self._masks[layout].to(device)
+
+
+class Prompts:
+    """Prompts that have been read, each in as many rows as it has sequences.
+
+    Args:
+        model: with or without methods attached.
+        input_ids: as `generate` prepared them, `(samples * sequences, tokens)`.
+        model_kwargs: what else it prepared.
+        sequences: of each prompt.
+
+    Raises:
+        UnsupportedError: there is no empty cache to read into.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any], sequences: int
+    ) -> None:
+        cache = read_cache(model_kwargs)
+        compatibility.check_cache(cache)
+        if cache is None or cache.get_seq_length() > 0:
+            raise UnsupportedError(
+                "alternatives are read on a cache that begins with the prompt; pass the whole prompt, with "
+                "use_cache=True and without a filled cache"
+            )
+        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+        output = model(**inputs, return_dict=True)
+        self.logits = output.logits[:, -1].to(device=input_ids.device, dtype=torch.float32)
+        """Of the first token of each row, `(samples * sequences, vocabulary)` float32."""
+        self._steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        self.run: Run | None = None if self._steering is None else self._steering.run
+        """Of all rows; None if no method is attached."""
+        self._model = model
+        self._cache = read_cache(output)
+        self._kwargs = model_kwargs
+        self._sequences = sequences
+
+    @property
+    def samples(self) -> int:
+        """Number of prompts."""
+        return len(self.logits) // self._sequences
+
+    @contextmanager
+    def sample(self, index: int) -> Iterator[Reader]:
+        """Read on behind one prompt; methods then see a run of its sequences alone."""
+        rows = slice(index * self._sequences, (index + 1) * self._sequences)
+        cache = copy(self._cache)
+        cache.layers = []
+        for layer in self._cache.layers:
+            own = copy(layer)
+            own.keys, own.values = layer.keys[rows], layer.values[rows]
+            cache.layers.append(own)
+        positions = self._kwargs["position_ids"][..., -1:]
+        # Without padding there may be fewer rows, which are then all equal.
+        own_rows = rows if positions.shape[-2] == len(self.logits) else slice(1)
+        mask = self._kwargs.get("attention_mask")
+        reader = Reader(
+            self._model,
+            self.logits[rows],
+            cache,
+            positions[..., own_rows, :],
+            None if mask is None else mask[rows],
+            keeps_logits="logits_to_keep" in self._kwargs,
+        )
+        if self._steering is None:
+            yield reader
+        else:
+            reader.one_by_one = compatibility.is_flash(self._steering.kernel)
+            with self._steering.part(rows) as reader.run:
+                yield reader
+
+
+class Reader:
+    """Reads what follows one prompt, in sequences of one length.
+
+    Args:
+        model: which has read the prompt.
+        logits: of the first token behind it, `(sequences, vocabulary)` float32.
+        cache: of the sequences.
+        position: of the last token of the prompt, `(..., sequences or 1, 1)`.
+        attention_mask: of the prompt, `(sequences, tokens)`; None without padding.
+        keeps_logits: whether the model can be told how many logits are wanted.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        logits: Tensor,
+        cache: DynamicCache,
+        position: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        keeps_logits: bool,
+    ) -> None:
+        self.logits = logits
+        self.run: Run | None = None
+        """Of the sequences; None if no method is attached."""
+        self.one_by_one = False
+        """Whether alternatives are read in passes of their own, for kernels that take no 4-D mask."""
+        self.length = 0
+        """Number of tokens that stand behind the prompt in every sequence."""
+        self._model = model
+        self._cache = cache
+        self._position = position
+        self._attention_mask = attention_mask
+        self._keeps_logits = keeps_logits
+        self._pending = 0
+
+    def alternatives(self, tokens: Tensor) -> Tensor:
+        """Logits behind each of several next tokens; `keep` or `follow` then says what becomes of them.
+
+        Some method must be attached, or they would see each other.
+
+        Args:
+            tokens: `(sequences, alternatives)`.
+
+        Returns:
+            `(sequences, alternatives, vocabulary)` float32.
+        """
+        assert self.run is not None
+        self._pending = tokens.shape[1]
+        if not self.one_by_one:
+            return self._read(tokens, Block(self.length, self._pending, alternatives=True))
+        layers = self._cache.layers
+        read, columns = [], []
+        for token in tokens.split(1, dim=1):
+            read.append(self._read(token, Block(self.length, 1)))
+            columns.append([(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in layers])
+            self._cache.crop(-1)
+        for layer, pairs in zip(layers, zip(*columns, strict=True), strict=True):
+            keys, values = zip(*pairs, strict=True)
+            layer.keys = torch.cat([layer.keys, *keys], dim=2)
+            layer.values = torch.cat([layer.values, *values], dim=2)
+        return torch.cat(read, dim=1)
+
+    def keep(self, sources: Tensor, choices: Tensor) -> None:
+        """Go on with one alternative in each sequence; the prompt, equal in all, is not copied.
+
+        Args:
+            sources: the sequence that each new one continues, `(sequences,)` int64.
+            choices: which of its alternatives, `(sequences,)` int64.
+        """
+        for layer in self._cache.layers:
+            for states in (layer.keys, layer.values):
+                source, choice = sources.to(states.device), choices.to(states.device)
+                behind = states[:, :, states.shape[2] - self._pending - self.length :]
+                earlier = behind[source, :, : self.length]
+                behind[:, :, : self.length + 1] = torch.cat(
+                    [earlier, behind[source, :, self.length + choice][:, :, None]], dim=2
+                )
+        if self._pending > 1:
+            self._cache.crop(1 - self._pending)
+        self._pending = 0
+        self.length += 1
+
+    def follow(self, sources: Tensor) -> None:
+        """Let each sequence continue another one, and forget alternatives.
+
+        Args:
+            sources: `(sequences,)` int64.
+        """
+        if self._pending:
+            self._cache.crop(-self._pending)
+            self._pending = 0
+        self._cache.reorder_cache(sources)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits behind the next token of each sequence.
+
+        Args:
+            tokens: `(sequences,)`.
+
+        Returns:
+            `(sequences, vocabulary)` float32.
+        """
+        logits = self._read(tokens[:, None], Block(self.length, 1))[:, -1]
+        self.length += 1
+        return logits
+
+    def again(self, tokens: Tensor) -> Tensor:
+        """Logits behind other sequences in place of those that there are.
+
+        Args:
+            tokens: all that stands behind the prompt, `(sequences, tokens)`; at least one token.
+
+        Returns:
+            `(sequences, vocabulary)` float32.
+        """
+        if self.length + self._pending:
+            self._cache.crop(-self.length - self._pending)
+        self._pending, self.length = 0, tokens.shape[1]
+        return self._read(tokens, Block(0, self.length))[:, -1]
+
+    def _read(self, tokens: Tensor, block: Block) -> Tensor:
+        """Logits behind tokens `(sequences, size)`; behind the last alone where they follow each other."""
+        given: dict[str, Any] = {}
+        if self._keeps_logits:
+            given["logits_to_keep"] = block.size if block.alternatives else 1
+        positions = self._position + block.places(self._position.device)
+        if self.run is not None:
+            self.run.block, self.run.step = block, block.before + (1 if block.alternatives else block.size)
+            mask = block.attention_mask(self.run.layout_at(0), tokens.device)
+        else:
+            mask = self._attention_mask
+            if mask is not None:
+                mask = torch.cat([mask, mask.new_ones(len(mask), block.before + block.size)], dim=1)
+        try:
+            output = self._model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions.expand(*positions.shape[:-2], *tokens.shape),
+                use_cache=True,
+                return_dict=True,
+                **with_cache(self._model, given, self._cache),
+            )
+        finally:
+            if self.run is not None:
+                self.run.block = None
+        return output.logits.to(device=tokens.device, dtype=torch.float32)

@@ -1,0 +1,158 @@
+"""Layers that lose tokens: what goes on, where it stands, and what the model adds to it on the way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmfix.engine.caches import without_cache
+from vlmfix.engine.context import Run, Stage
+from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+
+
+class Narrowing:
+    """Opens the stages of a run, and keeps the layers of a stage to its tokens.
+
+    Args:
+        decoder: the text decoder.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        self._injected: tuple[Tensor, list[Tensor]] | None = None
+
+    def take_over_injection(self, kwargs: dict[str, Any]) -> None:
+        """Qwen3-VL adds visual features behind its first layers, at positions that pruning moves."""
+        features, places = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
+        self._injected = None
+        if features is None or places is None:
+            return
+        if len(features) >= len(self.decoder.layers):
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} injects visual features behind its last layer, which pruning "
+                "does not support"
+            )
+        self._injected = (places, features)
+        kwargs["deepstack_visual_embeds"] = kwargs["visual_pos_masks"] = None
+
+    def inject(self, run: Run, index: int, hidden_states: Tensor) -> Tensor:
+        """Add the visual features of the layer before to the tokens that are still there."""
+        if self._injected is None or not 0 < index <= len(self._injected[1]):
+            return hidden_states
+        places, features = self._injected
+        batch, tokens = places.shape
+        added = hidden_states.new_zeros(batch, tokens + run.companion_length, hidden_states.shape[-1])
+        added[:, :tokens][places.to(added.device)] = features[index - 1].to(added)
+        return hidden_states + _present(added, run, run.layout_at(index - 1))
+
+    def prune(
+        self,
+        run: Run,
+        methods: Sequence[Method],
+        index: int,
+        layer: nn.Module,
+        hidden_states: Tensor,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Ask the methods what goes on to a layer, and open a stage if it is not everything."""
+        for method in methods:
+            if not method.prunes:
+                continue
+            layout = run.layout_at(index)
+            prompt = hidden_states[:, : layout.length]
+            run.peek = functools.partial(self._peek, run, index, layer, prompt, kwargs)
+            kept = method.prune(run, index, prompt)
+            run.peek = None
+            if kept is None:
+                continue
+            narrower, places = layout.select(kept.mask.to(layout.real_tokens.device))
+            merged = None
+            if kept.hidden_states is not None:
+                merged = _gather(kept.hidden_states, places.to(prompt.device))
+            run.stages.append(Stage(index, narrower, places, merged, renumbered=kept.renumbered))
+
+    def _peek(
+        self, run: Run, index: int, layer: Any, prompt: Tensor, kwargs: dict[str, Any], rows: Rows
+    ) -> Tensor:
+        """Weights of a layer before it runs: its projections alone, without the cache."""
+        stage = run.stage_at(index)
+        embeddings = (stage and stage.position_embeddings) or kwargs["position_embeddings"]
+        positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
+        run.peeking = rows
+        try:
+            given = without_cache(kwargs) | {"position_embeddings": positions, "position_ids": None}
+            layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
+        finally:
+            run.peeking = None
+        assert run.peeked is not None
+        return run.peeked
+
+    def set_positions(
+        self, run: Run, stage: Stage, index: int, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> None:
+        """Give a layer behind a pruning the cosines and sines of the tokens that it reads."""
+        if run.reads_on(hidden_states.shape[1]):
+            if not stage.renumbered:
+                return
+            if stage.first_layer == index:
+                behind = run.step if run.block is None else run.block.places(stage.layout.real_tokens.device)
+                positions = stage.layout.counted_positions[:, -1:] + behind
+                own = self.decoder.rotary_emb(hidden_states, positions)
+                rows = run.layout.batch_size  # branches stand behind them, and nothing is pruned from these
+                cos, sin = (
+                    torch.cat([new, old[rows:]])
+                    for new, old in zip(own, kwargs["position_embeddings"], strict=True)
+                )
+                stage.position_embeddings = cos, sin
+        elif stage.first_layer == index:
+            given = kwargs["position_embeddings"]
+            if stage.renumbered:
+                positions = stage.layout.counted_positions
+                generated = hidden_states.shape[1] - positions.shape[1] - run.companion_length
+                ahead = torch.arange(1, generated + 1, device=positions.device)
+                positions = torch.cat([positions, positions[:, -1:] + ahead], dim=1)
+                own = self.decoder.rotary_emb(hidden_states, positions)
+                extra = given[0].shape[1] - run.companion_length
+                cos, sin = (
+                    torch.cat([new, old[:, extra:].expand(len(new), -1, -1)], dim=1)
+                    for new, old in zip(own, given, strict=True)
+                )
+            else:
+                cos, sin = (_present(each, run, stage.layout) for each in given)
+            stage.position_embeddings = cos, sin
+        kwargs["position_embeddings"] = stage.position_embeddings
+        kwargs["position_ids"] = None
+
+
+def leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:
+    """The kept tokens of the prompt, and whatever stands behind it."""
+    before = run.layout_at(stage.first_layer - 1) if stage.first_layer else run.layout
+    behind = hidden_states[:, before.length :]
+    kept = _gather(hidden_states, stage.index.to(hidden_states.device))
+    if stage.merged is not None:  # image tokens alone: text may be edited in a later pass
+        kept = torch.where(
+            stage.layout.image_tokens.to(kept.device)[..., None], stage.merged.to(kept.device), kept
+        )
+    return torch.cat([kept, behind], dim=1) if behind.shape[1] else kept
+
+
+def _present(values: Tensor, run: Run, layout: PromptLayout) -> Tensor:
+    """Of values over all tokens, `(batch or 1, tokens, size)`, those of tokens that are still there."""
+    if layout.positions is None:
+        return values
+    values = values.expand(layout.batch_size, -1, -1)
+    kept = _gather(values, layout.positions.to(values.device))
+    return torch.cat([kept, values[:, run.layout.length :]], dim=1)
+
+
+def _gather(values: Tensor, index: Tensor) -> Tensor:
+    """Tokens `(batch, kept)` of `(batch, tokens, size)`."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

@@ -1,0 +1,193 @@
+"""Images encoded once for several prompts about them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import itertools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vlmfix.engine import attention, compatibility
+from vlmfix.engine.callers import turns_of
+
+VIDEO_PIXELS = "pixel_values_videos"
+_VIDEO_GRIDS = "video_grid_thw"
+
+
+class Encoded(NamedTuple):
+    """What the vision encoder made of one image or video, for the language model.
+
+    Args:
+        features: image tokens, `(tokens, hidden)`.
+        injected: what Qwen3-VL adds behind its first layers, one `(tokens, hidden)` a layer.
+    """
+
+    features: Tensor
+    injected: list[Tensor]
+
+
+@contextmanager
+def cached_vision(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, no image is encoded twice in a pass, nor if it was part of the pass before.
+
+    Images are compared by value, so that a changed pixel or grid is encoded anew. Under a method that watches
+    the encoder (`Method.needs_encoder`), and in other threads, all are encoded.
+
+    Args:
+        model: an image-text-to-text model of transformers; it leaves the block as it entered.
+    """
+    model = compatibility.stock_model(model)
+    with turns_of(model).block("vlmfix.generate"):
+        yield from _caching(model)
+
+
+def _caching(model: PreTrainedModel) -> Iterator[None]:
+    core, thread = model.base_model, threading.get_ident()
+    encode = core.get_image_features
+    names = list(inspect.signature(encode).parameters)
+    known: dict[bytes, Encoded] = {}
+    form: Any = None
+
+    @functools.wraps(encode)
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        nonlocal known, form
+        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        watched = steering is not None and any(method.needs_encoder for method in steering.methods)
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        images = None if watched or threading.get_ident() != thread else split_images(inputs)
+        if images is None:
+            return encode(*args, **kwargs)
+        digests = [_digest(image, inputs) for image in images]
+        missing = {
+            digest: image for digest, image in zip(digests, images, strict=True) if digest not in known
+        }
+        if missing:
+            form = encode(**{**inputs, **_joined_inputs(list(missing.values()))})
+            known |= zip(missing, _split_output(form), strict=True)
+        known = {digest: known[digest] for digest in digests}
+        return _joined_output(form, [known[digest] for digest in digests])
+
+    attributes = vars(core)
+    before = {name: attributes[name] for name in ("get_image_features",) if name in attributes}
+    attributes["get_image_features"] = cached
+    try:
+        yield
+    finally:
+        del attributes["get_image_features"]
+        attributes.update(before)
+
+
+def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
+    """What the vision encoder makes of images and videos, in their order.
+
+    Args:
+        model: an image-text-to-text model of transformers.
+        images: see `split_images`.
+    """
+    encoded: list[Encoded] = []
+    for are_videos, group in itertools.groupby(images, key=is_video):
+        core = model.base_model
+        encode = core.get_video_features if are_videos else core.get_image_features
+        inputs = _joined_inputs(list(group))
+        pixels = inputs.pop(VIDEO_PIXELS if are_videos else "pixel_values")
+        parts = _split_output(encode(pixels, **inputs, return_dict=True))  # versions differ in its name
+        if are_videos and model.config.model_type == "llava_onevision":
+            parts = [_with_newline(each, core.image_newline) for each in parts]
+        encoded += parts
+    return encoded
+
+
+def _with_newline(video: Encoded, newline: Tensor) -> Encoded:
+    """A video of LLaVA-OneVision with the newline token behind it, which old versions add only later."""
+    newline = newline.to(video.features)
+    if torch.equal(video.features[-1], newline):
+        return video
+    return video._replace(features=torch.cat([video.features, newline[None]]))
+
+
+def is_video(image: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors of `split_images` are those of a video."""
+    return VIDEO_PIXELS in image
+
+
+def split_images(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]] | None:
+    """The tensors of each image, as `get_image_features` takes them, then of each video, as
+    `get_video_features` does; None: they do not come one an image."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    videos = {name: tensors.pop(name) for name in (VIDEO_PIXELS, _VIDEO_GRIDS) if name in tensors}
+    if "pixel_values" not in tensors and VIDEO_PIXELS not in videos:
+        return None
+    images: list[dict[str, Tensor]] = []
+    for given, pixels, grids in (
+        (tensors, "pixel_values", "image_grid_thw"),
+        (videos, VIDEO_PIXELS, _VIDEO_GRIDS),
+    ):
+        parts = _split(given, pixels, grids)
+        if parts is None:
+            return None
+        images += parts
+    return images
+
+
+def _split(tensors: dict[str, Tensor], pixels: str, grids: str) -> list[dict[str, Tensor]] | None:
+    """`tensors` one by one; None: those beside the pixels are of another number."""
+    if pixels not in tensors:
+        return []
+    # Qwen-VL lists the patches of all images in one.
+    sizes: Any = tensors[grids].prod(dim=-1).tolist() if grids in tensors else 1
+    parts = tensors[pixels].split(sizes)
+    others = {name: value for name, value in tensors.items() if name != pixels}
+    if any(len(value) != len(parts) for value in others.values()):
+        return None
+    return [
+        {pixels: part} | {name: value[index][None] for name, value in others.items()}
+        for index, part in enumerate(parts)
+    ]
+
+
+def _joined_inputs(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([image[name] for image in images]) for name in images[0]}
+
+
+def _digest(image: dict[str, Tensor], inputs: dict[str, Any]) -> bytes:
+    """Equal for equal images that are to be encoded in the same way."""
+    settings = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
+    digest = hashlib.blake2b(repr(sorted(settings.items(), key=str)).encode(), digest_size=16)
+    for name, value in image.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def _split_output(output: Any) -> list[Encoded]:
+    features = output.pooler_output
+    sizes = [len(image) for image in features]
+    layers = [layer.split(sizes) if isinstance(layer, Tensor) else layer for layer in _injected(output)]
+    return [Encoded(image, [layer[index] for layer in layers]) for index, image in enumerate(features)]
+
+
+def _joined_output(form: Any, images: list[Encoded]) -> Any:
+    """The output of the model for these images, in the form that it gave for others."""
+    features: Any = [image.features for image in images]
+    kind = type(form.pooler_output)
+    output = type(form)(pooler_output=torch.stack(features) if kind is Tensor else kind(features))
+    layers = zip(*(image.injected for image in images), strict=True)
+    injected = [
+        torch.cat(parts) if isinstance(given, Tensor) else parts
+        for given, parts in zip(_injected(form), layers, strict=False)
+    ]
+    if injected:
+        output.deepstack_features = injected
+    return output
+
+
+def _injected(output: Any) -> list[Any]:
+    return getattr(output, "deepstack_features", None) or []

@@ -1,0 +1,1 @@
+"""Evaluation: runs of benchmarks, their files, comparisons and reports."""

@@ -1,0 +1,233 @@
+"""Standard errors clustered by image, resampled ratios and McNemar's test, as functions of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import bdtr, stdtrit
+
+from vlmfix.evaluation.analysis.results import Metric
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+SEED = 0
+
+_TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+_WEIGHTS_AT_ONCE = 2**21  # bounds the memory of a block of resamples
+_DECIMALS = 12  # what lies below depends on the order of summation, not on the data
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, or a difference of two, with its 95 % interval.
+
+    Args:
+        value: the point estimate on all data.
+        low: end of the interval; None where no interval exists, as with a single cluster.
+        high: the other end.
+        error: the standard error; None like `low`.
+        items: number of items that count.
+        clusters: number of images that these are of.
+        source: how the interval was made, "sandwich" or "bootstrap"; "undefined" for a zero denominator.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    error: float | None
+    items: int
+    clusters: int
+    source: str
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over the samples of a task: its values, their mean and standard deviation (n - 1)."""
+
+    values: tuple[float, ...]
+    mean: float
+    deviation: float
+
+
+def naive_error(values: np.ndarray) -> float | None:
+    """Standard error of a mean as if all items were independent.
+
+    Args:
+        values: `(items,)`.
+
+    Returns:
+        None for fewer than two items.
+    """
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float | None:
+    """Standard error of a mean with the covariances inside clusters added (arXiv 2411.00640).
+
+    Args:
+        values: `(items,)`.
+        clusters: label of the cluster of each item, `(items,)`.
+
+    Returns:
+        None for fewer than two clusters. Where negative covariances outweigh the rest, 0.
+    """
+    naive = naive_error(values)
+    residuals = values - values.mean()
+    totals = _totals(residuals[None], clusters)[0]
+    if naive is None or len(totals) < 2:
+        return None
+    pairs = (totals**2).sum() - (residuals**2).sum()
+    return float(np.sqrt(max(naive**2 + pairs / len(values) ** 2, 0)))
+
+
+def robust_error(values: np.ndarray, clusters: np.ndarray) -> float | None:
+    """Standard error of a mean by the cluster-robust (sandwich) formula with the factor C / (C - 1).
+
+    Args:
+        values: `(items,)`.
+        clusters: label of the cluster of each item, `(items,)`.
+
+    Returns:
+        None for fewer than two clusters.
+    """
+    totals = _totals((values - values.mean())[None], clusters)[0]
+    count = len(totals)
+    if count < 2:
+        return None
+    return float(np.sqrt(count / (count - 1) * (totals**2).sum()) / len(values))
+
+
+def mean_estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """A mean over items with its robust standard error and Student's t with C - 1 degrees of freedom.
+
+    For a paired comparison, `values` are the differences item by item.
+
+    Args:
+        values: `(items,)`, at least one.
+        clusters: label of the cluster of each item, `(items,)`.
+    """
+    value = _round(values.mean())
+    count = len(np.unique(clusters))
+    error = robust_error(values, clusters)
+    if error is None:
+        return Estimate(value, None, None, None, len(values), count, "sandwich")
+    half = float(stdtrit(count - 1, _TAILS[1])) * error
+    low, high = _round(value - half), _round(value + half)
+    return Estimate(value, low, high, _round(error), len(values), count, "sandwich")
+
+
+def draw_clusters(count: int, resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[np.ndarray]:
+    """How often each cluster is drawn, with replacement, in each resample.
+
+    Args:
+        count: number of clusters; equal counts and seeds give equal draws.
+        resamples: how many there are in all.
+        seed: of the random generator.
+
+    Yields:
+        Blocks of resamples, `(block, count)` float.
+    """
+    generator = np.random.default_rng(seed)
+    size = max(1, _WEIGHTS_AT_ONCE // count)
+    for start in range(0, resamples, size):
+        block = min(size, resamples - start)
+        drawn = generator.integers(count, size=(block, count)) + count * np.arange(block)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=block * count)
+        yield weights.reshape(block, count).astype(float)
+
+
+def resampled_ratios(
+    metrics: Sequence[Metric], clusters: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> np.ndarray:
+    """Every metric on the same resampled images.
+
+    Items are first summed by image, so that a resample is a row of a matrix product.
+
+    Args:
+        metrics: of the same items.
+        clusters: label of the image of each item, `(items,)`.
+        resamples: number of resamples.
+        seed: of the random generator; with the same images and seed, the values of two methods are paired.
+
+    Returns:
+        `(resamples, metrics)`; NaN where a denominator is zero.
+    """
+    if not metrics or not len(clusters):
+        return np.full((resamples, len(metrics)), np.nan)
+    parts = _totals(np.concatenate([metric.parts for metric in metrics]), clusters)
+    wholes = _totals(np.concatenate([metric.wholes for metric in metrics]), clusters)
+    ratios = [len(metric.parts) for metric in metrics]
+    starts = np.cumsum([0, *ratios[:-1]])
+    blocks = [
+        np.add.reduceat(weighted_ratios(weights, parts, wholes), starts, axis=1) / ratios
+        for weights in draw_clusters(parts.shape[1], resamples, seed)
+    ]
+    return np.concatenate(blocks)
+
+
+def weighted_ratios(weights: np.ndarray, parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Ratios of sums with every cluster taken a number of times.
+
+    Args:
+        weights: how often, `(resamples, clusters)`.
+        parts: numerators by cluster, `(ratios, clusters)`.
+        wholes: denominators by cluster, `(ratios, clusters)`.
+
+    Returns:
+        `(resamples, ratios)`; NaN where the denominator is zero.
+    """
+    below = weights @ wholes.T
+    return np.divide(weights @ parts.T, below, out=np.full_like(below, np.nan), where=below > 0)
+
+
+def percentile_estimate(value: float, draws: np.ndarray, *, items: int, clusters: int) -> Estimate:
+    """A value with the percentile interval of its resampled values.
+
+    Args:
+        value: the point estimate on all data.
+        draws: `(resamples,)`; NaN, where a resample leaves the value undefined, is left out.
+        items: number of items that count.
+        clusters: number of images with a share in the denominator; with fewer than two, or if hardly any
+            resample has a value, there is no interval.
+    """
+    draws = draws[np.isfinite(draws)]
+    if clusters < 2 or len(draws) < 2:
+        return Estimate(_round(value), None, None, None, items, clusters, "bootstrap")
+    low, high = np.quantile(draws, _TAILS)
+    error = _round(np.std(draws, ddof=1))
+    return Estimate(_round(value), _round(low), _round(high), error, items, clusters, "bootstrap")
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """The exact two-sided p of McNemar's test.
+
+    Args:
+        better: number of items that only the second of two methods has right.
+        worse: number of items that only the first one has right.
+    """
+    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5))) if better + worse else 1.0
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation over samples; at least two."""
+    deviation = float(np.std(values, ddof=1))
+    return Spread(tuple(map(_round, values)), _round(np.mean(values)), _round(deviation))
+
+
+def _totals(rows: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums by cluster, `(rows, items)` -> `(rows, clusters)`, clusters in the order of their labels."""
+    order = np.argsort(clusters, kind="stable")
+    labels = clusters[order]
+    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+    return np.add.reduceat(rows[:, order], starts, axis=1)
+
+
+def _round(value: float | np.floating) -> float:
+    return round(float(value), _DECIMALS) + 0.0  # without the sign of a negative zero

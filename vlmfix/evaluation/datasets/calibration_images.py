@@ -1,0 +1,59 @@
+"""Pictures of a COCO folder whose captions can be judged, as a calibration takes them."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from vlmfix.calibration.heads import AnnotatedImage, ObjectWord
+from vlmfix.evals.chair.scorer import GroundTruth, judge
+from vlmfix.evals.chair.tokens import token_starts
+from vlmfix.evals.chair.vocabulary import Vocabulary
+from vlmfix.evaluation.datasets.folder import DataFolder
+
+# Of several parts of COCO, those that no benchmark asks about.
+_TRAINING = ("train2014", "train2017")
+
+
+def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
+    """The first pictures of a folder, whose captions CHAIR judges by instances and reference captions.
+
+    Args:
+        root: a COCO root, where training images are preferred, or the output of `vlmfix scenes`.
+        limit: how many at most.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no instances, or no picture of them.
+        ValueError: an annotation file is broken, or names objects that CHAIR does not know.
+    """
+    annotations = Path(root) / "annotations"
+    training = [path for part in _TRAINING if (path := annotations / f"instances_{part}.json").is_file()]
+    folder = DataFolder.find(root, **({"instances": training[0]} if training else {}))
+    if folder.instances is None or not folder.images:
+        raise FileNotFoundError(
+            f"{str(root)!r} has no annotated pictures, which are needed to tell hallucinated objects from "
+            "correct ones; give a folder with images/ and instances.json as 'vlmfix scenes' writes it, or a "
+            "COCO root with annotations/instances_*.json"
+        )
+    names = folder.read_instances("adhh").file_names
+    paths = ((image_id, folder.image(name, "adhh")) for image_id, name in names.items())
+    chosen = dict(islice(((image_id, path) for image_id, path in paths if path.is_file()), limit))
+    if not chosen:
+        raise FileNotFoundError(f"{str(root)!r} has none of the pictures of {folder.instances}; add them")
+    truth = GroundTruth.from_files(
+        [folder.instances],
+        [] if folder.captions is None else [folder.captions],
+        vocabulary=Vocabulary(variant="corrected"),
+        image_ids=chosen,
+    )
+    return [
+        AnnotatedImage(path, partial(_object_words, image_id=image_id, truth=truth))
+        for image_id, path in chosen.items()
+    ]
+
+
+def _object_words(caption: str, *, image_id: int, truth: GroundTruth) -> list[ObjectWord]:
+    """The objects that a caption names, in order."""
+    judged, starts = judge(caption, image_id, truth), token_starts(caption)
+    return [ObjectWord(starts[each.index], each in judged.hallucinated) for each in judged.mentions]

@@ -1,0 +1,77 @@
+"""What a reader must know before figures mislead, in sentences."""
+
+from __future__ import annotations
+
+from vlmfix.evaluation.analysis.comparison import Comparison, Row
+from vlmfix.evaluation.analysis.results import Outcome
+
+NOTABLE_GAP = 0.005
+"""Two parsers that differ by more than half a point are worth a note."""
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Unfinished and unpaired methods, failed items, methods that are no better than the best of their
+    controls, undefined figures and parsers that disagree."""
+    found = [note for row in comparison.rows for note in _notes(row)]
+    gaps = {row.outcome.method: gap for row in comparison.rows if (gap := _parser_gap(row))}
+    if gaps:
+        method, (_, text) = max(gaps.items(), key=lambda each: each[1][0])
+        found.append(
+            f"Two parsers differ by more than {100 * NOTABLE_GAP:g} points for {len(gaps)} of "
+            f"{len(comparison.rows)} methods, most for {method}: {text}."
+        )
+    return found
+
+
+def progress(outcome: Outcome) -> tuple[int, int] | None:
+    """Items done, and items asked for, of a run that has not ended; None if it has."""
+    done = outcome.counts.get("answered", 0) + outcome.counts.get("failed", 0)
+    asked = outcome.counts.get("items", done)
+    return (done, asked) if done < asked else None
+
+
+def failed(outcome: Outcome) -> str:
+    """The failed items by reason, such as `3 of 400 items failed (2 OSError, 1 ValueError)`; "" for none."""
+    if not outcome.failures:
+        return ""
+    reasons = sorted(outcome.failures.items(), key=lambda each: (-each[1], each[0]))
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+    total = sum(outcome.failures.values())
+    return f"{total:,} of {outcome.counts.get('items', len(outcome.items)):,} items failed ({listed})"
+
+
+def _notes(row: Row) -> list[str]:
+    outcome = row.outcome
+    found = []
+    if done := progress(outcome):
+        found.append(f"partial ({done[0]:,} of {done[1]:,} items)")
+    if failures := failed(outcome):
+        found.append(failures)
+    if row.unpaired:
+        found.append(f"no paired differences: {row.unpaired}")
+    if row.best is not None and row.best.verdict != "better than":
+        found.append(f"{row.best.words} by {row.best.figures[0].metric.name}")
+    undefined = [_place(each.metric.name, each.metric.group) for each in row.figures if not each.is_defined]
+    if undefined:
+        found.append(f"undefined for a zero denominator: {', '.join(undefined)}")
+    return [f"{outcome.method}: {text}." for text in found]
+
+
+def _parser_gap(row: Row) -> tuple[float, str] | None:
+    """The widest gap between two parsers, with where it is, if it is notable."""
+    values: dict[str, list[tuple[float, str]]] = {}
+    for parser, figures in row.parsers.items():
+        for each in figures:
+            if each.metric.better and each.metric.percent and each.is_defined:
+                place = _place(each.metric.name, each.metric.group)
+                values.setdefault(place, []).append((each.estimate.value, parser))
+    gaps = [(max(found)[0] - min(found)[0], place) for place, found in values.items()]
+    gap, place = max(gaps, default=(0.0, ""))
+    if gap <= NOTABLE_GAP:
+        return None
+    (least, low), (most, high) = min(values[place]), max(values[place])
+    return gap, f"{place} is {100 * least:.1f} by {low} and {100 * most:.1f} by {high}"
+
+
+def _place(name: str, group: str) -> str:
+    return f"{name} ({group})" if group else name

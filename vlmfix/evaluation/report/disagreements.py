@@ -1,0 +1,110 @@
+"""Items on which methods disagree, and their pictures, small."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vlmfix.evaluation.analysis.comparison import Comparison
+from vlmfix.evaluation.analysis.results import ItemResult, Outcome
+from vlmfix.inference.pictures import open_images
+
+LONGEST_SIDE = 320
+"""Of a picture in the report, in pixels."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A small copy of a picture as a data URI."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one method said.
+
+    Args:
+        change: "fixed" or "broken" against the first method by the score, "changed" if only the verdict
+            differs; "" for the first method.
+    """
+
+    method: str
+    item: ItemResult
+    change: str = ""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An item on which at least one method differs from the first.
+
+    Args:
+        item: as the first method answered it.
+        sample: number of the sample; None if each item has one only.
+        answers: of the first method, then of those that differ from it.
+        same: methods with the verdict and score of the first.
+    """
+
+    item: ItemResult
+    sample: int | None
+    answers: list[Answer]
+    same: list[str]
+
+
+def disagreements(comparison: Comparison) -> list[Disagreement]:
+    """Items with different verdicts or scores, in a fixed order that is as good as random.
+
+    Failed items do not count, nor do items that were asked differently.
+    """
+    first = comparison.rows[0].outcome
+    answered = [(row.outcome.method, _by_key(row.outcome)) for row in comparison.others]
+    several = len(set(first.samples.tolist())) > 1
+    found = []
+    for (id_, sample), before in _by_key(first).items():
+        answers, same = [Answer(first.method, before)], []
+        for method, items in answered:
+            after = items.get((id_, sample))
+            if after is None or after.prompt != before.prompt:
+                continue
+            if change := _change(before, after):
+                answers.append(Answer(method, after, change))
+            else:
+                same.append(method)
+        if len(answers) > 1:
+            found.append(Disagreement(before, sample if several else None, answers, same))
+    return sorted(found, key=lambda each: (hashlib.sha256(each.item.id.encode()).digest(), each.sample or 0))
+
+
+def thumbnail(path: Path) -> Picture | None:
+    """A small copy for the report; None if the file is missing or no picture."""
+    try:
+        [image] = open_images(path)
+    except (OSError, ValueError):
+        return None
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=72, method=4)
+    return Picture(
+        f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", image.width, image.height
+    )
+
+
+def _by_key(outcome: Outcome) -> dict[tuple[str, int], ItemResult]:
+    return {
+        (item.id, int(sample)): item
+        for item, sample in zip(outcome.items, outcome.samples, strict=True)
+        if item.score is not None
+    }
+
+
+def _change(before: ItemResult, after: ItemResult) -> str:
+    if after.score != before.score:
+        return "fixed" if (after.score or 0) > (before.score or 0) else "broken"
+    return "changed" if after.verdict != before.verdict else ""

@@ -1,0 +1,171 @@
+"""Scores and costs as JSON: what `metrics.json` and `costs.json` hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmfix.evaluation.analysis.comparison import (
+    Best,
+    Comparison,
+    Figure,
+    Row,
+)
+from vlmfix.evaluation.analysis.results import Outcome
+from vlmfix.evaluation.analysis.statistics import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Estimate,
+)
+from vlmfix.evaluation.report.caveats import notes
+
+DIGITS = 8
+"""Significant digits of written numbers; what lies behind them may depend on the machine."""
+
+
+def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """All scores of a run: for equal records the same bytes on any machine, in any order of the work.
+
+    Costs, activity and details of the run are left out, as they differ from run to run.
+
+    Args:
+        comparisons: from `vlmfix.evaluation.analysis.comparison.compare`.
+    """
+    return {
+        "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "clusters": "image"},
+        "tasks": [
+            {
+                "task": comparison.task,
+                "protocol": comparison.protocol,
+                "first_method": comparison.rows[0].outcome.method,
+                "methods": [_method(row) for row in comparison.rows],
+                "notes": notes(comparison),
+            }
+            for comparison in comparisons
+        ],
+    }
+
+
+def costs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What methods cost and did: measured figures, each also relative to the first method of its task."""
+    first: dict[tuple[str, str], Outcome] = {}
+    found = []
+    for outcome in outcomes:
+        base = first.setdefault((outcome.task, outcome.protocol), outcome)
+        found.append(
+            {
+                "task": outcome.task,
+                "protocol": outcome.protocol,
+                "method": outcome.method,
+                "costs": outcome.costs,
+                "relative": relative_costs(outcome, base),
+                "activity": outcome.activity,
+                "inactive": outcome.inactive,
+            }
+        )
+    return {"methods": found}
+
+
+def relative_costs(outcome: Outcome, first: Outcome) -> dict[str, float | None]:
+    """Each cost divided by the one of the first method; None where either is unknown or zero."""
+    return {
+        name: cost / base if cost is not None and (base := first.costs.get(name)) else None
+        for name, cost in outcome.costs.items()
+    }
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file at once, so that a reader sees the old one or the new one.
+
+    Args:
+        path: of the file; its folder exists.
+        content: mappings, sequences, sets, dataclasses, numbers and texts; anything else is written as text.
+
+    Raises:
+        ValueError: it holds NaN or an infinite number.
+    """
+    path = Path(path)
+    text = json.dumps(plain(content), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _method(row: Row) -> dict[str, Any]:
+    outcome = row.outcome
+    return {
+        "method": outcome.method,
+        "parameters": outcome.parameters,
+        "counts": outcome.counts,
+        "failures": outcome.failures,
+        "metrics": [_figure(each) for each in row.figures],
+        "parsers": {name: [_figure(each) for each in figures] for name, figures in row.parsers.items()},
+        "objects": {name: {"wrong": wrong, "of": of} for name, (wrong, of) in outcome.objects.items()},
+        "control": outcome.control,
+        "best_control": None if row.best is None else _best(row.best),
+        "mcnemar": row.mcnemar,
+        "unpaired": row.unpaired or None,
+    }
+
+
+def _best(best: Best) -> dict[str, Any]:
+    return {
+        "method": best.control,
+        "verdict": best.verdict,
+        "differences": {
+            each.metric.name: None if each.difference is None else _difference(each.difference)
+            for each in best.figures
+        },
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    metric = figure.metric
+    return {
+        "name": metric.name,
+        "group": metric.group,
+        "better": metric.better,
+        "percent": metric.percent,
+        "undefined": not figure.is_defined,
+        **_estimate(figure.estimate),
+        "difference": None if figure.difference is None else _difference(figure.difference),
+        "samples": figure.spread,
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    content = dataclasses.asdict(estimate)
+    return {"standard_error": content.pop("error"), "interval": content.pop("source"), **content}
+
+
+def _difference(estimate: Estimate) -> dict[str, Any]:
+    return {**_estimate(estimate), "excludes_zero": estimate.excludes_zero}
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold, with numbers rounded in this one place."""
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((plain(each) for each in value), key=lambda each: (str(type(each)), each))
+    if isinstance(value, Sequence):
+        return [plain(each) for each in value]
+    return str(value)

@@ -1,0 +1,1 @@
+"""Runs of benchmarks that can be killed and resumed."""

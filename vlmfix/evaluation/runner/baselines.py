@@ -1,0 +1,58 @@
+"""Which controls stand beside the methods of a comparison.
+
+Greedy decoding belongs to every comparison, a biased prompt and an output shift to yes/no questions, cutting
+to equal lengths to captions; each task names its own. Others (sampling, beams, the plausibility cut, sharper
+logits, text contrast) are methods like any other, which a job names where they apply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import vlmfix
+from vlmfix.evaluation.runner.config import Job, Variant
+from vlmfix.evaluation.tasks.base import Task
+from vlmfix.evaluation.tasks.protocols import Protocol
+
+OUTPUT_SHIFT, TRUNCATE = "control.output_shift", "control.truncate"
+MATCHED = (OUTPUT_SHIFT, TRUNCATE)
+"""Controls that are made to match a method, when its run has ended; see
+`vlmfix.evaluation.runner.matched_baselines`."""
+
+
+def rows(job: Job, task: Task) -> list[Variant]:
+    """What a job runs on a task: controls first, then the methods that are tested; without the controls that
+    are made to match a method.
+
+    Stock decoding is a control, whoever named it, and so is a method of the level "control".
+    """
+    variants = [_named(variant, task.protocol) for variant in job.variants]
+    tested = [variant for variant in variants if not _is_control(variant)]
+    if not job.controls or not tested:
+        return variants
+    controls = [variant for variant in variants if _is_control(variant)]
+    if not any(is_greedy(variant, task.protocol) for variant in controls):
+        plain = task.protocol.temperature == 0 and task.protocol.num_beams == 1
+        controls.append(Variant.of("greedy" if plain else vlmfix.ControlGreedy.name, {}))
+    wanted = [Variant.of(name, {}) for name in task.controls if name not in MATCHED]
+    named = [variant.methods for variant in controls]
+    controls += [variant for variant in wanted if variant.methods not in named]
+    return [dataclasses.replace(variant, control="") for variant in controls] + tested
+
+
+def is_greedy(variant: Variant, protocol: Protocol) -> bool:
+    """Whether a variant is greedy decoding of the stock model."""
+    if not variant.methods:
+        return protocol.temperature == 0 and protocol.num_beams == 1
+    return variant.methods == (vlmfix.ControlGreedy(),)
+
+
+def _named(variant: Variant, protocol: Protocol) -> Variant:
+    """Stock decoding is called greedy only where it is: the protocol may sample, or search with beams."""
+    if variant.methods or is_greedy(variant, protocol):
+        return variant
+    return dataclasses.replace(variant, label="sampling" if protocol.temperature > 0 else "beam search")
+
+
+def _is_control(variant: Variant) -> bool:
+    return all(method.card.is_control for method in variant.methods)

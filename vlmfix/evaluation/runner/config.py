@@ -1,0 +1,300 @@
+"""What an evaluation job is: tasks, a model, methods, data, and how to run them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import vlmfix
+from vlmfix.evaluation.tasks.protocols import Protocol, load_protocol
+from vlmfix.evaluation.tasks.registry import tasks as known_tasks
+from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.settings import parse_yaml, read_yaml, user_path
+
+SYNTHETIC = "synthetic"
+RESUME = ("if_possible", "always", "never")
+# Settings that are plain values, in words.
+_PLAIN: dict[str, tuple[type, str]] = {
+    "model": (str, "a name or path, in quotes if it looks like a number"),
+    "revision": (str, "a branch, tag or commit, in quotes if it looks like a number"),
+    "output": (str, "the path of a folder, in quotes if it looks like a number"),
+    "seed": (int, "a whole number"),
+    "device": (str, "a text such as cpu or cuda:1"),
+    "dtype": (str, "a text such as bfloat16"),
+    "controls": (bool, "true or false"),
+    "retry_errors": (bool, "true or false"),
+    "allow_environment_change": (bool, "true or false"),
+    "allow_missing": (bool, "true or false"),
+}
+# By default so many items may fail, as a share and at least as a number.
+ERROR_SHARE, ERROR_COUNT = 0.01, 25
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One or several methods at their settings, as one row of the tables.
+
+    Args:
+        label: as tables show it, unique in a job.
+        methods: in the order of attachment; none is plain decoding.
+        control: of which method it is a control, by label; "": of all methods; None: of none, it is tested.
+    """
+
+    label: str
+    methods: tuple[vlmfix.Method, ...]
+    control: str | None = None
+
+    @property
+    def prompt_change(self) -> str:
+        """What the methods change of the prompt, such as "+bias-yes"; "": nothing."""
+        return "".join(f"+{change}" for method in self.methods if (change := method.prompt_change))
+
+    @classmethod
+    def of(cls, names: str, parameters: Mapping[str, Mapping[str, Any]]) -> Variant:
+        """The variant that `a+b` names, with parameters by method.
+
+        Raises:
+            ValueError: unknown methods or parameters, or values out of their range.
+        """
+        chosen = [] if names == "greedy" else names.split("+")
+        if not chosen and any(parameters.values()):
+            raise ValueError("greedy has no parameters; name a method")
+        for name, values in parameters.items():
+            if chosen and name not in chosen:
+                raise ValueError(f"there are settings for {name}, which is not in {names}")
+            if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+                raise ValueError(f"the parameters of {name} are {values!r}; they must be a mapping of names")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"{names} names a method twice; once is enough")
+        methods = tuple(vlmfix.make_method(name, **parameters.get(name, {})) for name in chosen)
+        shown = []
+        for name in chosen:
+            settings = ", ".join(f"{key}={value}" for key, value in parameters.get(name, {}).items())
+            shown.append(f"{name}({settings})" if settings else name)
+        return cls("+".join(shown) or "greedy", methods)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """An evaluation job.
+
+    Args:
+        tasks: names of benchmarks, in order.
+        variants: the first one is what the others are compared with.
+        controls: whether the controls that belong to a comparison are added, see
+            `vlmfix.evaluation.runner.baselines`.
+        model: embedded model, folder or hub id.
+        revision: branch, tag or commit of a hub id.
+        protocols: by task; a task without one gets its default.
+        data: "synthetic", or paths and names for `vlmfix.evaluation.datasets`: a root, single files, or a
+            data set with a column map.
+        limit: number or share of the items of each task; None: all.
+        batch_size: prompts per forward pass; 0 finds one by itself.
+        output: folder of all runs of the job; by default `runs/` and the name of the model.
+        seed: of sampling protocols.
+        device: as on the command line.
+        dtype: as on the command line.
+        settings: what the job was made of, to make it again.
+        resume: "if_possible", "always" (there must be something to go on with) or "never".
+        retry_errors: whether items that failed before are tried again.
+        max_errors: number, or share of the items below 1, of failures after which a run stops.
+        allow_environment_change: whether a run may go on with other versions or devices.
+        allow_missing: as on the command line.
+    """
+
+    tasks: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    controls: bool = True
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    data: Mapping[str, Any] | str = SYNTHETIC
+    limit: int | float | None = None
+    batch_size: int = 0
+    output: Path
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    resume: str = "if_possible"
+    retry_errors: bool = True
+    max_errors: int | float | None = None
+    allow_environment_change: bool = False
+    allow_missing: bool = False
+
+    def allowed_errors(self, items: int) -> int:
+        """How many of so many items may fail."""
+        if self.max_errors is None:
+            return max(ERROR_COUNT, int(ERROR_SHARE * items))
+        return self.max_errors if isinstance(self.max_errors, int) else int(self.max_errors * items)
+
+
+def make_job(settings: Mapping[str, Any]) -> Job:
+    """A job of settings in the form of a job file, checked.
+
+    Args:
+        settings: the fields of `Job`, but `methods` in the place of `variants`: names, or mappings from a
+            name to its parameters (of several methods `a+b`: parameters by method); `protocol` in the place
+            of `protocols`: ids or files; `batch_size: auto`.
+
+    Raises:
+        ValueError: an unknown key, or a value out of its range.
+        FileNotFoundError: a protocol file that is not there.
+    """
+    names = {each.name for each in dataclasses.fields(Job)} - {"variants", "protocols", "settings"} | {
+        "methods",
+        "protocol",
+    }
+    unknown = sorted(map(str, settings.keys() - names))
+    if unknown:
+        raise ValueError(f"a job has no {', '.join(unknown)}; it has {', '.join(sorted(names))}")
+    given = {key: value for key, value in settings.items() if value is not None}
+    _check_plain(given)
+    tasks = _several("tasks", given.pop("tasks", ()))
+    if not tasks:
+        raise ValueError(f"no task to evaluate; name one or more of {', '.join(known_tasks())}")
+    for task in tasks:
+        if not isinstance(task, str) or task not in known_tasks():
+            raise ValueError(f"unknown task {task!r}; tasks are {', '.join(known_tasks())}")
+    protocols: dict[str, Protocol] = {}
+    for id in _several("protocol", given.pop("protocol", ())):
+        if not isinstance(id, str):
+            raise ValueError(f"protocol is {id!r}; it must be an id such as pope.llava, or a list of ids")
+        protocol = parse_protocol(id)
+        if protocol.task not in tasks:
+            raise ValueError(f"protocol {id} is for {protocol.task}, which is not among the tasks")
+        if protocol.task in protocols:
+            raise ValueError(
+                f"two protocols for {protocol.task}; runs of different protocols need a job each"
+            )
+        protocols[protocol.task] = protocol
+    variants = tuple(_variant(each) for each in _several("methods", given.pop("methods", ())) or ("greedy",))
+    labels = [variant.label for variant in variants]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"method {twice} is named twice with the same settings")
+    given["batch_size"] = _count("batch_size", given.get("batch_size", "auto"), auto=True)
+    output = given.get("output", f"runs/{Path(given.get('model', DEFAULT_MODEL)).name}")
+    given["output"] = user_path(output)
+    if output != output.encode(errors="replace").decode():
+        raise ValueError(f"output is {output!r}, which is not UTF-8, as the files of runs are; name another")
+    for name in ("limit", "max_errors"):
+        if name in given:
+            given[name] = _count_or_share(name, given[name], least=1 if name == "limit" else 0)
+    if given.get("resume", RESUME[0]) not in RESUME:
+        raise ValueError(f"resume is {given['resume']!r}; it must be one of {', '.join(RESUME)}")
+    if not isinstance(given.get("data", SYNTHETIC), str | Mapping):
+        raise ValueError("data must be 'synthetic', a path, or a mapping of paths")
+    return Job(
+        tasks=tuple(dict.fromkeys(tasks)),
+        variants=variants,
+        protocols=protocols,
+        settings=dict(settings),
+        **given,
+    )
+
+
+def read_job(path: str | Path) -> dict[str, Any]:
+    """The settings of a job file, for `make_job`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no YAML mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no job file {str(path)!r}; check the path")
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no job file; it needs keys such as tasks, model, methods, output")
+    return content
+
+
+def parse_protocol(text: str) -> Protocol:
+    """A protocol by its id or file, with deviations: `pope.llava`, `chair.512/coco+max_new_tokens=64`.
+
+    Raises:
+        ValueError: an unknown protocol or setting, or a value out of its range.
+        FileNotFoundError: no such file.
+    """
+    name, *changes = text.split("+")
+    values = {}
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise ValueError(f"protocol {text!r}: {change!r} is not KEY=VALUE, such as +max_new_tokens=32")
+        if key in values:
+            raise ValueError(f"protocol {text!r} gives {key} twice; keep one")
+        try:
+            values[key] = parse_yaml(value)
+        except ValueError as error:
+            raise ValueError(f"protocol {text!r}: the value of {key} is not readable ({error})") from error
+    protocol = load_protocol(name)
+    return protocol.with_(**values) if values else protocol
+
+
+def _variant(entry: Any) -> Variant:
+    """`var`, `{var: {moved_fraction: 0.6}}` or `{var+vhr: {var: {...}}}`."""
+    if isinstance(entry, str):
+        return Variant.of(entry, {})
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise ValueError(f"method {entry!r} must be a name, or one name with its parameters")
+    [(name, parameters)] = entry.items()
+    if not isinstance(name, str):
+        raise ValueError(f"method {name!r} must be a name, such as var")
+    if "+" not in name:
+        return Variant.of(name, {name: parameters})
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"the parameters of {name} are {parameters!r}; they must be a mapping by method")
+    return Variant.of(name, parameters)
+
+
+def _check_plain(given: Mapping[str, Any]) -> None:
+    """Refuse plain values of a wrong type, which YAML makes of unquoted text."""
+    for name, (kind, wanted) in _PLAIN.items():
+        if name in given and (type(given[name]) is not kind or given[name] == ""):
+            raise ValueError(f"{name} is {given[name]!r}; it must be {wanted}")
+
+
+def _several(name: str, value: Any) -> Sequence[Any]:
+    if isinstance(value, str | Mapping):
+        return [value]
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{name} is {value!r}; it must be a name, or a list of them")
+    return value
+
+
+def _count(name: str, value: Any, *, auto: bool = False) -> int:
+    if auto and value == "auto":
+        return 0
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} is {value!r}; it must be 1 or more{', or auto' if auto else ''}")
+    return number
+
+
+def _count_or_share(name: str, value: Any, *, least: int) -> int | float:
+    """A whole number, or a share between 0 and 1."""
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if (
+        math.isfinite(number)
+        and number >= least
+        and number == int(number)
+        and (number > 1 or "." not in str(value))
+    ):
+        return int(number)
+    if 0 < number < 1:
+        return number
+    raise ValueError(
+        f"{name} is {value!r}; it must be a whole number from {least} on, or a share such as 0.1"
+    )

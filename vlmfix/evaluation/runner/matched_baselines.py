@@ -1,0 +1,145 @@
+"""Controls that are made to match a method: its share of yes, or the lengths of its captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from transformers import ProcessorMixin
+
+import vlmfix
+from vlmfix.evals.chair.tokens import drop_incomplete
+from vlmfix.evaluation.runner.baselines import OUTPUT_SHIFT, TRUNCATE
+from vlmfix.evaluation.runner.config import Variant
+from vlmfix.evaluation.runner.plan import Planned
+from vlmfix.evaluation.runner.run_store import Identity, Records
+from vlmfix.evaluation.runner.truncation import limits
+from vlmfix.methods.baselines.output_shift import calibrate_shift
+
+MODE = "per_image"
+"""How captions are cut, see `vlmfix.evaluation.runner.truncation.limits`."""
+
+# What a caption that may be cut takes over from its record: not what it cost to make it.
+_KEPT = ("status", "text", "parsed", "token_ids", "n_prompt_tokens", "n_new_tokens", "finish")
+
+AnswerIds = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens that begin a yes, and those that begin a no."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A run that has ended, and what it answered."""
+
+    planned: Planned
+    records: Records
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A row that was made to match a run.
+
+    Args:
+        variant: how tables show it.
+        calibrated_on: names of runs, by what was taken from them.
+        settings: name and parameters of one that asks no model, in the form of `method_identity`.
+        answers: those of such a row, by item; in the form of records.
+    """
+
+    variant: Variant
+    calibrated_on: Mapping[str, str]
+    settings: Mapping[str, Any] | None = None
+    answers: Mapping[Identity, Mapping[str, Any]] | None = None
+
+
+def matching_controls(
+    greedy: Answered, method: Answered, answer_ids: AnswerIds | None, processor: ProcessorMixin
+) -> Iterator[Matched]:
+    """The controls of a method that its task wants matched.
+
+    Args:
+        greedy: greedy decoding of the stock model.
+        method: the tested method, on the same items.
+        answer_ids: see `AnswerIds`; None where no answer is yes or no.
+        processor: of the model.
+
+    Raises:
+        ValueError: the greedy run has no margins.
+    """
+    for control in method.planned.task.controls:
+        if control == OUTPUT_SHIFT and answer_ids is not None:
+            yield from _output_shift(greedy, method, answer_ids)
+        elif control == TRUNCATE:
+            yield from _truncations(greedy, method, processor)
+
+
+def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> Iterator[Matched]:
+    """The offset with which greedy decoding says yes as often as the method."""
+    both = [identity for identity in method.records.done if identity in greedy.records.done]
+    if not both:
+        return
+    records = [greedy.records.done[identity] for identity in both]
+    if not all("margin" in record for record in records):
+        raise ValueError(
+            f"{greedy.planned.path} was answered without margins between yes and no; choose another "
+            "--output, or leave the controls out (--no-controls)"
+        )
+    share = fmean(method.records.done[identity]["parsed"] == "yes" for identity in both)
+    delta = calibrate_shift([record["margin"] for record in records], share)
+    control = vlmfix.ControlOutputShift(delta=delta, yes_ids=answer_ids[0], no_ids=answer_ids[1])
+    yield Matched(
+        Variant(_label(OUTPUT_SHIFT, method), (control,), control=method.planned.variant.label),
+        {"share of yes": method.planned.path.name, "margins": greedy.planned.path.name},
+    )
+
+
+def _truncations(greedy: Answered, method: Answered, processor: ProcessorMixin) -> Iterator[Matched]:
+    """Greedy captions cut to the method's lengths; where the method says more, its own cut to greedy ones."""
+    label = method.planned.variant.label
+    yield _cut(Variant(_label(TRUNCATE, method), (), control=label), greedy, method, processor)
+    if _mean_length(method) > _mean_length(greedy):
+        yield _cut(Variant(f"{label}, cut to greedy", ()), method, greedy, processor)
+
+
+def _cut(variant: Variant, captions: Answered, others: Answered, processor: ProcessorMixin) -> Matched:
+    """Captions of one run cut to the lengths of those of another."""
+    both = [identity for identity in captions.records.done if identity in others.records.done]
+    records = [captions.records.done[identity] for identity in both]
+    left = limits(
+        [_length(record) for record in records],
+        [_length(others.records.done[identity]) for identity in both],
+        mode=MODE,
+    )
+    tokens = [record["token_ids"][:limit] for record, limit in zip(records, left, strict=True)]
+    texts = processor.batch_decode(tokens, skip_special_tokens=True)
+    answers: dict[Identity, dict[str, Any]] = {}
+    for identity, record, ids, text in zip(both, records, tokens, texts, strict=True):
+        answers[identity] = {name: record[name] for name in _KEPT} | {"method_info": {}}
+        if len(ids) < _length(record):
+            answers[identity] |= {
+                "text": drop_incomplete(text),
+                "parsed": None,
+                "token_ids": ids,
+                "n_new_tokens": len(ids),
+                "finish": "length",
+            }
+    return Matched(
+        variant,
+        {"captions": captions.planned.path.name, "lengths": others.planned.path.name},
+        {"name": TRUNCATE, "parameters": {"mode": MODE}},
+        answers,
+    )
+
+
+def _mean_length(run: Answered) -> float:
+    return fmean(map(_length, run.records.done.values())) if run.records.done else 0.0
+
+
+def _length(record: Mapping[str, Any]) -> int:
+    """Tokens of an answer, without the one that ended it."""
+    return record["n_new_tokens"] - (record["finish"] == "eos")
+
+
+def _label(control: str, method: Answered) -> str:
+    return f"{control}({method.planned.variant.label})"

@@ -1,0 +1,153 @@
+"""What a job comes to: its items, its runs, and the file that lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.datasets.items import limited
+from vlmfix.evaluation.datasets.sources import open_data
+from vlmfix.evaluation.files.atomic import check_writable, write_json
+from vlmfix.evaluation.runner import baselines, run_key
+from vlmfix.evaluation.runner.config import Job, Variant, make_job
+from vlmfix.evaluation.runner.run_store import ResumeError, differences, read_manifest
+from vlmfix.evaluation.tasks.base import Item, Task
+from vlmfix.evaluation.tasks.protocols import default_protocol
+from vlmfix.evaluation.tasks.registry import tasks as known_tasks
+
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task of a job, its items in order of ids, and the data files that they are made of."""
+
+    task: Task
+    items: list[Item]
+    used: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a job.
+
+    Args:
+        task: with data and protocol.
+        items: of the job, in order of ids.
+        variant: the methods.
+        path: of its directory.
+    """
+
+    task: Task
+    items: list[Item]
+    variant: Variant
+    path: Path
+
+    @property
+    def identities(self) -> Iterator[tuple[Item, int]]:
+        """Every item with every sample, in order."""
+        for item in self.items:
+            for sample in range(len(self.task.protocol.seeds)):
+                yield item, sample
+
+
+def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Prepared]:
+    """The tasks of a job with their items; needs no model.
+
+    Args:
+        job: what to do.
+        progress: called with the number of synthetic scenes just drawn.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or there is no item.
+        OSError: the output cannot be written.
+    """
+    check_writable(job.output)
+    data = open_data(job.data, job.output / "data", progress)
+    tasks = []
+    for name in job.tasks:
+        protocol = job.protocols.get(name)
+        wanted = "" if protocol is None else protocol.data_set
+        data_set = "custom" if isinstance(data, HubData) else data.data_set(name, wanted)
+        if isinstance(data, HubData) and wanted not in ("", data_set):
+            raise ValueError(
+                f"the protocol is for {wanted}, and the data set {data.name} is {data_set}; name the "
+                "protocol without data set"
+            )
+        protocol = (protocol or default_protocol(name, data_set)).on(data_set)
+        data.used = {}
+        task = known_tasks()[name](data, protocol)
+        items = task.items(job.output / "data" / "pope")
+        if job.limit is not None:
+            items = limited(items, job.limit)
+        if not items:
+            raise ValueError(f"{name} has no items in the data; check --data and --limit")
+        tasks.append(Prepared(task, items, dict(data.used)))
+    return tasks
+
+
+def write_job(job: Job, runs: Sequence[Planned]) -> None:
+    """Note which runs belong to the latest job of an output folder."""
+    listed = []
+    for planned in runs:
+        path = str(planned.path.relative_to(job.output))
+        run = {"task": planned.task.name, "label": planned.variant.label, "path": path}
+        of = planned.variant.control
+        listed.append(run if of is None else run | {"control": of})
+    write_json(job.output / JOB, {"settings": run_key.plain(job.settings), "runs": listed})
+
+
+def planned_again(output: Path) -> list[Planned]:
+    """The runs of the latest job of an output folder, without a model.
+
+    Raises:
+        FileNotFoundError: there was no job, or its data are gone.
+        ValueError: the file is damaged.
+        ResumeError: data or protocol are others than those that were asked about.
+    """
+    settings, listed = _read_job(output)
+    job = make_job(settings | {"output": str(output)})
+    runs = []
+    for each in prepare(job):
+        task = each.task.name
+        variants = {variant.label: variant for variant in baselines.rows(job, each.task)}
+        own = [run for run in listed if run["task"] == task]
+        for label in variants.keys() - {run["label"] for run in own}:
+            raise ValueError(f"{output / JOB} lists no run of {task} · {label}; run vlmfix eval again")
+        for run in own:  # those that are not among the variants were made to match one of them
+            made = Variant(run["label"], (), control=run.get("control"))
+            variant, path = variants.get(run["label"], made), output / run["path"]
+            asked = run_key.key_of_data(task, each.used, each.task.protocol, variant.prompt_change)
+            known = read_manifest(path)["key"]
+            lines = differences({part: known.get(part) for part in asked}, asked)
+            if lines:
+                raise ResumeError(f"{path} is about other data or another protocol ({'; '.join(lines)})")
+            runs.append(Planned(each.task, each.items, variant, path))
+    return runs
+
+
+def _read_job(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `write_job` wrote: the settings, and the runs with task, label, path and, of some, control.
+
+    Raises:
+        FileNotFoundError: there was no job.
+        ValueError: the file is damaged.
+    """
+    path = output / JOB
+    if not path.is_file():
+        raise FileNotFoundError(f"{output} holds no job (no {JOB}); run vlmfix eval --output {output} first")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        runs = [dict(run) for run in content["runs"]]
+        if not all(isinstance(run[name], str) for run in runs for name in ("task", "label", "path")):
+            raise ValueError("a run is not described in words")
+        return dict(content["settings"]), runs
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); run vlmfix eval with the same options again"
+        ) from error

@@ -1,0 +1,209 @@
+"""The beginning of a run: its key, its directory, and what it asks."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmfix.api import prompt_under
+from vlmfix.evaluation.files.hashing import digest
+from vlmfix.evaluation.runner import run_key
+from vlmfix.evaluation.runner.config import Job, Variant
+from vlmfix.evaluation.runner.plan import Planned, Prepared
+from vlmfix.evaluation.runner.run_store import (
+    MANIFEST,
+    RECORDS,
+    Identity,
+    Records,
+    ResumeError,
+    Run,
+    differences,
+    item_key,
+    read_manifest,
+)
+from vlmfix.evaluation.runner.shard import Share
+from vlmfix.evaluation.runner.worker import Draw, decoding_of
+from vlmfix.evaluation.tasks.base import Item, Task, content_hash
+from vlmfix.inference.chat import render
+from vlmfix.methods.suitability import profile_values
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that was begun, and all that it asks."""
+
+    prepared: Prepared
+    planned: Planned
+    run: Run
+    draws: Mapping[Identity, Draw]
+
+    def read(self) -> Records:
+        """What was answered so far."""
+        return self.run.read({identity: draw.key for identity, draw in self.draws.items()})
+
+
+class Beginning:
+    """Makes the directories of the runs of a job.
+
+    Args:
+        job: what to do.
+        model: that of the job.
+        processor: with it.
+        share: of this process.
+        note: is told why earlier runs are left alone.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        share: Share,
+        note: Callable[[str], None],
+    ) -> None:
+        self.job = job
+        self.model = model
+        self.share = share
+        self.note = note
+        self._about_model = run_key.model_identity(model, processor, job.model)
+        self._environment = run_key.environment(model)
+        self._rendered = functools.cache(functools.partial(render, processor=processor))
+        self._images: dict[Path, str | None] = {}
+        self._parts: dict[str, dict[Identity, dict[str, Any]]] = {}
+
+    def begin(
+        self,
+        prepared: Prepared,
+        variant: Variant,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        calibrated_on: Mapping[str, str] | None = None,
+    ) -> Begun:
+        """Make a run, or go on with it.
+
+        Args:
+            prepared: task and items.
+            variant: what answers them.
+            settings: name and parameters of a variant without methods; None: it is plain decoding.
+            calibrated_on: of a control that was made to match runs, see
+                `vlmfix.evaluation.runner.matched_baselines.Matched`.
+
+        Raises:
+            ResumeError: the run cannot go on, or must not.
+            ValueError: an item cannot be written down, or a method lacks a value for this model.
+            OSError: the directory cannot be written.
+        """
+        job, task = self.job, prepared.task
+        methods = [run_key.method_identity(method, self.model) for method in variant.methods]
+        methods += [] if settings is None else [dict(settings)]
+        key = run_key.run_key(
+            task=task.name,
+            data=prepared.used,
+            protocol=task.protocol,
+            model=self._about_model,
+            methods=methods,
+            seed=job.seed,
+            prompt_change=variant.prompt_change,
+            calibrated_on=calibrated_on,
+        )
+        if task.name not in self._parts:
+            self._parts[task.name] = _item_parts(job, task, prepared.items, self._images)
+        name = "+".join(each["name"] for each in methods) or variant.label.replace(" ", "-")
+        path = job.output / task.name / f"{name}-{digest(key)[:8]}"
+        planned = Planned(task, prepared.items, variant, path)
+        if job.resume == "never":
+            _refuse_records(path, self.share)
+        if calibrated_on is None:
+            _explain(planned, key, job.resume, self.note)
+
+        def asked(item: Item) -> str:
+            text = prompt_under(variant.methods, item.prompt)
+            try:
+                return self._rendered(text, int(item.image is not None))
+            except ValueError:  # a prompt that no model takes fails when its turn comes, and alone
+                return text
+
+        info = _info(prepared.used, asked(prepared.items[0])) | {
+            "profiles": run_key.plain(profile_values(variant.methods, self.model)),
+            "decoding": run_key.plain(decoding_of(self.model, variant.methods, task.protocol)),
+        }
+        run = Run.start(path, key, self._environment, info=info, allow_change=job.allow_environment_change)
+        draws = {}
+        for item, sample in planned.identities:
+            part = self._parts[task.name][item.id, sample] | {"prompt": asked(item)}
+            draws[item.id, sample] = Draw(item, sample, part["seed"], item_key(key, part))
+        return Begun(prepared, planned, run, draws)
+
+
+def _refuse_records(path: Path, share: Share) -> None:
+    """Refuse to go on with a run, unless it was begun by processes beside this one."""
+    if any(not share.is_beside(file) for file in (path / RECORDS).glob("*.jsonl")):
+        raise ResumeError(
+            f"{path} holds such a run already; choose another --output, or --resume if_possible"
+        )
+
+
+def _explain(planned: Planned, key: Mapping[str, Any], resume: str, note: Callable[[str], None]) -> None:
+    """Say what becomes of earlier runs of the same methods, and refuse to begin where there must be one."""
+    path = planned.path
+    if (path / MANIFEST).exists():
+        return
+    others = path.parent.glob(f"{path.name.rpartition('-')[0]}-????????/{MANIFEST}")
+    found = {other.parent.name: differences(read_manifest(other.parent)["key"], key) for other in others}
+    nearest = min(sorted(found), key=lambda name: len(found[name]), default="")
+    why = "; ".join(found.get(nearest, []))
+    if resume == "always":
+        there = f"; {nearest} is of other settings ({why})" if nearest else ""
+        raise ResumeError(f"there is no run {path} to go on with{there}; see --output and --resume")
+    if nearest:
+        note(f"a new run {path.name}, not {nearest}: {why}")
+
+
+def _item_parts(
+    job: Job, task: Task, items: Sequence[Item], images: dict[Path, str | None]
+) -> dict[Identity, dict[str, Any]]:
+    """What belongs to each sample of each item in the key of its answer, apart from the prompt.
+
+    Raises:
+        ValueError: an item cannot be written down.
+    """
+    parts = {}
+    for item in items:
+        if item.image is not None and item.image not in images:
+            try:
+                images[item.image] = hashlib.sha256(item.image.read_bytes()).hexdigest()
+            except (OSError, ValueError):
+                images[item.image] = None  # it fails when it is asked about
+        try:
+            content = content_hash(item)
+            str(item.image).encode()
+        except ValueError as error:
+            raise ValueError(f"{item.id} cannot be written down ({error}); mend its texts") from error
+        for sample, seed in enumerate(task.protocol.seeds):
+            parts[item.id, sample] = {
+                "id": item.id,
+                "content": content,
+                "image": None if item.image is None else images[item.image],
+                "seed": job.seed + seed,
+                "sample": sample,
+            }
+    return parts
+
+
+def _info(used: Mapping[str, Mapping[str, Any]], first_prompt: str) -> dict[str, Any]:
+    """What a person wants to find in a manifest, beside the key."""
+    return {
+        "command": shlex.join(sys.argv),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "data": {role: dict(each) for role, each in used.items()},
+        "first_prompt": first_prompt,
+    }

@@ -1,0 +1,342 @@
+"""One process at work on a run: it answers items in batches and appends what it got."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
+
+import vlmfix
+from vlmfix.api import answer_batch, decoding_under, prompt_under
+from vlmfix.engine.kl import Divergence
+from vlmfix.evaluation.runner.forward_counter import Passes
+from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
+from vlmfix.evaluation.runner.run_store import Identity, Run
+from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
+from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.tasks.protocols import Protocol
+from vlmfix.failures import is_out_of_memory
+from vlmfix.inference.decoding import plain_decoding
+from vlmfix.inference.output import Answer
+from vlmfix.inference.pictures import open_images
+from vlmfix.methods.base import AskingMethod
+from vlmfix.methods.baselines.output_shift import answer_margins
+
+# Characters by which the prompts of a batch may differ in length.
+_LENGTHS = 2000
+# Settings of sampling.
+_WARPING = ("temperature", "top_p", "top_k")
+# Of margins: what lies below may depend on the batch.
+_DIGITS = 4
+
+
+class TooManyErrorsError(RuntimeError):
+    """More items failed than were allowed."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of an item, and the key of its record.
+
+    Args:
+        item: the question.
+        sample: 0, or the number of the sample where a protocol draws several.
+        seed: of the run.
+        key: see `vlmfix.evaluation.runner.run_store.item_key`.
+    """
+
+    item: Item
+    sample: int
+    seed: int
+    key: str
+
+    @property
+    def identity(self) -> Identity:
+        """Item and sample."""
+        return self.item.id, self.sample
+
+    @property
+    def order(self) -> tuple[bytes, str, str, int]:
+        """Where it stands in a worker's queue: questions about one image follow each other."""
+        cluster = hashlib.sha256(self.item.cluster.encode()).digest()
+        return cluster, self.item.cluster, self.item.id, self.sample
+
+
+@dataclass
+class Worker:
+    """Answers draws with one model and the methods that act on it.
+
+    Args:
+        model: any that `vlmfix.generate` takes.
+        processor: of the model.
+        methods: in the order of attachment; none is plain decoding.
+        protocol: which fixes length and decoding.
+        parse: what the task reads in an answer that was cut or not, as a JSON value; for the records only.
+        shard: of this process, for file names.
+        batch_size: prompts per forward pass; halved for good where memory runs out.
+        answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
+            between them at the first step; None: they shall not.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    methods: Sequence[vlmfix.Method]
+    protocol: Protocol
+    parse: Callable[[Item, str, bool], Any]
+    shard: str
+    batch_size: int
+    answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    _passes: Passes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._passes = Passes(self.model, keeps_logits=self.answer_ids is not None)
+        if any(isinstance(method, AskingMethod) for method in self.methods):
+            self.batch_size = 1
+
+    def work(
+        self,
+        run: Run,
+        draws: Sequence[Draw],
+        *,
+        max_errors: int,
+        on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+    ) -> None:
+        """Answer all draws, in batches of neighbours; each batch is on disk before the next one begins.
+
+        Args:
+            run: to append to.
+            draws: in any order.
+            max_errors: number of failures after which work stops.
+            on_records: called with the records just written.
+
+        Raises:
+            TooManyErrorsError: more than `max_errors` draws failed.
+            UnsupportedError: a method does not go with the model or the protocol.
+            OSError: the disk is full.
+        """
+        queue = deque(sorted(draws, key=lambda draw: draw.order))
+        failures = 0
+        reset_peak_memory(self.model.device)
+        with ExitStack() as stack:
+            stack.callback(run.close)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", vlmfix.InactiveMethodWarning)  # the report says it
+            for method in self.methods:
+                if method.attaches:
+                    stack.enter_context(method(self.model, self.processor))
+            stack.enter_context(self._passes.counted())
+            while queue:
+                batch = self._next_batch(queue)
+                records = self._records(batch)
+                if records is None:
+                    self.batch_size = len(batch) // 2
+                    queue.extendleft(reversed(batch))
+                    continue
+                run.append(records, self.shard)
+                on_records(records)
+                failed = [record for record in records if record["status"] == "error"]
+                failures += len(failed)
+                if failures > max_errors:
+                    raise TooManyErrorsError(
+                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; fix "
+                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
+                        f"({failed[-1]['error_type']})"
+                    )
+
+    def _next_batch(self, queue: deque[Draw]) -> list[Draw]:
+        """Neighbours; a prompt that is far longer or shorter waits, as all are padded to the longest."""
+        batch = [queue.popleft()]
+        shortest = longest = len(batch[0].item.prompt)
+        while queue and len(batch) < self.batch_size:
+            length = len(queue[0].item.prompt)
+            shortest, longest = min(shortest, length), max(longest, length)
+            if longest - shortest > _LENGTHS:
+                break
+            batch.append(queue.popleft())
+        return batch
+
+    def _records(self, batch: list[Draw]) -> list[dict[str, Any]] | None:
+        """One record a draw, of success or of failure; None: memory ran out for so many."""
+        opened = _opened(batch)
+        if len(batch) > 1 and any(
+            isinstance(found, Exception) and is_out_of_memory(found) for found in opened.values()
+        ):
+            return None
+        pictures = {path: found for path, found in opened.items() if isinstance(found, Image.Image)}
+        readable, records = [], []
+        for draw in batch:
+            found = None if draw.item.image is None else opened[draw.item.image]
+            if isinstance(found, Exception):
+                records.append(self._failure(draw, found))
+            else:
+                readable.append(draw)
+        if not readable:
+            return records
+        try:
+            return records + self._answers(readable, pictures)
+        except vlmfix.UnsupportedError:
+            raise
+        except Exception as error:
+            reason = error.with_traceback(None)  # whose frames hold tensors
+        if is_out_of_memory(reason):
+            free_memory()
+            if len(batch) > 1:
+                return None
+        if len(readable) == 1:
+            return [*records, self._failure(readable[0], reason)]
+        for draw in readable:  # which of them it was
+            records += self._records([draw]) or []
+        return records
+
+    def _answers(self, batch: list[Draw], pictures: Mapping[Path, Image.Image]) -> list[dict[str, Any]]:
+        start = time.perf_counter()
+        self._passes.begin()
+        generate_kwargs = self._generate_kwargs(batch)
+        pairs = [(draw.item.image and pictures[draw.item.image], self._asked(draw)) for draw in batch]
+        asking = [method for method in self.methods if isinstance(method, AskingMethod)]
+        if asking:
+            refinement = asking[0].ask(self.model, self.processor, *pairs[0], **generate_kwargs)
+            answers = [refinement.final]
+        else:
+            answers = answer_batch(self.model, self.processor, pairs, **generate_kwargs)
+        end = time.perf_counter()
+        memory = peak_memory(self.model.device)
+        passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
+        prefill = (self._passes.first or end) - start
+        did = self._activities(len(batch))
+        margins = self._margins(len(batch))
+        return [
+            record_head(draw, self._asked(draw), len(batch))
+            | {
+                "status": "ok",
+                "text": answer.text,
+                "parsed": self._parsed(draw.item, answer),
+                "token_ids": list(answer.token_ids),
+                "n_prompt_tokens": answer.prompt_tokens,
+                "n_new_tokens": len(answer.token_ids),
+                "finish": "eos" if answer.ended else "length",
+                "method_info": activity,
+                "time_prefill": prefill / len(batch),
+                "time_decode": (end - start - prefill) / len(batch),
+                "forwards_per_token": passes,
+                "peak_memory": memory,
+            }
+            | margin
+            for draw, answer, activity, margin in zip(batch, answers, did, margins, strict=True)
+        ]
+
+    def _asked(self, draw: Draw) -> str:
+        """What is asked in place of the question."""
+        return prompt_under(self.methods, draw.item.prompt)
+
+    def _margins(self, items: int) -> list[dict[str, float]]:
+        """By how much a yes is likelier than a no at the first step of each item, where that is wanted."""
+        if self.answer_ids is None:
+            return [{}] * items
+        assert self._passes.logits is not None
+        margins = answer_margins(self._passes.logits, *self.answer_ids).tolist()
+        return [{"margin": round(margin, _DIGITS)} for margin in margins]
+
+    def _parsed(self, item: Item, answer: Answer) -> Any:
+        """What the task reads; None where it cannot, which comes out when all is scored."""
+        try:
+            return self.parse(item, answer.text, not answer.ended)
+        except Exception:
+            return None
+
+    def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
+        """The decoding of the protocol under the methods; samples are drawn by seeds of their own."""
+        kwargs = decoding_of(self.model, self.methods, self.protocol)
+        warping = {name: kwargs.pop(name, None) for name in _WARPING}
+        if kwargs["do_sample"]:
+            seeds = [seed_of(draw.seed, draw.item.id, draw.sample) for draw in batch]
+            kwargs["logits_processor"] = LogitsProcessorList([SeededSampling(seeds, **warping)])
+        return plain_decoding(self.model, kwargs | {"do_sample": False})
+
+    def _activities(self, items: int) -> list[dict[str, Any]]:
+        """What each method did for each item, as sums that can be added up."""
+        found: list[dict[str, Any]] = [{} for _ in range(items)]
+        for method in self.methods:
+            rows = method.latest_activity()
+            beams = len(rows) // items
+            for index in range(items if beams else 0):
+                own = rows[index * beams : (index + 1) * beams]
+                sums = {
+                    name: sum(getattr(row, name) for row in own)
+                    for name in ("steps", "steps_edited", "edited", "eligible")
+                }
+                moved = reduce(Divergence.merged, (row.divergence for row in own))
+                if moved.kl_steps:
+                    sums |= moved._asdict()
+                found[index][method.name] = sums | {"skipped": own[0].skipped}
+        return found
+
+    def _failure(self, draw: Draw, error: Exception) -> dict[str, Any]:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return record_head(draw, self._asked(draw), 1) | {
+            "status": "error",
+            "error": reason,
+            "error_type": type(error).__name__,
+        }
+
+
+def decoding_of(
+    model: PreTrainedModel, methods: Sequence[vlmfix.Method], protocol: Protocol
+) -> dict[str, Any]:
+    """How answers are decoded: as the protocol says, under the methods; nothing else of the checkpoint's
+    generation_config but token ids.
+
+    Where the protocol has a single beam, a method may bring as many as it wants.
+    """
+    kwargs: dict[str, Any] = {
+        "max_new_tokens": protocol.max_new_tokens,
+        "do_sample": protocol.temperature > 0,
+    }
+    if protocol.num_beams > 1:
+        kwargs["num_beams"] = protocol.num_beams
+    if protocol.temperature > 0:
+        kwargs |= {name: getattr(protocol, name) for name in _WARPING}
+    return plain_decoding(model, decoding_under(methods, kwargs))
+
+
+def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
+    """What a record says of its question.
+
+    Args:
+        draw: what was asked.
+        prompt: in these words.
+        batch_size: beside so many others.
+    """
+    return {
+        "id": draw.item.id,
+        "sample": draw.sample,
+        "seed": draw.seed,
+        "key": draw.key,
+        "image": None if draw.item.image is None else str(draw.item.image),
+        "prompt": prompt,
+        "batch_size": batch_size,
+        "host": platform.node(),
+        "written_at": time.time(),
+    }
+
+
+def _opened(batch: Sequence[Draw]) -> dict[Path, Image.Image | Exception]:
+    """The picture of each file that a batch asks about, or why there is none."""
+    opened: dict[Path, Image.Image | Exception] = {}
+    for path in {draw.item.image for draw in batch if draw.item.image is not None}:
+        try:
+            [opened[path]] = open_images(path)
+        except Exception as error:  # readers of image formats raise what they like
+            opened[path] = error
+    return opened

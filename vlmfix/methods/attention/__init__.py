@@ -1,0 +1,1 @@
+"""Methods that edit attention scores, weights or head outputs."""

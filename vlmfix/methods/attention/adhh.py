@@ -1,0 +1,141 @@
+"""AD-HH: heads that hallucinate, cut off from the text whenever they look at little else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.engine.context import Run
+from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.stats import Sums
+from vlmfix.methods.attention.base import ColumnEdit
+from vlmfix.methods.base import Card
+from vlmfix.methods.validation import check_range
+from vlmfix.models.profiles import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADHH(ColumnEdit):
+    """Adaptive deactivation of hallucination heads (github.com/TianyunYoung/Hallucination-Attribution).
+
+    In the last prompt row and in all new rows, a listed head that puts much of its attention on the text
+    behind the last image, the question and the answer so far, loses that attention; the rest is not scaled
+    up, so that the head says less. A long question can set it off at the first token.
+
+    Args:
+        threshold: attention to that text from which on a head loses it, 0 or more; above 1 leaves the model
+            as it is.
+        heads: pairs of layer and head, 0-based; an empty list leaves the model as it is; None: from the
+            checkpoint's profile.
+    """
+
+    threshold: float = 0.4
+    heads: tuple[tuple[int, int], ...] | None = None
+
+    card = Card(
+        level="attention",
+        changes="weights of listed heads: none on the text behind the image",
+        where="last prompt row and new rows; heads of the profile",
+        forwards=1.0,
+        fidelity="released code",
+        paper="github.com/TianyunYoung/Hallucination-Attribution",
+    )
+    neutral: ClassVar = {"heads": ()}
+
+    def __post_init__(self) -> None:
+        check_range("threshold", self.threshold, 0, math.inf)
+        if self.heads is not None:
+            object.__setattr__(self, "heads", _pairs(self.heads))
+
+    @property
+    def is_neutral(self) -> bool:
+        return self.heads == () or self.threshold > 1
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        heads = self.heads
+        if heads is None and profile is not None:
+            heads = profile.get("adhh_heads")
+        if heads is None:
+            raise ValueError(
+                "no hallucination heads are known for this checkpoint, they are published for LLaVA-1.5-7B, "
+                "LLaVA-1.5-13B and LLaVA-1.6-34B; find them with 'vlmfix calibrate --model MODEL --method "
+                "adhh --images FOLDER', or pass heads=((layer, head), ...)"
+            )
+        heads, text = _pairs(heads), config.get_text_config()
+        for layer, head in heads:
+            if layer >= text.num_hidden_layers or head >= text.num_attention_heads:
+                raise ValueError(
+                    f"heads has {(layer, head)}; the layers of this model go from 0 to "
+                    f"{text.num_hidden_layers - 1}, its heads from 0 to {text.num_attention_heads - 1}"
+                )
+        return dataclasses.replace(self, heads=heads)
+
+    def edits_layer(self, layer: int) -> bool:
+        return bool(self._heads_of(layer))
+
+    def sites(self, layer: int, heads: int) -> int:
+        return len(self._heads_of(layer))
+
+    def key_values(self, run: Run, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+        with_image = run.layout.image_tokens.any(dim=1)
+        return (layout.over_keys(layout.after_last_image, keys, generated=with_image),)
+
+    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
+        key = (self, layer, weights.device)
+        if key not in run.state:
+            run.state[key] = torch.tensor([self._heads_of(layer)], device=weights.device)
+        heads: Tensor = run.state[key][0]  # the same in all sequences
+        (text,) = self.columns(run, layer, weights)
+        edited, mass = deactivate(weights[:, heads], text, threshold=self.threshold)
+        if run.has_newest_row:
+            run.measure(self, size=mass[:, :, -1, 0])
+        return weights.index_copy(1, heads, edited)
+
+    def report(self, run: Run, sums: Sums) -> None:
+        if sums.size_count:
+            sums.details = {"size": "attention of the listed heads to the text behind the image"}
+
+    def inactive_reason(self, run: Run) -> str:
+        return (
+            f"no listed head puts {self.threshold:g} of its attention on the text behind the image; lower "
+            "threshold"
+        )
+
+    def _heads_of(self, layer: int) -> list[int]:
+        assert self.heads is not None
+        return [head for each, head in self.heads if each == layer]
+
+
+def deactivate(weights: Tensor, text_tokens: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
+    """Take from heads their attention to the text behind the image where it is large (AD-HH, ICLR 2025).
+
+    Args:
+        weights: after the softmax, of the heads in question, `(batch, heads, rows, keys)`.
+        text_tokens: behind the last image, generated ones included, `(batch, 1, 1, keys)` bool.
+        threshold: attention to the text from which on it is taken.
+
+    Returns:
+        The weights, whose rows then sum to 1 less what was taken, and the attention to the text that there
+        was, `(batch, heads, rows, 1)`.
+    """
+    mass = (weights * text_tokens).sum(dim=-1, keepdim=True)
+    return weights.masked_fill((mass >= threshold) & text_tokens, 0.0), mass
+
+
+def _pairs(values: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of layer and head, sorted.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    several = values if isinstance(values, list | tuple) else (values,)
+    pairs = [tuple(each) if isinstance(each, list | tuple) else () for each in several]
+    if any(len(pair) != 2 or any(type(index) is not int or index < 0 for index in pair) for pair in pairs):
+        raise ValueError(f"heads is {values!r}; it must hold pairs of layer and head, both 0 or more")
+    return tuple(sorted({(layer, head) for layer, head in pairs}))

@@ -1,0 +1,142 @@
+"""What methods share that edit attention by the kind of token a key is, in layers known beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.engine.context import Run
+from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.engine.stats import Sums
+from vlmfix.methods.base import Method
+from vlmfix.models.profiles import Profile
+
+# Depth of LLaVA-1.5-7B, for which the layers are published.
+_PUBLISHED_DEPTH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnEdit(Method, ABC):
+    """Base of the methods that edit rows behind the last image."""
+
+    keeps_prefix: ClassVar = True
+    last_row_only: ClassVar[bool] = True
+    """Whether it edits the last prompt row and new rows alone; the prompt is then read without an edit."""
+
+    @abstractmethod
+    def edits_layer(self, layer: int) -> bool:
+        """Whether it takes part in a layer."""
+
+    @abstractmethod
+    def key_values(self, run: Run, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+        """What it has to know of `keys` keys, `(batch, keys)` each."""
+
+    def columns(self, run: Run, layer: int, scores: Tensor) -> tuple[Tensor, ...]:
+        """`key_values` of the keys of these scores, `(batch, 1, 1, keys)`; worked out once a step."""
+        layout = run.layout_at(layer)
+        key, keys = (self, layout, scores.device), scores.shape[-1]
+        columns: tuple[Tensor, ...] | None = run.state.get(key)
+        if columns is None or columns[0].shape[-1] != keys:
+            values = self.key_values(run, layout, keys)
+            columns = run.state[key] = tuple(each.to(scores.device)[:, None, None] for each in values)
+        return columns
+
+    def rows(self, run: Run, layer: int) -> Rows | None:
+        if not run.layout.has_image or not self.edits_layer(layer):
+            return None
+        layout = run.layout_at(layer)
+        if not self.last_row_only:
+            return layout.rows_after_last_image
+        return None if run.is_prefill else layout.last_row
+
+    def reads_last_row_again(self, run: Run) -> bool:
+        return self.last_row_only and run.layout.has_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEdit(ColumnEdit):
+    """Base of the methods that edit the scores of all heads.
+
+    Args:
+        layers: first edited layer and the one behind the last, 0-based; None: those that are published for 32
+            layers, at the same depth.
+    """
+
+    layers: tuple[int, int] | None = None
+
+    published_layers: ClassVar[tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _layer_range(self.layers))
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        depth = config.get_text_config().num_hidden_layers
+        layers = at_depth(self.published_layers, depth) if self.layers is None else self.layers
+        if layers[1] > depth:
+            raise ValueError(
+                f"layers is {layers}, first and behind the last; the layers of this model go from 0 to "
+                f"{depth - 1}"
+            )
+        return dataclasses.replace(self, layers=layers)
+
+    def edits_layer(self, layer: int) -> bool:
+        assert self.layers is not None
+        return self.layers[0] <= layer < self.layers[1]
+
+    @abstractmethod
+    def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
+        """What the scores of each key are edited with, `(batch, keys)` float32.
+
+        Args:
+            image_tokens: `(batch, keys)` bool.
+            system_tokens: those in front of the first image, `(batch, keys)` bool.
+        """
+
+    def key_values(self, run: Run, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+        takes = self.takes(run)[:, None]
+        image, system = (
+            layout.over_keys(tokens & takes, keys)
+            for tokens in (layout.image_tokens, layout.before_first_image)
+        )
+        return self.factors(image, system), image.float()
+
+    def measure_scores(self, run: Run, layer: int, before: Tensor, after: Tensor) -> None:
+        image = self.columns(run, layer, after)[1][:, 0]
+        run.measure(self, size=(after * image).sum(dim=-1), before=(before * image).sum(dim=-1))
+
+    def report(self, run: Run, sums: Sums) -> None:
+        if sums.size_count:
+            sums.details = {"size": "attention to the image in edited layers; 'before': without any edit"}
+
+    def inactive_reason(self, run: Run) -> str:
+        assert self.layers is not None
+        if not any(run.layout_at(layer).has_image for layer in range(*self.layers)):
+            return "no image token is left in the edited layers; choose earlier layers"
+        return "the scores that it scales in the edited layers are 0, or its strength is too small to tell"
+
+
+def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:
+    """A range of the layers of a model of 32, at the same depth of a model of `depth`; one layer at least."""
+    start, end = (round(each * depth / _PUBLISHED_DEPTH) for each in layers)
+    start = min(start, depth - 1)
+    return start, max(end, start + 1)
+
+
+def _layer_range(values: Any) -> tuple[int, int]:
+    """First layer and the one behind the last.
+
+    Raises:
+        ValueError: they are no range of layers.
+    """
+    bounds = tuple(values) if isinstance(values, list | tuple) else ()
+    if len(bounds) != 2 or any(type(each) is not int for each in bounds) or not 0 <= bounds[0] < bounds[1]:
+        raise ValueError(
+            f"layers is {values!r}; it must be the first edited layer, 0 or more, and the one behind the last"
+        )
+    return bounds[0], bounds[1]

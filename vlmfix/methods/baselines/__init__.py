@@ -1,0 +1,1 @@
+"""Baselines: trivial explanations of a gain, to be put beside every method."""

@@ -1,0 +1,174 @@
+"""Controls that act from outside: stock decoding at exact settings, and a question that asks for yes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.methods.base import Card, Method
+from vlmfix.methods.validation import check_choice, check_whole
+
+_NO_SAMPLING = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideMethod(Method, ABC):
+    """A strategy that changes what is asked or how it is decoded, and leaves the model alone."""
+
+    attaches: ClassVar = False
+    edits: ClassVar = False
+
+    @property
+    @abstractmethod
+    def instead(self) -> str:
+        """What to do on a plain `model.generate`."""
+
+    def __call__(
+        self, model: PreTrainedModel, processor: ProcessorMixin | None = None
+    ) -> AbstractContextManager[None]:
+        """Refuses, since nothing of it could be attached to a model.
+
+        Raises:
+            UnsupportedError: always; the message names what to do instead.
+        """
+        name = type(self).__name__
+        raise UnsupportedError(
+            f"{name} leaves the model alone, so that attaching it would do nothing: {self.instead}, or use "
+            f"vlmfix.generate(model, processor, image, prompt, {name}())"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingControl(OutsideMethod, ABC):
+    """The stock model, decoded at exactly the `settings` that it names, whatever else was asked for."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `model.generate`."""
+
+    @property
+    def instead(self) -> str:
+        given = ", ".join(f"{key}={value!r}" for key, value in self.settings.items() if value is not None)
+        return f"pass {given} to model.generate"
+
+    def decoding(self, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {**generate_kwargs, **self.settings}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlGreedy(DecodingControl):
+    """Greedy decoding of the stock model (arXiv 2504.10020): the one baseline that compares across papers."""
+
+    name: ClassVar = "control.greedy"
+    card: ClassVar = Card(
+        level="control",
+        changes="decoding: greedy",
+        where="nowhere in the model",
+        forwards=1.0,
+        fidelity="paper",
+        paper="2504.10020",
+        decoding="greedy, batches",
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"num_beams": 1, **_NO_SAMPLING}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSample(DecodingControl):
+    """Sampling from the stock model's own distribution, temperature 1 and nothing cut off (arXiv 2504.10020):
+    how much of a sampled baseline's weakness is noise.
+    """
+
+    name: ClassVar = "control.sample"
+    card: ClassVar = Card(
+        level="control",
+        changes="decoding: sampling at temperature 1",
+        where="nowhere in the model",
+        forwards=1.0,
+        fidelity="paper",
+        paper="2504.10020",
+        decoding="sampling, batches",
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"num_beams": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlBeam(DecodingControl):
+    """Beam search of the stock model (arXiv 2504.10020): the gain of beams alone.
+
+    Args:
+        num_beams: as many as the method under test has, 1 or more.
+    """
+
+    num_beams: int = 5
+
+    name: ClassVar = "control.beam"
+    card: ClassVar = Card(
+        level="control",
+        changes="decoding: beam search",
+        where="nowhere in the model",
+        forwards=1.0,
+        fidelity="paper",
+        paper="2504.10020",
+        decoding="beams, batches",
+    )
+
+    def __post_init__(self) -> None:
+        check_whole("num_beams", self.num_beams, 1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"num_beams": self.num_beams, **_NO_SAMPLING}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlPromptBias(OutsideMethod):
+    """One more sentence in the question that asks for one answer (arXiv 2504.10020): the gain of saying yes
+    more often.
+
+    Args:
+        direction: "yes" or "no".
+    """
+
+    direction: str = "yes"
+
+    name: ClassVar = "control.prompt_bias"
+    card: ClassVar = Card(
+        level="control",
+        changes="the question: answer yes whenever possible",
+        where="nowhere in the model",
+        forwards=1.0,
+        fidelity="paper",
+        paper="2504.10020",
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("direction", self.direction, ("yes", "no"))
+
+    @property
+    def sentence(self) -> str:
+        """What is appended."""
+        return f"Answer {self.direction} whenever possible."
+
+    @property
+    def instead(self) -> str:
+        return f"append {self.sentence!r} to the prompt"
+
+    def prompt(self, text: str) -> str:
+        return f"{text} {self.sentence}"
+
+    @property
+    def prompt_change(self) -> str:
+        return f"bias-{self.direction}"

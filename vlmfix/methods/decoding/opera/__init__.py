@@ -1,0 +1,1 @@
+"""OPERA: over-trust penalty and rollback search."""

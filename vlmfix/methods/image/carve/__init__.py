@@ -1,0 +1,1 @@
+"""CARVE: contrastive attention refinement of the image."""

@@ -1,0 +1,440 @@
+"""CARVE: ask again about the part of the image to which the question itself draws attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from vlmfix.engine import attention, compatibility
+from vlmfix.engine.context import Run
+from vlmfix.engine.layout import Rows
+from vlmfix.engine.modules import input_device
+from vlmfix.engine.stats import RowActivity, Sums
+from vlmfix.engine.vision_cache import cached_vision
+from vlmfix.errors import UnsupportedError
+from vlmfix.inference.chat import prepare, render
+from vlmfix.inference.decoding import plain_decoding
+from vlmfix.inference.pictures import Images, open_images
+from vlmfix.methods.base import AskingMethod, Card, Method
+from vlmfix.methods.image.carve.crop import (
+    Refinement,
+    bounding_box,
+    refine,
+    saliency_map,
+    select_regions,
+)
+from vlmfix.methods.validation import (
+    check_choice,
+    check_range,
+    check_whole,
+    layer_indices,
+)
+from vlmfix.models.image_grid import ImageTokens, place, token_grids
+from vlmfix.models.profiles import Profile, find_profile
+
+STEP_MODES = ("all", "first", "last")
+REGION_RULES = ("at_least", "max")
+FINAL_IMAGES = ("original+refined", "refined")
+
+NO_IMAGE = "no image in the prompt"
+STRENGTH_ZERO = "kept_pixel_fraction is 1"
+WHOLE_IMAGE = "the region covers the image"
+EQUAL_MAPS = "question and instruction give the same map"
+NARROW = "the region is too narrow"
+
+# Above these, the region or the question's map tells nothing.
+_MAX_COVERED = 0.95
+_MAX_CORRELATION = 0.98
+# Qwen-VL reads no image whose sides differ more.
+_MAX_ASPECT_RATIO = 200
+
+# Images whose instruction maps one object remembers.
+_REMEMBERED_MAPS = 16
+
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class _MapCache:
+    """Instruction maps of the last images, by model; they go with it and stay in this process."""
+
+    def __init__(self) -> None:
+        self._maps: WeakKeyDictionary[PreTrainedModel, OrderedDict[Hashable, Tensor]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _MapCache, ()
+
+    def get(self, model: PreTrainedModel, key: Hashable) -> Tensor | None:
+        maps = self._maps.setdefault(model, OrderedDict())
+        if key in maps:
+            maps.move_to_end(key)
+        return maps.get(key)
+
+    def put(self, model: PreTrainedModel, key: Hashable, value: Tensor) -> None:
+        maps = self._maps[model]
+        maps[key] = value
+        if len(maps) > _REMEMBERED_MAPS:
+            maps.popitem(last=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CARVE(AskingMethod):
+    """Contrastive Attention Refinement for Visual Enhancement (arXiv 2509.06461).
+
+    The attention that a question draws to the image is divided by that of an instruction without content,
+    which leaves what the question itself asks for. The regions where this is highest are kept, the rest is
+    blackened, their box is cropped and enlarged, and the model is asked again. Three inferences; the map of
+    the instruction is remembered for further questions about the same image. The map passes are greedy, the
+    final one decodes as asked. The defaults are those of the released code; `CARVE.paper()` has the paper's.
+
+    All passes ask for a short answer, the final one too, as in the released code: set `answer_suffix=""` for
+    captions. Rules of this library that the released code lacks:
+
+    - Where the two maps correlate above 0.98, or the box covers more than 95 % of the image or is 200 times
+      as long as it is wide, the image is not refined; then, and without an image, the answer is that of plain
+      decoding, without the suffix.
+    - The refined image has at most 16 times the pixels of the original.
+    - The map lies where the processor shows the image, on the grid of the image tokens; pixels that the model
+      does not see are in no region. Tiles of an image add up.
+    - Models with fewer than 26 layers are read at 71 to 89 % of their depth.
+    - Of several images, the one with the largest total of its map is refined.
+
+    Args:
+        contrast_layers: layers whose attention is read, 0-based; None: from the checkpoint's profile, else 20
+            to 25, and in models with fewer than 26 layers those at 71 to 89 % of the depth.
+        step_mode: "all" steps of both generations, weighted by their number, the "first" or the "last" ones.
+        contrast_regularizer: added to the instruction's attention before it divides, positive.
+        kept_pixel_fraction: share of the pixels above the threshold, in (0, 1]; 1 leaves the model as it is.
+        max_regions: connected regions that are kept, 1 or more.
+        region_rule: "max" keeps `max_regions`, "at_least" these or, if that is more, the share
+            `kept_pixel_fraction` of all regions, rounded down.
+        final_images: "original+refined" or "refined", what the final question is asked about.
+        general_instruction: the instruction without content.
+        answer_suffix: put behind the question and the instruction in all passes, so that they are answered
+            briefly; "": none.
+        max_map_tokens: length limit of the answers in the map passes, in tokens.
+    """
+
+    contrast_layers: tuple[int, ...] | None = None
+    step_mode: str = "all"
+    contrast_regularizer: float = 1e-8
+    kept_pixel_fraction: float = 0.2
+    max_regions: int = 3
+    region_rule: str = "at_least"
+    final_images: str = "original+refined"
+    general_instruction: str = "Write a general description of the image."
+    answer_suffix: str = "Answer the question using a single word or phrase."
+    max_map_tokens: int = 32
+
+    card = Card(
+        level="image",
+        changes="the image: what the question does not ask for is blackened, the rest enlarged",
+        where="one map pass for the question, one for an instruction, and the final answer",
+        forwards=3.0,
+        fidelity="released code",
+        paper="2509.06461",
+        decoding="greedy, sampling, beams, one prompt at a time",
+    )
+    neutral: ClassVar = {"kept_pixel_fraction": 1}
+
+    _instruction_maps: _MapCache = field(default_factory=_MapCache, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.contrast_layers is not None:
+            layers = layer_indices("contrast_layers", self.contrast_layers)
+            if not layers:
+                raise ValueError("contrast_layers is empty; it must hold one or more layer indices")
+            object.__setattr__(self, "contrast_layers", layers)
+        check_choice("step_mode", self.step_mode, STEP_MODES)
+        check_range("contrast_regularizer", self.contrast_regularizer, 1e-12, 1)
+        check_range("kept_pixel_fraction", self.kept_pixel_fraction, 1e-6, 1)
+        check_choice("region_rule", self.region_rule, REGION_RULES)
+        check_choice("final_images", self.final_images, FINAL_IMAGES)
+        for name in ("max_regions", "max_map_tokens"):
+            check_whole(name, getattr(self, name), 1)
+        if not isinstance(self.general_instruction, str) or not self.general_instruction.strip():
+            raise ValueError(f"general_instruction is {self.general_instruction!r}; it must be a text")
+        if not isinstance(self.answer_suffix, str):
+            raise ValueError(f'answer_suffix is {self.answer_suffix!r}; it must be a text, "" for none')
+
+    @classmethod
+    def paper(cls, **parameters: Any) -> Self:
+        """The settings of the paper where they differ from those of its code; `parameters` go before both."""
+        settings: dict[str, Any] = {
+            "step_mode": "last",
+            "kept_pixel_fraction": 0.4,
+            "max_regions": 2,
+            "region_rule": "max",
+            "final_images": "refined",
+            "answer_suffix": "",
+        }
+        return cls(**settings | parameters)
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        depth = config.get_text_config().num_hidden_layers
+        layers = self.contrast_layers
+        if layers is None and profile is not None:
+            layers = profile.get("carve_contrast_layers")
+        if layers is None:
+            first, last = (20, 25) if depth >= 26 else (round(0.71 * depth), round(0.89 * depth))
+            layers = tuple(range(min(first, depth - 1), min(last, depth - 1) + 1))
+        if layers[-1] >= depth:
+            raise ValueError(
+                f"contrast_layers has {layers[-1]}; the layers of this model go from 0 to {depth - 1}"
+            )
+        return dataclasses.replace(self, contrast_layers=tuple(layers))
+
+    def ask(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        images: Images,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> Refinement:
+        """Answer one prompt about its images.
+
+        Of several images, the one with the largest total of its map is refined.
+
+        Args:
+            model: a stock image-text-to-text model.
+            processor: its processor.
+            images: a picture, a path, a list of them, or None for a prompt without image, which is answered
+                plainly.
+            prompt: what the user asks, without any template.
+            max_new_tokens: length limit of the final answer, in tokens.
+            **generate_kwargs: for the final `model.generate`.
+
+        Raises:
+            UnsupportedError: where the image tokens lie on the image is not known exactly for this model or
+                processor, or another method drops image tokens.
+            ValueError: `contrast_layers` does not fit the model.
+        """
+        from vlmfix.api import answer_batch
+
+        model = compatibility.stock_model(model)
+        pictures = open_images(images)
+
+        def answered(refinement: Refinement, shown: Sequence[Image.Image]) -> Refinement:
+            batch = [(list(shown), self._briefly(prompt) if refinement.refined else prompt)]
+            [final] = answer_batch(model, processor, batch, max_new_tokens=max_new_tokens, **generate_kwargs)
+            return dataclasses.replace(refinement, answer=final.text.strip(), final=final)
+
+        if not pictures or self.is_neutral:
+            reason = STRENGTH_ZERO if pictures else NO_IMAGE
+            original = pictures[0] if pictures else None
+            refinement = answered(Refinement(answer="", original=original, reason=reason), pictures)
+        else:
+            with cached_vision(model):
+                refinement = self._look(model, processor, pictures, prompt)
+                if not refinement.refined:
+                    refinement = answered(refinement, pictures)
+            if refinement.refined:
+                refinement = answered(refinement, self._final_images(pictures, refinement))
+        refined = int(refinement.refined)
+        skipped = Counter([refinement.reason] * (1 - refined))
+        latest = [RowActivity(0, 0, refined, 1, refinement.reason)]
+        self._sums.add(
+            Sums(
+                rows=1, rows_touched=refined, rows_skipped=skipped, edited=refined, eligible=1, latest=latest
+            )
+        )
+        return refinement
+
+    def _final_images(self, pictures: Sequence[Image.Image], refinement: Refinement) -> list[Image.Image]:
+        assert refinement.image is not None
+        if self.final_images == "original+refined":
+            return [*pictures, refinement.image]
+        return [refinement.image if picture is refinement.original else picture for picture in pictures]
+
+    def _look(
+        self, model: PreTrainedModel, processor: ProcessorMixin, pictures: list[Image.Image], prompt: str
+    ) -> Refinement:
+        """The map passes and the refined image, still without the final answer."""
+        compatibility.check_model(model)
+        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        attached = () if steering is None else steering.methods
+        for other in attached:
+            if other.prunes:
+                raise UnsupportedError(
+                    f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; "
+                    "use one of them"
+                )
+        layers = self.resolve(model.config, find_profile(model)).contrast_layers
+        assert layers is not None
+        inputs = prepare([pictures], [self._briefly(prompt)], processor)
+        located = _locate(model, processor, inputs, pictures)
+        pixels = _digest({name: value for name, value in inputs.items() if name not in _TEXT_INPUTS})
+        question, first_answer = _map_pass(model, processor, inputs, layers, self.max_map_tokens)
+        general = self._briefly(self.general_instruction)
+        text = render(general, len(pictures), processor)
+        key = pixels, text, layers, attached
+        instruction = self._instruction_maps.get(model, key)
+        if instruction is None:
+            inputs = prepare([pictures], [general], processor)
+            steps = 1 if self.step_mode == "first" else self.max_map_tokens
+            instruction, _ = _map_pass(model, processor, inputs, layers, steps)
+            self._instruction_maps.put(model, key, instruction)
+        fused = fuse(
+            question,
+            instruction,
+            step_mode=self.step_mode,
+            contrast_regularizer=self.contrast_regularizer,
+        )
+        counts = [image.count for image in located]
+        maps = [
+            saliency_map(values, image, picture.size)
+            for values, image, picture in zip(fused.split(counts), located, pictures, strict=True)
+        ]
+        chosen = int(np.argmax([np.nansum(each) for each in maps]))
+        original, saliency = pictures[chosen], maps[chosen]
+        mask = select_regions(
+            saliency,
+            kept_pixel_fraction=self.kept_pixel_fraction,
+            max_regions=self.max_regions,
+            region_rule=self.region_rule,
+        )
+        box = bounding_box(mask)
+        tokens = torch.cat([grid.offsets().flatten() for grid in located[chosen].grids])
+        tokens = tokens + sum(counts[:chosen])
+        image, reason = refine(original, mask), ""
+        if correlation(question[..., tokens], instruction[..., tokens], self.step_mode) > _MAX_CORRELATION:
+            reason = EQUAL_MAPS
+        elif (box[2] - box[0]) * (box[3] - box[1]) > _MAX_COVERED * mask.size:
+            reason = WHOLE_IMAGE
+        elif max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+            reason = NARROW
+        return Refinement(
+            answer="",
+            first_answer=first_answer,
+            original=original,
+            saliency=saliency,
+            box=box,
+            image=None if reason else image,
+            refined=not reason,
+            reason=reason,
+        )
+
+    def _briefly(self, text: str) -> str:
+        return f"{text} {self.answer_suffix}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LastRowAttention(Method):
+    """Sees the image attention of the row that predicts each token, averaged over the heads; changes nothing.
+
+    Args:
+        layers: where to look.
+        seen: by layer, the rows of the steps, `(image tokens,)` each.
+    """
+
+    edits: ClassVar = False
+
+    layers: tuple[int, ...]
+    seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
+
+    def rows(self, run: Run, layer: int) -> Rows | None:
+        return run.layout_at(layer).last_row if layer in self.layers else None
+
+    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+        if layer not in self.layers:
+            return
+        key = self, layer
+        if key not in run.state:
+            columns = run.layout_at(layer).image_tokens[0].nonzero().squeeze(1)
+            run.state[key] = columns.to(weights.device)
+        self.seen.setdefault(layer, []).append(weights[0, :, -1].mean(dim=0)[run.state[key]])
+
+    def maps(self) -> Tensor:
+        """What was seen, `(layers, steps, image tokens)` float32 on the CPU."""
+        return torch.stack([torch.stack(self.seen[layer]) for layer in self.layers]).cpu()
+
+
+def contrast(
+    question_attention: Tensor, instruction_attention: Tensor, contrast_regularizer: float
+) -> Tensor:
+    """The question's factor of the attention, element by element (arXiv 2509.06461, section 3)."""
+    return question_attention / (instruction_attention + contrast_regularizer)
+
+
+def fuse(
+    question_attention: Tensor,
+    instruction_attention: Tensor,
+    *,
+    step_mode: str,
+    contrast_regularizer: float,
+) -> Tensor:
+    """Contrasted attention, summed over layers and weighted steps.
+
+    Args:
+        question_attention: head-averaged weights of the last row, `(layers, steps, tokens)`.
+        instruction_attention: the same for the instruction; the number of steps may differ.
+        step_mode: "all" pairs the steps by index up to the shorter generation, with weights 1, 2, ...;
+            "first" takes the first step of both, "last" the last one of each.
+        contrast_regularizer: see `contrast`.
+
+    Returns:
+        `(tokens,)` float64.
+    """
+    question, weights = _steps(question_attention, instruction_attention, step_mode)
+    instruction, _ = _steps(instruction_attention, question_attention, step_mode)
+    return weights @ contrast(question, instruction, contrast_regularizer).sum(dim=0)
+
+
+def correlation(question_attention: Tensor, instruction_attention: Tensor, step_mode: str) -> float:
+    """Pearson correlation of the two maps, each fused without the other; arguments as of `fuse`."""
+    question, weights = _steps(question_attention, instruction_attention, step_mode)
+    instruction, _ = _steps(instruction_attention, question_attention, step_mode)
+    maps = torch.stack([weights @ question.sum(dim=0), weights @ instruction.sum(dim=0)])
+    return float(torch.nan_to_num(torch.corrcoef(maps)[0, 1]))
+
+
+def _steps(attention_map: Tensor, other: Tensor, step_mode: str) -> tuple[Tensor, Tensor]:
+    """The steps of a map that `step_mode` takes, float64, and their weights."""
+    steps = min(attention_map.shape[1], other.shape[1]) if step_mode == "all" else 1
+    chosen = attention_map[:, -1:] if step_mode == "last" else attention_map[:, :steps]
+    return chosen.double(), torch.arange(1, steps + 1, dtype=torch.float64)
+
+
+def _locate(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Mapping[str, Any], pictures: list[Image.Image]
+) -> list[ImageTokens]:
+    """The images of a prompt of one, with the boxes of their tokens."""
+    image_tokens = inputs["input_ids"] == compatibility.image_token(model.config)
+    (images,) = token_grids(model.config, inputs, image_tokens)
+    sizes = [picture.size for picture in pictures]
+    return place(images, model.config, processor.image_processor, sizes)
+
+
+def _map_pass(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, layers: tuple[int, ...], max_tokens: int
+) -> tuple[Tensor, str]:
+    """Greedy answer to a prompt of one, and the image attention of its steps, `(layers, steps, tokens)`."""
+    inputs = inputs.to(input_device(model), dtype=model.dtype)
+    observer = _LastRowAttention(layers=layers)
+    greedy = plain_decoding(model, {"max_new_tokens": max_tokens})
+    with observer(model):
+        output = model.generate(**inputs, **greedy)
+    new_tokens = output[:, inputs["input_ids"].shape[1] :]
+    return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Content of the processed images: it holds the pixels and all settings that changed them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Methods that edit the logits of the next token."""

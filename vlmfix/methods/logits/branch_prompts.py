@@ -1,0 +1,256 @@
+"""Other forms of the prompts of a batch, which contrastive methods decode beside them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlmfix.engine.branches import Branch, Selection
+from vlmfix.engine.context import Run
+from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video, split_images
+from vlmfix.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+
+NO_TEXT = "nothing but an image in the prompt"
+
+
+def unchanged(
+    run: Run,
+    inputs_embeds: Tensor,
+    decoder_inputs: Mapping[str, Any],
+    *,
+    fused: bool,
+    selection: Selection | None = None,
+) -> Branch:
+    """The prompts as they are.
+
+    Args:
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        decoder_inputs: what else the text decoder was given.
+        fused: see `Branch`.
+        selection: see `Branch`.
+    """
+    injected = {
+        name: decoder_inputs[name]
+        for name in ("visual_pos_masks", "deepstack_visual_embeds")
+        if decoder_inputs.get("visual_pos_masks") is not None
+    }
+    positions = decoder_inputs.get("position_ids")
+    return Branch(
+        inputs_embeds, run.layout.real_tokens, positions, injected, fused=fused, selection=selection
+    )
+
+
+def without_image(
+    run: Run, method: Method, inputs_embeds: Tensor, *, fused: bool, selection: Selection | None = None
+) -> Branch:
+    """The prompts without their image tokens, and without those that mark where an image begins and ends, as
+    far as these are known (`Run.image_blocks`). The times that Qwen3-VL reads between the frames of a video
+    are text and stay.
+
+    A prompt of which nothing is left is declined for the method; its last token is read in its place.
+
+    Args:
+        method: that compares with them.
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        fused: see `Branch`.
+        selection: see `Branch`.
+    """
+    text, index = run.layout.select(text_alone(run, method, run.image_blocks))
+    index = index.to(inputs_embeds.device)
+    embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
+    return Branch(embeddings, text.real_tokens, fused=fused, selection=selection)
+
+
+def text_alone(run: Run, method: Method, image: Tensor) -> Tensor:
+    """What is left of the prompts without their images, `(batch, prompt)` bool; the last token of a prompt of
+    which nothing is, and which is declined for the method.
+
+    Args:
+        image: tokens to leave out, `(batch, prompt)` bool.
+    """
+    text = run.layout.real_tokens & ~image
+    nothing = ~text.any(dim=1)
+    run.decline(method, NO_TEXT, nothing)
+    text[:, -1] |= nothing
+    return text
+
+
+def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:
+    """The tensors of each image, then of each video, see `vlmfix.engine.vision_cache.split_images`.
+
+    Args:
+        name: of the method that wants to change them.
+
+    Raises:
+        UnsupportedError: the prompt came without pixels.
+    """
+    names = ("pixel_values", "image_sizes", "image_grid_thw", VIDEO_PIXELS, "video_grid_thw")
+    images = split_images({each: run.inputs.get(each) for each in names})
+    if images is None:
+        raise UnsupportedError(
+            f"{name} changes the pixels of the image, and the prompt came without any; pass pixel_values, of "
+            f"a video {VIDEO_PIXELS}"
+        )
+    if any(map(is_video, images)) and not run.has_video:
+        raise UnsupportedError(
+            f"{name} changes the pixels of a video, and no video token of the prompt tells where its "
+            "features go in this model; show its frames as images"
+        )
+    return images
+
+
+def seeded(pixels: Tensor, seed: int) -> torch.Generator:
+    """A source of random numbers that depends on the seed and the pixels alone, on the CPU.
+
+    Neither the place of an image in a batch nor the device then matters, and the numbers that sampling draws
+    stay what they are.
+
+    Args:
+        pixels: of one image, of any shape.
+        seed: 0 or more.
+    """
+    exact = pixels.detach().float().cpu().contiguous()
+    return torch.Generator().manual_seed(zlib.crc32(exact.numpy().tobytes()) ^ seed)
+
+
+def with_other_images(
+    run: Run,
+    images: Sequence[Mapping[str, Tensor]],
+    inputs_embeds: Tensor,
+    decoder_inputs: Mapping[str, Any],
+    *,
+    fused: bool,
+) -> Branch:
+    """The prompts about other images and videos of the same shapes.
+
+    Args:
+        images: in the order of the prompts, videos by themselves, see
+            `vlmfix.engine.vision_cache.split_images`.
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        decoder_inputs: what else the text decoder was given.
+        fused: see `Branch`.
+    """
+    assert run.encode_images is not None
+    with torch.no_grad():
+        encoded = run.encode_images(images)
+    are_videos = [is_video(image) for image in images]
+    prompts = run.layout.image_tokens[:: run.copies].to(inputs_embeds.device)
+    videos = torch.zeros_like(prompts)
+    if run.video_tokens is not None:
+        videos = run.video_tokens[:: run.copies].to(prompts.device)
+    places = {False: prompts & ~videos, True: videos}
+    for kind, tokens in places.items():
+        given = sum(
+            len(each.features) for each, other in zip(encoded, are_videos, strict=True) if other == kind
+        )
+        if given != int(tokens.sum()):
+            raise UnsupportedError(
+                f"the {'videos' if kind else 'images'} make {given} tokens, but the prompts hold "
+                f"{int(tokens.sum())} placeholders for them; pass the inputs of one processor call"
+            )
+
+    def placed(features: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Image features in their places, for every copy of a prompt."""
+        filled = like.clone()
+        for kind, tokens in places.items():
+            own = [each for each, other in zip(features, are_videos, strict=True) if other == kind]
+            if own:
+                filled[tokens] = torch.cat(own).to(filled)
+        return filled.repeat_interleave(run.copies, dim=0)
+
+    own = inputs_embeds[:: run.copies]
+    embeddings = placed([image.features for image in encoded], own)
+    branch = unchanged(run, embeddings, decoder_inputs, fused=fused)
+    if not branch.decoder_inputs:
+        return branch
+    visual = branch.decoder_inputs["visual_pos_masks"]
+    layers = zip(*(image.injected for image in encoded), strict=True)
+    filled = [placed(features, torch.zeros_like(own)) for features in layers]
+    branch.decoder_inputs = {
+        "visual_pos_masks": visual,
+        "deepstack_visual_embeds": [each[visual.to(each.device)] for each in filled],
+    }
+    return branch
+
+
+class Replacement(NamedTuple):
+    """Tokens of a prompt from column `start` up to `stop`, and those that stand there instead."""
+
+    start: int
+    stop: int
+    ids: Sequence[int]
+
+
+def rewritten(
+    run: Run,
+    inputs_embeds: Tensor,
+    decoder_inputs: Mapping[str, Any],
+    replacements: Sequence[Sequence[Replacement]],
+    *,
+    fused: bool,
+) -> Branch:
+    """The prompts with other words in some places, of any number.
+
+    Where images stay, only words in front of them may be replaced; what follows keeps its distance to them.
+
+    Args:
+        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        decoder_inputs: what else the text decoder was given.
+        replacements: of each prompt, copies of it counted once; in order and apart.
+        fused: see `Branch`.
+    """
+    real_tokens = run.layout.real_tokens[:: run.copies].tolist()
+    pairs = [_tokens(*each) for each in zip(real_tokens, replacements, strict=True)]
+    length = max(map(len, pairs))
+    device = run.layout.real_tokens.device
+
+    def padded(part: int) -> Tensor:
+        """Columns or ids, `(batch, tokens)`."""
+        rows = [[-1] * (length - len(pair)) + [token[part] for token in pair] for pair in pairs]
+        return torch.tensor(rows, device=device).repeat_interleave(run.copies, dim=0)
+
+    columns, ids = padded(0), padded(1)
+    kept = columns >= 0
+    old = columns.clamp_min(0)
+    assert run.embed_tokens is not None
+    with torch.no_grad():
+        new = run.embed_tokens(ids.clamp_min(0)).to(inputs_embeds)
+    hidden = old.to(new.device)[..., None].expand_as(new)
+    embeddings = torch.where(kept.to(new.device)[..., None], inputs_embeds.gather(1, hidden), new)
+    branch = Branch(embeddings, kept | (ids >= 0), fused=fused)
+    if not bool((kept & run.layout.image_tokens.gather(1, old)).any()):
+        return branch
+    whole = unchanged(run, inputs_embeds, decoder_inputs, fused=fused)
+    if whole.position_ids is not None:
+        given = whole.position_ids
+        ahead = given - run.layout.counted_positions.to(given.device)
+        shifts = ahead.gather(-1, old.to(given.device).expand(*ahead.shape[:-1], -1))
+        counted = branch.layout.counted_positions.to(given.device)
+        branch.position_ids = counted + shifts.where(kept.to(given.device), 0)
+    if whole.decoder_inputs:
+        visual = whole.decoder_inputs["visual_pos_masks"]
+        here = visual.gather(1, old.to(visual.device)) & kept.to(visual.device)
+        branch.decoder_inputs = {**whole.decoder_inputs, "visual_pos_masks": here}
+    return branch
+
+
+def _tokens(real_tokens: Sequence[bool], replacements: Sequence[Replacement]) -> list[tuple[int, int]]:
+    """Column of each token that stays, and id of each new one; -1 for the other."""
+    stays = list(real_tokens)
+    added: dict[int, list[tuple[int, int]]] = {}
+    for start, stop, ids in replacements:
+        stays[start:stop] = [False] * (stop - start)
+        added[start] = [(-1, token) for token in ids]
+    return list(
+        chain.from_iterable(
+            added.get(column, []) + [(column, -1)] * stay for column, stay in enumerate(stays)
+        )
+    )

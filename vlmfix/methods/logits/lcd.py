@@ -1,0 +1,67 @@
+"""LCD: away from the language prior, the more the surer it is (arXiv 2408.04664)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmfix.engine.context import Run
+from vlmfix.methods.base import Card
+from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.validation import check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class LCD(AgainstText):
+    """Language Contrastive Decoding (arXiv 2408.04664): away from the prompt without its image, by a weight
+    that grows as the entropy of that branch falls.
+
+    The released code asks a separate language model; here the text decoder of the model itself is asked, so
+    that no second checkpoint is needed. Hence this is a reconstruction. A prompt that holds nothing but an
+    image is left as it is.
+
+    Args:
+        alpha: weight at an entropy of 1 nat, in [0, 100]; 0 leaves only the cut.
+        beta: plausibility cut, see `Contrastive`.
+        fused: see `Contrastive`.
+    """
+
+    alpha: float = 2.0
+
+    card: ClassVar = Card(
+        level="logits",
+        changes="logits: away from those without the image, by the surety of these",
+        where="every step",
+        forwards=2.0,
+        fidelity="reconstruction",
+        paper="2408.04664",
+    )
+    neutral: ClassVar = {"alpha": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 100)
+
+    @property
+    def contrasts(self) -> bool:
+        return self.alpha != 0
+
+    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        return language_contrast(logits, branches[0], self.alpha) if branches else logits
+
+
+def language_contrast(logits: Tensor, branch: Tensor, alpha: float) -> Tensor:
+    """Contrast of log-probabilities with the weight `alpha / entropy` (arXiv 2408.04664).
+
+    Args:
+        logits: of the prompts, `(batch, vocabulary)`.
+        branch: of the prompts without image; its entropy is in nats, and counts as 0.0001 at least.
+        alpha: 0 or more.
+    """
+    prior = branch.log_softmax(dim=-1)
+    entropy = -torch.where(prior == -torch.inf, 0.0, prior.exp() * prior).sum(dim=-1, keepdim=True)
+    return contrast(logits.log_softmax(dim=-1), prior, alpha / entropy.clamp_min(1e-4))

@@ -1,0 +1,92 @@
+"""M3ID: the longer the answer, the more the image counts (arXiv 2403.14003)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from vlmfix.engine.context import Run
+from vlmfix.methods.base import Card
+from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.validation import check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class M3ID(AgainstText):
+    """Multi-Modal Mutual-Information Decoding (arXiv 2403.14003): away from the prompt without its image.
+    The weight of this grows with the answer.
+
+    There is no official code. Tokens are counted from 1, so that the first one is touched, too; ports that
+    count from 0 leave one-word answers to the plausibility cut alone. A prompt that holds nothing but an
+    image is left as it is.
+
+    Args:
+        decay: growth of the weight, `exp(decay * tokens) - 1`, in [0, 1]; 0 leaves only the cut.
+        offset: added to the number of tokens, in [0, 1000].
+        gate: the contrast acts where no token has at least this probability, in (0, 1]; None: everywhere.
+        beta: plausibility cut, see `Contrastive`.
+        fused: see `Contrastive`.
+    """
+
+    decay: float = 0.02
+    offset: float = 0.0
+    gate: float | None = None
+
+    card: ClassVar = Card(
+        level="logits",
+        changes="logits: away from those without the image, more at each token",
+        where="every step",
+        forwards=2.0,
+        fidelity="paper",
+        paper="2403.14003",
+    )
+    neutral: ClassVar = {"decay": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("decay", self.decay, 0, 1)
+        check_range("offset", self.offset, 0, 1000)
+        if self.gate is not None:
+            check_range("gate", self.gate, 0, 1)
+
+    @classmethod
+    def as_published(cls, offset: float = 0.0) -> Self:
+        """The setting of the paper: no cut, and the contrast only where the model is unsure.
+
+        Args:
+            offset: 0 for captions, 10 for yes/no questions.
+        """
+        return cls(offset=offset, gate=0.3, beta=0.0)
+
+    @property
+    def contrasts(self) -> bool:
+        return self.decay != 0
+
+    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        if not branches:
+            return logits
+        return mutual_information(
+            logits, branches[0], weight=math.expm1(self.decay * (run.step + 1 + self.offset)), gate=self.gate
+        )
+
+
+def mutual_information(logits: Tensor, branch: Tensor, *, weight: float, gate: float | None = None) -> Tensor:
+    """`lp + weight * (lp - lp1)` of the log-probabilities (arXiv 2403.14003).
+
+    Args:
+        logits: of the prompts, `(batch, vocabulary)`.
+        branch: of the prompts without image.
+        weight: 0 or more.
+        gate: rows with a token of at least this probability keep their log-probabilities; None: none does.
+    """
+    log_probabilities = logits.log_softmax(dim=-1)
+    mixed = contrast(log_probabilities, branch.log_softmax(dim=-1), weight)
+    if gate is None:
+        return mixed
+    sure = log_probabilities.amax(dim=-1, keepdim=True).exp() >= gate
+    return torch.where(sure, log_probabilities, mixed)

@@ -1,0 +1,111 @@
+"""VCD: away from what a noised image would make the model say (arXiv 2311.16922)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmfix.engine.branches import Branch
+from vlmfix.engine.context import Run
+from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video
+from vlmfix.methods.base import Card
+from vlmfix.methods.logits.base import Contrastive, contrast
+from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
+from vlmfix.methods.validation import check_range, check_whole
+
+STEPS = 1000
+_CHANNELS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class VCD(Contrastive):
+    """Visual Contrastive Decoding (arXiv 2311.16922): away from the same prompt with a noised image.
+
+    The noise is drawn once an image, from the seed and the pixels, so that neither batch nor device matters;
+    the frames of a video get noise of their own.
+    Papers and scripts differ in the step (500 or 999) and in the strength (0.5 or 1); these are the scripts'.
+    `beta` is the default of the released code; its scripts pass 0.2.
+
+    Args:
+        alpha: strength, in [0, 100]; 0 leaves only the cut.
+        noise_step: of the 1,000 steps of the diffusion, 0 to 999; the higher, the less is left of the image.
+        seed: of the noise, 0 or more.
+        beta: plausibility cut, see `Mixing`.
+        fused: see `Contrastive`.
+    """
+
+    alpha: float = 1.0
+    noise_step: int = 500
+    seed: int = 0
+
+    card: ClassVar = Card(
+        level="logits",
+        changes="logits: away from those of a noised image",
+        where="every step",
+        forwards=2.0,
+        fidelity="released code",
+        paper="2311.16922",
+    )
+    neutral: ClassVar = {"alpha": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 100)
+        check_whole("noise_step", self.noise_step, 0, STEPS - 1)
+        check_whole("seed", self.seed, 0, 2**31)
+
+    def branches(
+        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> Sequence[Branch]:
+        if self.alpha == 0 or not run.layout.has_image:
+            return ()
+        images = shown_images(run, "VCD")
+        assert run.config is not None
+        noised = []
+        for image in images:
+            pixels = VIDEO_PIXELS if is_video(image) else "pixel_values"
+            copies = 1
+            if "image_grid_thw" in image:  # Qwen-VL repeats an image for the frames of a video
+                copies = run.config.vision_config.temporal_patch_size
+            other = add_noise(image[pixels], self.noise_step, self.seed, copies=copies)
+            noised.append(image | {pixels: other})
+        return [with_other_images(run, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
+
+    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        return contrast(logits, branches[0], self.alpha) if branches else logits
+
+
+def signal_shares() -> Tensor:
+    """How much of the signal is left after each diffusion step, squared (arXiv 2311.16922), `(1000,)`."""
+    betas = torch.sigmoid(-6 + 12 * torch.arange(STEPS, dtype=torch.float64) / (STEPS - 1))
+    return torch.cumprod(1 - (betas * (0.005 - 1e-5) + 1e-5), dim=0)
+
+
+def diffuse(pixels: Tensor, noise: Tensor, step: int) -> Tensor:
+    """Pixels after `step` + 1 diffusion steps, given standard normal noise of their shape."""
+    share = float(signal_shares()[step])
+    return share**0.5 * pixels + (1 - share) ** 0.5 * noise
+
+
+def add_noise(pixels: Tensor, step: int, seed: int, *, copies: int = 1) -> Tensor:
+    """Noise that depends on the seed and the pixels alone.
+
+    Args:
+        pixels: of one image, after normalisation, of any shape.
+        step: of the diffusion, 0 to 999.
+        seed: of the noise.
+        copies: how often a patch `(patches, channels * copies * height * width)` holds the image; each copy
+            gets the same noise.
+    """
+    exact, generator = pixels.detach().float().cpu(), seeded(pixels, seed)
+    if copies == 1:
+        noise = torch.randn(exact.shape, generator=generator)
+    else:
+        size = exact.shape[1] // (_CHANNELS * copies)
+        noise = torch.randn(len(exact), _CHANNELS, 1, size, generator=generator)
+        noise = noise.expand(-1, -1, copies, -1).reshape(exact.shape)
+    return diffuse(exact, noise, step).to(pixels)

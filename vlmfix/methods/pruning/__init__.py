@@ -1,0 +1,1 @@
+"""Methods that drop image tokens of the prompt."""

@@ -1,0 +1,228 @@
+"""What all methods that drop image tokens share: positions, counting, choosing the best."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.engine.context import Run
+from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.stats import Sums
+from vlmfix.errors import UnsupportedError
+from vlmfix.methods.base import Kept, Method
+from vlmfix.methods.validation import check_choice
+from vlmfix.models.profiles import Profile
+
+POSITION_SCHEMES = ("original", "renumber")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPruning(Method, ABC):
+    """Base of the methods that drop image tokens in the prefill; decoding never drops again.
+
+    Layers behind a pruning, and their caches, hold the kept tokens alone. With original positions the result
+    equals masking the dropped keys in those layers. A prompt that ends with its image is left as it is: its
+    last token must stay, and no word can rate the others.
+
+    Args:
+        position_scheme: "original" keeps the positions of the tokens; "renumber" counts anew over those that
+            are kept, as several published codes do, and is refused for models with positions in three axes.
+    """
+
+    position_scheme: str = "original"
+
+    prunes_after: ClassVar[bool] = False
+    """Whether a listed layer still runs on all tokens; published mean counts take it as pruned already."""
+
+    def __post_init__(self) -> None:
+        check_choice("position_scheme", self.position_scheme, POSITION_SCHEMES)
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+        if self.position_scheme == "renumber" and "mrope_section" in rope:
+            raise UnsupportedError(
+                "position_scheme 'renumber' is not defined for models with positions in three axes (M-RoPE); "
+                "use 'original'"
+            )
+        return self
+
+    @abstractmethod
+    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | Kept | None:
+        """Which tokens go on to a layer: a mask `(batch, tokens)` bool, or with merged ones; None: all.
+
+        Text and padding may be either in the mask; they always go on.
+        """
+
+    def begin(self, run: Run) -> None:
+        layout = run.layout
+        ends_with_image = layout.image_tokens.any(dim=1) & ~layout.after_last_image.any(dim=1)
+        run.decline(self, "no text after the image", ends_with_image)
+        if self in run.declined and not bool(self.takes(run).any()):
+            run.state[self, "declines all"] = True
+
+    def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
+        layout = run.layout_at(layer)
+        if not layout.has_image or (self, "declines all") in run.state:
+            return None
+        chosen = self.choose(run, layer, hidden_states)
+        if chosen is None:
+            return None
+        kept = chosen if isinstance(chosen, Kept) else Kept(chosen)
+        mask = kept.mask.to(layout.image_tokens.device)
+        if self in run.declined:
+            takes = self.takes(run)
+            mask = mask | ~takes[:, None]
+            if kept.hidden_states is not None:
+                taken = takes.to(hidden_states.device)[:, None, None]
+                kept = kept._replace(hidden_states=torch.where(taken, kept.hidden_states, hidden_states))
+        dropped = (layout.image_tokens & ~mask).sum(dim=1)
+        eligible = 0 if run.stages else layout.image_tokens.sum(dim=1)
+        run.count(self, layer, dropped, eligible)
+        return kept._replace(mask=mask | ~layout.image_tokens, renumbered=self.position_scheme == "renumber")
+
+    def inactive_reason(self, run: Run) -> str:
+        return "the budget is not below the number of image tokens; lower it"
+
+    def report(self, run: Run, sums: Sums) -> None:
+        """The schedule in image tokens, and its mean over the layers; of samples that it takes."""
+        taken = self.takes(run)
+        if not bool(taken.any()):
+            return
+        counts = run.layout.image_tokens.sum(dim=1)[taken].float()
+        layers = [stage.first_layer - self.prunes_after for stage in run.stages]
+        kept = [stage.layout.image_tokens.sum(dim=1)[taken].float() for stage in run.stages]
+        means = sum(
+            size * (end - start)
+            for size, start, end in zip([counts, *kept], [0, *layers], [*layers, run.num_layers], strict=True)
+        )
+        assert isinstance(means, Tensor)
+        sums.size = float(means.sum()) / run.num_layers
+        sums.size_count = len(counts)
+        sums.details = {
+            "size": "image tokens per layer",
+            "image tokens": float(counts.mean()),
+            "schedule": [
+                {
+                    ("after layer" if self.prunes_after else "before layer"): layer,
+                    "image tokens": float(left.mean()),
+                }
+                for layer, left in zip(layers, kept, strict=True)
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedPruning(TokenPruning):
+    """Base of the methods in front of the language model that are told how many image tokens stay.
+
+    Args:
+        kept_tokens: image tokens that stay, 1 or more; prompts with no more of them keep them all. None
+            leaves the model as it is.
+    """
+
+    kept_tokens: int | None = 64
+
+    neutral: ClassVar = {"kept_tokens": None}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kept_tokens is not None and (type(self.kept_tokens) is not int or self.kept_tokens < 1):
+            raise ValueError(
+                f"kept_tokens is {self.kept_tokens!r}; it must be a number of tokens, 1 or more, or None for "
+                "all"
+            )
+
+
+def keep_top(scores: Tensor, candidates: Tensor, counts: Tensor | int) -> Tensor:
+    """The best candidates and everything that is none.
+
+    Args:
+        scores: higher is better, `(batch, tokens)`; of equal ones the first wins.
+        candidates: tokens that may be dropped, `(batch, tokens)` bool.
+        counts: how many candidates stay, one for all samples or `(batch,)`.
+
+    Returns:
+        `(batch, tokens)` bool.
+    """
+    order = scores.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, places)
+    limits = counts[:, None] if isinstance(counts, Tensor) else counts
+    return ~candidates | (ranks < limits)
+
+
+def select_each(
+    layout: PromptLayout, hidden_states: Tensor, select: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Choose among the image tokens of one sample after the other.
+
+    Args:
+        hidden_states: `(batch, tokens, hidden)`.
+        select: from the number of a sample and its image tokens `(tokens, hidden)`, those to keep: indices or
+            `(tokens,)` bool.
+
+    Returns:
+        `(batch, tokens)` bool; True at everything that is no image token.
+    """
+    mask = ~layout.image_tokens.to(hidden_states.device)
+    for sample, image_tokens in enumerate(layout.image_tokens.to(hidden_states.device)):
+        places = image_tokens.nonzero().squeeze(1)
+        if len(places):
+            mask[sample, places[select(sample, hidden_states[sample, places])]] = True
+    return mask
+
+
+def mean_tokens(
+    tokens: float, num_layers: int, prune_layers: Sequence[int], kept_tokens: Sequence[float]
+) -> float:
+    """Mean number of image tokens per layer of a schedule, a listed layer counted at its size after pruning.
+
+    Args:
+        tokens: image tokens of the prompt.
+        num_layers: decoder layers.
+        prune_layers: ascending.
+        kept_tokens: image tokens left from each of these layers on.
+    """
+    sizes, starts = [tokens, *kept_tokens], [0, *prune_layers, num_layers]
+    return (
+        sum(size * (end - start) for size, start, end in zip(sizes, starts, starts[1:], strict=False))
+        / num_layers
+    )
+
+
+def as_stages(values: Any) -> tuple[Any, ...]:
+    """The values of a schedule as a tuple; a single one may stand alone."""
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | dict)
+    return tuple(values) if several else (values,)
+
+
+def stage_layers(values: Any) -> tuple[int, ...]:
+    """The layers of a schedule as a tuple; a single one may stand alone.
+
+    Raises:
+        ValueError: they are no layer indices, or not in ascending order.
+    """
+    layers = as_stages(values)
+    if any(type(layer) is not int or layer < 0 for layer in layers) or list(layers) != sorted(set(layers)):
+        raise ValueError(
+            f"prune_layers is {values!r}; it must hold layer indices, 0 or more, in ascending order"
+        )
+    return layers
+
+
+def check_stages(layers: tuple[int, ...], name: str, values: tuple[Any, ...]) -> None:
+    """Refuse a schedule without exactly one value for each of its layers.
+
+    Raises:
+        ValueError: naming the values and the layers.
+    """
+    if len(layers) != len(values):
+        raise ValueError(
+            f"{name} is {values!r}; it must hold one value for each of the prune_layers {layers!r}"
+        )
