@@ -20,11 +20,14 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, pairs
 from vlmfix.engine.vision_cache import split_images
+from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.logits.base import contrast, plausible
 from vlmfix.methods.logits.vcd import add_noise
 
 LOGITS = [
-    name for name, cls in vlmfix.list_methods().items() if not cls.is_multi_pass and acting(name).owns_logits
+    name
+    for name, cls in vlmfix.list_methods().items()
+    if not issubclass(cls, MultiPassMethod) and acting(name).owns_logits
 ]
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},

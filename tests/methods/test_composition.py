@@ -20,6 +20,7 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import UNLIKE, acting, attached, plain, under, values
 from tests.support.paths import ROOT
+from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens
 from vlmfix.engine.stats import EditStats
 
 pytestmark = [
@@ -29,10 +30,10 @@ pytestmark = [
 
 METHODS = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
 NEED_IMAGE = [name for name in METHODS if acting(name).needs_image]
-PRUNING = [name for name in METHODS if acting(name).prunes]
+PRUNING = [name for name in METHODS if isinstance(acting(name), PrunesTokens)]
 LOGITS = [name for name in METHODS if acting(name).owns_logits]
-NO_LOOPS = [name for name in METHODS if not acting(name).decodes]
-LOOPS = [name for name in METHODS if acting(name).decodes]
+NO_LOOPS = [name for name in METHODS if not isinstance(acting(name), ChoosesTokens)]
+LOOPS = [name for name in METHODS if isinstance(acting(name), ChoosesTokens)]
 ATTENTION = [name for name in METHODS if name not in PRUNING + LOGITS + LOOPS]
 
 PAIRS = [
@@ -128,7 +129,7 @@ def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
     parameters = acting(name).parameters | {"position_scheme": "renumber"}
     method = vlmfix.make_method(name, **parameters)
 
-    def context(inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
+    def run(inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
         with method(llava):
             output = llava.generate(
                 **inputs,
@@ -140,10 +141,10 @@ def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
             )
         return torch.stack(output.logits)
 
-    batch = context(inputs)
-    torch.testing.assert_close(batch, context(inputs, use_cache=False), atol=1e-4, rtol=1e-4)
+    batch = run(inputs)
+    torch.testing.assert_close(batch, run(inputs, use_cache=False), atol=1e-4, rtol=1e-4)
     for row, single in enumerate(families.split("llava", llava, inputs)):
-        torch.testing.assert_close(batch[:, row], context(single)[:, 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(batch[:, row], run(single)[:, 0], atol=1e-4, rtol=1e-4)
     assert (batch[:, 0] - logits(llava, inputs, (name,))[:, 0]).abs().max() > 1e-4
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, pairs, plain, under, values, with_flash_attention
+from vlmfix.engine.capabilities import ChoosesTokens
 
 pytestmark = [
     pytest.mark.promises,
@@ -32,7 +33,9 @@ def cases(names: list[str], *, in_turn: bool = False) -> pytest.MarkDecorator:
 
 on_all_families = cases(METHODS)
 on_families_in_turn = cases(METHODS, in_turn=True)
-on_images_alone = cases([name for name in METHODS if not acting(name).decodes], in_turn=True)
+on_images_alone = cases(
+    [name for name in METHODS if not isinstance(acting(name), ChoosesTokens)], in_turn=True
+)
 """A loop of its own decodes text in its own way, too."""
 
 
@@ -97,7 +100,7 @@ def test_acts_in_other_ways_of_decoding(
     name: str, decoding: dict[str, Any], family: str, model: PreTrainedModel
 ) -> None:
     inputs = families.prompt(family, model, (1, 2))
-    if acting(name).decodes and decoding.get("do_sample"):
+    if isinstance(acting(name), ChoosesTokens) and decoding.get("do_sample"):
         with attached(name, model), pytest.raises(vlmfix.UnsupportedError, match="does not sample"):
             new_tokens(model, inputs, **decoding)
         return
@@ -120,7 +123,7 @@ def test_acts_in_other_ways_of_decoding(
 @on_all_families
 def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 0, 2))
-    if acting(name).decodes:
+    if isinstance(acting(name), ChoosesTokens):
         with attached(name, model), pytest.raises(vlmfix.UnsupportedError, match="use_cache=True"):
             new_tokens(model, inputs, use_cache=False)
         return

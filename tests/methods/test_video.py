@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, plain, values
-from vlmfix.engine.branches import Branch
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import Branch
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.methods.logits.branch_prompts import unchanged
 

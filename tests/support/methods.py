@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 from tests.support import families
-from vlmfix.engine.attention import ATTRIBUTE
+from vlmfix.engine.kernels import ATTRIBUTE
 
 QUICK = "llava"
 """The family of the quick subset."""
