@@ -12,7 +12,7 @@ from typing import Any
 import vlmfix
 from vlmfix.evaluation.tasks.protocols import Protocol, load_protocol
 from vlmfix.evaluation.tasks.registry import tasks as known_tasks
-from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.models.embedded import DEFAULT_MODEL
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 
 SYNTHETIC = "synthetic"
