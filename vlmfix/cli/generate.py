@@ -139,7 +139,7 @@ def generate(
             "method": label,
             "parameters": {each.name: each.parameters for each in chosen},
             "profile": profile_values(chosen, loaded[0]),
-            "activity": {each.name: dataclasses.asdict(each.activity()) for each in chosen},
+            "activity": {each.name: dataclasses.asdict(each.edit_stats()) for each in chosen},
             "decoding": {name: decoding_of(applied) for name, applied in variants.items()},
             "generation_config_set_aside": set_aside(loaded[0]),
         }

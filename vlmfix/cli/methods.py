@@ -47,9 +47,9 @@ def methods(
         out.print(suitability_table(*loaded, model))
         out.print(f"weights: {weights_digest(loaded[0])}", soft_wrap=True, highlight=False)
         return
-    for kind, are_controls in (("method", False), ("control", True)):
+    for kind, are_baselines in (("method", False), ("baseline", True)):
         table = Table(kind, Column("what it does", ratio=1), show_lines=True)
         for name, cls in vlmfix.list_methods().items():
-            if cls.card.is_control == are_controls:
+            if cls.info.is_baseline == are_baselines:
                 table.add_row(name, method_card(cls))
         out.print(table)
