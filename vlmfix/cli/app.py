@@ -48,7 +48,7 @@ try:  # which takes seconds, and may meet a broken installation
     )
     from vlmfix.cli.score import score_app
     from vlmfix.evaluation.datasets import demo_scene, render, write_coco
-    from vlmfix.evaluation.datasets.calibration_images import annotated_images
+    from vlmfix.evaluation.tasks.registry import task_module
     from vlmfix.failures import failure_of, is_for_users, is_foreign, printable, words
     from vlmfix.inference.decoding import plain_decoding, set_aside
     from vlmfix.inference.pictures import IMAGE_SUFFIXES, ImageLike, open_images
@@ -301,7 +301,9 @@ def calibrate(
     pictures: Sequence[Any]
     if method == "adhh":
         least, most = 100, 150
-        pictures = [each for each in annotated_images(images, most) if _is_readable(each.image)]
+        chair = task_module("chair", "calibration_images")
+        assert chair is not None
+        pictures = [each for each in chair.annotated_images(images, most) if _is_readable(each.image)]
     else:
         least, most = 20, 50
         pictures = list(itertools.islice(filter(_is_readable, _sources([images])), most))

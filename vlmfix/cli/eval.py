@@ -51,6 +51,10 @@ from vlmfix.models.loading import DEFAULT_MODEL
 
 def evaluate(
     tasks: Annotated[list[str] | None, typer.Argument(help="pope, chair, vqa; one or several.")] = None,
+    tasks_from: Annotated[
+        list[Path] | None,
+        path_option("Folder with a folder for each benchmark of yours; repeatable.", "--tasks"),
+    ] = None,
     config: Annotated[
         Path | None,
         path_option("Job file (YAML); options on the command line take its place."),
@@ -122,6 +126,7 @@ def evaluate(
     """Measure methods on POPE, CHAIR and VQA; start the same command again to go on after a stop."""
     given: dict[str, Any] = {
         "tasks": tasks or None,
+        "tasks_from": [str(each) for each in tasks_from or []] or None,
         "model": model,
         "methods": _entries(method, set_ or []),
         "data": data,

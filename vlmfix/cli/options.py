@@ -34,9 +34,9 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
-def path_option(help: str, **options: Any) -> Any:
+def path_option(help: str, *names: str, **options: Any) -> Any:
     """An option that gives a path."""
-    return typer.Option(parser=given_path, help=help, **options)
+    return typer.Option(*names, parser=given_path, help=help, **options)
 
 
 def given_temperature(value: float) -> float:
