@@ -163,7 +163,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         raise ValueError(f"no task to evaluate; name one or more of {', '.join(task_names(tasks_from))}")
     for task in tasks:
         if not isinstance(task, str):
-            raise ValueError(f"task is {task!r}; tasks are {', '.join(task_names(tasks_from))}")
+            raise ValueError(f"unknown task {task!r}; tasks are {', '.join(task_names(tasks_from))}")
         get_task(task, tasks_from)
     protocols: dict[str, Protocol] = {}
     for id in _several("protocol", given.pop("protocol", ())):

@@ -101,7 +101,7 @@ def _source(name: str, directories: Sequence[Path]) -> Path | EntryPoint:
     found = _sources(directories)
     if name not in found:
         known = sorted(found)
-        raise ValueError(f"unknown task {name!r}{closest(name, known)}; known tasks: {', '.join(known)}")
+        raise ValueError(f"unknown task {name!r}{closest(name, known)}; tasks are {', '.join(known)}")
     if len(found[name]) > 1:
         places = " and ".join(map(_place, found[name]))
         raise ValueError(f"there are several tasks called {name}: {places}; rename or remove one")
