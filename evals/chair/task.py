@@ -36,7 +36,7 @@ class Chair(Task):
         "subset_size": count(),
     }
     running: ClassVar = "captions without hallucination"
-    controls: ClassVar = ("control.truncate",)
+    controls: ClassVar = ("baseline.truncate",)
     tradeoff: ClassVar = ("CHAIRi", "recall")
 
     def items(self, built: Path) -> list[Item]:

@@ -77,7 +77,7 @@ class YesNoTask(Task):
 
     running: ClassVar = "accuracy"
     yes_no: ClassVar = True
-    controls: ClassVar = ("control.prompt_bias", "control.output_shift")
+    controls: ClassVar = ("baseline.prompt_bias", "baseline.output_shift")
     tradeoff: ClassVar = ("false-yes rate", "recall")
     parsers: ClassVar[Mapping[str, Parser]] = {"strict": strict}
     """Ways to read an answer, by name."""
