@@ -19,8 +19,9 @@ from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.evaluation.runner.run_store import Run
 from vlmfix.evaluation.runner.worker import Draw, Worker
-from vlmfix.evaluation.tasks.base import Item
-from vlmfix.evaluation.tasks.protocols import Protocol, default_protocol
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.protocol_files import default_protocol
+from vlmfix.evaluation.tasks.protocols import Protocol
 
 QUESTIONS = ("Is there a dog in the image?", "What color is the car?", "Describe the image.")
 PROTOCOL = default_protocol("pope", "synthetic").on("synthetic")

@@ -53,7 +53,7 @@ def calibrate(
     from vlmfix.calibration.calibrate import calibration_of, write_profile
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import is_readable, named_pictures
-    from vlmfix.evaluation.datasets.calibration_images import annotated_images
+    from vlmfix.evaluation.tasks.registry import task_module
     from vlmfix.models.profiles import user_directory
 
     vlmfix.make_method(method)  # a wrong name shows before the model is loaded
@@ -65,7 +65,9 @@ def calibrate(
     pictures: Sequence[Any]
     if method == "adhh":
         least, most = 100, 150
-        pictures = [each for each in annotated_images(images, most) if is_readable(each.image)]
+        chair = task_module("chair", "calibration_images")
+        assert chair is not None
+        pictures = [each for each in chair.annotated_images(images, most) if is_readable(each.image)]
     else:
         least, most = 20, 50
         pictures = list(itertools.islice(filter(is_readable, named_pictures([images])), most))

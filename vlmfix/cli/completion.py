@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from vlmfix.evaluation.tasks.registry import task_names
 from vlmfix.methods.registry import method_names
 from vlmfix.models.embedded import EMBEDDED
@@ -16,9 +18,13 @@ def complete_methods(incomplete: str) -> list[str]:
     return ["+".join([*before, name]) for name in names if name.startswith(start) and name not in before]
 
 
-def complete_tasks(incomplete: str) -> list[str]:
-    """Benchmarks that begin so."""
-    return [name for name in task_names() if name.startswith(incomplete)]
+def complete_tasks(context: typer.Context, incomplete: str) -> list[str]:
+    """Benchmarks that begin so, also of the directories that `--tasks` names."""
+    try:
+        names = task_names(context.params.get("tasks_from") or ())
+    except OSError:  # no such directory; the command will say so
+        names = task_names()
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_models(incomplete: str) -> list[str]:

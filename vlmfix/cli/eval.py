@@ -9,7 +9,7 @@ import typer
 
 from vlmfix.cli.completion import complete_methods, complete_models, complete_tasks
 from vlmfix.cli.method_settings import method_entries
-from vlmfix.cli.options import path_option
+from vlmfix.cli.options import TasksOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
 
@@ -18,6 +18,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(help="Benchmarks, such as pope chair vqa.", autocompletion=complete_tasks),
     ] = None,
+    tasks_from: TasksOption = None,
     config: Annotated[
         Path | None,
         path_option("Job file (YAML); options on the command line take its place."),
@@ -100,6 +101,7 @@ def evaluate(
 
     given: dict[str, Any] = {
         "tasks": tasks or None,
+        "tasks_from": [str(each) for each in tasks_from or []] or None,
         "model": model,
         "methods": method_entries(method, set_ or []),
         "data": data,

@@ -20,9 +20,9 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
-def path_option(help: str, **options: Any) -> Any:
+def path_option(help: str, *names: str, **options: Any) -> Any:
     """An option that gives a path."""
-    return typer.Option(parser=given_path, help=help, **options)
+    return typer.Option(*names, parser=given_path, help=help, **options)
 
 
 def given_temperature(value: float) -> float:
@@ -61,3 +61,7 @@ AllowMissingOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
+TasksOption = Annotated[
+    list[Path] | None,
+    path_option("Folder with a folder for each benchmark of yours; repeatable.", "--tasks", is_eager=True),
+]

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from vlmfix.cli.console import out, print_json
+from vlmfix.cli.options import TasksOption
 from vlmfix.evaluation.tasks.registry import task_module, task_names
+from vlmfix.failures import words
 
 if TYPE_CHECKING:
     from vlmfix.evaluation.tasks.scored_files import ScoredFiles
@@ -29,17 +33,44 @@ class ScoreCommands(TyperGroup):
     """One command for each benchmark that scores files, imported when it is wanted."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The benchmarks that score files."""
-        return [name for name in task_names() if task_module(name, "cli") is not None]
+        """The benchmarks that score files; a broken one is left out with a warning."""
+        found = []
+        for name in task_names(_directories(ctx)):
+            try:
+                if _score_of(name, _directories(ctx)) is not None:
+                    found.append(name)
+            except Exception as error:  # the modules of others raise what they like
+                warnings.warn(f"left out: {name} ({type(error).__name__}: {words(error)})", stacklevel=1)
+        return found
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of a benchmark; None: there is none."""
-        module = task_module(cmd_name, "cli") if cmd_name in task_names() else None
-        if module is None:
+        directories = _directories(ctx)
+        score = _score_of(cmd_name, directories) if cmd_name in task_names(directories) else None
+        if score is None:
             return None
         single = typer.Typer(add_completion=False)
-        single.command(cmd_name)(_printing(module.score))
+        single.command(cmd_name)(_printing(score))
         return typer.main.get_command(single)
+
+
+def _directories(context: Any) -> Sequence[Path]:
+    return context.params.get("tasks_from") or ()
+
+
+def _score_of(name: str, directories: Sequence[Path]) -> Callable[..., ScoredFiles] | None:
+    """What scores files for a benchmark; None: nothing does.
+
+    Raises:
+        ValueError: its module has no function `score`.
+    """
+    module = task_module(name, "cli", directories)
+    if module is None:
+        return None
+    score: Callable[..., ScoredFiles] | None = getattr(module, "score", None)
+    if score is None:
+        raise ValueError(f"{module.__file__} has no function score; define it, or remove the file")
+    return score
 
 
 score_app = typer.Typer(
@@ -50,8 +81,8 @@ score_app = typer.Typer(
 
 
 @score_app.callback()
-def _any_benchmark() -> None:
-    """Without a callback, a group that has no command of its own yet would be none."""
+def _before_any_benchmark(tasks_from: TasksOption = None) -> None:
+    pass
 
 
 def _printing(score: Callable[..., ScoredFiles]) -> Callable[..., None]:

@@ -27,8 +27,8 @@ from vlmfix.evaluation.runner.plan import Planned, planned_again, prepare
 from vlmfix.evaluation.runner.run_key import run_key
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
 from vlmfix.evaluation.runner.shard import Share
-from vlmfix.evaluation.tasks.protocols import load_protocol
-from vlmfix.evaluation.tasks.registry import tasks
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
+from vlmfix.evaluation.tasks.registry import get_task
 from vlmfix.methods.baselines import output_shift
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def whole(
 def rows(methods: list[Any], protocol: str = "pope.tiny", **settings: Any) -> list[tuple[str, str | None]]:
     """The rows of a job and what they are controls of."""
     asked = make_job({"tasks": "pope", "methods": methods, "output": "out", **settings})
-    task = tasks()["pope"](None, load_protocol(protocol))  # type: ignore[arg-type]
+    task = get_task("pope")(None, load_protocol(protocol))  # type: ignore[arg-type]
     return [(variant.label, variant.control) for variant in baselines.rows(asked, task)]
 
 

@@ -24,7 +24,7 @@ from vlmfix.evaluation.runner.forward_counter import ForwardHooks
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, Run
 from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.sample import Item
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
 from vlmfix.inference.decoding import plain_decoding
