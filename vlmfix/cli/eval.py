@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,13 @@ from vlmfix.cli.completion import complete_methods, complete_models, complete_ta
 from vlmfix.cli.method_settings import method_entries
 from vlmfix.cli.options import TasksOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
+
+
+def _old_spelling(value: bool | None) -> bool | None:
+    if value is not None:
+        prefix = "" if value else "no-"
+        warnings.warn(f"--{prefix}controls is called --{prefix}baselines now", FutureWarning, stacklevel=1)
+    return value
 
 
 def evaluate(
@@ -65,13 +73,16 @@ def evaluate(
     resume: Annotated[
         str | None, typer.Option(help="if_possible, always, never. (default: if_possible)")
     ] = None,
-    controls: Annotated[
+    baselines: Annotated[
         bool | None,
         typer.Option(
-            "--controls/--no-controls",
-            help="Add the controls that belong to a comparison: greedy decoding, a biased prompt, yes/no "
+            "--baselines/--no-baselines",
+            help="Add the baselines that belong to a comparison: greedy decoding, a biased prompt, yes/no "
             "shifted to a method's balance, captions cut to its lengths. (default: yes)",
         ),
+    ] = None,
+    controls: Annotated[
+        bool | None, typer.Option("--controls/--no-controls", hidden=True, callback=_old_spelling)
     ] = None,
     retry_errors: Annotated[
         bool | None,
@@ -111,7 +122,7 @@ def evaluate(
         "output": None if output is None else str(output),
         "seed": seed,
         "resume": resume,
-        "controls": controls,
+        "controls": controls if baselines is None else baselines,
         "retry_errors": retry_errors,
         "max_errors": max_errors,
         "allow_environment_change": allow_environment_change,

@@ -83,7 +83,7 @@ def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> 
     if not all("margin" in record for record in records):
         raise ValueError(
             f"{greedy.planned.path} was answered without margins between yes and no; choose another "
-            "--output, or leave the controls out (--no-controls)"
+            "--output, or leave the baselines out (--no-baselines)"
         )
     share = fmean(method.records.done[identity]["parsed"] == "yes" for identity in both)
     delta = calibrate_shift([record["margin"] for record in records], share)
