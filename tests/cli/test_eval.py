@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.support import jobs
 from tests.support.paths import ROOT
-from vlmfix.cli import eval as module
+from vlmfix.cli import jobs as module
 from vlmfix.cli.app import app
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from vlmfix.cli.app import app
-from vlmfix.cli.options import load_model
+from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.evaluation.runner.run_store import Run
 from vlmfix.evaluation.runner.worker import Draw, Worker
@@ -41,7 +41,7 @@ def load_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
             return loaded
         return load_model(name, device, dtype, **options)
 
-    monkeypatch.setattr("vlmfix.cli.eval.load_model", load)
+    monkeypatch.setattr("vlmfix.cli.jobs.load_model", load)
 
 
 def evaluate(output: Path, *arguments: object) -> Any:

@@ -13,7 +13,7 @@ import vlmfix
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.registry import get_task, task_names
-from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.models.embedded import DEFAULT_MODEL
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 
 SYNTHETIC = "synthetic"
