@@ -22,8 +22,8 @@ def length_metrics(texts: Sequence[str | None], cut: Sequence[bool]) -> list[Met
     """
     answered = np.array([[text is not None for text in texts]], dtype=float)
     words = np.array([[0 if text is None else len(text.split()) for text in texts]], dtype=float)
-    truncated = np.array([list(cut)], dtype=float) * answered
-    return [Metric("words", words, answered, percent=False), Metric("truncated", truncated, answered)]
+    marked = np.array([list(cut)], dtype=float) * answered
+    return [Metric("words", words, answered, percent=False), Metric("truncated", marked, answered)]
 
 
 def drop_incomplete(caption: str) -> str:
