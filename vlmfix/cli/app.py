@@ -40,7 +40,6 @@ try:  # which takes seconds, and may meet a broken installation
         given_text,
         load_model,
         out,
-        parse_methods,
         path_option,
         print_json,
         print_warning,
@@ -52,6 +51,7 @@ try:  # which takes seconds, and may meet a broken installation
     from vlmfix.failures import failure_of, is_for_users, is_foreign, printable, words
     from vlmfix.inference.decoding import plain_decoding, set_aside
     from vlmfix.inference.pictures import IMAGE_SUFFIXES, ImageLike, open_images
+    from vlmfix.methods.registry import get_method, make_methods, parse_settings
     from vlmfix.methods.suitability import profile_values
     from vlmfix.models.digest import weights_digest
     from vlmfix.models.loading import DEFAULT_MODEL
@@ -143,7 +143,8 @@ def generate(
     ] = False,
 ) -> None:
     """Answer a prompt about pictures, plainly or with methods."""
-    chosen = parse_methods(method, set_ or [])
+    [parsed] = parse_settings([method], set_ or [])
+    chosen = make_methods(parsed)
     if save_maps is not None and not any(isinstance(each, vlmfix.CARVE) for each in chosen):
         raise ValueError("--save-maps needs --method carve, which makes maps")
     if compare and not chosen:
@@ -157,7 +158,7 @@ def generate(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     variants: dict[str, list[vlmfix.Method]]
     plain = "sampling" if temperature > 0 else "greedy"
-    label = method if chosen else plain
+    label = "+".join(parsed) or plain
     variants = {plain: [], label: chosen} if compare else {label: chosen}
 
     def answered(pictures: Sequence[Image.Image]) -> list[Answered]:
@@ -292,7 +293,7 @@ def calibrate(
     allow_missing: AllowMissingOption = False,
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
-    vlmfix.make_method(method)  # a wrong name shows before the model is loaded
+    method = get_method(method).name  # a wrong name shows before the model is loaded
     calibration_of(method)
     if output is not None:
         _check_profile_file(output)

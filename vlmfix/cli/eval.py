@@ -16,12 +16,10 @@ import typer
 from rich.markup import escape
 
 from vlmfix.cli.options import (
-    add_setting,
     err,
     given_path,
     load_model,
     out,
-    parse_setting,
     path_option,
     progress_bar,
 )
@@ -46,6 +44,7 @@ from vlmfix.evaluation.runner.progress import ConsoleWatcher
 from vlmfix.evaluation.runner.shard import Share
 from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.failures import printable, words
+from vlmfix.methods.registry import parse_settings
 from vlmfix.models.loading import DEFAULT_MODEL
 
 
@@ -205,24 +204,11 @@ def _entries(names: list[str] | None, settings: list[str]) -> list[Any] | None:
         if settings:
             raise ValueError(f"--set {settings[0]} belongs to no --method; name one")
         return None
-    parsed = [parse_setting(each) for each in settings]
-    used: set[str] = set()
     entries: list[Any] = []
-    for name in names:
-        parameters: dict[str, dict[str, Any]] = {}
-        for key, value in parsed:
-            owner, dot, parameter = key.rpartition(".")
-            parts = name.split("+")
-            if not dot and len(names) == len(parts) == 1:
-                owner = name
-            if owner in parts and name != "greedy":
-                add_setting(parameters.setdefault(owner, {}), parameter, value)
-                used.add(key)
-        only = parameters.get(name)
-        entries.append({name: parameters if "+" in name else only} if parameters else name)
-    for key, _ in parsed:
-        if key not in used:
-            raise ValueError(f"--set {key} is of no method in --method; write METHOD.KEY=VALUE")
+    for name, chosen in zip(names, parse_settings(names, settings), strict=True):
+        given = {each: own for each, own in chosen.items() if own}
+        several = len(chosen) > 1
+        entries.append({name: given if several else given.popitem()[1]} if given else name)
     return entries
 
 

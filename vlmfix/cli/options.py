@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,6 @@ import vlmfix
 from vlmfix.failures import is_foreign, is_out_of_memory, one_line, printable, words
 from vlmfix.methods.validation import check_temperature
 from vlmfix.models.loading import EMBEDDED
-from vlmfix.settings import parse_yaml
 
 out = Console()
 err = Console(stderr=True)
@@ -70,61 +69,6 @@ AllowMissingOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
-
-
-def parse_methods(names: str, settings: Iterable[str]) -> list[vlmfix.Method]:
-    """The methods that `a+b` names, with their parameters; none for greedy.
-
-    Args:
-        names: of one method, of several joined by `+`, or "greedy".
-        settings: `KEY=VALUE`, of one among several methods `METHOD.KEY=VALUE`; values are YAML.
-
-    Raises:
-        ValueError: an unknown method or parameter, or a setting that is unreadable, of no method or given
-            twice.
-    """
-    chosen = [] if names == "greedy" else names.split("+")
-    parameters: dict[str, dict[str, Any]] = {name: {} for name in chosen}
-    if len(parameters) < len(chosen):
-        raise ValueError(f"--method {names} names a method twice; once is enough")
-    for key, value in map(parse_setting, settings):
-        owner, dot, parameter = key.rpartition(".")
-        if not chosen:
-            raise ValueError(f"greedy has no parameters, but --set gives {key}; name a --method")
-        if not dot and len(chosen) > 1:
-            raise ValueError(f"--set {key} may belong to any of {names}; write {chosen[0]}.{key}")
-        if dot and owner not in parameters:
-            raise ValueError(f"--set {key} is of a method that is not in --method {names}")
-        add_setting(parameters[owner or chosen[0]], parameter, value)
-    return [vlmfix.make_method(name, **parameters[name]) for name in chosen]
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Key and value of `KEY=VALUE`; the value is YAML.
-
-    Raises:
-        ValueError: it has another form.
-    """
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ValueError(f"--set {text!r} is not KEY=VALUE, such as --set moved_fraction=0.6")
-    try:
-        return key.strip(), parse_yaml(value)
-    except ValueError as error:
-        raise ValueError(
-            f"--set {text!r}: the value is not readable ({error}); write numbers, true/false or [1, 2]"
-        ) from error
-
-
-def add_setting(parameters: dict[str, Any], key: str, value: Any) -> None:
-    """Take a setting of a method over.
-
-    Raises:
-        ValueError: there is one of the same parameter.
-    """
-    if key in parameters:
-        raise ValueError(f"--set gives {key} twice, {parameters[key]!r} and {value!r}; keep one")
-    parameters[key] = value
 
 
 def load_model(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families, layer_reference
-from vlmfix.cli.options import parse_methods
+from vlmfix.methods.registry import make_methods, parse_settings
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.methods.baselines.output_shift import (
     answer_ids,
@@ -253,14 +253,14 @@ def test_controls_are_a_group_of_their_own() -> None:
 
 
 def test_names_with_a_dot_take_settings() -> None:
-    [alone] = parse_methods("control.sharpen", ["c=2", "control.sharpen.beta=0.3"])
-    assert alone == vlmfix.ControlSharpen(c=2, beta=0.3)
-    both = parse_methods("var+control.sharpen", ["control.sharpen.c=2", "var.moved_fraction=0.1"])
-    assert both == [vlmfix.VAR(moved_fraction=0.1), vlmfix.ControlSharpen(c=2)]
+    [alone] = parse_settings(["control.sharpen"], ["c=2", "control.sharpen.beta=0.3"])
+    assert make_methods(alone) == [vlmfix.ControlSharpen(c=2, beta=0.3)]
+    [both] = parse_settings(["var+control.sharpen"], ["control.sharpen.c=2", "var.moved_fraction=0.1"])
+    assert make_methods(both) == [vlmfix.VAR(moved_fraction=0.1), vlmfix.ControlSharpen(c=2)]
     with pytest.raises(
         ValueError, match=r"unknown method 'control.greed' \(did you mean 'control.greedy'\?\)"
     ):
-        parse_methods("control.greed", [])
+        vlmfix.make_method("control.greed")
 
 
 @pytest.mark.parametrize(

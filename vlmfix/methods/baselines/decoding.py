@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Card, Method
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_whole
 
 _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -62,11 +63,11 @@ class DecodingControl(OutsideMethod, ABC):
         return {**generate_kwargs, **self.settings}
 
 
+@register_method("control.greedy")
 @dataclass(frozen=True, kw_only=True)
 class ControlGreedy(DecodingControl):
     """Greedy decoding of the stock model (arXiv 2504.10020): the one baseline that compares across papers."""
 
-    name: ClassVar = "control.greedy"
     card: ClassVar = Card(
         level="control",
         changes="decoding: greedy",
@@ -82,13 +83,13 @@ class ControlGreedy(DecodingControl):
         return {"num_beams": 1, **_NO_SAMPLING}
 
 
+@register_method("control.sample")
 @dataclass(frozen=True, kw_only=True)
 class ControlSample(DecodingControl):
     """Sampling from the stock model's own distribution, temperature 1 and nothing cut off (arXiv 2504.10020):
     how much of a sampled baseline's weakness is noise.
     """
 
-    name: ClassVar = "control.sample"
     card: ClassVar = Card(
         level="control",
         changes="decoding: sampling at temperature 1",
@@ -104,6 +105,7 @@ class ControlSample(DecodingControl):
         return {"num_beams": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
+@register_method("control.beam")
 @dataclass(frozen=True, kw_only=True)
 class ControlBeam(DecodingControl):
     """Beam search of the stock model (arXiv 2504.10020): the gain of beams alone.
@@ -114,7 +116,6 @@ class ControlBeam(DecodingControl):
 
     num_beams: int = 5
 
-    name: ClassVar = "control.beam"
     card: ClassVar = Card(
         level="control",
         changes="decoding: beam search",
@@ -133,6 +134,7 @@ class ControlBeam(DecodingControl):
         return {"num_beams": self.num_beams, **_NO_SAMPLING}
 
 
+@register_method("control.prompt_bias")
 @dataclass(frozen=True, kw_only=True)
 class ControlPromptBias(OutsideMethod):
     """One more sentence in the question that asks for one answer (arXiv 2504.10020): the gain of saying yes
@@ -144,7 +146,6 @@ class ControlPromptBias(OutsideMethod):
 
     direction: str = "yes"
 
-    name: ClassVar = "control.prompt_bias"
     card: ClassVar = Card(
         level="control",
         changes="the question: answer yes whenever possible",

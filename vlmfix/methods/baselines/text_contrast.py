@@ -11,9 +11,11 @@ from torch import Tensor
 from vlmfix.engine.context import Run
 from vlmfix.methods.base import Card
 from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("control.text_contrast")
 @dataclass(frozen=True, kw_only=True)
 class ControlTextContrast(AgainstText):
     """Contrast with the prompt without its image (arXiv 2504.10020): the gain of less language prior, without
@@ -27,7 +29,6 @@ class ControlTextContrast(AgainstText):
 
     alpha: float = 1.0
 
-    name: ClassVar = "control.text_contrast"
     card: ClassVar = Card(
         level="control",
         changes="logits: away from those without the image",

@@ -12,8 +12,10 @@ from vlmfix.engine.context import Run
 from vlmfix.engine.vision_attention import EncodedBlock
 from vlmfix.methods.base import Card, Kept
 from vlmfix.methods.pruning.base import TokenPruning
+from vlmfix.methods.registry import register_method
 
 
+@register_method("visionzip")
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(TokenPruning):
     """VisionZip (arXiv 2412.04467): what the vision encoder attends to stays, the rest is merged.
