@@ -64,13 +64,13 @@ class SteeringBlock(AbstractContextManager[None], ContextDecorator):
     def _attach(self, model: PreTrainedModel, turns: Turns, stack: ExitStack) -> None:
         with turns.call():
             steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
-            steering.check(self._method)  # before what it lacks on this model, which would not help
-            resolved = fitted(model, self._method, self._processor)
-            object.__setattr__(resolved, "_sums", self._method._sums)
             if steering.model is not model:
                 raise UnsupportedError(
                     "another model with the same language model is being steered; leave that block first"
                 )
+            steering.check(self._method)  # before what it lacks on this model, which would not help
+            resolved = fitted(model, self._method, self._processor)
+            object.__setattr__(resolved, "_sums", self._method._sums)
             steering.attach(resolved, self._processor)
         stack.callback(steering.detach, resolved)
 
