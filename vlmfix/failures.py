@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from vlmfix.errors import UnsupportedError
+from vlmfix.errors import PACKAGES, UnsupportedError
 
 OURS = ("vlmfix", "evals", "cli", "__main__")
 DEBUG_HINT = "--debug shows the traceback"
@@ -154,10 +154,10 @@ def _package(error: BaseException) -> str:
 
 
 def _was_raised_here(error: BaseException) -> bool:
-    """Whether a `raise` statement of this package made it, and not an operation that failed."""
+    """Whether a `raise` statement of this package or a plugin made it, and not an operation that failed."""
     place = next(_trace(error), None)
     return place is None or (
-        _package_of(place) in OURS and place.tb_frame.f_code.co_code[place.tb_lasti] == _RAISE
+        _package_of(place) in PACKAGES.union(OURS) and place.tb_frame.f_code.co_code[place.tb_lasti] == _RAISE
     )
 
 

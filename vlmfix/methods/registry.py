@@ -8,7 +8,6 @@ method is wanted. The class decorator `register_method` gives a method its name.
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vlmfix.errors import PACKAGES
 from vlmfix.settings import parse_yaml
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
                 raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
         cls.name = name
         _registered[name] = cls
+        PACKAGES.add(cls.__module__.partition(".")[0])
         return cls
 
     return register
@@ -79,8 +80,9 @@ def _check_class(cls: type[Any]) -> None:
 
     if not issubclass(cls, Method):
         raise TypeError(f"{_place(cls)} is no method; derive it from vlmfix.Method")
-    if inspect.isabstract(cls):
-        raise TypeError(f"{_place(cls)} lacks {', '.join(sorted(cls.__abstractmethods__))}; define them")
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
+    if abstract:
+        raise TypeError(f"{_place(cls)} lacks {', '.join(sorted(abstract))}; define them")
     if not isinstance(getattr(cls, "card", None), Card):
         raise TypeError(f"{_place(cls)} lacks a description; set card = vlmfix.Card(...)")
     for each in fields(cls):
