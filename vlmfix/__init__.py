@@ -6,27 +6,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlmfix.api import generate
     from vlmfix.engine.branches import Branch
-    from vlmfix.engine.context import Companion, Run
+    from vlmfix.engine.context import AuxiliaryPrompt, DecodeContext
     from vlmfix.engine.layout import PromptLayout, Rows
-    from vlmfix.engine.stats import Activity, InactiveMethodWarning
+    from vlmfix.engine.stats import EditStats, InactiveMethodWarning
     from vlmfix.errors import UnsupportedError
     from vlmfix.methods.attention.adhh import ADHH
-    from vlmfix.methods.attention.base import ColumnEdit, ScoreEdit
+    from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
     from vlmfix.methods.attention.gift import GIFT
     from vlmfix.methods.attention.pai import PAI
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
     from vlmfix.methods.attention.vhr import VHR
-    from vlmfix.methods.base import AskingMethod, Card, Kept, Method
-    from vlmfix.methods.baselines.decoding import ControlBeam, ControlGreedy, ControlPromptBias, ControlSample
-    from vlmfix.methods.baselines.output_shift import ControlOutputShift
-    from vlmfix.methods.baselines.plausibility import ControlPlausibility, ControlSharpen
-    from vlmfix.methods.baselines.text_contrast import ControlTextContrast
+    from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod, PruneResult
+    from vlmfix.methods.baselines.decoding import (
+        BaselineBeam,
+        BaselineGreedy,
+        BaselinePromptBias,
+        BaselineSample,
+    )
+    from vlmfix.methods.baselines.output_shift import BaselineOutputShift
+    from vlmfix.methods.baselines.plausibility import BaselinePlausibility, BaselineSharpen
+    from vlmfix.methods.baselines.text_contrast import BaselineTextContrast
     from vlmfix.methods.decoding.opera.opera import OPERA
     from vlmfix.methods.image.carve.carve import CARVE
     from vlmfix.methods.image.carve.crop import Refinement
-    from vlmfix.methods.logits.base import AgainstText, Contrastive, Mixing
+    from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.deco import DeCo
     from vlmfix.methods.logits.dola import DoLa
@@ -73,42 +78,42 @@ __all__ = [
     "VCD",
     "VDD",
     "VHR",
-    "Activity",
     "AdaptInfer",
     "AgainstText",
-    "AskingMethod",
+    "AuxiliaryPrompt",
+    "BaselineBeam",
+    "BaselineGreedy",
+    "BaselineOutputShift",
+    "BaselinePlausibility",
+    "BaselinePromptBias",
+    "BaselineSample",
+    "BaselineSharpen",
+    "BaselineTextContrast",
     "Branch",
     "CRoPS",
-    "Card",
-    "ColumnEdit",
-    "Companion",
     "Contrastive",
-    "ControlBeam",
-    "ControlGreedy",
-    "ControlOutputShift",
-    "ControlPlausibility",
-    "ControlPromptBias",
-    "ControlSample",
-    "ControlSharpen",
-    "ControlTextContrast",
     "CountedPruning",
     "DeCo",
+    "DecodeContext",
     "Devils",
     "DivPrune",
     "DoLa",
+    "EditStats",
     "FastV",
     "InactiveMethodWarning",
     "KMeans",
-    "Kept",
+    "KeyEdit",
+    "LogitsMixer",
     "Method",
-    "Mixing",
+    "MethodInfo",
+    "MultiPassMethod",
     "Profile",
     "PromptLayout",
+    "PruneResult",
     "PyramidDrop",
     "RandomTokens",
     "Refinement",
     "Rows",
-    "Run",
     "ScoreEdit",
     "SparseVLM",
     "TokenPruning",
@@ -127,27 +132,27 @@ __all__ = [
 _NAMES = {
     "vlmfix.api": "generate",
     "vlmfix.engine.branches": "Branch",
-    "vlmfix.engine.context": "Companion Run",
+    "vlmfix.engine.context": "AuxiliaryPrompt DecodeContext",
     "vlmfix.engine.layout": "PromptLayout Rows",
-    "vlmfix.engine.stats": "Activity InactiveMethodWarning",
+    "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
     "vlmfix.errors": "UnsupportedError",
     "vlmfix.methods.attention.adhh": "ADHH",
-    "vlmfix.methods.attention.base": "ColumnEdit ScoreEdit",
+    "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
     "vlmfix.methods.attention.gift": "GIFT",
     "vlmfix.methods.attention.pai": "PAI",
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",
     "vlmfix.methods.attention.vhr": "VHR",
-    "vlmfix.methods.base": "AskingMethod Card Kept Method",
-    "vlmfix.methods.baselines.decoding": "ControlBeam ControlGreedy ControlPromptBias ControlSample",
-    "vlmfix.methods.baselines.output_shift": "ControlOutputShift",
-    "vlmfix.methods.baselines.plausibility": "ControlPlausibility ControlSharpen",
-    "vlmfix.methods.baselines.text_contrast": "ControlTextContrast",
+    "vlmfix.methods.base": "Method MethodInfo MultiPassMethod PruneResult",
+    "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
+    "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
+    "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
+    "vlmfix.methods.baselines.text_contrast": "BaselineTextContrast",
     "vlmfix.methods.decoding.opera.opera": "OPERA",
     "vlmfix.methods.image.carve.carve": "CARVE",
     "vlmfix.methods.image.carve.crop": "Refinement",
-    "vlmfix.methods.logits.base": "AgainstText Contrastive Mixing",
+    "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.deco": "DeCo",
     "vlmfix.methods.logits.dola": "DoLa",

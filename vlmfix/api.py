@@ -25,7 +25,7 @@ from vlmfix.inference.pictures import (
     listed,
     open_images,
 )
-from vlmfix.methods.base import AskingMethod, Method
+from vlmfix.methods.base import Method, MultiPassMethod
 from vlmfix.methods.image.carve.crop import Refinement
 from vlmfix.methods.registry import make_methods, parse_methods
 
@@ -105,7 +105,7 @@ def generate(
     model = compatibility.stock_model(model)
     methods = as_methods(method)
     check_combination(methods)
-    asking = [each for each in methods if isinstance(each, AskingMethod)]
+    asking = [each for each in methods if isinstance(each, MultiPassMethod)]
     wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
     generate_kwargs = plain_decoding(model, wanted)
     pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
@@ -121,7 +121,7 @@ def generate(
         for start in range(0, len(pairs), size):
             batch = pairs[start : start + size]
             if asking:
-                refinement = asking[0].ask(model, processor, *batch[0], **generate_kwargs)
+                refinement = asking[0].run(model, processor, *batch[0], **generate_kwargs)
                 answers.append(refinement.answer)
                 if on_refinement is not None:
                     on_refinement(refinement)

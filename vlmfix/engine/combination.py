@@ -18,7 +18,7 @@ def check_combination(methods: Sequence[Method]) -> None:
     Raises:
         UnsupportedError: with the reason and the remedy.
     """
-    acting = [method for method in methods if not method.is_neutral]
+    acting = [method for method in methods if not method.is_identity]
     for other, method in combinations(acting, 2):
         check_pair(other, method)
 
@@ -34,7 +34,7 @@ def check_pair(other: Method, method: Method) -> None:
         raise UnsupportedError(
             f"{name} is attached to this model already; leave that block before entering another"
         )
-    if method.asks and other.asks:
+    if method.is_multi_pass and other.is_multi_pass:
         raise UnsupportedError(f"{other_name} and {name} ask the model several times each; use one of them")
     if method.owns_logits and other.owns_logits:
         raise UnsupportedError(

@@ -50,7 +50,7 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
 
     Raises:
         ValueError: the name has another form, or is that of another method; or a field has no default.
-        TypeError: the class is not a method, lacks its `card`, or has abstract members.
+        TypeError: the class is not a method, lacks its `info`, or has abstract members.
     """
 
     def register(cls: type[_M]) -> type[_M]:
@@ -76,15 +76,15 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
 
 def _check_class(cls: type[Any]) -> None:
     """Refuse a class that would fail later, or for others."""
-    from vlmfix.methods.base import Card, Method
+    from vlmfix.methods.base import Method, MethodInfo
 
     if not issubclass(cls, Method):
         raise TypeError(f"{_place(cls)} is no method; derive it from vlmfix.Method")
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     if abstract:
         raise TypeError(f"{_place(cls)} lacks {', '.join(sorted(abstract))}; define them")
-    if not isinstance(getattr(cls, "card", None), Card):
-        raise TypeError(f"{_place(cls)} lacks a description; set card = vlmfix.Card(...)")
+    if not isinstance(getattr(cls, "info", None), MethodInfo):
+        raise TypeError(f"{_place(cls)} lacks a description; set info = vlmfix.MethodInfo(...)")
     for each in fields(cls):
         if each.init and each.default is MISSING and each.default_factory is MISSING:
             raise ValueError(f"{_place(cls)} has no default for {each.name}; give it one")
@@ -172,7 +172,7 @@ def list_methods() -> dict[str, type[Method]]:
             found[name] = _load(name, sources)
         except ValueError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
-    return dict(sorted(found.items(), key=lambda item: (item[1].card.is_control, item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[1].info.is_baseline, item[0])))
 
 
 def get_method(name: str) -> type[Method]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_whole
 
@@ -46,7 +46,7 @@ class OutsideMethod(Method, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingControl(OutsideMethod, ABC):
+class DecodingBaseline(OutsideMethod, ABC):
     """The stock model, decoded at exactly the `settings` that it names, whatever else was asked for."""
 
     @property
@@ -63,17 +63,17 @@ class DecodingControl(OutsideMethod, ABC):
         return {**generate_kwargs, **self.settings}
 
 
-@register_method("control.greedy")
+@register_method("baseline.greedy")
 @dataclass(frozen=True, kw_only=True)
-class ControlGreedy(DecodingControl):
+class BaselineGreedy(DecodingBaseline):
     """Greedy decoding of the stock model (arXiv 2504.10020): the one baseline that compares across papers."""
 
-    card: ClassVar = Card(
-        level="control",
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="decoding: greedy",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
         decoding="greedy, batches",
     )
@@ -83,19 +83,19 @@ class ControlGreedy(DecodingControl):
         return {"num_beams": 1, **_NO_SAMPLING}
 
 
-@register_method("control.sample")
+@register_method("baseline.sample")
 @dataclass(frozen=True, kw_only=True)
-class ControlSample(DecodingControl):
+class BaselineSample(DecodingBaseline):
     """Sampling from the stock model's own distribution, temperature 1 and nothing cut off (arXiv 2504.10020):
     how much of a sampled baseline's weakness is noise.
     """
 
-    card: ClassVar = Card(
-        level="control",
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="decoding: sampling at temperature 1",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
         decoding="sampling, batches",
     )
@@ -105,9 +105,9 @@ class ControlSample(DecodingControl):
         return {"num_beams": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
-@register_method("control.beam")
+@register_method("baseline.beam")
 @dataclass(frozen=True, kw_only=True)
-class ControlBeam(DecodingControl):
+class BaselineBeam(DecodingBaseline):
     """Beam search of the stock model (arXiv 2504.10020): the gain of beams alone.
 
     Args:
@@ -116,12 +116,12 @@ class ControlBeam(DecodingControl):
 
     num_beams: int = 5
 
-    card: ClassVar = Card(
-        level="control",
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="decoding: beam search",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
         decoding="beams, batches",
     )
@@ -134,9 +134,9 @@ class ControlBeam(DecodingControl):
         return {"num_beams": self.num_beams, **_NO_SAMPLING}
 
 
-@register_method("control.prompt_bias")
+@register_method("baseline.prompt_bias")
 @dataclass(frozen=True, kw_only=True)
-class ControlPromptBias(OutsideMethod):
+class BaselinePromptBias(OutsideMethod):
     """One more sentence in the question that asks for one answer (arXiv 2504.10020): the gain of saying yes
     more often.
 
@@ -146,12 +146,12 @@ class ControlPromptBias(OutsideMethod):
 
     direction: str = "yes"
 
-    card: ClassVar = Card(
-        level="control",
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="the question: answer yes whenever possible",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
     )
 

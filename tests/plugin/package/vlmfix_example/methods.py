@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmfix import Card, Method, Run, register_method
+from vlmfix import DecodeContext, Method, MethodInfo, register_method
 
 
 @register_method("second_best")
@@ -22,23 +22,21 @@ class SecondBest(Method):
 
     penalty: float = 1000.0
 
-    card = Card(
-        level="logits",
+    info = MethodInfo(
+        stage="logits",
         changes="logits: of the likeliest token",
         where="every step",
         forwards=1.0,
-        fidelity="reconstruction",
-        paper="example.org/second-best",
     )
-    neutral: ClassVar = {"penalty": 0}
+    identity_parameters: ClassVar = {"penalty": 0}
     needs_image: ClassVar = False
 
     def __post_init__(self) -> None:
         if self.penalty < 0:
             raise ValueError(f"penalty is {self.penalty}; it must be 0 or more")
 
-    def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         likeliest = logits.argmax(dim=-1, keepdim=True)
         edited = logits.scatter_add(-1, likeliest, logits.new_full(likeliest.shape, -self.penalty))
-        run.count(self, None, (edited != logits).any(dim=-1).long(), 1)
+        context.count(self, None, (edited != logits).any(dim=-1).long(), 1)
         return edited
