@@ -20,8 +20,11 @@ from tests.support.paths import ROOT
         (["generate", "--method", "varr"], "did you mean 'var'"),
         (["generate", "--method", "var+varr"], "did you mean 'var'"),
         (["generate", "--method", "var+vhr", "--set", "head_scale=2"], "write var.head_scale"),
-        (["generate", "--method", "var", "--set", "vhr.head_scale=2"], "is not in --method var"),
-        (["generate", "--method", "var+var"], "--method var+var names a method twice"),
+        (
+            ["generate", "--method", "var", "--set", "vhr.head_scale=2"],
+            "--set vhr.head_scale is of no method in --method var",
+        ),
+        (["generate", "--method", "var+var"], "var+var names a method twice"),
         (["generate", "--method", "fastv+divprune"], "one pruning method at a time"),
         (["generate", "--save-maps", "maps"], "--save-maps needs --method carve"),
         (["generate", "--method", "var", "--set", "moved=1"], "var has no parameter 'moved'"),

@@ -59,11 +59,11 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "vlmfix ",
-        "vlmfix generate --method var+v",
-        "vlmfix generate --model t",
-        "vlmfix eval p",
-        "vlmfix score ",
+        "",
+        "generate --method var+v",
+        "generate --model t",
+        "eval p",
+        "score ",
     ],
 )
 def test_completion(words: str) -> None:

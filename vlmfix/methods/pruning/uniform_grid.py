@@ -12,9 +12,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
+from vlmfix.methods.registry import register_method
 from vlmfix.models.image_grid import ImageTokens
 
 
+@register_method("uniformgrid")
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid(CountedPruning):
     """Image tokens on a uniform grid stay: a control, as in arXiv 2504.17892.
