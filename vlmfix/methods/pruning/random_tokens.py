@@ -16,7 +16,7 @@ from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_whole
 
 
-@register_method("randomtokens")
+@register_method("random_tokens")
 @dataclass(frozen=True, kw_only=True)
 class RandomTokens(CountedPruning):
     """Random image tokens stay: a control, as in arXiv 2504.17892.
@@ -32,7 +32,6 @@ class RandomTokens(CountedPruning):
 
     seed: int = 0
 
-    name = "random_tokens"
     info = MethodInfo(
         stage="pruning",
         changes="all but random image tokens leave",

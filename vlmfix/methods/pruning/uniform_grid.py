@@ -16,7 +16,7 @@ from vlmfix.methods.registry import register_method
 from vlmfix.models.image_grid import ImageTokens
 
 
-@register_method("uniformgrid")
+@register_method("uniform_grid")
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid(CountedPruning):
     """Image tokens on a uniform grid stay: a control, as in arXiv 2504.17892.
@@ -30,7 +30,6 @@ class UniformGrid(CountedPruning):
             leaves the model as it is.
     """
 
-    name = "uniform_grid"
     info = MethodInfo(
         stage="pruning",
         changes="all but evenly spaced image tokens leave",
