@@ -51,7 +51,8 @@ try:  # which takes seconds, and may meet a broken installation
     from vlmfix.failures import failure_of, is_for_users, is_foreign, printable, words
     from vlmfix.inference.decoding import plain_decoding, set_aside
     from vlmfix.inference.pictures import IMAGE_SUFFIXES, ImageLike, open_images
-    from vlmfix.methods.registry import get_method, make_methods, parse_settings
+    from vlmfix.methods.grammar import make_methods, parse_settings
+    from vlmfix.methods.registry import get_method
     from vlmfix.methods.suitability import profile_values
     from vlmfix.models.digest import weights_digest
     from vlmfix.models.loading import DEFAULT_MODEL

@@ -44,7 +44,7 @@ from vlmfix.evaluation.runner.progress import ConsoleWatcher
 from vlmfix.evaluation.runner.shard import Share
 from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.failures import printable, words
-from vlmfix.methods.registry import parse_settings
+from vlmfix.methods.grammar import parse_settings
 from vlmfix.models.loading import DEFAULT_MODEL
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import vlmfix
 from vlmfix.evaluation.tasks.protocols import Protocol, load_protocol
 from vlmfix.evaluation.tasks.registry import tasks as known_tasks
-from vlmfix.methods.registry import GREEDY, make_methods, parse_methods
+from vlmfix.methods.grammar import make_methods, parse_methods
+from vlmfix.methods.registry import GREEDY
 from vlmfix.models.loading import DEFAULT_MODEL
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 
