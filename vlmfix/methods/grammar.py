@@ -75,10 +75,7 @@ def parse_settings(texts: Sequence[str], settings: Iterable[str]) -> list[dict[s
         if not names:
             raise ValueError(f"{GREEDY} has no parameters, but --set gives {key}; name a --method")
         if not dot and (len(names) > 1 or len(texts) > 1):
-            raise ValueError(
-                f"--set {key} may belong to any of {', '.join(texts)}; write {names[0]}.{key} "
-                "(METHOD.KEY=VALUE)"
-            )
+            raise ValueError(f"--set {key} may belong to any of {', '.join(texts)}; write {names[0]}.{key}")
         owner = current_name(owner) if dot else names[0]
         if owner not in names:
             raise ValueError(f"--set {key} is of no method in --method {', '.join(texts)}")
