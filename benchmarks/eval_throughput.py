@@ -22,15 +22,15 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from vlmfix.evals.pope.dataset import pope_items
 
 import vlmfix
 from vlmfix.engine import compatibility
-from vlmfix.evaluation.datasets.items import pope_items
 from vlmfix.evaluation.datasets.synthetic.synthetic import SEED, synthetic_folder
 from vlmfix.evaluation.runner.run_store import Run
 from vlmfix.evaluation.runner.worker import Draw, Worker
-from vlmfix.evaluation.tasks.base import Item
-from vlmfix.evaluation.tasks.protocols import default_protocol
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.inference.chat import prepare
 from vlmfix.inference.output import read_answers
 from vlmfix.inference.pictures import open_images

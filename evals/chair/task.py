@@ -11,23 +11,14 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData, hub_items
-from vlmfix.evaluation.datasets.items import chair_items
-from vlmfix.evaluation.tasks.base import (
-    Item,
-    Judgement,
-    Scores,
-    Task,
-)
-from vlmfix.evaluation.tasks.lengths import length_metrics
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.base import Judgement, Scores, Task
+from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
+from vlmfix.evaluation.tasks.protocols import JOIN, PROMPT, SWITCH, TEXT, count, one_of
 
-from .scorer import (
-    CaptionJudgement,
-    GroundTruth,
-    drop_incomplete,
-    judge,
-    object_errors,
-)
+from .dataset import chair_items
+from .scorer import CaptionJudgement, GroundTruth, judge, object_errors
 from .vocabulary import VARIANTS, Vocabulary
 
 
@@ -35,13 +26,25 @@ class Chair(Task):
     """Captions, whose objects are looked up in the annotations and reference captions of the image."""
 
     name: ClassVar = "chair"
+    settings: ClassVar = {
+        "prompt": PROMPT,
+        "suffix": TEXT,
+        "join": JOIN,
+        "scorer": one_of(VARIANTS, required=True),
+        "drop_incomplete": SWITCH,
+        "subset": TEXT,
+        "subset_size": count(),
+    }
     running: ClassVar = "captions without hallucination"
     controls: ClassVar = ("baseline.truncate",)
     tradeoff: ClassVar = ("CHAIRi", "recall")
 
     def items(self, built: Path) -> list[Item]:
         if isinstance(self.data, HubData):
-            return hub_items(self.data, self.protocol, built)
+            raise ValueError(
+                f"chair cannot use the data set {self.data.name}: it needs instances and captions of COCO; "
+                "give data: {root: FOLDER}"
+            )
         items = chair_items(self.data, self.protocol)
         self._truth(self.protocol.scorer)  # what the scorer refuses is told before any work
         return items
@@ -70,7 +73,7 @@ class Chair(Task):
         return ", ".join(sorted(self._truth(self.protocol.scorer).objects[item.meta["image_id"]]))
 
     def _judged(self, scorer: str, item: Item, text: str, cut: bool) -> CaptionJudgement:
-        caption = drop_incomplete(text) if cut and self.protocol.drop_incomplete else text
+        caption = drop_incomplete(text) if cut and self.protocol.own["drop_incomplete"] else text
         return judge(caption, item.meta["image_id"], self._truth(scorer))
 
     @cached_property

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from vlmfix.evaluation.tasks.ratios import harmonic_mean, ratio, undefined
-
-Verdict = Literal["yes", "no"]
-Parser = Callable[[str, Verdict], Verdict | None]
+from vlmfix.evaluation.tasks.yes_no import Parser, Verdict, exactly, strict
 
 PARSERS: dict[str, Parser] = {}
 """Rules that read an answer, by name: `PARSERS["strict"](text, gold)`; None is unparsed."""
@@ -21,7 +18,6 @@ FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed_share
 """The figures of a `Score` that are averaged over splits."""
 
 _SPLITTING = ';/[]"{}()=+\\_-><@`,?!'
-_DECISIVE = {"yes": "yes", "no": "no", "not": "no", "nope": "no"}
 
 
 def register_parser(name: str) -> Callable[[Parser], Parser]:
@@ -76,7 +72,7 @@ def vcd(text: str, gold: Verdict) -> Verdict:
 @register_parser("lmms_eval")
 def lmms_eval(text: str, gold: Verdict) -> Verdict | None:
     """EvolvingLMMs-Lab/lmms-eval: the whole answer has to be the word."""
-    return _exactly(text.lower().strip())
+    return exactly(text.lower().strip())
 
 
 @register_parser("vlmevalkit")
@@ -98,7 +94,7 @@ def vlmevalkit(text: str, gold: Verdict) -> Verdict | None:
 def mme(text: str, gold: Verdict) -> Verdict | None:
     """MME's rule (arXiv 2306.13394): the word, its first letter, or the word within four characters."""
     cleaned = text.lower().strip().replace(".", "")
-    whole = _exactly({"y": "yes", "n": "no"}.get(cleaned, cleaned))
+    whole = exactly({"y": "yes", "n": "no"}.get(cleaned, cleaned))
     if whole is not None:
         return whole
     start = cleaned[:4]
@@ -107,14 +103,7 @@ def mme(text: str, gold: Verdict) -> Verdict | None:
     return "no" if "no" in start else None
 
 
-@register_parser("strict")
-def strict(text: str, gold: Verdict) -> Verdict | None:
-    """The first word among yes, no, not, nope and contractions in n't decides."""
-    for word in re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower()):
-        decided = "no" if word.endswith("n't") else _DECISIVE.get(word)
-        if decided is not None:
-            return _exactly(decided)
-    return None
+register_parser("strict")(strict)
 
 
 @dataclass(frozen=True)
@@ -220,25 +209,7 @@ def mean_of_splits(scores: Sequence[Score]) -> dict[str, float]:
     return {name: sum(getattr(each, name) for each in scores) / len(scores) for name in FIGURES}
 
 
-def object_errors(asked: Sequence[tuple[str, bool]]) -> Mapping[str, tuple[int, int]]:
-    """For each object the wrong answers and the number of questions, the most errors first.
-
-    Args:
-        asked: the object of each question and whether the answer was right.
-    """
-    questions = Counter(name for name, _ in asked)
-    wrong = Counter(name for name, right in asked if not right)
-    order = sorted(questions, key=lambda name: (-wrong[name], name))
-    return {name: (wrong[name], questions[name]) for name in order}
-
-
 def asked_object(question: str) -> str | None:
     """The object in a question of the form "Is there a dog in the image?"; None for other forms."""
     found = re.search(r"\bis there (?:an?|the) (.+?) in the \w+\?", question, re.IGNORECASE)
     return found[1].lower() if found else None
-
-
-def _exactly(text: str) -> Verdict | None:
-    if text == "yes":
-        return "yes"
-    return "no" if text == "no" else None

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmfix.evaluation.files.readers import sha256_of
 from vlmfix.evaluation.tasks.ratios import ratio
+from vlmfix.evaluation.tasks.yes_no import Verdict, object_errors
 
 from . import parsers as pope
 from .files import (
@@ -22,7 +23,7 @@ from .files import (
     read_answers,
     read_labels,
 )
-from .parsers import Score, Verdict
+from .parsers import Score
 
 PAIRINGS = ("auto", "position", "id")
 
@@ -240,7 +241,7 @@ def _distinct(rows: Sequence[Judged]) -> list[Judged]:
 
 def _objects(rows: Sequence[Judged]) -> dict[str, dict[str, int]]:
     asked = [(label.object, verdict == label.label) for _, label, verdict in rows]
-    errors = pope.object_errors([(name, right) for name, right in asked if name is not None])
+    errors = object_errors([(name, right) for name, right in asked if name is not None])
     return {name: {"wrong": wrong, "asked": count} for name, (wrong, count) in errors.items()}
 
 

@@ -9,29 +9,35 @@ from typing import ClassVar
 import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
-from vlmfix.evaluation.datasets.hub import HubData, hub_items
-from vlmfix.evaluation.datasets.items import vqa_items
+from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.files.readers import examples
-from vlmfix.evaluation.tasks.base import (
-    Item,
-    Judgement,
-    Scores,
-    Task,
-)
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.base import Judgement, Scores, Task
 from vlmfix.evaluation.tasks.lengths import length_metrics
+from vlmfix.evaluation.tasks.protocols import JOIN, SWITCH, TEXT, Setting, one_of
 
 from . import scorer
+from .dataset import vqa_items, vqa_rows
 
 
 class Vqa(Task):
     """Short answers, right as far as people agree with them."""
 
     name: ClassVar = "vqa"
+    settings: ClassVar = {
+        "suffix": TEXT,
+        "join": JOIN,
+        "capitalize": SWITCH,
+        "ocr_tokens": Setting(
+            lambda value: value == "none", "none: text found in images is not offered", default="none"
+        ),
+        "scorer": one_of(scorer.MODES, required=True),
+    }
     running: ClassVar = "accuracy"
 
     def items(self, built: Path) -> list[Item]:
         if isinstance(self.data, HubData):
-            items = hub_items(self.data, self.protocol, built / "pictures")
+            items = vqa_rows(self.data, self.protocol, built / "pictures")
         else:
             items = vqa_items(self.data, self.protocol)
         odd = [item.id for item in items if len(item.gold) != scorer.M4C_ANSWERS]

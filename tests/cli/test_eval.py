@@ -22,13 +22,13 @@ from PIL import Image
 
 from tests.support import jobs
 from tests.support.paths import ROOT
-from vlmfix.cli import eval as module
+from vlmfix.cli import jobs as module
 from vlmfix.cli.app import app
 
 pytestmark = pytest.mark.slow
 
 TASKS = ("pope", "chair", "vqa")
-METHODS = ("--method", "greedy", "--method", "var", "--no-controls")
+METHODS = ("--method", "greedy", "--method", "var", "--no-baselines")
 SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit", "4", "--batch-size", "2")
 
 
@@ -184,7 +184,7 @@ def test_a_report_of_a_job_without_any_answer(
 
 
 def test_changed_settings_start_another_run_and_say_why(world: Path, tmp_path: Path) -> None:
-    command = ("pope", "--data", world, "--limit", 3, "--method", "var", "--no-controls")
+    command = ("pope", "--data", world, "--limit", 3, "--method", "var", "--no-baselines")
     jobs.evaluate(tmp_path, *command)
     result = jobs.evaluate(tmp_path, *command, "--set", "moved_fraction=0.6")
     [note] = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
@@ -309,7 +309,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
 def test_methods_with_settings_on_the_command_line(world: Path, tmp_path: Path) -> None:
     jobs.evaluate(
         tmp_path, "pope", "--data", world, "--limit", 2, "--method", "greedy", "--method", "var+vhr",
-        "--method", "vhr", "--set", "var.moved_fraction=0.7", "--set", "vhr.head_scale=1.5", "--no-controls",
+        "--method", "vhr", "--set", "var.moved_fraction=0.7", "--set", "vhr.head_scale=1.5", "--no-baselines",
     )  # fmt: skip
     [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
     assert [each["method"] for each in task["methods"]] == [
@@ -373,7 +373,7 @@ def test_several_samples_of_each_item(world: Path, tmp_path: Path) -> None:
 
 
 def test_carve_is_asked_one_by_one(world: Path, tmp_path: Path) -> None:
-    methods = ("--method", "greedy", "--method", "carve", "--no-controls")
+    methods = ("--method", "greedy", "--method", "carve", "--no-baselines")
     jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, *methods)
     costs = {each["method"]: each for each in jobs.read(tmp_path / "costs.json")["methods"]}
     assert costs["carve"]["costs"]["forwards per token"] > costs["greedy"]["costs"]["forwards per token"]
@@ -584,3 +584,14 @@ def test_accelerate_gives_each_process_a_share(
     files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
     assert {name[1:] for name in files} == {f"-of-{processes}-000.jsonl"}
     assert len({name[0] for name in files}) > 1
+
+
+@pytest.mark.parametrize(("option", "rows"), [("--no-controls", 1), ("--controls", 4)])
+def test_the_old_spelling_of_baselines_says_its_new_one(
+    option: str, rows: int, world: Path, tmp_path: Path
+) -> None:
+    result = jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, "--method", "var", option)
+    new = option.replace("controls", "baselines")
+    assert f"warning: {option} is called {new} now" in result.stderr.splitlines()
+    [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
+    assert len(task["methods"]) == rows

@@ -15,12 +15,13 @@ import yaml
 from typer.testing import CliRunner
 
 from vlmfix.cli.app import app
-from vlmfix.cli.options import load_model
+from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.evaluation.runner.run_store import Run
 from vlmfix.evaluation.runner.worker import Draw, Worker
-from vlmfix.evaluation.tasks.base import Item
-from vlmfix.evaluation.tasks.protocols import Protocol, default_protocol
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.protocol_files import default_protocol
+from vlmfix.evaluation.tasks.protocols import Protocol
 
 QUESTIONS = ("Is there a dog in the image?", "What color is the car?", "Describe the image.")
 PROTOCOL = default_protocol("pope", "synthetic").on("synthetic")
@@ -40,7 +41,7 @@ def load_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
             return loaded
         return load_model(name, device, dtype, **options)
 
-    monkeypatch.setattr("vlmfix.cli.eval.load_model", load)
+    monkeypatch.setattr("vlmfix.cli.jobs.load_model", load)
 
 
 def evaluate(output: Path, *arguments: object) -> Any:

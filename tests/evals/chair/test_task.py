@@ -13,7 +13,7 @@ from vlmfix.evals.chair.task import Chair
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.tasks.base import Item, Scores
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 OBJECTS = {1: ["dog", "person"], 2: ["car"], 3: ["bus", "dog"], 4: []}
 CAPTIONS = {

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from vlmfix.evals.pope import parsers
-from vlmfix.evals.pope.parsers import PARSERS, Verdict
+from vlmfix.evals.pope.parsers import PARSERS
 from vlmfix.evals.pope.score_command import as_json, score_files
 
 from tests.support.paths import OFFICIAL
+from vlmfix.evaluation.tasks.yes_no import Verdict, object_errors
 
 DATA = OFFICIAL / "pope"
 NAMES = ["official", "opera", "vcd", "lmms_eval", "vlmevalkit", "mme", "strict"]
@@ -124,7 +125,7 @@ def test_objects() -> None:
     assert parsers.asked_object("Is there a dining table in the image?") == "dining table"
     assert parsers.asked_object("Is there an apple in the imange?") == "apple"
     assert parsers.asked_object("What is this?") is None
-    errors = parsers.object_errors([("car", True), ("dog", False), ("car", False), ("dog", False)])
+    errors = object_errors([("car", True), ("dog", False), ("car", False), ("dog", False)])
     assert list(errors.items()) == [("dog", (2, 2)), ("car", (1, 2))]
 
 

@@ -12,7 +12,7 @@ from vlmfix.evals.pope.task import Pope
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.tasks.base import Item, Scores
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 ANSWERS = [
     ("random", "yes", "dog", "Yes."),

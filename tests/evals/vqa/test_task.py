@@ -11,7 +11,7 @@ from vlmfix.evals.vqa.task import Vqa
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.tasks.base import Item, Scores
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 SPLIT = ["cat"] * 3 + ["dog"] * 7
 

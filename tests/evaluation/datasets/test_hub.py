@@ -5,9 +5,12 @@ import io
 import datasets
 import pytest
 from PIL import Image
+from vlmfix.evals.chair.task import Chair
+from vlmfix.evals.pope.dataset import pope_rows
+from vlmfix.evals.vqa.dataset import vqa_rows
 
-from vlmfix.evaluation.datasets.hub import HubData, hub_items
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 COLUMNS = {"image": "picture", "question": "text", "answer": "label"}
 ROWS = {
@@ -42,13 +45,14 @@ def saved(folder, **changes):
 
 
 def items_of(name, tmp_path, columns=COLUMNS, split="test", protocol=POPE):
-    return hub_items(HubData(name, split, columns), protocol, tmp_path / "pictures")
+    rows = vqa_rows if protocol.task == "vqa" else pope_rows
+    return rows(HubData(name, split, columns), protocol, tmp_path / "pictures")
 
 
 def test_a_saved_data_set(tmp_path):
     columns = COLUMNS | {"id": "number", "group": "kind"}
     data = HubData(saved(tmp_path / "saved"), "test", columns)
-    items = hub_items(data, POPE, tmp_path / "pictures")
+    items = pope_rows(data, POPE, tmp_path / "pictures")
     assert [item.id for item in items] == [
         "pope/custom/popular/7",
         "pope/custom/random/7",
@@ -67,7 +71,7 @@ def test_a_saved_data_set(tmp_path):
     assert len(list((tmp_path / "pictures").iterdir())) == 2
     used = data.used["data set"]
     assert (used["name"], used["split"], used["config"], used["rows"]) == (data.name, "test", None, 3)
-    assert items == hub_items(data, POPE, tmp_path / "pictures")
+    assert items == pope_rows(data, POPE, tmp_path / "pictures")
     assert data.used["data set"] == used
 
 
@@ -120,7 +124,7 @@ def test_a_folder_of_pictures(tmp_path):
 def test_open_questions(tmp_path, answers):
     columns = COLUMNS | {"id": "number", "group": "kind"}
     data = HubData(saved(tmp_path / "saved", label=answers, number=["a", "b", "c"]), "test", columns)
-    items = hub_items(data, load_protocol("textvqa.llava"), tmp_path / "pictures")
+    items = vqa_rows(data, load_protocol("textvqa.llava"), tmp_path / "pictures")
     assert [item.id for item in items] == ["vqa/a", "vqa/b", "vqa/c"]
     assert items[0].gold == ["dog", "cat"]
     assert items[0].meta["question_type"] == "random"
@@ -196,4 +200,4 @@ def test_no_rows(tmp_path):
 
 def test_captions_need_coco(tmp_path):
     with pytest.raises(ValueError, match="chair cannot use the data set x: it needs instances and captions"):
-        hub_items(HubData("x", "test", COLUMNS), load_protocol("chair.512"), tmp_path)
+        Chair(HubData("x", "test", COLUMNS), load_protocol("chair.512")).items(tmp_path)

@@ -3,6 +3,9 @@
 import random
 
 import pytest
+from vlmfix.evals.chair.dataset import chair_items
+from vlmfix.evals.pope.dataset import pope_items
+from vlmfix.evals.vqa.dataset import vqa_items
 
 from tests.support.paths import OFFICIAL
 from tests.support.tinycoco import (
@@ -16,15 +19,9 @@ from tests.support.tinycoco import (
 )
 from vlmfix.evaluation.datasets import write_coco
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.items import (
-    chair_items,
-    limited,
-    pope_items,
-    shard,
-    vqa_items,
-)
-from vlmfix.evaluation.files.hashing import digest
-from vlmfix.evaluation.tasks.protocols import default_protocol, load_protocol
+from vlmfix.evaluation.files.hashing import digest, shard
+from vlmfix.evaluation.sample import limited
+from vlmfix.evaluation.tasks.protocol_files import default_protocol, load_protocol
 
 POPE = OFFICIAL / "pope"
 

@@ -14,7 +14,7 @@ import pytest
 from vlmfix.evals.pope.parsers import PARSERS
 
 from tests.support import jobs
-from vlmfix.cli.options import err
+from vlmfix.cli.console import err
 from vlmfix.evaluation.analysis import comparison
 from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.collect import (

@@ -27,8 +27,8 @@ from vlmfix.evaluation.runner.plan import Planned, planned_again, prepare
 from vlmfix.evaluation.runner.run_key import run_key
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
 from vlmfix.evaluation.runner.shard import Share
-from vlmfix.evaluation.tasks.protocols import load_protocol
-from vlmfix.evaluation.tasks.registry import tasks
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
+from vlmfix.evaluation.tasks.registry import get_task
 from vlmfix.methods.baselines import output_shift
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def whole(
 def rows(methods: list[Any], protocol: str = "pope.tiny", **settings: Any) -> list[tuple[str, str | None]]:
     """The rows of a job and what they are controls of."""
     asked = make_job({"tasks": "pope", "methods": methods, "output": "out", **settings})
-    task = tasks()["pope"](None, load_protocol(protocol))  # type: ignore[arg-type]
+    task = get_task("pope")(None, load_protocol(protocol))  # type: ignore[arg-type]
     return [(variant.label, variant.control) for variant in baselines.rows(asked, task)]
 
 
@@ -311,7 +311,7 @@ def test_runs_without_margins_are_named(loaded: tuple[Any, Any], world: Path, tm
     [planned, *_] = run(job(tmp_path, world, methods=["greedy"], limit=4), loaded)
     [path] = (planned.path / "records").iterdir()
     path.write_text(path.read_text().replace('"margin"', '"another"'))
-    with pytest.raises(ValueError, match=r"greedy-\w{8} was answered without margins .*--no-controls"):
+    with pytest.raises(ValueError, match=r"greedy-\w{8} was answered without margins .*--no-baselines"):
         run(job(tmp_path, world, limit=4), loaded)
 
 
@@ -364,7 +364,7 @@ def test_the_command(
     assert any(note.startswith("vhr: ") for note in task["notes"])
     [*methods] = jobs.read(tmp_path / "with" / "costs.json")["methods"]
     assert methods[0]["activity"]["baseline.sharpen"]["kl_steps"] > 0
-    jobs.evaluate(tmp_path / "without", *options, *settings, "--no-controls")
+    jobs.evaluate(tmp_path / "without", *options, *settings, "--no-baselines")
     [task] = jobs.read(tmp_path / "without" / "metrics.json")["tasks"]
     assert [each["method"] for each in task["methods"]] == ["vhr", "baseline.sharpen(c=2)"]
     assert {each["best_control"] for each in task["methods"]} == {None}

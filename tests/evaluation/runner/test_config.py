@@ -205,7 +205,7 @@ def test_wrong_settings_are_named_with_what_they_must_be(key: Any, value: Any, m
 def test_a_protocol_with_deviations() -> None:
     protocol = parse_protocol("chair.512/coco+max_new_tokens=64+drop_incomplete=true+prompt='What is it?'")
     assert protocol.id == 'chair.512/coco+drop_incomplete=true+max_new_tokens=64+prompt="What is it?"'
-    assert (protocol.max_new_tokens, protocol.drop_incomplete) == (64, True)
+    assert (protocol.max_new_tokens, protocol.own["drop_incomplete"]) == (64, True)
     assert parse_protocol("pope.llava").id == "pope.llava"
 
 

@@ -11,7 +11,15 @@ import pytest
 import vlmfix
 from tests.support import jobs
 
-OPTIONS = ("--no-controls", "--protocol", "chair.tiny+max_new_tokens=12", "--limit", "2", "--batch-size", "2")
+OPTIONS = (
+    "--no-baselines",
+    "--protocol",
+    "chair.tiny+max_new_tokens=12",
+    "--limit",
+    "2",
+    "--batch-size",
+    "2",
+)
 
 
 def answers(folder: Path) -> list[str]:
@@ -52,7 +60,7 @@ def test_a_row_that_searches_is_not_called_greedy(
     world: Path, loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.load_once(loaded, monkeypatch)
-    options = ("--no-controls", "--protocol", "chair.tiny+max_new_tokens=4+num_beams=2", "--limit", "1")
+    options = ("--no-baselines", "--protocol", "chair.tiny+max_new_tokens=4+num_beams=2", "--limit", "1")
     result = jobs.evaluate(tmp_path, "chair", *options, "--data", world)
     assert result.exit_code == 0, result.stderr
     [run] = json.loads((tmp_path / "job.json").read_text())["runs"]

@@ -17,8 +17,9 @@ import vlmfix
 from tests.support import jobs
 from tests.support.reports import Notes
 from vlmfix.evaluation.analysis.comparison import compare
+from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.collect import gather, publish
-from vlmfix.evaluation.report.json_summary import summarise, write_json
+from vlmfix.evaluation.report.json_summary import summarise
 from vlmfix.evaluation.runner import executor as module
 from vlmfix.evaluation.runner import run_key, run_store
 from vlmfix.evaluation.runner.config import Job, make_job
@@ -26,7 +27,7 @@ from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import Planned, planned_again, prepare
 from vlmfix.evaluation.runner.run_store import ResumeError
 from vlmfix.evaluation.runner.shard import Share
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.sample import Item
 
 
 def job(output: Path, data: Path, **changes: Any) -> Job:

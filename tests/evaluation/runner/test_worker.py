@@ -18,7 +18,7 @@ from vlmfix.api import answer_batch, open_images
 from vlmfix.evaluation.runner import worker as module
 from vlmfix.evaluation.runner.run_store import Run
 from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.sample import Item
 from vlmfix.methods.baselines.output_shift import answer_ids
 
 FIELDS = {

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import pytest
 
-from vlmfix.evaluation.tasks.base import Item, content_hash
+from vlmfix.evaluation.sample import Item, content_hash
 
 ITEM = Item("pope/coco/random/17", "a.jpg", Path("a.jpg"), "Is there a cat?", "yes", {"split": "random"})
 

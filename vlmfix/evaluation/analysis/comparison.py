@@ -12,13 +12,8 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.estimates import Key, Measured
 from vlmfix.evaluation.analysis.results import Metric, Outcome
-from vlmfix.evaluation.analysis.statistics import (
-    Estimate,
-    Spread,
-    mcnemar,
-    spread,
-)
-from vlmfix.evaluation.runner.run_store import differences
+from vlmfix.evaluation.analysis.statistics import Estimate, Spread, mcnemar, spread
+from vlmfix.evaluation.files.hashing import differences
 
 
 @dataclass(frozen=True, eq=False)

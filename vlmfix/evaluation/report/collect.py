@@ -16,12 +16,13 @@ import numpy as np
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.analysis.comparison import Comparison, compare
 from vlmfix.evaluation.analysis.results import ItemResult, Outcome
-from vlmfix.evaluation.files.atomic import write_text
+from vlmfix.evaluation.files.atomic import write_json, write_text
 from vlmfix.evaluation.report.html import write_report
-from vlmfix.evaluation.report.json_summary import costs, summarise, write_json
+from vlmfix.evaluation.report.json_summary import costs, summarise
 from vlmfix.evaluation.runner.plan import Planned
 from vlmfix.evaluation.runner.run_store import Run, read_manifest
-from vlmfix.evaluation.tasks.base import Item, Judgement, Task
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.base import Judgement, Task
 
 METRICS, COSTS, REPORT, ERRORS = "metrics.json", "costs.json", "report.html", "errors.jsonl"
 SYNTHETIC_NOTE = (

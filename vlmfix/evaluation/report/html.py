@@ -25,7 +25,7 @@ from vlmfix.evaluation.report import formatting
 from vlmfix.evaluation.report.caveats import notes as notes_of
 from vlmfix.evaluation.report.caveats import progress
 from vlmfix.evaluation.report.disagreements import Disagreement, disagreements, thumbnail
-from vlmfix.evaluation.report.json_summary import plain, relative_costs
+from vlmfix.evaluation.report.json_summary import relative_costs, rounded
 from vlmfix.evaluation.report.provenance import run_facts, task_facts
 from vlmfix.evaluation.report.tradeoff_plot import Plot, tradeoff_plot
 
@@ -194,7 +194,7 @@ def _costs(outcomes: list[Outcome]) -> dict[str, list[str]]:
 
 def _activity(outcomes: list[Outcome]) -> dict[str, list[str]]:
     """Each figure of activity by method; figures that apply to none are left out."""
-    flat = [_flat(_only(plain(outcome.activity))) for outcome in outcomes]
+    flat = [_flat(_only(rounded(outcome.activity))) for outcome in outcomes]
     names = dict.fromkeys(
         name for each in flat for name, value in each.items() if value not in (None, [], {})
     )
@@ -256,4 +256,4 @@ def _shortened(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(plain(value), indent=2, ensure_ascii=False)
+    return json.dumps(rounded(value), indent=2, ensure_ascii=False)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import vlmfix
-from vlmfix.evaluation.tasks.protocols import Protocol, load_protocol
-from vlmfix.evaluation.tasks.registry import tasks as known_tasks
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
+from vlmfix.evaluation.tasks.protocols import Protocol
+from vlmfix.evaluation.tasks.registry import get_task, task_names
 from vlmfix.methods.grammar import make_methods, parse_methods
 from vlmfix.methods.registry import GREEDY
-from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.models.embedded import DEFAULT_MODEL
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 
 SYNTHETIC = "synthetic"
@@ -77,6 +78,7 @@ class Job:
 
     Args:
         tasks: names of benchmarks, in order.
+        tasks_from: directories that hold a folder for each of the user's own benchmarks.
         variants: the first one is what the others are compared with.
         controls: whether the controls that belong to a comparison are added, see
             `vlmfix.evaluation.runner.baselines`.
@@ -100,6 +102,7 @@ class Job:
     """
 
     tasks: tuple[str, ...]
+    tasks_from: tuple[Path, ...] = ()
     variants: tuple[Variant, ...]
     controls: bool = True
     model: str = DEFAULT_MODEL
@@ -147,17 +150,19 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         raise ValueError(f"a job has no {', '.join(unknown)}; it has {', '.join(sorted(names))}")
     given = {key: value for key, value in settings.items() if value is not None}
     _check_plain(given)
+    tasks_from = tuple(_directory(each) for each in _several("tasks_from", given.pop("tasks_from", ())))
     tasks = _several("tasks", given.pop("tasks", ()))
     if not tasks:
-        raise ValueError(f"no task to evaluate; name one or more of {', '.join(known_tasks())}")
+        raise ValueError(f"no task to evaluate; name one or more of {', '.join(task_names(tasks_from))}")
     for task in tasks:
-        if not isinstance(task, str) or task not in known_tasks():
-            raise ValueError(f"unknown task {task!r}; tasks are {', '.join(known_tasks())}")
+        if not isinstance(task, str):
+            raise ValueError(f"unknown task {task!r}; tasks are {', '.join(task_names(tasks_from))}")
+        get_task(task, tasks_from)
     protocols: dict[str, Protocol] = {}
     for id in _several("protocol", given.pop("protocol", ())):
         if not isinstance(id, str):
             raise ValueError(f"protocol is {id!r}; it must be an id such as pope.llava, or a list of ids")
-        protocol = parse_protocol(id)
+        protocol = parse_protocol(id, tasks_from)
         if protocol.task not in tasks:
             raise ValueError(f"protocol {id} is for {protocol.task}, which is not among the tasks")
         if protocol.task in protocols:
@@ -184,6 +189,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         raise ValueError("data must be 'synthetic', a path, or a mapping of paths")
     return Job(
         tasks=tuple(dict.fromkeys(tasks)),
+        tasks_from=tasks_from,
         variants=variants,
         protocols=protocols,
         settings=dict(settings),
@@ -207,7 +213,7 @@ def read_job(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def parse_protocol(text: str) -> Protocol:
+def parse_protocol(text: str, tasks_from: Sequence[Path] = ()) -> Protocol:
     """A protocol by its id or file, with deviations: `pope.llava`, `chair.512/coco+max_new_tokens=64`.
 
     Raises:
@@ -226,7 +232,7 @@ def parse_protocol(text: str) -> Protocol:
             values[key] = parse_yaml(value)
         except ValueError as error:
             raise ValueError(f"protocol {text!r}: the value of {key} is not readable ({error})") from error
-    protocol = load_protocol(name)
+    protocol = load_protocol(name, tasks_from)
     return protocol.with_(**values) if values else protocol
 
 
@@ -244,6 +250,15 @@ def _variant(entry: Any) -> Variant:
     if not isinstance(parameters, Mapping):
         raise ValueError(f"the parameters of {name} are {parameters!r}; they must be a mapping by method")
     return Variant.of(name, parameters)
+
+
+def _directory(value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"tasks_from is {value!r}; it must be the path of a folder of benchmarks, or a list")
+    directory = user_path(value)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"tasks_from: there is no folder {str(value)!r}; check the path")
+    return directory
 
 
 def _check_plain(given: Mapping[str, Any]) -> None:

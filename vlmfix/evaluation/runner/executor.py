@@ -25,7 +25,8 @@ from vlmfix.evaluation.runner.run_store import RECORDS, Identity
 from vlmfix.evaluation.runner.shard import Share
 from vlmfix.evaluation.runner.start import Beginning, Begun
 from vlmfix.evaluation.runner.worker import Worker, record_head
-from vlmfix.evaluation.tasks.base import Item, Task
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.base import Task
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.methods.baselines.output_shift import answer_ids
 

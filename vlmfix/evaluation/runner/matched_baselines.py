@@ -10,12 +10,12 @@ from typing import Any
 from transformers import ProcessorMixin
 
 import vlmfix
-from vlmfix.evals.chair.tokens import drop_incomplete
 from vlmfix.evaluation.runner.baselines import OUTPUT_SHIFT, TRUNCATE
 from vlmfix.evaluation.runner.config import Variant
 from vlmfix.evaluation.runner.plan import Planned
 from vlmfix.evaluation.runner.run_store import Identity, Records
 from vlmfix.evaluation.runner.truncation import limits
+from vlmfix.evaluation.tasks.lengths import drop_incomplete
 from vlmfix.methods.baselines.output_shift import calibrate_shift
 
 MODE = "per_image"
@@ -83,7 +83,7 @@ def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> 
     if not all("margin" in record for record in records):
         raise ValueError(
             f"{greedy.planned.path} was answered without margins between yes and no; choose another "
-            "--output, or leave the controls out (--no-controls)"
+            "--output, or leave the baselines out (--no-baselines)"
         )
     share = fmean(method.records.done[identity]["parsed"] == "yes" for identity in both)
     delta = calibrate_shift([record["margin"] for record in records], share)

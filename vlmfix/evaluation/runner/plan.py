@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.datasets.hub import HubData
-from vlmfix.evaluation.datasets.items import limited
 from vlmfix.evaluation.datasets.sources import open_data
 from vlmfix.evaluation.files.atomic import check_writable, write_json
+from vlmfix.evaluation.files.hashing import differences, plain
 from vlmfix.evaluation.runner import baselines, run_key
 from vlmfix.evaluation.runner.config import Job, Variant, make_job
-from vlmfix.evaluation.runner.run_store import ResumeError, differences, read_manifest
-from vlmfix.evaluation.tasks.base import Item, Task
-from vlmfix.evaluation.tasks.protocols import default_protocol
-from vlmfix.evaluation.tasks.registry import tasks as known_tasks
+from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
+from vlmfix.evaluation.sample import Item, limited
+from vlmfix.evaluation.tasks.base import Task
+from vlmfix.evaluation.tasks.protocol_files import default_protocol
+from vlmfix.evaluation.tasks.registry import get_task
 
 JOB = "job.json"
 
@@ -79,9 +80,9 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Pre
                 f"the protocol is for {wanted}, and the data set {data.name} is {data_set}; name the "
                 "protocol without data set"
             )
-        protocol = (protocol or default_protocol(name, data_set)).on(data_set)
+        protocol = (protocol or default_protocol(name, data_set, job.tasks_from)).on(data_set)
         data.used = {}
-        task = known_tasks()[name](data, protocol)
+        task = get_task(name, job.tasks_from)(data, protocol)
         items = task.items(job.output / "data" / "pope")
         if job.limit is not None:
             items = limited(items, job.limit)
@@ -99,7 +100,7 @@ def write_job(job: Job, runs: Sequence[Planned]) -> None:
         run = {"task": planned.task.name, "label": planned.variant.label, "path": path}
         of = planned.variant.control
         listed.append(run if of is None else run | {"control": of})
-    write_json(job.output / JOB, {"settings": run_key.plain(job.settings), "runs": listed})
+    write_json(job.output / JOB, {"settings": plain(job.settings), "runs": listed})
 
 
 def planned_again(output: Path) -> list[Planned]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.files.atomic import create_json, write_json
-from vlmfix.evaluation.files.hashing import canonical_json, digest
+from vlmfix.evaluation.files.hashing import brief, canonical_json, differences, digest
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
@@ -217,31 +217,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise ValueError("it is no object")
         for name, kind in _MANIFEST_TYPES.items():
             if not isinstance(manifest.get(name), kind):
-                raise ValueError(f"{name} is {_brief(manifest.get(name))}")
+                raise ValueError(f"{name} is {brief(manifest.get(name))}")
         if manifest["digest"] != digest(manifest["key"]):
             raise ValueError("its key is not the one that it was written with")
         return manifest
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); move the directory away and start again") from error
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two JSON values, as "methods[0].moved_fraction: 0.4, now 0.6"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = sorted({*old, *new})
-        return [
-            line
-            for name in names
-            for line in differences(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
-        ]
-    old, new = json.loads(json.dumps([old, new]))  # tuples and lists are the same in a file
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = list(zip(old, new, strict=True))
-        if all(isinstance(each, Mapping) for pair in pairs for each in pair):
-            return [
-                line for index, pair in enumerate(pairs) for line in differences(*pair, f"{path}[{index}]")
-            ]
-    return [] if old == new else [f"{path}: {_brief(old)}, now {_brief(new)}"]
 
 
 def _open_new(directory: Path, shard: str) -> Any:
@@ -290,8 +271,3 @@ def _is_record(record: Any) -> bool:
         and isinstance(record.get("sample"), int)
         and isinstance(record.get("written_at"), int | float)
     )
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmfix.evaluation.datasets.items import shard
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.files.hashing import shard
+from vlmfix.evaluation.sample import Item
 
 # Number of a process, of all processes, and of the process on its host, as launchers tell them.
 _VARIABLES = (

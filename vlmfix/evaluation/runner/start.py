@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.api import prompt_under
-from vlmfix.evaluation.files.hashing import digest
+from vlmfix.evaluation.files.hashing import differences, digest, plain
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.runner.config import Job, Variant
 from vlmfix.evaluation.runner.plan import Planned, Prepared
@@ -26,13 +26,13 @@ from vlmfix.evaluation.runner.run_store import (
     Records,
     ResumeError,
     Run,
-    differences,
     item_key,
     read_manifest,
 )
 from vlmfix.evaluation.runner.shard import Share
 from vlmfix.evaluation.runner.worker import Draw, decoding_of
-from vlmfix.evaluation.tasks.base import Item, Task, content_hash
+from vlmfix.evaluation.sample import Item, content_hash
+from vlmfix.evaluation.tasks.base import Task
 from vlmfix.inference.chat import render
 from vlmfix.methods.suitability import profile_values
 
@@ -133,8 +133,8 @@ class Beginning:
                 return text
 
         info = _info(prepared.used, asked(prepared.items[0])) | {
-            "profiles": run_key.plain(profile_values(variant.methods, self.model)),
-            "decoding": run_key.plain(decoding_of(self.model, variant.methods, task.protocol)),
+            "profiles": plain(profile_values(variant.methods, self.model)),
+            "decoding": plain(decoding_of(self.model, variant.methods, task.protocol)),
         }
         run = Run.start(path, key, self._environment, info=info, allow_change=job.allow_environment_change)
         draws = {}

@@ -20,11 +20,11 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 import vlmfix
 from vlmfix.api import answer_batch, decoding_under, prompt_under
 from vlmfix.engine.kl import Divergence
-from vlmfix.evaluation.runner.forward_counter import ForwardHooks
+from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, Run
 from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.sample import Item
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
 from vlmfix.inference.decoding import plain_decoding
@@ -97,10 +97,10 @@ class Worker:
     shard: str
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    _passes: ForwardHooks = field(init=False)
+    _passes: ForwardCounter = field(init=False)
 
     def __post_init__(self) -> None:
-        self._passes = ForwardHooks(self.model, keeps_logits=self.answer_ids is not None)
+        self._passes = ForwardCounter(self.model, keeps_logits=self.answer_ids is not None)
         if any(isinstance(method, MultiPassMethod) for method in self.methods):
             self.batch_size = 1
 

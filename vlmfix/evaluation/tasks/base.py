@@ -1,4 +1,4 @@
-"""What every benchmark asks: one question about one image."""
+"""Base of all benchmarks."""
 
 from __future__ import annotations
 
@@ -6,46 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from vlmfix.evaluation.analysis.results import Metric
-from vlmfix.evaluation.files.hashing import digest
-
-if TYPE_CHECKING:
-    from vlmfix.evaluation.datasets.folder import DataFolder
-    from vlmfix.evaluation.datasets.hub import HubData
-    from vlmfix.evaluation.tasks.protocols import Protocol
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question about one image.
-
-    Args:
-        id: unique over all splits, such as "pope/coco/random/17", "chair/000000000042", "vqa/262148000".
-        cluster: the image, for statistics and to keep the questions of an image together.
-        image: its file, which need not exist until it is asked about; None for a question without image.
-        prompt: what the user asks, suffix included, without chat template.
-        gold: what is right, as a JSON value: "yes" or "no", a list of classes, a list of ten answers.
-        meta: JSON values that scorers and reports need, such as split, object, question (without suffix).
-    """
-
-    id: str
-    cluster: str
-    image: Path | None
-    prompt: str
-    gold: Any
-    meta: Mapping[str, Any]
-
-
-def content_hash(item: Item) -> str:
-    """SHA-256 of what an item asks and holds right: id, prompt, gold and meta, but not where its image lies.
-
-    Raises:
-        ValueError: gold or meta hold NaN or an infinite number.
-        TypeError: gold or meta hold what JSON cannot.
-    """
-    return digest({"id": item.id, "prompt": item.prompt, "gold": item.gold, "meta": dict(item.meta)})
+from vlmfix.evaluation.datasets.folder import DataFolder
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.tasks.protocols import Protocol, Setting
 
 
 @dataclass(frozen=True)
@@ -89,7 +56,13 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    running: ClassVar[str]
+    """As the command line and the folder of the benchmark call it."""
+    settings: ClassVar[Mapping[str, Setting]] = {}
+    """The settings that its protocols may have beside the decoding, by name."""
+    protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Its protocols by name, the default first, in the form of `protocols.yaml`; empty where that file lies
+    beside it."""
+    running: ClassVar[str] = "mean score"
     """What the mean score of the items so far is called."""
     yes_no: ClassVar[bool] = False
     """Whether an answer is yes or no, and so right or wrong."""

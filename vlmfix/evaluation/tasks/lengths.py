@@ -1,12 +1,16 @@
-"""How long answers are, which belongs beside every figure of hallucination."""
+"""Lengths of answers, which belong beside every figure of hallucination."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
+
+_CLOSING = r"\"'\])}»”’“‘«"  # noqa: RUF001
+_LAST_END = re.compile(rf"[.!?][{_CLOSING}]*(?=\s|$)")
 
 
 def length_metrics(texts: Sequence[str | None], cut: Sequence[bool]) -> list[Metric]:
@@ -18,5 +22,14 @@ def length_metrics(texts: Sequence[str | None], cut: Sequence[bool]) -> list[Met
     """
     answered = np.array([[text is not None for text in texts]], dtype=float)
     words = np.array([[0 if text is None else len(text.split()) for text in texts]], dtype=float)
-    truncated = np.array([list(cut)], dtype=float) * answered
-    return [Metric("words", words, answered, percent=False), Metric("truncated", truncated, answered)]
+    marked = np.array([list(cut)], dtype=float) * answered
+    return [Metric("words", words, answered, percent=False), Metric("truncated", marked, answered)]
+
+
+def drop_incomplete(caption: str) -> str:
+    """The caption without what follows its last complete sentence; all of it if it has none.
+
+    A length limit cuts captions in the middle of a sentence, whose objects a longer one might explain.
+    """
+    ends = [found.end() for found in _LAST_END.finditer(caption)]
+    return caption[: ends[-1]] if ends else caption

@@ -188,7 +188,7 @@ def answer_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not single:
             raise UnsupportedError(
                 f"no single token of {type(tokenizer).__name__} says {words[1]}; pass yes_ids and no_ids, in "
-                "an evaluation leave the controls out (--no-controls)"
+                "an evaluation leave the baselines out (--no-baselines)"
             )
         found.append(tuple(sorted(single)))
     return found[0], found[1]
