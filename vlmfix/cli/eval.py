@@ -49,7 +49,8 @@ def evaluate(
         typer.Option(help="Protocol id or file, one a task, with deviations as +KEY=VALUE; repeatable."),
     ] = None,
     limit: Annotated[
-        str | None, typer.Option(help="Number, or share below 1, of the items of each task; a stable subset.")
+        str | None,
+        typer.Option(help="Number, or share below 1, of the samples of each task; a stable subset."),
     ] = None,
     batch_size: Annotated[
         str | None, typer.Option(help="Prompts per forward pass, or auto; halved where memory runs out.")
@@ -65,17 +66,20 @@ def evaluate(
     resume: Annotated[
         str | None, typer.Option(help="if_possible, always, never. (default: if_possible)")
     ] = None,
-    controls: Annotated[
+    baselines: Annotated[
         bool | None,
         typer.Option(
-            "--controls/--no-controls",
-            help="Add the controls that belong to a comparison: greedy decoding, a biased prompt, yes/no "
+            "--baselines/--no-baselines",
+            help="Add the baselines that belong to a comparison: greedy decoding, a biased prompt, yes/no "
             "shifted to a method's balance, captions cut to its lengths. (default: yes)",
         ),
     ] = None,
+    controls: Annotated[
+        bool | None, typer.Option("--controls/--no-controls", hidden=True)  # the old name of --baselines
+    ] = None,
     retry_errors: Annotated[
         bool | None,
-        typer.Option("--retry-errors/--no-retry-errors", help="Try failed items again. (default: yes)"),
+        typer.Option("--retry-errors/--no-retry-errors", help="Try failed samples again. (default: yes)"),
     ] = None,
     max_errors: Annotated[
         str | None,
@@ -111,6 +115,7 @@ def evaluate(
         "output": None if output is None else str(output),
         "seed": seed,
         "resume": resume,
+        "baselines": baselines,
         "controls": controls,
         "retry_errors": retry_errors,
         "max_errors": max_errors,

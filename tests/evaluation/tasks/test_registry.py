@@ -99,7 +99,7 @@ def test_a_broken_folder_breaks_only_itself(tmp_path: Path, source: str, reason:
     assert get_task("fine", [tmp_path]).name == "fine"
     assert get_task("pope", [tmp_path]).name == "pope"
     assert load_protocol("fine.bare", [tmp_path]).task == "fine"
-    with pytest.raises(ValueError, match=f"unknown protocol 'dogs.bare'.*the task dogs cannot be used"):
+    with pytest.raises(ValueError, match=r"unknown protocol 'dogs.bare'.*the task dogs cannot be used"):
         load_protocol("dogs.bare", [tmp_path])
 
 
@@ -152,7 +152,7 @@ def test_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert task_module("dogs", "score_command") is None
     install(tmp_path / "more", monkeypatch, "more_dogs")
     with pytest.raises(
-        ValueError, match="called dogs: .*(some|more)_dogs.task:Dogs of .* and .*; rename or remove one"
+        ValueError, match=r"called dogs: .*(some|more)_dogs.task:Dogs of .* and .*; rename or remove one"
     ):
         get_task("dogs")
 
@@ -182,7 +182,9 @@ def test_a_job_on_a_benchmark_of_the_user(
     assert (found["task"], found["protocol"]) == ("dogs", "dogs.bare/synthetic")
     assert [each["method"] for each in found["methods"]][-1] == "var"
     assert {each["counts"]["answered"] for each in found["methods"]} == {6}
-    file = jobs.job_file(tmp_path / "job.yaml", tasks="dogs", tasks_from=str(tmp_path / "mine"), data=str(world))
+    file = jobs.job_file(
+        tmp_path / "job.yaml", tasks="dogs", tasks_from=str(tmp_path / "mine"), data=str(world)
+    )
     before = jobs.metrics(tmp_path / "out")
     assert jobs.cli("report", tmp_path / "out").exit_code == 0
     assert jobs.metrics(tmp_path / "out") == before
