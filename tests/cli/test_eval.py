@@ -584,3 +584,14 @@ def test_accelerate_gives_each_process_a_share(
     files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
     assert {name[1:] for name in files} == {f"-of-{processes}-000.jsonl"}
     assert len({name[0] for name in files}) > 1
+
+
+@pytest.mark.parametrize(("option", "rows"), [("--no-controls", 1), ("--controls", 4)])
+def test_the_old_spelling_of_baselines_says_its_new_one(
+    option: str, rows: int, world: Path, tmp_path: Path
+) -> None:
+    result = jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, "--method", "var", option)
+    new = option.replace("controls", "baselines")
+    assert f"warning: {option} is called {new} now" in result.stderr.splitlines()
+    [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
+    assert len(task["methods"]) == rows

@@ -1,30 +1,187 @@
-"""Registry of methods."""
+"""Registry of methods: who they are by name, and how people write them.
+
+Methods of this package are found by the text of its files, those of other packages by their entry points in
+the group `vlmfix.methods`: names are known without an import of torch, and a module is imported when its
+method is wanted. The class decorator `register_method` gives a method its name.
+"""
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
-from dataclasses import fields
-from typing import Any
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import vlmfix.methods
-from vlmfix.methods.base import Method
+from vlmfix.errors import PACKAGES
+from vlmfix.settings import parse_yaml
+
+if TYPE_CHECKING:
+    from vlmfix.methods.base import Method
+
+GROUP = "vlmfix.methods"
+GREEDY = "greedy"
+"""How people write decoding without any method."""
+
+_PACKAGE = "vlmfix.methods"
+_LINE = re.compile(r'^@register_method\("([^"]+)"\)', re.MULTILINE)
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_RENAMED = {
+    "randomtokens": "random_tokens",
+    "uniformgrid": "uniform_grid",
+    "pyramiddrop": "pyramid_drop",
+}
+_RENAMED_PREFIX = "control.", "baseline."
+
+_registered: dict[str, type[Method]] = {}
+
+_M = TypeVar("_M", bound="Method")
+
+
+def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
+    """A class decorator, above `@dataclass`, by which the command line and results know a method by name.
+
+    Args:
+        name: small letters, digits, `_`, `-` and `.`, such as "var"; a literal in files of this package.
+
+    Raises:
+        ValueError: the name has another form, or is that of another method; or a field has no default.
+        TypeError: the class is not a method, lacks its `info`, or has abstract members.
+    """
+
+    def register(cls: type[_M]) -> type[_M]:
+        if not _NAME.fullmatch(name) or name == GREEDY:
+            raise ValueError(
+                f"{_place(cls)} cannot be called {name!r}; use small letters, digits, '_', '-' and '.'"
+                f"{', and not the word for no method' if name == GREEDY else ''}"
+            )
+        _check_class(cls)
+        other = _registered.get(name)
+        known = {} if other is None else {_place(other): None}
+        known |= {f"{module} (vlmfix)": None for module in _own().get(name, ()) if module != cls.__module__}
+        for place in known:
+            if place != _place(cls):  # the same again is the cell of a notebook, or a module read anew
+                raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
+        cls.name = name
+        _registered[name] = cls
+        PACKAGES.add(cls.__module__.partition(".")[0])
+        return cls
+
+    return register
+
+
+def _check_class(cls: type[Any]) -> None:
+    """Refuse a class that would fail later, or for others."""
+    from vlmfix.methods.base import Method, MethodInfo
+
+    if not issubclass(cls, Method):
+        raise TypeError(f"{_place(cls)} is no method; derive it from vlmfix.Method")
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
+    if abstract:
+        raise TypeError(f"{_place(cls)} lacks {', '.join(sorted(abstract))}; define them")
+    if not isinstance(getattr(cls, "info", None), MethodInfo):
+        raise TypeError(f"{_place(cls)} lacks a description; set info = vlmfix.MethodInfo(...)")
+    for each in fields(cls):
+        if each.init and each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"{_place(cls)} has no default for {each.name}; give it one")
+
+
+def _place(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@cache
+def _own() -> dict[str, list[str]]:
+    """Modules of this package by the names of the methods in them."""
+    found: dict[str, list[str]] = {}
+    folder = Path(__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        for name in _LINE.findall(file.read_text(encoding="utf-8")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            found.setdefault(name, []).append(".".join((_PACKAGE, *parts)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a method comes from.
+
+    Args:
+        words: how messages call it.
+        load: gives the class; raises ValueError where a plugin is broken.
+    """
+
+    words: str
+    load: Callable[[], object]
+
+
+def _sources() -> dict[str, list[_Source]]:
+    """Where the methods of this package and of plugins come from, by name."""
+    found = {name: [_own_source(name, module) for module in modules] for name, modules in _own().items()}
+    for entry in metadata.entry_points(group=GROUP):
+        found.setdefault(entry.name, []).append(_plugin_source(entry))
+    return found
+
+
+def _own_source(name: str, module: str) -> _Source:
+    def load() -> object:
+        import_module(module)
+        return _registered[name]
+
+    return _Source(f"{module} of vlmfix", load)
+
+
+def _plugin_source(entry: metadata.EntryPoint) -> _Source:
+    package = "a package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+    words = f"{entry.value} of {package}"
+
+    def load() -> object:
+        try:
+            return entry.load()
+        except (Exception, SystemExit) as error:  # the modules of others raise what they like
+            raise ValueError(
+                f"method {entry.name!r} cannot be loaded from {words} ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}); repair or uninstall that package"
+            ) from error
+
+    return _Source(words, load)
+
+
+def _names(sources: Mapping[str, object]) -> list[str]:
+    return sorted({*sources, *_registered}, key=lambda name: ("." in name, name))
+
+
+def method_names() -> list[str]:
+    """Names of all methods, in alphabetical order, those with a dot (the baselines) last; imports none."""
+    return _names(_sources())
 
 
 def list_methods() -> dict[str, type[Method]]:
-    """Every method of the package by the name that the command line uses, in alphabetical order, controls
-    last."""
-    package = vlmfix.methods
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
-    found = [cls for cls in _subclasses(Method) if cls.__module__.startswith(f"{package.__name__}.")]
-    found = [cls for cls in found if "info" in vars(cls) and not cls.__name__.startswith("_")]
-    return {cls.name: cls for cls in sorted(found, key=lambda cls: (cls.info.is_baseline, cls.name))}
+    """Every method by the name that the command line uses, in alphabetical order, baselines last.
+
+    A method of another package that cannot be loaded is left out, with a warning.
+    """
+    found = {}
+    sources = _sources()
+    for name in _names(sources):
+        try:
+            found[name] = _load(name, sources)
+        except ValueError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return dict(sorted(found.items(), key=lambda item: (item[1].info.is_baseline, item[0])))
 
 
-def _subclasses(cls: type[Method]) -> list[type[Method]]:
-    return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]
+def get_method(name: str) -> type[Method]:
+    """The class of the method called `name`.
+
+    Raises:
+        ValueError: there is none, there are two, or its package cannot be loaded.
+    """
+    return _load(_current(name), _sources())
 
 
 def make_method(name: str, /, **parameters: Any) -> Method:
@@ -33,19 +190,148 @@ def make_method(name: str, /, **parameters: Any) -> Method:
     Raises:
         ValueError: unknown method or parameter, or a value out of its range.
     """
-    known = list_methods()
-    if name not in known:
-        raise ValueError(f"unknown method {name!r}{_closest(name, known)}; known methods: {', '.join(known)}")
-    allowed = [field.name for field in fields(known[name]) if field.init]
+    cls = get_method(name)
+    allowed = [field.name for field in fields(cls) if field.init]
     for parameter in parameters:
         if parameter not in allowed:
             raise ValueError(
-                f"{name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has "
-                f"{', '.join(allowed)}"
+                f"{cls.name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has "
+                f"{', '.join(allowed) or 'none'}"
             )
-    return known[name](**parameters)
+    return cls(**parameters)
 
 
-def _closest(word: str, choices: Any) -> str:
+def _load(name: str, sources: Mapping[str, Sequence[_Source]]) -> type[Method]:
+    known = sources.get(name, ())
+    if len(known) > 1:
+        places = " and ".join(source.words for source in known)
+        raise ValueError(f"two methods are called {name!r}: {places}; uninstall one, or rename it")
+    for source in known:
+        if source.load() is not _registered.get(name):
+            raise ValueError(
+                f"method {name!r}: {source.words} is not registered under this name; put "
+                f"@register_method({name!r}) above that class, or correct its entry point"
+            )
+    if name not in _registered:
+        names = _names(sources)
+        raise ValueError(f"unknown method {name!r}{_closest(name, names)}; known methods: {', '.join(names)}")
+    return _registered[name]
+
+
+def _current(name: str) -> str:
+    """A name as it is spelled today; says so, in the place of an old spelling."""
+    old, new = _RENAMED_PREFIX
+    current = f"{new}{name.removeprefix(old)}" if name.startswith(old) else _RENAMED.get(name, name)
+    if current == name or current not in (names := method_names()) or name in names:
+        return name
+    warnings.warn(f"method {name!r} is called {current!r} now", FutureWarning, stacklevel=1)
+    return current
+
+
+def _closest(word: str, choices: Iterable[str]) -> str:
     match = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def parse_methods(
+    text: str, parameters: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The methods that a text such as "var+vcd" names, each with its parameters; none for "greedy".
+
+    Args:
+        text: one name, or several joined by `+`, in the order in which they are attached.
+        parameters: by method; None: all at their defaults.
+
+    Raises:
+        ValueError: a name is missing or comes twice, or parameters are of no method or of a wrong form.
+    """
+    names = _split(text)
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for written, values in (parameters or {}).items():
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise ValueError(f"the parameters of {written} are {values!r}; they must be a mapping of names")
+        if not names and values:
+            raise ValueError(f"{GREEDY} has no parameters; name a method")
+        if names and (name := _current(written)) not in found:
+            raise ValueError(f"there are settings for {written}, which is not in {text}")
+        if names:
+            found[name].update(values)
+    return found
+
+
+def _split(text: str) -> list[str]:
+    written = text.split("+")
+    if "" in written:
+        rest = "+".join(filter(None, written))
+        missing = f"lacks a name beside '+'; write {rest!r}" if rest else f"names none; write {GREEDY!r}"
+        raise ValueError(f"method {text!r} {missing} or name a method there: {', '.join(method_names())}")
+    if written == [GREEDY]:
+        return []
+    if GREEDY in written:
+        rest = "+".join(each for each in written if each != GREEDY)
+        raise ValueError(f"{text}: {GREEDY} is decoding without a method; write {rest or GREEDY}")
+    names = [_current(each) for each in written]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{text} names a method twice; once is enough")
+    return names
+
+
+def parse_settings(texts: Sequence[str], settings: Iterable[str]) -> list[dict[str, dict[str, Any]]]:
+    """Several texts of methods with their parameters, see `parse_methods`.
+
+    Args:
+        texts: such as "var" and "var+vcd".
+        settings: `METHOD.KEY=VALUE`, of this method wherever it is named, or `KEY=VALUE` where there is one
+            method; values are YAML.
+
+    Raises:
+        ValueError: as `parse_methods`; or a setting is unreadable, of no method, of several, or comes twice.
+    """
+    chosen = [parse_methods(text) for text in texts]
+    names = list(dict.fromkeys(name for each in chosen for name in each))
+    for setting in settings:
+        key, value = _parse_setting(setting)
+        owner, dot, parameter = key.rpartition(".")
+        if not names:
+            raise ValueError(f"{GREEDY} has no parameters, but --set gives {key}; name a --method")
+        if not dot and (len(names) > 1 or len(texts) > 1):
+            raise ValueError(
+                f"--set {key} may belong to any of {', '.join(texts)}; write {names[0]}.{key} "
+                "(METHOD.KEY=VALUE)"
+            )
+        owner = _current(owner) if dot else names[0]
+        if owner not in names:
+            raise ValueError(f"--set {key} is of no method in --method {', '.join(texts)}")
+        for parameters in (each[owner] for each in chosen if owner in each):
+            if parameter in parameters:
+                raise ValueError(
+                    f"--set gives {parameter} twice, {parameters[parameter]!r} and {value!r}; keep one"
+                )
+            parameters[parameter] = value
+    return chosen
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"--set {text!r} is not KEY=VALUE, such as --set moved_fraction=0.6")
+    try:
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(
+            f"--set {text!r}: the value is not readable ({error}); write numbers, true/false or [1, 2]"
+        ) from error
+
+
+def make_methods(chosen: Mapping[str, Mapping[str, Any]]) -> list[Method]:
+    """The methods that `parse_methods` found.
+
+    Raises:
+        ValueError: unknown method or parameter, or a value out of its range.
+        UnsupportedError: methods that do not go together on any model.
+    """
+    from vlmfix.engine.combination import check_combination
+
+    methods = [make_method(name, **parameters) for name, parameters in chosen.items()]
+    check_combination(methods)
+    return methods

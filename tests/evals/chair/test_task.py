@@ -141,7 +141,8 @@ def test_figures_are_those_of_the_scorer(chair: Chair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dropped", "truncated", "wrong"), [(True, True, 0), (True, False, 1), (False, True, 1), (False, False, 1)]
+    ("dropped", "truncated", "wrong"),
+    [(True, True, 0), (True, False, 1), (False, True, 1), (False, False, 1)],
 )
 def test_the_last_sentence_of_a_cut_caption(
     dropped: bool, truncated: bool, wrong: int, tmp_path: Path
