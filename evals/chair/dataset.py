@@ -1,4 +1,4 @@
-"""Images of which CHAIR asks captions, as items."""
+"""Images of which CHAIR asks captions, as samples."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Collection
 from vlmfix.evaluation.datasets.annotations import read_captions
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.files.readers import examples, read_text
-from vlmfix.evaluation.sample import Item, in_order
+from vlmfix.evaluation.sample import Sample, in_order
 from vlmfix.evaluation.tasks.protocols import Protocol
 
 from .image_list import image_list
 
 
-def chair_items(folder: DataFolder, protocol: Protocol) -> list[Item]:
+def chair_samples(folder: DataFolder, protocol: Protocol) -> list[Sample]:
     """One caption of each image of the protocol's list.
 
     Args:
@@ -22,8 +22,8 @@ def chair_items(folder: DataFolder, protocol: Protocol) -> list[Item]:
         protocol: of the task chair.
 
     Returns:
-        The items in order of their ids, `chair/<image id in twelve digits>`; gold are the categories of the
-        instances, to which the scorer adds what the reference captions name.
+        The samples in order of their ids, `chair/<image id in twelve digits>`; targets are the categories of
+        the instances, to which the scorer adds what the reference captions name.
 
     Raises:
         FileNotFoundError: instances, captions, the file of the list, or all pictures are missing.
@@ -35,12 +35,12 @@ def chair_items(folder: DataFolder, protocol: Protocol) -> list[Item]:
     if folder.synonyms is not None:
         folder.record("synonyms", folder.synonyms, len(read_text(folder.synonyms).splitlines()))
     return in_order(
-        Item(
+        Sample(
             id=f"chair/{image_id:012d}",
             cluster=str(image_id),
             image=folder.image(instances.file_names[image_id], "chair"),
             prompt=protocol.ask(protocol.prompt),
-            gold=sorted(instances.objects[image_id]),
+            target=sorted(instances.objects[image_id]),
             meta={"image_id": image_id},
         )
         for image_id in chosen

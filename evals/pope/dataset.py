@@ -1,4 +1,4 @@
-"""Questions of POPE as items: from its files, built from instances, or from any data set of questions."""
+"""Questions of POPE as samples: from its files, built from instances, or from any data set of questions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData, HubRow, hub_items
-from vlmfix.evaluation.sample import Item, in_order
+from vlmfix.evaluation.datasets.hub import HubData, HubRow, hub_samples
+from vlmfix.evaluation.sample import Sample, in_order
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.yes_no import yes_or_no
 
@@ -23,9 +23,9 @@ BUILT_OBJECTS = 3
 """Of built POPE questions: images at most, and different objects that each of them has at least."""
 
 
-def pope_items(
+def pope_samples(
     folder: DataFolder, protocol: Protocol, *, built: str | Path | None = None, seed: int = 0
-) -> list[Item]:
+) -> list[Sample]:
     """The yes/no questions of POPE, from its files or else built from the instances.
 
     Args:
@@ -35,7 +35,7 @@ def pope_items(
         seed: of the builder.
 
     Returns:
-        The items in order of their ids, `pope/<data set>/<split>/<question id>`.
+        The samples in order of their ids, `pope/<data set>/<split>/<question id>`.
 
     Raises:
         FileNotFoundError: a file, or all pictures, are missing.
@@ -51,12 +51,12 @@ def pope_items(
     for split, path in files.items():
         folder.record(f"pope {data_set} {split}", path, len(splits[split]))
     return in_order(
-        Item(
+        Sample(
             id=f"pope/{data_set}/{split}/{question.id}",
             cluster=question.image,
             image=folder.image(question.image, "pope"),
             prompt=protocol.ask(question.text),
-            gold=question.label,
+            target=question.label,
             meta={"split": split, "object": question.object, "question": question.text},
         )
         for split, questions in splits.items()
@@ -64,17 +64,17 @@ def pope_items(
     )
 
 
-def pope_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Item]:
-    """The rows of a data set as questions of POPE, `pope/custom/<group>/<id>`; see `hub_items`."""
+def pope_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Sample]:
+    """The rows of a data set as questions of POPE, `pope/custom/<group>/<id>`; see `hub_samples`."""
 
-    def item(row: HubRow) -> Item:
+    def sample(row: HubRow) -> Sample:
         split = row.group or "all"
         meta = {"split": split, "object": asked_object(row.question) or "", "question": row.question}
         label = yes_or_no(row.answer, row.where)
         id = f"pope/custom/{split}/{row.id}"
-        return Item(id, row.cluster, row.image, protocol.ask(row.question), label, meta)
+        return Sample(id, row.cluster, row.image, protocol.ask(row.question), label, meta)
 
-    return hub_items(data, item, cache)
+    return hub_samples(data, sample, cache)
 
 
 def _read(path: Path, data_set: str) -> list[PopeQuestion]:

@@ -11,7 +11,7 @@ from vlmfix.evaluation.tasks.ratios import harmonic_mean, ratio, undefined
 from vlmfix.evaluation.tasks.yes_no import Parser, Verdict, exactly, strict
 
 PARSERS: dict[str, Parser] = {}
-"""Rules that read an answer, by name: `PARSERS["strict"](text, gold)`; None is unparsed."""
+"""Rules that read an answer, by name: `PARSERS["strict"](text, target)`; None is unparsed."""
 
 DEFAULT_PARSER = "strict"
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed_share")
@@ -21,7 +21,7 @@ _SPLITTING = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def register_parser(name: str) -> Callable[[Parser], Parser]:
-    """Make a function of `(text, gold)` a parser of that name.
+    """Make a function of `(text, target)` a parser of that name.
 
     Raises:
         ValueError: if there is one already.
@@ -48,14 +48,14 @@ def parser_named(name: str) -> Parser:
 
 
 @register_parser("official")
-def official(text: str, gold: Verdict) -> Verdict:
+def official(text: str, target: Verdict) -> Verdict:
     """RUCAIBox/POPE: no, if a piece of the first sentence is a negation; yes for everything else."""
     pieces = text.partition(".")[0].replace(",", "").split(" ")
     return "yes" if {"No", "not", "no"}.isdisjoint(pieces) else "no"
 
 
 @register_parser("opera")
-def opera(text: str, gold: Verdict) -> Verdict:
+def opera(text: str, target: Verdict) -> Verdict:
     """shikiw/OPERA: as the official one, over all sentences, with contractions."""
     pieces = text.replace(".", "").replace(",", "").split(" ")
     negated = any(piece in {"No", "not", "no", "NO"} or piece.endswith("n't") for piece in pieces)
@@ -63,20 +63,20 @@ def opera(text: str, gold: Verdict) -> Verdict:
 
 
 @register_parser("vcd")
-def vcd(text: str, gold: Verdict) -> Verdict:
+def vcd(text: str, target: Verdict) -> Verdict:
     """DAMO-NLP-SG/VCD: looks for the right answer as a substring, so it depends on what is right."""
-    other: Verdict = "no" if gold == "yes" else "yes"
-    return gold if gold in text.lower() else other
+    other: Verdict = "no" if target == "yes" else "yes"
+    return target if target in text.lower() else other
 
 
 @register_parser("lmms_eval")
-def lmms_eval(text: str, gold: Verdict) -> Verdict | None:
+def lmms_eval(text: str, target: Verdict) -> Verdict | None:
     """EvolvingLMMs-Lab/lmms-eval: the whole answer has to be the word."""
     return exactly(text.lower().strip())
 
 
 @register_parser("vlmevalkit")
-def vlmevalkit(text: str, gold: Verdict) -> Verdict | None:
+def vlmevalkit(text: str, target: Verdict) -> Verdict | None:
     """open-compass/VLMEvalKit: one of the two words, and not the other."""
     lowered = text.lower()
     deleting = re.search(r"\d,\d", lowered) is not None
@@ -91,7 +91,7 @@ def vlmevalkit(text: str, gold: Verdict) -> Verdict | None:
 
 
 @register_parser("mme")
-def mme(text: str, gold: Verdict) -> Verdict | None:
+def mme(text: str, target: Verdict) -> Verdict | None:
     """MME's rule (arXiv 2306.13394): the word, its first letter, or the word within four characters."""
     cleaned = text.lower().strip().replace(".", "")
     whole = exactly({"y": "yes", "n": "no"}.get(cleaned, cleaned))

@@ -1,4 +1,4 @@
-"""Open questions as items: from files in the form of VQA v2, or from any data set of such questions."""
+"""Open questions as samples: from files in the form of VQA v2, or from any data set of such questions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData, HubRow, hub_items
+from vlmfix.evaluation.datasets.hub import HubData, HubRow, hub_samples
 from vlmfix.evaluation.datasets.layouts import PARTS, is_official
-from vlmfix.evaluation.sample import Item, in_order
+from vlmfix.evaluation.sample import Sample, in_order
 from vlmfix.evaluation.tasks.protocols import Protocol
 
 from .questions import answer_texts, join_answers, read_by_id
 
 
-def vqa_items(folder: DataFolder, protocol: Protocol) -> list[Item]:
+def vqa_samples(folder: DataFolder, protocol: Protocol) -> list[Sample]:
     """Open questions in the form of VQA v2 with the answers of several people.
 
     Args:
@@ -22,7 +22,7 @@ def vqa_items(folder: DataFolder, protocol: Protocol) -> list[Item]:
         protocol: of the task vqa.
 
     Returns:
-        The items in order of their ids, `vqa/<question id>`; gold are the answers.
+        The samples in order of their ids, `vqa/<question id>`; target are the answers.
 
     Raises:
         FileNotFoundError: a file, or all pictures, are missing.
@@ -34,12 +34,12 @@ def vqa_items(folder: DataFolder, protocol: Protocol) -> list[Item]:
     folder.record("answers", answered, len(answers))
     file_name = _file_names(folder, asked)
     return in_order(
-        Item(
+        Sample(
             id=f"vqa/{question.id}",
             cluster=str(question.image_id),
             image=folder.image(file_name(question.image_id), "vqa"),
             prompt=protocol.ask(question.text),
-            gold=list(question.answers),
+            target=list(question.answers),
             meta={
                 "image_id": question.image_id,
                 "question": question.text,
@@ -51,10 +51,10 @@ def vqa_items(folder: DataFolder, protocol: Protocol) -> list[Item]:
     )
 
 
-def vqa_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Item]:
-    """The rows of a data set as open questions, `vqa/<id>`; see `hub_items`."""
+def vqa_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Sample]:
+    """The rows of a data set as open questions, `vqa/<id>`; see `hub_samples`."""
 
-    def item(row: HubRow) -> Item:
+    def sample(row: HubRow) -> Sample:
         meta = {
             "image_id": row.cluster,
             "question": row.question,
@@ -62,9 +62,9 @@ def vqa_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Item]:
             "answer_type": "",
         }
         answers = list(answer_texts(row.answer, row.where))
-        return Item(f"vqa/{row.id}", row.cluster, row.image, protocol.ask(row.question), answers, meta)
+        return Sample(f"vqa/{row.id}", row.cluster, row.image, protocol.ask(row.question), answers, meta)
 
-    return hub_items(data, item, cache)
+    return hub_samples(data, sample, cache)
 
 
 def _file_names(folder: DataFolder, questions: Path) -> Callable[[int], str]:

@@ -57,7 +57,8 @@ def evaluate(
         typer.Option(help="Protocol id or file, one a task, with deviations as +KEY=VALUE; repeatable."),
     ] = None,
     limit: Annotated[
-        str | None, typer.Option(help="Number, or share below 1, of the items of each task; a stable subset.")
+        str | None,
+        typer.Option(help="Number, or share below 1, of the samples of each task; a stable subset."),
     ] = None,
     batch_size: Annotated[
         str | None, typer.Option(help="Prompts per forward pass, or auto; halved where memory runs out.")
@@ -86,7 +87,7 @@ def evaluate(
     ] = None,
     retry_errors: Annotated[
         bool | None,
-        typer.Option("--retry-errors/--no-retry-errors", help="Try failed items again. (default: yes)"),
+        typer.Option("--retry-errors/--no-retry-errors", help="Try failed samples again. (default: yes)"),
     ] = None,
     max_errors: Annotated[
         str | None,
@@ -122,7 +123,7 @@ def evaluate(
         "output": None if output is None else str(output),
         "seed": seed,
         "resume": resume,
-        "controls": controls if baselines is None else baselines,
+        "baselines": controls if baselines is None else baselines,
         "retry_errors": retry_errors,
         "max_errors": max_errors,
         "allow_environment_change": allow_environment_change,

@@ -12,7 +12,7 @@ from vlmfix.evaluation.files.hashing import digest
 
 
 @dataclass(frozen=True)
-class Item:
+class Sample:
     """One question about one image.
 
     Args:
@@ -20,7 +20,7 @@ class Item:
         cluster: the image, for statistics and to keep the questions of an image together.
         image: its file, which need not exist until it is asked about; None for a question without image.
         prompt: what the user asks, suffix included, without chat template.
-        gold: what is right, as a JSON value: "yes" or "no", a list of classes, a list of ten answers.
+        target: what is right, as a JSON value: "yes" or "no", a list of classes, a list of ten answers.
         meta: JSON values that scorers and reports need, such as split, object, question (without suffix).
     """
 
@@ -28,30 +28,32 @@ class Item:
     cluster: str
     image: Path | None
     prompt: str
-    gold: Any
+    target: Any
     meta: Mapping[str, Any]
 
 
-def content_hash(item: Item) -> str:
-    """SHA-256 of what an item asks and holds right: id, prompt, gold and meta, but not where its image lies.
+def content_hash(sample: Sample) -> str:
+    """SHA-256 of what a sample asks and its target: id, prompt, target and meta, not where its image lies.
 
     Raises:
-        ValueError: gold or meta hold NaN or an infinite number.
-        TypeError: gold or meta hold what JSON cannot.
+        ValueError: target or meta hold NaN or an infinite number.
+        TypeError: target or meta hold what JSON cannot.
     """
-    return digest({"id": item.id, "prompt": item.prompt, "gold": item.gold, "meta": dict(item.meta)})
+    return digest(
+        {"id": sample.id, "prompt": sample.prompt, "target": sample.target, "meta": dict(sample.meta)}
+    )
 
 
-def in_order(items: Iterable[Item]) -> list[Item]:
-    """The items in the order of their ids."""
-    return sorted(items, key=lambda item: item.id)
+def in_order(samples: Iterable[Sample]) -> list[Sample]:
+    """The samples in the order of their ids."""
+    return sorted(samples, key=lambda sample: sample.id)
 
 
-def limited(items: Sequence[Item], limit: int | float) -> list[Item]:
-    """A stable subset: the first items in the order of the SHA-256 of their ids, in their own order again.
+def limited(samples: Sequence[Sample], limit: int | float) -> list[Sample]:
+    """A stable subset: the first samples in the order of the SHA-256 of their ids, in their own order again.
 
     Args:
-        items: with different ids.
+        samples: with different ids.
         limit: how many, or as a float in (0, 1] which share; more than there are means all.
 
     Raises:
@@ -62,7 +64,7 @@ def limited(items: Sequence[Item], limit: int | float) -> list[Item]:
         raise ValueError(
             f"limit must be a count of at least 1 or a share in (0, 1] such as 0.1, got {limit!r}"
         )
-    count = max(1, round(limit * len(items))) if share else int(limit)
-    first = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:count]
-    chosen = {item.id for item in first}
-    return [item for item in items if item.id in chosen]
+    count = max(1, round(limit * len(samples))) if share else int(limit)
+    first = sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())[:count]
+    chosen = {sample.id for sample in first}
+    return [sample for sample in samples if sample.id in chosen]

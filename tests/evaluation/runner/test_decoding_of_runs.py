@@ -23,7 +23,7 @@ OPTIONS = (
 
 
 def answers(folder: Path) -> list[str]:
-    """What a run answered, in order of the items."""
+    """What a run answered, in order of the samples."""
     lines = [line for path in (folder / "records").iterdir() for line in path.read_text().splitlines()]
     return [record["text"] for record in sorted(map(json.loads, lines), key=lambda record: record["id"])]
 

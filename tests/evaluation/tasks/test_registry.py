@@ -99,7 +99,7 @@ def test_a_broken_folder_breaks_only_itself(tmp_path: Path, source: str, reason:
     assert get_task("fine", [tmp_path]).name == "fine"
     assert get_task("pope", [tmp_path]).name == "pope"
     assert load_protocol("fine.bare", [tmp_path]).task == "fine"
-    with pytest.raises(ValueError, match="unknown protocol 'dogs.bare'.*the task dogs cannot be used"):
+    with pytest.raises(ValueError, match=r"unknown protocol 'dogs.bare'.*the task dogs cannot be used"):
         load_protocol("dogs.bare", [tmp_path])
 
 
@@ -120,7 +120,7 @@ def test_two_protocols_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("", "holds no folder of a benchmark with a task.py"), ("dogs", "give its parent")]
+    ("name", "message"), [("", "holds no benchmark .no NAME/task.py"), ("dogs", "name its parent")]
 )
 def test_directories_without_benchmarks_are_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -152,7 +152,7 @@ def test_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert task_module("dogs", "score_command") is None
     install(tmp_path / "more", monkeypatch, "more_dogs")
     with pytest.raises(
-        ValueError, match="called dogs: .*(some|more)_dogs.task:Dogs of .* and .*; rename or remove one"
+        ValueError, match=r"called dogs: .*(some|more)_dogs.task:Dogs of .* and .*; rename or remove one"
     ):
         get_task("dogs")
 

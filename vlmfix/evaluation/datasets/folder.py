@@ -82,7 +82,7 @@ class DataFolder:
         return folder
 
     def data_set(self, task: str, wanted: str = "") -> str:
-        """Which of `layouts.DATA_SETS` the items of a task come from.
+        """Which of `layouts.DATA_SETS` the samples of a task come from.
 
         Args:
             task: "pope", "chair" or "vqa".

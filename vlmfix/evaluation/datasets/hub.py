@@ -1,4 +1,4 @@
-"""Items from any data set of the library `datasets`: on the hub, saved to disk, or in plain files."""
+"""Samples from any data set of the library `datasets`: on the hub, saved to disk, or in plain files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlmfix.evaluation.files.hashing import digest
 from vlmfix.evaluation.files.readers import shown
-from vlmfix.evaluation.sample import Item, content_hash, in_order
+from vlmfix.evaluation.sample import Sample, content_hash, in_order
 from vlmfix.settings import user_path
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class HubData:
             `question`; `answer`: yes or no, or the answers of people; `id`: unique within its group, by
             default the number of the row; `group`: the split of POPE or type of question to report by.
         config: configuration of the data set, if it has several.
-        used: what was read: name, rows, SHA-256 over the contents of the items.
+        used: what was read: name, rows, SHA-256 over the contents of the samples.
     """
 
     name: str
@@ -84,36 +84,36 @@ class HubRow:
     group: str
 
 
-def hub_items(data: HubData, make: Callable[[HubRow], Item], cache: str | Path) -> list[Item]:
-    """The rows of a data set as items; pictures that it contains become files.
+def hub_samples(data: HubData, make: Callable[[HubRow], Sample], cache: str | Path) -> list[Sample]:
+    """The rows of a data set as samples; pictures that it contains become files.
 
     Args:
         data: the data set.
-        make: the item of a row.
+        make: the sample of a row.
         cache: folder that receives pictures, each once and under the SHA-256 of its bytes.
 
     Returns:
-        The items in order of their ids.
+        The samples in order of their ids.
 
     Raises:
         FileNotFoundError, ConnectionError: there is no such data set, or it cannot be reached.
         ValueError: it has no such split or column, a row has no image, question or valid answer, or an id
             comes twice.
     """
-    items: dict[str, Item] = {}
+    samples: dict[str, Sample] = {}
     for number, row in enumerate(_rows(data), 1):
         where = f"{data.name}, split {data.split}, row {number}"
-        item = make(_row(row, number, where, data, Path(cache)))
-        if item.id in items:
-            raise ValueError(f"{where}: the id of {item.id} comes twice; ids must be unique in their group")
-        items[item.id] = item
-    ordered = in_order(items.values())
+        sample = make(_row(row, number, where, data, Path(cache)))
+        if sample.id in samples:
+            raise ValueError(f"{where}: the id of {sample.id} comes twice; ids must be unique in their group")
+        samples[sample.id] = sample
+    ordered = in_order(samples.values())
     data.used["data set"] = {
         "name": data.name,
         "config": data.config,
         "split": data.split,
         "rows": len(ordered),
-        "sha256": digest([[content_hash(item), item.cluster] for item in ordered]),
+        "sha256": digest([[content_hash(sample), sample.cluster] for sample in ordered]),
     }
     return ordered
 

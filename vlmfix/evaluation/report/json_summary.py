@@ -21,7 +21,7 @@ from vlmfix.evaluation.analysis.statistics import (
     SEED,
     Estimate,
 )
-from vlmfix.evaluation.report.caveats import notes
+from vlmfix.evaluation.report.caveats import caveats
 
 DIGITS = 8
 """Significant digits of written numbers; what lies behind them may depend on the machine."""
@@ -44,7 +44,7 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
                     "protocol": comparison.protocol,
                     "first_method": comparison.rows[0].outcome.method,
                     "methods": [_method(row) for row in comparison.rows],
-                    "notes": notes(comparison),
+                    "caveats": caveats(comparison),
                 }
                 for comparison in comparisons
             ],
@@ -90,8 +90,8 @@ def _method(row: Row) -> dict[str, Any]:
         "metrics": [_figure(each) for each in row.figures],
         "parsers": {name: [_figure(each) for each in figures] for name, figures in row.parsers.items()},
         "objects": {name: {"wrong": wrong, "of": of} for name, (wrong, of) in outcome.objects.items()},
-        "control": outcome.control,
-        "best_control": None if row.best is None else _best(row.best),
+        "baseline_of": outcome.baseline_of,
+        "best_baseline": None if row.best is None else _best(row.best),
         "mcnemar": row.mcnemar,
         "unpaired": row.unpaired or None,
     }
@@ -99,7 +99,7 @@ def _method(row: Row) -> dict[str, Any]:
 
 def _best(best: Best) -> dict[str, Any]:
     return {
-        "method": best.control,
+        "method": best.baseline_of,
         "verdict": best.verdict,
         "differences": {
             each.metric.name: None if each.difference is None else _difference(each.difference)
@@ -118,7 +118,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "undefined": not figure.is_defined,
         **_estimate(figure.estimate),
         "difference": None if figure.difference is None else _difference(figure.difference),
-        "samples": figure.spread,
+        "repeats": figure.spread,
     }
 
 

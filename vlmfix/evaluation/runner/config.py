@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +29,15 @@ _PLAIN: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"),
     "device": (str, "a text such as cpu or cuda:1"),
     "dtype": (str, "a text such as bfloat16"),
-    "controls": (bool, "true or false"),
+    "baselines": (bool, "true or false"),
     "retry_errors": (bool, "true or false"),
     "allow_environment_change": (bool, "true or false"),
     "allow_missing": (bool, "true or false"),
 }
-# By default so many items may fail, as a share and at least as a number.
+# By default so many samples may fail, as a share and at least as a number.
 ERROR_SHARE, ERROR_COUNT = 0.01, 25
+# Old names of settings.
+_RENAMED = {"controls": "baselines"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class Variant:
     Args:
         label: as tables show it, unique in a job.
         methods: in the order of attachment; none is plain decoding.
-        control: of which method it is a control, by label; "": of all methods; None: of none, it is tested.
+        baseline: of which method it is a baseline, by label; "": of all methods; None: of none, it is tested.
     """
 
     label: str
     methods: tuple[vlmfix.Method, ...]
-    control: str | None = None
+    baseline_of: str | None = None
 
     @property
     def prompt_change(self) -> str:
@@ -80,14 +83,14 @@ class Job:
         tasks: names of benchmarks, in order.
         tasks_from: directories that hold a folder for each of the user's own benchmarks.
         variants: the first one is what the others are compared with.
-        controls: whether the controls that belong to a comparison are added, see
+        baselines: whether the baselines that belong to a comparison are added, see
             `vlmfix.evaluation.runner.baselines`.
         model: embedded model, folder or hub id.
         revision: branch, tag or commit of a hub id.
         protocols: by task; a task without one gets its default.
         data: "synthetic", or paths and names for `vlmfix.evaluation.datasets`: a root, single files, or a
             data set with a column map.
-        limit: number or share of the items of each task; None: all.
+        limit: number or share of the samples of each task; None: all.
         batch_size: prompts per forward pass; 0 finds one by itself.
         output: folder of all runs of the job; by default `runs/` and the name of the model.
         seed: of sampling protocols.
@@ -95,8 +98,8 @@ class Job:
         dtype: as on the command line.
         settings: what the job was made of, to make it again.
         resume: "if_possible", "always" (there must be something to go on with) or "never".
-        retry_errors: whether items that failed before are tried again.
-        max_errors: number, or share of the items below 1, of failures after which a run stops.
+        retry_errors: whether samples that failed before are tried again.
+        max_errors: number, or share of the samples below 1, of failures after which a run stops.
         allow_environment_change: whether a run may go on with other versions or devices.
         allow_missing: as on the command line.
     """
@@ -104,7 +107,7 @@ class Job:
     tasks: tuple[str, ...]
     tasks_from: tuple[Path, ...] = ()
     variants: tuple[Variant, ...]
-    controls: bool = True
+    baselines: bool = True
     model: str = DEFAULT_MODEL
     revision: str | None = None
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
@@ -122,11 +125,11 @@ class Job:
     allow_environment_change: bool = False
     allow_missing: bool = False
 
-    def allowed_errors(self, items: int) -> int:
-        """How many of so many items may fail."""
+    def allowed_errors(self, samples: int) -> int:
+        """How many of so many samples may fail."""
         if self.max_errors is None:
-            return max(ERROR_COUNT, int(ERROR_SHARE * items))
-        return self.max_errors if isinstance(self.max_errors, int) else int(self.max_errors * items)
+            return max(ERROR_COUNT, int(ERROR_SHARE * samples))
+        return self.max_errors if isinstance(self.max_errors, int) else int(self.max_errors * samples)
 
 
 def make_job(settings: Mapping[str, Any]) -> Job:
@@ -141,6 +144,14 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         ValueError: an unknown key, or a value out of its range.
         FileNotFoundError: a protocol file that is not there.
     """
+    settings = dict(settings)
+    for old, new in _RENAMED.items():
+        if settings.get(old) is not None:
+            if settings.get(new) is not None:
+                raise ValueError(f"a job has both {old} and {new}, its new name; keep {new}")
+            warnings.warn(f"{old} is now called {new}; use that name", stacklevel=2)
+            settings[new] = settings[old]
+        settings.pop(old, None)
     names = {each.name for each in dataclasses.fields(Job)} - {"variants", "protocols", "settings"} | {
         "methods",
         "protocol",

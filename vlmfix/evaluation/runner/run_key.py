@@ -41,7 +41,7 @@ def run_key(
     prompt_change: str = "",
     calibrated_on: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The key of a run: what its answers depend on, apart from the single items.
+    """The key of a run: what its answers depend on, apart from the single samples.
 
     Args:
         task: its name.
@@ -51,7 +51,7 @@ def run_key(
         methods: see `method_identity`, in the order of attachment.
         seed: of sampling.
         prompt_change: what the methods change of the protocol's prompt, for its id, such as "+bias-yes".
-        calibrated_on: runs that a control was made to match, by what it takes from them.
+        calibrated_on: runs that a baseline was made to match, by what it takes from them.
     """
     key = {
         "library": vlmfix.__version__,

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.datasets.hub import HubData
-from vlmfix.evaluation.sample import Item
+from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocols import Protocol, Setting
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Score:
     """What a scorer makes of one answer.
 
     Args:
@@ -31,7 +31,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class TaskMetrics:
     """The figures of one method on one task; see `vlmfix.evaluation.analysis.results.Outcome` for the fields.
 
     Args:
@@ -48,7 +48,7 @@ class Scores:
 
 
 class Task(ABC):
-    """A benchmark: its items, and how their answers are judged.
+    """A benchmark: its samples, and how their answers are judged.
 
     Args:
         data: which it asks about.
@@ -63,11 +63,11 @@ class Task(ABC):
     """Its protocols by name, the default first, in the form of `protocols.yaml`; empty where that file lies
     beside it."""
     running: ClassVar[str] = "mean score"
-    """What the mean score of the items so far is called."""
+    """What the mean score of the samples so far is called."""
     yes_no: ClassVar[bool] = False
     """Whether an answer is yes or no, and so right or wrong."""
-    controls: ClassVar[tuple[str, ...]] = ()
-    """Controls that a comparison on it needs beside greedy decoding, by name, see
+    baselines: ClassVar[tuple[str, ...]] = ()
+    """Baselines that a comparison on it needs beside greedy decoding, by name, see
     `vlmfix.evaluation.runner.baselines`."""
     tradeoff: ClassVar[tuple[str, str] | None] = None
     """The metric of hallucination, and the recall beside which it has to be read."""
@@ -77,8 +77,8 @@ class Task(ABC):
         self.protocol = protocol
 
     @abstractmethod
-    def items(self, built: Path) -> list[Item]:
-        """All items in the order of their ids.
+    def samples(self, built: Path) -> list[Sample]:
+        """All samples in the order of their ids.
 
         Args:
             built: folder for questions and pictures that have to be built or unpacked.
@@ -89,25 +89,27 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
+    def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
         """Judge one answer by the protocol's parser or scorer.
 
         Args:
-            item: what was asked.
+            sample: what was asked.
             text: raw answer.
-            cut: whether it was cut at the length limit.
+            truncated: whether it was cut at the length limit.
         """
 
     @abstractmethod
-    def scores(self, items: Sequence[Item], texts: Sequence[str | None], cut: Sequence[bool]) -> Scores:
-        """The figures over all items.
+    def scores(
+        self, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+    ) -> TaskMetrics:
+        """The figures over all samples.
 
         Args:
-            items: what was asked; several times, where there are several samples.
-            texts: raw answers; None: the item failed, and adds nothing to any figure.
-            cut: which answers were cut at the length limit.
+            samples: what was asked; several times, where there are several samples.
+            texts: raw answers; None: the sample failed, and adds nothing to any figure.
+            truncated: which answers were cut at the length limit.
         """
 
-    def gold(self, item: Item) -> str:
+    def target(self, sample: Sample) -> str:
         """What is right, in words."""
-        return str(item.gold)
+        return str(sample.target)

@@ -13,16 +13,16 @@ _CLOSING = r"\"'\])}»”’“‘«"  # noqa: RUF001
 _LAST_END = re.compile(rf"[.!?][{_CLOSING}]*(?=\s|$)")
 
 
-def length_metrics(texts: Sequence[str | None], cut: Sequence[bool]) -> list[Metric]:
+def length_metrics(texts: Sequence[str | None], truncated: Sequence[bool]) -> list[Metric]:
     """Mean words, and the share of answers that were cut at the length limit.
 
     Args:
-        texts: raw answers; None: the item failed.
-        cut: which of them were cut.
+        texts: raw answers; None: the sample failed.
+        truncated: which of them were cut.
     """
     answered = np.array([[text is not None for text in texts]], dtype=float)
     words = np.array([[0 if text is None else len(text.split()) for text in texts]], dtype=float)
-    marked = np.array([list(cut)], dtype=float) * answered
+    marked = np.array([list(truncated)], dtype=float) * answered
     return [Metric("words", words, answered, percent=False), Metric("truncated", marked, answered)]
 
 

@@ -97,8 +97,8 @@ class Protocol:
         temperature: 0 is greedy (or beam search); above 0 answers are sampled.
         top_p: share of probability that sampling keeps, in (0, 1].
         top_k: tokens that sampling keeps; 0 keeps all.
-        seeds: one sample of every item each.
-        prompt: of captions; "" where items have questions.
+        seeds: one repeat of every sample each.
+        prompt: of captions; "" where samples have questions.
         suffix: after the question; "" for none.
         join: "newline" or "space" between question and suffix.
         capitalize: whether a question begins with a capital letter whatever the file has.
@@ -266,7 +266,7 @@ def read_protocols(path: Path) -> ProtocolFile:
 def _refuse_contradictions(protocol: Protocol) -> None:
     if protocol.temperature == 0 and len(protocol.seeds) > 1:
         raise ValueError(
-            f"{protocol.name} has {len(protocol.seeds)} seeds but decodes greedily, every sample the same; "
+            f"{protocol.name} has {len(protocol.seeds)} seeds but decodes greedily, every repeat the same; "
             "set temperature above 0 or one seed"
         )
     if protocol.temperature > 0 and protocol.num_beams > 1:

@@ -14,7 +14,7 @@ class ScoredFiles:
     """Figures of files of answers.
 
     Args:
-        document: everything, with every item, for `--json`.
+        document: everything, with every sample, for `--json`.
         tables: the figures for people.
         notes: what a reader has to know beside the figures, in sentences.
     """

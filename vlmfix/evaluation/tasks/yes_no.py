@@ -11,8 +11,8 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.files.readers import shown
-from vlmfix.evaluation.sample import Item
-from vlmfix.evaluation.tasks.base import Judgement, Scores, Task
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import length_metrics
 from vlmfix.evaluation.tasks.protocols import JOIN, TEXT, Setting, one_of
 
@@ -23,7 +23,7 @@ Parser = Callable[[str, Verdict], Verdict | None]
 _DECISIVE = {"yes": "yes", "no": "no", "not": "no", "nope": "no"}
 
 
-def strict(text: str, gold: Verdict) -> Verdict | None:
+def strict(text: str, target: Verdict) -> Verdict | None:
     """The first word among yes, no, not, nope and contractions in n't decides."""
     for word in re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower()):
         decided = "no" if word.endswith("n't") else _DECISIVE.get(word)
@@ -69,7 +69,7 @@ def yes_no_settings(parsers: Mapping[str, Parser]) -> dict[str, Setting]:
 
 
 class YesNoTask(Task):
-    """Questions with the gold "yes" or "no", in splits that are reported one by one and as their mean.
+    """Questions with the target "yes" or "no", in splits that are reported one by one and as their mean.
 
     A question's split is `meta["split"]`; without one there is a single split. Wrong answers are counted by
     `meta["object"]`, where there is one.
@@ -77,41 +77,43 @@ class YesNoTask(Task):
 
     running: ClassVar = "accuracy"
     yes_no: ClassVar = True
-    controls: ClassVar = ("baseline.prompt_bias", "baseline.output_shift")
+    baselines: ClassVar = ("baseline.prompt_bias", "baseline.output_shift")
     tradeoff: ClassVar = ("false-yes rate", "recall")
     parsers: ClassVar[Mapping[str, Parser]] = {"strict": strict}
     """Ways to read an answer, by name."""
     settings: ClassVar = yes_no_settings({"strict": strict})
 
-    def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
-        verdict = self.parsers[self.protocol.parser](text, item.gold)
-        return Judgement(verdict, verdict or "unparsed", float(verdict == item.gold))
+    def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
+        verdict = self.parsers[self.protocol.parser](text, sample.target)
+        return Score(verdict, verdict or "unparsed", float(verdict == sample.target))
 
-    def scores(self, items: Sequence[Item], texts: Sequence[str | None], cut: Sequence[bool]) -> Scores:
-        lengths = length_metrics(texts, cut)
+    def scores(
+        self, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+    ) -> TaskMetrics:
+        lengths = length_metrics(texts, truncated)
         metrics, unparsed = {}, 0
         for name in dict.fromkeys([self.protocol.parser, *self.parsers]):
             verdicts = [
-                None if text is None else self.parsers[name](text, item.gold)
-                for item, text in zip(items, texts, strict=True)
+                None if text is None else self.parsers[name](text, sample.target)
+                for sample, text in zip(samples, texts, strict=True)
             ]
-            metrics[name] = self.parser_metrics(name, items, texts, verdicts)
+            metrics[name] = self.parser_metrics(name, samples, texts, verdicts)
             if name == self.protocol.parser:
                 unparsed = sum(v is None and t is not None for v, t in zip(verdicts, texts, strict=True))
         judged = [
-            (str(item.meta["object"]), self.judge(item, text, cut=False).score == 1)
-            for item, text in zip(items, texts, strict=True)
-            if text is not None and item.meta.get("object")
+            (str(sample.meta["object"]), self.judge(sample, text, truncated=False).score == 1)
+            for sample, text in zip(samples, texts, strict=True)
+            if text is not None and sample.meta.get("object")
         ]
         headline = metrics[self.protocol.parser]
-        return Scores(
+        return TaskMetrics(
             metrics=[*headline, *lengths], parsers=metrics, objects=object_errors(judged), unparsed=unparsed
         )
 
     def parser_metrics(
         self,
         parser: str,
-        items: Sequence[Item],
+        samples: Sequence[Sample],
         texts: Sequence[str | None],
         verdicts: Sequence[Verdict | None],
     ) -> list[Metric]:
@@ -119,15 +121,15 @@ class YesNoTask(Task):
 
         Args:
             parser: its name.
-            items: what was asked.
-            texts: raw answers; None: the item failed.
+            samples: what was asked.
+            texts: raw answers; None: the sample failed.
             verdicts: what the parser made of each answer.
         """
-        return yes_no_metrics(items, texts, verdicts)
+        return yes_no_metrics(samples, texts, verdicts)
 
 
 def yes_no_metrics(
-    items: Sequence[Item],
+    samples: Sequence[Sample],
     texts: Sequence[str | None],
     verdicts: Sequence[Verdict | None],
     *,
@@ -136,14 +138,14 @@ def yes_no_metrics(
     """Accuracy, F1, precision, recall, false-yes rate and more: the mean over the splits, then each split.
 
     Args:
-        items: what was asked.
-        texts: raw answers; None: the item failed.
+        samples: what was asked.
+        texts: raw answers; None: the sample failed.
         verdicts: what a parser made of each answer.
         recall_of_parsed: whether answers that it could not read are left out of the recall.
     """
-    splits = np.array([item.meta.get("split", "all") for item in items])
+    splits = np.array([sample.meta.get("split", "all") for sample in samples])
     answered = np.array([text is not None for text in texts], dtype=float)
-    is_yes = np.array([item.gold == "yes" for item in items]) * answered
+    is_yes = np.array([sample.target == "yes" for sample in samples]) * answered
     is_no = answered - is_yes
     says_yes, says_no = (
         np.array([verdict == word for verdict in verdicts], dtype=float) for word in ("yes", "no")
