@@ -7,10 +7,9 @@ method is wanted. The class decorator `register_method` gives a method its name.
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module, metadata
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmfix.errors import PACKAGES
+from vlmfix.settings import closest
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
@@ -194,7 +194,7 @@ def make_method(name: str, /, **parameters: Any) -> Method:
     for parameter in parameters:
         if parameter not in allowed:
             raise ValueError(
-                f"{cls.name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has "
+                f"{cls.name} has no parameter {parameter!r}{closest(parameter, allowed)}; it has "
                 f"{', '.join(allowed) or 'none'}"
             )
     return cls(**parameters)
@@ -213,7 +213,7 @@ def _load(name: str, sources: Mapping[str, Sequence[_Source]]) -> type[Method]:
             )
     if name not in _registered:
         names = _names(sources)
-        raise ValueError(f"unknown method {name!r}{_closest(name, names)}; known methods: {', '.join(names)}")
+        raise ValueError(f"unknown method {name!r}{closest(name, names)}; known methods: {', '.join(names)}")
     return _registered[name]
 
 
@@ -225,8 +225,3 @@ def current_name(name: str) -> str:
         return name
     warnings.warn(f"method {name!r} is called {current!r} now", FutureWarning, stacklevel=1)
     return current
-
-
-def _closest(word: str, choices: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
