@@ -59,12 +59,9 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
                 f"{', and not the word for no method' if name == GREEDY else ''}"
             )
         _check_class(cls)
-        other = _registered.get(name)
-        known = {} if other is None else {_place(other): None}
-        known |= {f"{module} (vlmfix)": None for module in _own().get(name, ()) if module != cls.__module__}
-        for place in known:
-            if place != _place(cls):  # the same again is the cell of a notebook, or a module read anew
-                raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
+        places = {*_own().get(name, ()), *(_place(each) for each in (_registered.get(name),) if each)}
+        for place in sorted(places - {_place(cls), cls.__module__}):  # a cell of a notebook may run again
+            raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
         cls.name = name
         _registered[name] = cls
         PACKAGES.add(cls.__module__.partition(".")[0])
