@@ -14,8 +14,10 @@ from vlmfix.engine.state import PruneResult
 from vlmfix.engine.vision_attention import EncodedBlock
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning
+from vlmfix.methods.registry import register_method
 
 
+@register_method("visionzip")
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(TokenPruning, ReadsVisionAttention):
     """VisionZip (arXiv 2412.04467): what the vision encoder attends to stays, the rest is merged.
