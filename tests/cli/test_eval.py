@@ -165,7 +165,9 @@ def test_a_report_of_a_job_that_is_not_finished(world: Path, tmp_path: Path) -> 
     assert result.exit_code == 0
     found = jobs.results(tmp_path)["counts"]
     assert 0 < found["answered"] < found["samples"]
-    [note] = [note for note in jobs.read(tmp_path / "metrics.json")["tasks"][0]["caveats"] if "partial" in note]
+    [note] = [
+        note for note in jobs.read(tmp_path / "metrics.json")["tasks"][0]["caveats"] if "partial" in note
+    ]
     assert note == f"greedy: partial ({found['answered']} of {found['samples']} samples)."
     assert "partial" in result.stdout
     assert "partial" in (tmp_path / "report.html").read_text()

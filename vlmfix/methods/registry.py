@@ -7,10 +7,9 @@ method is wanted. The class decorator `register_method` gives a method its name.
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module, metadata
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmfix.errors import PACKAGES
+from vlmfix.settings import closest
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
@@ -59,12 +59,9 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
                 f"{', and not the word for no method' if name == GREEDY else ''}"
             )
         _check_class(cls)
-        other = _registered.get(name)
-        known = {} if other is None else {_place(other): None}
-        known |= {f"{module} (vlmfix)": None for module in _own().get(name, ()) if module != cls.__module__}
-        for place in known:
-            if place != _place(cls):  # the same again is the cell of a notebook, or a module read anew
-                raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
+        places = {*_own().get(name, ()), *(_place(each) for each in (_registered.get(name),) if each)}
+        for place in sorted(places - {_place(cls), cls.__module__}):  # a cell of a notebook may run again
+            raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
         cls.name = name
         _registered[name] = cls
         PACKAGES.add(cls.__module__.partition(".")[0])
@@ -194,7 +191,7 @@ def make_method(name: str, /, **parameters: Any) -> Method:
     for parameter in parameters:
         if parameter not in allowed:
             raise ValueError(
-                f"{cls.name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has "
+                f"{cls.name} has no parameter {parameter!r}{closest(parameter, allowed)}; it has "
                 f"{', '.join(allowed) or 'none'}"
             )
     return cls(**parameters)
@@ -213,7 +210,7 @@ def _load(name: str, sources: Mapping[str, Sequence[_Source]]) -> type[Method]:
             )
     if name not in _registered:
         names = _names(sources)
-        raise ValueError(f"unknown method {name!r}{_closest(name, names)}; known methods: {', '.join(names)}")
+        raise ValueError(f"unknown method {name!r}{closest(name, names)}; known methods: {', '.join(names)}")
     return _registered[name]
 
 
@@ -225,8 +222,3 @@ def current_name(name: str) -> str:
         return name
     warnings.warn(f"method {name!r} is called {current!r} now", FutureWarning, stacklevel=1)
     return current
-
-
-def _closest(word: str, choices: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
