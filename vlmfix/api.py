@@ -26,8 +26,8 @@ from vlmfix.inference.pictures import (
     open_images,
 )
 from vlmfix.methods.base import Method, MultiPassMethod
+from vlmfix.methods.grammar import make_methods, parse_methods
 from vlmfix.methods.image.carve.crop import Refinement
-from vlmfix.methods.registry import make_methods, parse_methods
 
 
 @overload

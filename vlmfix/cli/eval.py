@@ -10,7 +10,7 @@ import typer
 
 from vlmfix.cli.completion import complete_methods, complete_models, complete_tasks
 from vlmfix.cli.options import TasksOption, path_option
-from vlmfix.methods.registry import parse_settings
+from vlmfix.methods.grammar import parse_settings
 from vlmfix.models.embedded import DEFAULT_MODEL
 
 

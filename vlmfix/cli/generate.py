@@ -84,7 +84,7 @@ def generate(
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import Answered, answers_or_errors, named_pictures, picture_name, show
     from vlmfix.inference.decoding import plain_decoding, set_aside
-    from vlmfix.methods.registry import make_methods, parse_settings
+    from vlmfix.methods.grammar import make_methods, parse_settings
     from vlmfix.methods.suitability import profile_values
 
     [parsed] = parse_settings([method], set_ or [])

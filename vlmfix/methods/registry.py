@@ -1,4 +1,4 @@
-"""Registry of methods: who they are by name, and how people write them.
+"""Registry of methods: the class of each name.
 
 Methods of this package are found by the text of its files, those of other packages by their entry points in
 the group `vlmfix.methods`: names are known without an import of torch, and a module is imported when its
@@ -7,10 +7,9 @@ method is wanted. The class decorator `register_method` gives a method its name.
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module, metadata
@@ -18,16 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmfix.errors import PACKAGES
-from vlmfix.settings import parse_yaml
+from vlmfix.settings import closest
 
 if TYPE_CHECKING:
     from vlmfix.methods.base import Method
 
 GROUP = "vlmfix.methods"
 GREEDY = "greedy"
-"""How people write decoding without any method."""
+"""The word for decoding without any method."""
 
-_PACKAGE = "vlmfix.methods"
+_PACKAGE = __name__.rpartition(".")[0]
 _LINE = re.compile(r'^@register_method\("([^"]+)"\)', re.MULTILINE)
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _RENAMED = {
@@ -60,12 +59,9 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
                 f"{', and not the word for no method' if name == GREEDY else ''}"
             )
         _check_class(cls)
-        other = _registered.get(name)
-        known = {} if other is None else {_place(other): None}
-        known |= {f"{module} (vlmfix)": None for module in _own().get(name, ()) if module != cls.__module__}
-        for place in known:
-            if place != _place(cls):  # the same again is the cell of a notebook, or a module read anew
-                raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
+        places = {*_own().get(name, ()), *(_place(each) for each in (_registered.get(name),) if each)}
+        for place in sorted(places - {_place(cls), cls.__module__}):  # a cell of a notebook may run again
+            raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
         cls.name = name
         _registered[name] = cls
         PACKAGES.add(cls.__module__.partition(".")[0])
@@ -181,7 +177,7 @@ def get_method(name: str) -> type[Method]:
     Raises:
         ValueError: there is none, there are two, or its package cannot be loaded.
     """
-    return _load(_current(name), _sources())
+    return _load(current_name(name), _sources())
 
 
 def make_method(name: str, /, **parameters: Any) -> Method:
@@ -195,7 +191,7 @@ def make_method(name: str, /, **parameters: Any) -> Method:
     for parameter in parameters:
         if parameter not in allowed:
             raise ValueError(
-                f"{cls.name} has no parameter {parameter!r}{_closest(parameter, allowed)}; it has "
+                f"{cls.name} has no parameter {parameter!r}{closest(parameter, allowed)}; it has "
                 f"{', '.join(allowed) or 'none'}"
             )
     return cls(**parameters)
@@ -214,124 +210,15 @@ def _load(name: str, sources: Mapping[str, Sequence[_Source]]) -> type[Method]:
             )
     if name not in _registered:
         names = _names(sources)
-        raise ValueError(f"unknown method {name!r}{_closest(name, names)}; known methods: {', '.join(names)}")
+        raise ValueError(f"unknown method {name!r}{closest(name, names)}; known methods: {', '.join(names)}")
     return _registered[name]
 
 
-def _current(name: str) -> str:
-    """A name as it is spelled today; says so, in the place of an old spelling."""
+def current_name(name: str) -> str:
+    """A name as it is spelled today; an old spelling is told with a warning."""
     old, new = _RENAMED_PREFIX
     current = f"{new}{name.removeprefix(old)}" if name.startswith(old) else _RENAMED.get(name, name)
     if current == name or current not in (names := method_names()) or name in names:
         return name
     warnings.warn(f"method {name!r} is called {current!r} now", FutureWarning, stacklevel=1)
     return current
-
-
-def _closest(word: str, choices: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def parse_methods(
-    text: str, parameters: Mapping[str, Mapping[str, Any]] | None = None
-) -> dict[str, dict[str, Any]]:
-    """The methods that a text such as "var+vcd" names, each with its parameters; none for "greedy".
-
-    Args:
-        text: one name, or several joined by `+`, in the order in which they are attached.
-        parameters: by method; None: all at their defaults.
-
-    Raises:
-        ValueError: a name is missing or comes twice, or parameters are of no method or of a wrong form.
-    """
-    names = _split(text)
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for written, values in (parameters or {}).items():
-        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-            raise ValueError(f"the parameters of {written} are {values!r}; they must be a mapping of names")
-        if not names and values:
-            raise ValueError(f"{GREEDY} has no parameters; name a method")
-        if names and (name := _current(written)) not in found:
-            raise ValueError(f"there are settings for {written}, which is not in {text}")
-        if names:
-            found[name].update(values)
-    return found
-
-
-def _split(text: str) -> list[str]:
-    written = text.split("+")
-    if "" in written:
-        rest = "+".join(filter(None, written))
-        missing = f"lacks a name beside '+'; write {rest!r}" if rest else f"names none; write {GREEDY!r}"
-        raise ValueError(f"method {text!r} {missing} or name a method there: {', '.join(method_names())}")
-    if written == [GREEDY]:
-        return []
-    if GREEDY in written:
-        rest = "+".join(each for each in written if each != GREEDY)
-        raise ValueError(f"{text}: {GREEDY} is decoding without a method; write {rest or GREEDY}")
-    names = [_current(each) for each in written]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{text} names a method twice; once is enough")
-    return names
-
-
-def parse_settings(texts: Sequence[str], settings: Iterable[str]) -> list[dict[str, dict[str, Any]]]:
-    """Several texts of methods with their parameters, see `parse_methods`.
-
-    Args:
-        texts: such as "var" and "var+vcd".
-        settings: `METHOD.KEY=VALUE`, of this method wherever it is named, or `KEY=VALUE` where there is one
-            method; values are YAML.
-
-    Raises:
-        ValueError: as `parse_methods`; or a setting is unreadable, of no method, of several, or comes twice.
-    """
-    chosen = [parse_methods(text) for text in texts]
-    names = list(dict.fromkeys(name for each in chosen for name in each))
-    for setting in settings:
-        key, value = _parse_setting(setting)
-        owner, dot, parameter = key.rpartition(".")
-        if not names:
-            raise ValueError(f"{GREEDY} has no parameters, but --set gives {key}; name a --method")
-        if not dot and (len(names) > 1 or len(texts) > 1):
-            raise ValueError(
-                f"--set {key} may belong to any of {', '.join(texts)}; write {names[0]}.{key} "
-                "(METHOD.KEY=VALUE)"
-            )
-        owner = _current(owner) if dot else names[0]
-        if owner not in names:
-            raise ValueError(f"--set {key} is of no method in --method {', '.join(texts)}")
-        for parameters in (each[owner] for each in chosen if owner in each):
-            if parameter in parameters:
-                raise ValueError(
-                    f"--set gives {parameter} twice, {parameters[parameter]!r} and {value!r}; keep one"
-                )
-            parameters[parameter] = value
-    return chosen
-
-
-def _parse_setting(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ValueError(f"--set {text!r} is not KEY=VALUE, such as --set moved_fraction=0.6")
-    try:
-        return key.strip(), parse_yaml(value)
-    except ValueError as error:
-        raise ValueError(
-            f"--set {text!r}: the value is not readable ({error}); write numbers, true/false or [1, 2]"
-        ) from error
-
-
-def make_methods(chosen: Mapping[str, Mapping[str, Any]]) -> list[Method]:
-    """The methods that `parse_methods` found.
-
-    Raises:
-        ValueError: unknown method or parameter, or a value out of its range.
-        UnsupportedError: methods that do not go together on any model.
-    """
-    from vlmfix.engine.combination import check_combination
-
-    methods = [make_method(name, **parameters) for name, parameters in chosen.items()]
-    check_combination(methods)
-    return methods

@@ -20,8 +20,8 @@ from vlmfix.methods.baselines.output_shift import (
     shifted,
 )
 from vlmfix.methods.baselines.plausibility import candidates
+from vlmfix.methods.grammar import make_methods, parse_settings
 from vlmfix.methods.logits.base import contrast, plausible
-from vlmfix.methods.registry import make_methods, parse_settings
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 ANSWER = torch.tensor([[1.0, 1.4, 0.2, -2.0]])

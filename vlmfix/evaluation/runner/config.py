@@ -14,7 +14,8 @@ import vlmfix
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.registry import get_task, task_names
-from vlmfix.methods.registry import GREEDY, make_methods, parse_methods
+from vlmfix.methods.grammar import make_methods, parse_methods
+from vlmfix.methods.registry import GREEDY
 from vlmfix.models.embedded import DEFAULT_MODEL
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 

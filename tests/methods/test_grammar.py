@@ -9,7 +9,7 @@ import pytest
 
 import vlmfix
 from vlmfix.evaluation.runner.config import Variant
-from vlmfix.methods.registry import make_methods, parse_methods, parse_settings
+from vlmfix.methods.grammar import make_methods, parse_methods, parse_settings
 
 PROMPT = "Is there a dog in the image?"
 

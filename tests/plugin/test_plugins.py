@@ -1,4 +1,4 @@
-"""Methods of other packages: used by name everywhere, and never at the cost of others."""
+"""Packages with methods and benchmarks: used by name everywhere, and never at the cost of others."""
 
 from __future__ import annotations
 
@@ -102,12 +102,32 @@ def test_a_method_of_another_package_on_the_command_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("example")
-def test_a_method_of_another_package_in_an_evaluation(world: Path, tmp_path: Path) -> None:
-    methods = ("--method", "greedy", "--method", "second_best", "--no-controls")
-    jobs.evaluate(tmp_path / "out", "pope", *methods, "--limit", "4", "--data", world)
-    runs = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-    assert "second_best" in json.dumps(runs)
-    assert any((tmp_path / "out" / "pope").glob("second_best-*"))
+def test_a_method_on_a_benchmark_of_another_package(world: Path, tmp_path: Path) -> None:
+    methods = ("--method", "greedy", "--method", "second_best", "--no-baselines")
+    jobs.evaluate(tmp_path / "out", "cats", "pope", *methods, "--limit", "4", "--data", world)
+    tasks = jobs.read(tmp_path / "out" / "metrics.json")["tasks"]
+    assert [each["task"] for each in tasks] == ["cats", "pope"]
+    for task in tasks:
+        assert [each["method"] for each in task["methods"]] == ["greedy", "second_best"]
+        assert {each["counts"]["answered"] for each in task["methods"]} == {4}
+        [run] = (tmp_path / "out" / task["task"]).glob("second_best-*")
+        stock = next((tmp_path / "out" / task["task"]).glob("greedy-*"))
+        assert answers(run) != answers(stock)
+
+
+def answers(run: Path) -> list[str]:
+    """What a run answered, in the order of the samples."""
+    return [record["text"] for record in sorted(jobs.records(run), key=lambda record: record["id"])]
+
+
+@pytest.mark.usefixtures("example")
+def test_a_benchmark_of_another_package_scores_files(tmp_path: Path) -> None:
+    file = tmp_path / "answers.txt"
+    file.write_text("Yes, a cat.\nNo.\nyes\n")
+    result = jobs.cli("score", "cats", "--answers", file, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == {"answers": 3, "yes": 2}
+    assert "cats" in jobs.cli("score", "--help").stdout
 
 
 def test_a_class_that_was_imported_has_its_name(site: Path) -> None:
