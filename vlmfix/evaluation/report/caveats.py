@@ -1,4 +1,4 @@
-"""What a reader must know before figures mislead, in sentences."""
+"""Caveats: what a reader must know before figures mislead, in sentences."""
 
 from __future__ import annotations
 
