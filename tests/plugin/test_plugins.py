@@ -19,6 +19,7 @@ import vlmfix
 from tests.support import jobs
 from tests.support.paths import ROOT
 from tests.support.plugins import add_distribution, install_example
+from vlmfix.evaluation.runner.run_key import method_identity
 from vlmfix.methods import registry
 
 SHORT = ("--max-new-tokens", "6")
@@ -118,6 +119,17 @@ def test_a_method_on_a_benchmark_of_another_package(world: Path, tmp_path: Path)
 def answers(run: Path) -> list[str]:
     """What a run answered, in the order of the samples."""
     return [record["text"] for record in sorted(jobs.records(run), key=lambda record: record["id"])]
+
+
+def test_answers_belong_to_the_code_of_the_method(example: Path, loaded: tuple[Any, Any]) -> None:
+    method = vlmfix.make_method("second_best")
+    before = method_identity(method, loaded[0])
+    assert before == method_identity(vlmfix.make_method("second_best"), loaded[0])
+    assert (before["name"], before["parameters"]) == ("second_best", {"penalty": 1000.0})
+    with (example / "vlmfix_example" / "methods.py").open("a") as file:
+        file.write("# changed")
+    assert method_identity(method, loaded[0])["code"] != before["code"]
+    assert "code" not in method_identity(vlmfix.VHR(), loaded[0])
 
 
 @pytest.mark.usefixtures("example")

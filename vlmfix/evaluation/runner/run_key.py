@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import transformers
 from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from vlmfix.evaluation.files.hashing import plain
+from vlmfix.evaluation.files.hashing import digest, plain
+from vlmfix.evaluation.files.readers import sha256_of
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.inference.decoding import set_aside
 from vlmfix.models.loading import resolve
@@ -113,14 +115,22 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
 
 
 def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, Any]:
-    """Name and complete parameters of a method, those from profiles included.
+    """Name and complete parameters of a method, those from profiles included; of another package, its code.
 
     Raises:
         ValueError: a value is missing or does not fit the model.
     """
     profile = find_profile(model)
     resolved = method if method.is_identity else method.resolve(model.config, profile)
-    return plain({"name": method.name, "parameters": resolved.parameters})
+    return plain({"name": method.name, "parameters": resolved.parameters} | _foreign_code(type(method)))
+
+
+def _foreign_code(method: type[vlmfix.Method]) -> dict[str, str]:
+    """A digest of the files of a method that the version of vlmfix says nothing about."""
+    modules = [cls.__module__ for cls in method.__mro__ if issubclass(cls, vlmfix.Method)]
+    foreign = {module for module in modules if module.partition(".")[0] != "vlmfix"}
+    files = {getattr(sys.modules.get(module), "__file__", None) for module in foreign}
+    return {"code": digest(sorted(sha256_of(file) for file in files if file))} if foreign else {}
 
 
 def environment(model: PreTrainedModel) -> dict[str, Any]:
