@@ -27,7 +27,7 @@ from vlmfix.evals.pope.dataset import pope_samples
 import vlmfix
 from vlmfix.engine import tokens
 from vlmfix.evaluation.datasets.synthetic.synthetic import SEED, synthetic_folder
-from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, Worker
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
@@ -73,7 +73,7 @@ def in_harness(
     folder: Path,
 ) -> list[str]:
     """Answers of a worker of the harness."""
-    run = Run.start(folder, {}, {}, info={})
+    run = RunStore.start(folder, {}, {}, info={})
     worker = Worker(model, processor, methods, PROTOCOL, lambda *_: {}, "0-of-1", size)
     worker.work(run, [Draw(sample, 0, 0, "") for sample in samples], max_errors=0)
     done = run.read({(sample.id, 0): None for sample in samples}).done

@@ -1,4 +1,4 @@
-"""What is in COCO images: their annotated objects, and those that their reference captions name."""
+"""Content of COCO images: their annotated objects, and those that their reference captions name."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class _Collected:
 
 def _whole(value: Any, what: str, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{where}: the {what} {shown(value)} is no whole number; those of COCO are")
+        raise ValueError(f"{where}: the {what} {shown(value)} is no whole number, as in COCO")
     return value
 
 

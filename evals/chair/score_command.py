@@ -182,7 +182,7 @@ def _refuse(path: str | Path, problems: Mapping[str, Sequence[str]], allow_parti
     found = [f"{len(ids)} {told[name]} ({examples(ids)})" for name, ids in problems.items() if ids]
     if found and not allow_partial:
         raise ValueError(
-            f"{path}: {'; '.join(found)}; mend the file or pass --allow-partial to leave them out"
+            f"{path}: {'; '.join(found)}; fix the file or pass --allow-partial to leave them out"
         )
 
 

@@ -36,7 +36,7 @@ class CaptionJudgement:
         image_id: COCO id.
         caption: as it was judged.
         mentions: the objects in order, repeated ones included.
-        hallucinated: those of them that are not in the image.
+        hallucinated: the mentions whose object is not in the image.
         classes: the classes of the mentions, once each, sorted.
         truth: the classes in the image, sorted.
         tokens: words and marks, merged pairs being one.
@@ -63,7 +63,7 @@ class Score:
     Args:
         captions: number of captions.
         mentions: mentions in all.
-        hallucinated_mentions: those of objects that are not there.
+        hallucinated_mentions: mentions of objects that are not there.
         hallucinated_captions: captions with at least one of these.
         named: sum over captions of the number of classes named.
         found: of these, the ones that are there.

@@ -93,7 +93,7 @@ class Chair(Task):
         return self._truth(scorer).objects[sample.meta["image_id"]]
 
     def _parsed(self, scorer: str, sample: Sample, text: str, truncated: bool) -> dict[str, list[str]]:
-        """Mentions in order, classes named, and those of them that are not there."""
+        """Mentions in order, classes named, and the classes named that are not there."""
         caption = drop_incomplete(text) if truncated and self.protocol.own["drop_incomplete"] else text
         judged = judge(caption, sample.meta["image_id"], self._truth(scorer))
         return {

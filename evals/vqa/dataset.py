@@ -18,7 +18,7 @@ def vqa_samples(folder: DataFolder, protocol: Protocol) -> list[Sample]:
     """Open questions in the form of VQA v2 with the answers of several people.
 
     Args:
-        folder: with questions and answers, and with instances unless the questions are those of VQA v2.
+        folder: with questions and answers, and with instances unless the questions are from VQA v2.
         protocol: of the task vqa.
 
     Returns:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from vlmfix.cli.app import app
 from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
-from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, Worker
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
@@ -128,12 +128,12 @@ def worker(
     return Worker(*loaded, methods, protocol, judge, shard, batch_size)
 
 
-def start(path: Path, key: Mapping[str, Any] | None = None) -> Run:
+def start(path: Path, key: Mapping[str, Any] | None = None) -> RunStore:
     """A run directory."""
-    return Run.start(path, key or {}, {"torch": "2"}, info={})
+    return RunStore.start(path, key or {}, {"torch": "2"}, info={})
 
 
-def answered(run: Run, asked: Sequence[Draw]) -> dict[tuple[str, int], dict[str, Any]]:
+def answered(run: RunStore, asked: Sequence[Draw]) -> dict[tuple[str, int], dict[str, Any]]:
     """The records of draws that were answered."""
     return run.read({draw.identity: draw.key for draw in asked}).done
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document with every item, and nothing else.")
+    bool, typer.Option("--json", help="Print one JSON document with every sample, and nothing else.")
 ]
 
 

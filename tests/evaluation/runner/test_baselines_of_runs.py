@@ -434,7 +434,7 @@ def test_captions_must_not_pay_with_recall() -> None:
 def test_without_controls_there_is_no_best_one() -> None:
     comparison = compared(outcomes.yes_no(), outcomes.yes_no("var"))
     assert [row.best for row in comparison.rows] == [None, None]
-    assert "beside the best control" not in printed(outcomes.yes_no(), outcomes.yes_no("var"))
+    assert "beside the best baseline" not in printed(outcomes.yes_no(), outcomes.yes_no("var"))
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,7 @@ def test_tables_and_page_show_the_best_control(tmp_path: Path) -> None:
     )
     for width in (60, 100):
         text = printed(*several, width=width)
-        assert "beside the best control" in text
+        assert "beside the best baseline" in text
         assert "not distinguishable from" in text
         assert max(map(len, text.splitlines())) <= width
     write_report(tmp_path / "report.html", compare(several), title="A run")

@@ -266,3 +266,12 @@ def test_shipped_jobs_are_jobs(path: Path) -> None:
     job = make_job(read_job(path) | {"output": "out"})
     assert job.tasks
     assert job.variants[0] == Variant.of("greedy", {})
+
+
+def test_the_old_name_of_a_setting_is_taken_with_a_line() -> None:
+    with pytest.warns(UserWarning, match="controls is now called baselines; use that name"):
+        job = make_job({"tasks": "pope", "controls": False})
+    assert not job.baselines
+    assert job.settings == {"tasks": "pope", "baselines": False}
+    with pytest.raises(ValueError, match="a job has both controls and baselines"):
+        make_job({"tasks": "pope", "controls": False, "baselines": True})

@@ -16,7 +16,7 @@ import vlmfix
 from tests.support import jobs
 from vlmfix.api import answer_batch, open_images
 from vlmfix.evaluation.runner import worker as module
-from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
 from vlmfix.evaluation.sample import Sample
 from vlmfix.methods.baselines.output_shift import answer_ids
@@ -49,7 +49,7 @@ FAILED = ["batch_size", "environment", "host", "id", "image", "key", "prompt", "
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunStore:
     return jobs.start(tmp_path / "run")
 
 
@@ -97,20 +97,22 @@ def failing(
     return sizes
 
 
-def texts(run: Run, asked: list[Sample]) -> list[str]:
+def texts(run: RunStore, asked: list[Sample]) -> list[str]:
     found = jobs.answered(run, jobs.draws(asked))
     return [found[sample.id, 0]["text"].strip() for sample in asked]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
 def test_answers_are_those_of_the_library(
-    batch_size: int, loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: Run
+    batch_size: int, loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore
 ) -> None:
     jobs.worker(loaded, batch_size=batch_size).work(run, jobs.draws(asked)[::-1], max_errors=0)
     assert texts(run, asked) == expected
 
 
-def test_a_record_says_all_about_its_answer(loaded: tuple[Any, Any], asked: list[Sample], run: Run) -> None:
+def test_a_record_says_all_about_its_answer(
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
+) -> None:
     worker = jobs.worker(
         loaded, batch_size=4, judge=lambda sample, text, cut: {"parsed": f"{sample.id}: {text}, {cut}"}
     )
@@ -132,7 +134,7 @@ def test_a_record_says_all_about_its_answer(loaded: tuple[Any, Any], asked: list
 
 
 def test_questions_about_an_image_run_together(
-    loaded: tuple[Any, Any], asked: list[Sample], run: Run, batches: list[list[str]]
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, batches: list[list[str]]
 ) -> None:
     jobs.worker(loaded, batch_size=3).work(run, jobs.draws(asked)[::-1], max_errors=0)
     images = [record["image"] for record in jobs.records(run.path)]
@@ -140,7 +142,7 @@ def test_questions_about_an_image_run_together(
     assert [sorted(batch) for batch in batches] == [sorted(jobs.QUESTIONS)] * 3
 
 
-def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[Sample], run: Run) -> None:
+def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
     encoded: list[int] = []
     tower = next(part for name, part in loaded[0].named_modules() if name.endswith("vision_tower"))
     handle = tower.register_forward_pre_hook(
@@ -158,7 +160,7 @@ def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[Sa
 
 
 def test_a_batch_is_on_disk_before_the_next_begins(
-    loaded: tuple[Any, Any], asked: list[Sample], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     told: list[str] = []
 
@@ -170,7 +172,7 @@ def test_a_batch_is_on_disk_before_the_next_begins(
     assert sorted(told) == sorted(sample.id for sample in asked)
 
 
-def test_nothing_to_do_writes_nothing(loaded: tuple[Any, Any], run: Run) -> None:
+def test_nothing_to_do_writes_nothing(loaded: tuple[Any, Any], run: RunStore) -> None:
     jobs.worker(loaded).work(run, [], max_errors=0)
     assert list((run.path / "records").iterdir()) == []
 
@@ -189,7 +191,7 @@ def test_want_of_memory_halves_the_batch_for_good(
     loaded: tuple[Any, Any],
     asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes = failing(monkeypatch, error, lambda batch: len(batch) > 2)
@@ -200,7 +202,7 @@ def test_want_of_memory_halves_the_batch_for_good(
 
 
 def test_want_of_memory_for_a_single_sample_is_recorded(
-    loaded: tuple[Any, Any], asked: list[Sample], run: Run, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hungry = asked[4]
     failing(
@@ -223,7 +225,7 @@ def test_want_of_memory_while_pictures_are_opened(
     loaded: tuple[Any, Any],
     asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Several huge pictures may not fit where one does."""
@@ -241,11 +243,11 @@ def test_want_of_memory_while_pictures_are_opened(
     assert {record["status"] for record in jobs.records(run.path)} == {"ok"}
 
 
-def test_an_sample_that_breaks_a_batch_is_found(
+def test_a_sample_that_breaks_a_batch_is_found(
     loaded: tuple[Any, Any],
     asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     poison = [dataclasses.replace(sample) for sample in asked]
@@ -287,7 +289,7 @@ def bomb() -> bytes:
 
 
 def test_broken_pictures_are_failures_once_each(
-    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: Run, tmp_path: Path
+    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore, tmp_path: Path
 ) -> None:
     bad = [
         Sample(f"pope/{name}/0", name, path, jobs.QUESTIONS[0], "yes", {})
@@ -311,7 +313,11 @@ def test_broken_pictures_are_failures_once_each(
 
 @pytest.mark.parametrize("error", [struct.error("unpack"), KeyError("tag"), RecursionError(), EOFError()])
 def test_readers_of_pictures_may_raise_anything(
-    error: Exception, loaded: tuple[Any, Any], asked: list[Sample], run: Run, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    loaded: tuple[Any, Any],
+    asked: list[Sample],
+    run: RunStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unreadable(path: Path) -> list[Image.Image]:
         if path == asked[0].image:
@@ -326,7 +332,7 @@ def test_readers_of_pictures_may_raise_anything(
 
 
 def test_a_placeholder_for_images_in_a_question_is_a_failure_of_that_sample(
-    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore
 ) -> None:
     strange = [
         dataclasses.replace(asked[1], id=f"pope/strange/{number}", prompt=prompt)
@@ -361,7 +367,7 @@ def test_strange_questions_are_answered_alone_and_together(
     assert found[0] == found[1]
 
 
-def test_questions_without_image(loaded: tuple[Any, Any], asked: list[Sample], run: Run) -> None:
+def test_questions_without_image(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
     bare = [dataclasses.replace(sample, id=f"{sample.id}/bare", image=None) for sample in asked[:2]]
     jobs.worker(loaded).work(run, jobs.draws([*asked[:3], *bare]), max_errors=0)
     plain = vlmfix.generate(*loaded, [None, None], [sample.prompt for sample in bare], max_new_tokens=4)
@@ -370,7 +376,7 @@ def test_questions_without_image(loaded: tuple[Any, Any], asked: list[Sample], r
 
 
 def test_a_prompt_that_is_far_longer_goes_alone(
-    loaded: tuple[Any, Any], asked: list[Sample], run: Run, batches: list[list[str]]
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, batches: list[list[str]]
 ) -> None:
     """Padding its neighbours to its length would cost more than the batch saves."""
     longer = [dataclasses.replace(asked[4], prompt="word " * 600), *asked[:4], *asked[5:]]
@@ -383,7 +389,7 @@ def test_a_prompt_that_is_far_longer_goes_alone(
 
 @pytest.mark.parametrize(("allowed", "stops"), [(2, True), (3, False)])
 def test_too_many_failures_stop_the_work(
-    allowed: int, stops: bool, loaded: tuple[Any, Any], asked: list[Sample], run: Run, tmp_path: Path
+    allowed: int, stops: bool, loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, tmp_path: Path
 ) -> None:
     bad = [dataclasses.replace(sample, image=tmp_path / "missing.png") for sample in asked[:3]]
     worker = jobs.worker(loaded, batch_size=1)
@@ -399,7 +405,7 @@ def test_too_many_failures_stop_the_work(
 
 
 def test_a_method_that_does_not_go_with_the_model_stops_the_work(
-    loaded: tuple[Any, Any], asked: list[Sample], run: Run, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, vlmfix.UnsupportedError("static cache"), lambda batch: True)
     with pytest.raises(vlmfix.UnsupportedError, match="static cache"):
@@ -408,7 +414,7 @@ def test_a_method_that_does_not_go_with_the_model_stops_the_work(
 
 
 def test_a_parser_that_raises_loses_no_answer(
-    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore
 ) -> None:
     def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
         if sample == asked[3]:
@@ -422,7 +428,7 @@ def test_a_parser_that_raises_loses_no_answer(
 
 @pytest.mark.parametrize("name", ["greedy", "var", "vhr", "fastv", "var+vhr"])
 def test_what_methods_did_adds_up_over_samples(
-    name: str, loaded: tuple[Any, Any], asked: list[Sample], run: Run
+    name: str, loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     methods = [] if name == "greedy" else [vlmfix.make_method(each) for each in name.split("+")]
     jobs.worker(loaded, methods, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
@@ -440,7 +446,7 @@ def test_what_methods_did_adds_up_over_samples(
 
 
 def test_methods_give_the_same_answers_in_batches_as_in_the_library(
-    loaded: tuple[Any, Any], asked: list[Sample], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     strong = vlmfix.VAR(moved_fraction=1.0, min_image_mass=0.0, min_non_sink_share=0.0)
     jobs.worker(loaded, [strong], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
@@ -452,7 +458,7 @@ def test_methods_give_the_same_answers_in_batches_as_in_the_library(
 
 @pytest.mark.parametrize("name", ["carve", "carve+var"])
 def test_a_method_that_asks_several_times(
-    name: str, loaded: tuple[Any, Any], asked: list[Sample], run: Run
+    name: str, loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     methods = [vlmfix.make_method(each) for each in name.split("+")]
     few = asked[:2]
@@ -488,7 +494,7 @@ def test_the_model_is_left_as_it_was(
     loaded: tuple[Any, Any],
     asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever interrupts the work, the next worker goes on with what is left."""
@@ -555,7 +561,7 @@ def test_repeats_depend_on_neither_batches_nor_workers(
     sampled: dict[tuple[str, int], str],
     loaded: tuple[Any, Any],
     asked: list[Sample],
-    run: Run,
+    run: RunStore,
 ) -> None:
     draws = jobs.draws(asked, jobs.SAMPLED)
     for index in reversed(range(shards)):
@@ -569,7 +575,7 @@ def test_repeats_depend_on_neither_batches_nor_workers(
 
 
 def test_repeats_follow_the_seed_of_the_run(
-    sampled: dict[tuple[str, int], str], loaded: tuple[Any, Any], asked: list[Sample], run: Run
+    sampled: dict[tuple[str, int], str], loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     draws = [dataclasses.replace(draw, seed=draw.seed + 100) for draw in jobs.draws(asked, jobs.SAMPLED)]
     jobs.worker(loaded, protocol=jobs.SAMPLED, batch_size=32).work(run, draws, max_errors=0)
@@ -577,13 +583,13 @@ def test_repeats_follow_the_seed_of_the_run(
     assert found != sampled
 
 
-def test_carve_samples_its_final_answer(loaded: tuple[Any, Any], asked: list[Sample], run: Run) -> None:
+def test_carve_samples_its_final_answer(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
     draws = jobs.draws(asked[2:3], jobs.SAMPLED)
     jobs.worker(loaded, [vlmfix.CARVE()], protocol=jobs.SAMPLED).work(run, draws, max_errors=0)
     assert len({record["text"] for record in jobs.records(run.path)}) > 1
 
 
-def test_beams(loaded: tuple[Any, Any], asked: list[Sample], run: Run) -> None:
+def test_beams(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
     protocol = jobs.PROTOCOL.with_(num_beams=3)
     method = vlmfix.VAR()
     jobs.worker(loaded, [method], protocol=protocol, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
@@ -642,7 +648,7 @@ def test_methods_say_what_is_asked_and_how_it_is_decoded(
 
 
 def test_what_logit_methods_move_adds_up_over_samples(
-    loaded: tuple[Any, Any], asked: list[Sample], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     method = vlmfix.M3ID(decay=0.5)
     jobs.worker(loaded, [method], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
@@ -660,7 +666,7 @@ def test_margins_between_yes_and_no(loaded: tuple[Any, Any], asked: list[Sample]
     for size in (1, 9):
         run = jobs.start(tmp_path / str(size))
         worker = jobs.worker(loaded, batch_size=size)
-        Worker(*loaded, [], jobs.PROTOCOL, worker.parse, "0-of-1", size, ids).work(
+        Worker(*loaded, [], jobs.PROTOCOL, worker.judge, "0-of-1", size, ids).work(
             run, jobs.draws(asked), max_errors=0
         )
         margins.append({record["id"]: record["margin"] for record in jobs.records(run.path)})

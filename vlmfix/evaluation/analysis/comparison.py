@@ -119,7 +119,7 @@ class Comparison:
 
     @property
     def others(self) -> list[Row]:
-        """Whose answers are shown beside those of the first: tested methods; without any, baselines."""
+        """Whose answers are shown beside the answers of the first: tested methods; without any, baselines."""
         return [row for row in self.rows[1:] if row.outcome.baseline_of is None] or self.rows[1:]
 
     def headline(self, group: str) -> list[Metric]:
@@ -141,7 +141,7 @@ def compare(outcomes: Sequence[Outcome]) -> list[Comparison]:
     bootstrap; both are paired for differences. Neither depends on the order of the samples.
 
     Args:
-        outcomes: those of one task and protocol are compared with each other.
+        outcomes: outcomes of one task and protocol are compared with each other.
 
     Raises:
         ValueError: two outcomes of a task and protocol have the same label, or an outcome has a sample or a

@@ -1,4 +1,4 @@
-"""The metrics of one method with their intervals, and their differences to those of another."""
+"""The metrics of one method with their intervals, and their differences to the metrics of another."""
 
 from __future__ import annotations
 

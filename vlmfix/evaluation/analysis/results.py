@@ -1,4 +1,4 @@
-"""What comes out of a job: metrics as sums over samples, and one outcome for each task and method."""
+"""Results of a job: metrics as sums over samples, and one outcome for each task and method."""
 
 from __future__ import annotations
 

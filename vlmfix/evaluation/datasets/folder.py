@@ -1,4 +1,4 @@
-"""What a data folder holds for which task, and what was read of it."""
+"""Data folders: the files that they hold for each task, and what was read of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DataFolder:
         questions: VQA v2 questions.
         answers: VQA v2 annotations.
         ids: the image ids of the list that the protocol names.
-        synonyms: the words of each object class for CHAIR; None: those of the library.
+        synonyms: the words of each object class for CHAIR; None: the words of the library.
         is_synthetic: whether the folder holds scenes of the synthetic world.
         used: what was read so far, by its role: file, SHA-256, rows.
     """

@@ -136,7 +136,7 @@ def _rows(data: HubData) -> datasets.Dataset:
 
     try:
         loaded = _load(data)
-    except Exception as error:  # of many kinds, for data that only the user can mend
+    except Exception as error:  # of many kinds, for data that only the user can fix
         kinds = (FileNotFoundError, ConnectionError, OSError)
         kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
         reason = " ".join(str(error).split())

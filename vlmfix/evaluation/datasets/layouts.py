@@ -1,4 +1,4 @@
-"""Where files lie in a COCO root, as POPE and VQA v2 call theirs, and in what `vlmfix scenes` writes."""
+"""Places and names of files in a COCO root, of POPE and VQA v2, and in what `vlmfix scenes` writes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def find_captions(root: Path, instances: Path | None) -> Path | None:
 
 
 def find_images(root: Path, instances: Path | None) -> tuple[Path, ...]:
-    """The folders of pictures, those of the same part of COCO as the instances first."""
+    """The folders of pictures, first the same part of COCO as the instances."""
     parts = sorted(PARTS, key=lambda part: instances is None or part not in instances.name)
     names = [*parts, *(f"images/{part}" for part in parts), "images"]
     folders = [root / name for name in names if (root / name).is_dir()]

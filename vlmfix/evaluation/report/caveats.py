@@ -1,4 +1,4 @@
-"""What a reader must know before figures mislead, in sentences."""
+"""Caveats: what a reader must know before figures mislead, in sentences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def failed(outcome: Outcome) -> str:
     reasons = sorted(outcome.failures.items(), key=lambda each: (-each[1], each[0]))
     listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
     total = sum(outcome.failures.values())
-    return f"{total:,} of {outcome.counts.get('items', len(outcome.samples)):,} samples failed ({listed})"
+    return f"{total:,} of {outcome.counts.get('samples', len(outcome.samples)):,} samples failed ({listed})"
 
 
 def _caveats(row: Row) -> list[str]:

@@ -1,4 +1,4 @@
-"""From the records of runs to figures, files and the report."""
+"""Collection of the records of runs into figures, files and the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlmfix.evaluation.files.atomic import write_json, write_text
 from vlmfix.evaluation.report.html import write_report
 from vlmfix.evaluation.report.json_summary import costs, summarise
 from vlmfix.evaluation.runner.plan import RunPlan
-from vlmfix.evaluation.runner.run_store import Run, read_manifest
+from vlmfix.evaluation.runner.run_store import RunStore, read_manifest
 from vlmfix.evaluation.tasks.scoring import score_of
 
 METRICS, COSTS, REPORT, ERRORS = "metrics.json", "costs.json", "report.html", "errors.jsonl"
@@ -70,7 +70,7 @@ def outcome_of(plan: RunPlan) -> Outcome:
     """
     task, manifest = plan.task, read_manifest(plan.path)
     identities = list(plan.identities)
-    records = Run(plan.path, manifest).read({(sample.id, repeat): None for sample, repeat in identities})
+    records = RunStore(plan.path, manifest).read({(sample.id, repeat): None for sample, repeat in identities})
     found = [records.done.get((sample.id, repeat)) for sample, repeat in identities]
     failed = [records.failed.get((sample.id, repeat)) for sample, repeat in identities]
     samples = [sample for sample, _ in identities]
@@ -189,7 +189,7 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     if not records or not all("time_decode" in record for record in records):
-        return {}  # answers that were made of those of other runs cost nothing
+        return {}  # answers that were made from the answers of other runs cost nothing
     memory = [record["peak_memory"] for record in records if record["peak_memory"] is not None]
     return {
         "seconds per sample": fmean(record["time_prefill"] + record["time_decode"] for record in records),

@@ -52,7 +52,7 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
         yield from _fitting(f"{name}: {main} by group", rows, cells, width)
     if tested := [row for row in rows if row.best]:
         labels = [Text(f"{row.outcome.method}\n{row.best.words}") for row in tested if row.best]
-        yield from _fitting(f"{name}: beside the best control", tested, _gains(tested), width, labels)
+        yield from _fitting(f"{name}: beside the best baseline", tested, _gains(tested), width, labels)
     beside = companions(comparison)
     texts = {head: [Text(each[head]) for each in beside] for head in beside[0]}
     if any(row.mcnemar for row in rows):

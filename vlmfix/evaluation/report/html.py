@@ -152,7 +152,7 @@ def _section(comparison: Comparison, differing: list[Disagreement], limit: int) 
 
 
 def _others(comparisons: Sequence[Comparison]) -> list[str]:
-    """All methods whose answers are shown beside those of a first one."""
+    """All methods whose answers are shown beside the answers of a first one."""
     return list(dict.fromkeys(row.outcome.method for each in comparisons for row in each.others))
 
 

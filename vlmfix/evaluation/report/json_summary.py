@@ -24,7 +24,7 @@ from vlmfix.evaluation.analysis.statistics import (
 from vlmfix.evaluation.report.caveats import caveats
 
 DIGITS = 8
-"""Significant digits of written numbers; what lies behind them may depend on the machine."""
+"""Significant digits of written numbers; what comes after them may depend on the machine."""
 
 
 def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What was run, in a few words: model, software, data and decoding, out of the details of outcomes."""
+"""Provenance of results, in short: model, software, data and decoding, from the details of outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which baselines stand beside the methods of a comparison.
+"""Baselines that stand beside the methods of a comparison.
 
 Greedy decoding belongs to every comparison, a biased prompt and an output shift to yes/no questions, cutting
 to equal lengths to captions; each task names its own. Others (sampling, beams, the plausibility cut, sharper

@@ -1,4 +1,4 @@
-"""What an evaluation job is: tasks, a model, methods, data, and how to run them."""
+"""Settings of an evaluation job: tasks, a model, methods, data, and how to run them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PLAIN: dict[str, tuple[type, str]] = {
     "allow_environment_change": (bool, "true or false"),
     "allow_missing": (bool, "true or false"),
 }
-# By default so many samples may fail, as a share and at least as a number.
+# Samples that may fail by default: this share, and at least this number.
 ERROR_SHARE, ERROR_COUNT = 0.01, 25
 # Old names of settings.
 _RENAMED = {"controls": "baselines"}
@@ -126,7 +126,7 @@ class Job:
     allow_missing: bool = False
 
     def allowed_errors(self, samples: int) -> int:
-        """How many of so many samples may fail."""
+        """How many of a number of samples may fail."""
         if self.max_errors is None:
             return max(ERROR_COUNT, int(ERROR_SHARE * samples))
         return self.max_errors if isinstance(self.max_errors, int) else int(self.max_errors * samples)

@@ -1,4 +1,4 @@
-"""A job at work: what is left to do of each run, as far as it belongs to this process."""
+"""Execution of a job: what is left to do of each run, as far as it belongs to this process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def execute(
     """Answer what is left of a job, as far as it belongs to this process.
 
     Baselines that are made to match a method begin when its run has ended. The process that finds it ended
-    answers all of them, those of others too: they may have gone by then.
+    answers all of them, also the samples of other processes, which may have ended by then.
 
     Args:
         job: what to do.
@@ -182,7 +182,7 @@ class _Work:
             self.answer(active, Shard((self.shard.index + number) % self.shard.of, self.shard.of))
 
     def copy(self, active: ActiveRun, answers: Mapping[Identity, Mapping[str, Any]]) -> None:
-        """Write down answers that were made of those of other runs."""
+        """Write down answers that were made from the answers of other runs."""
         records = active.read()
         new = []
         for identity, draw in active.draws.items():

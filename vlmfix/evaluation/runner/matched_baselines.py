@@ -44,7 +44,7 @@ class Matched:
         variant: how tables show it.
         calibrated_on: names of runs, by what was taken from them.
         settings: name and parameters of one that asks no model, in the form of `method_identity`.
-        answers: those of such a row, by sample; in the form of records.
+        answers: the answers of such a row, by sample; in the form of records.
     """
 
     variant: Variant
@@ -103,7 +103,7 @@ def _truncations(greedy: Answered, method: Answered, processor: ProcessorMixin) 
 
 
 def _truncated(variant: Variant, captions: Answered, others: Answered, processor: ProcessorMixin) -> Matched:
-    """Captions of one run cut to the lengths of those of another."""
+    """Captions of one run cut to the lengths of the captions of another."""
     both = [identity for identity in captions.records.done if identity in others.records.done]
     records = [captions.records.done[identity] for identity in both]
     left = limits(

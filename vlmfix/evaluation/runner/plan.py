@@ -1,4 +1,4 @@
-"""What a job comes to: its samples, its runs, and the file that lists them."""
+"""Plan of a job: its samples, its runs, and the file that lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Showing a job at work: bars on a terminal, a few plain lines elsewhere."""
+"""Progress of a job: bars on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that changes an answer, written down: model, processor, method, decoding, library."""
+"""Key of a run, everything that changes an answer: model, processor, method, decoding, library."""
 
 from __future__ import annotations
 

@@ -49,12 +49,12 @@ class Records:
     duplicates: int
 
     def is_complete(self, samples: int) -> bool:
-        """Whether all of so many samples were tried."""
+        """Whether this number of samples was tried."""
         return len(self.done) + len(self.failed) == samples
 
 
 @dataclass
-class Run:
+class RunStore:
     """A run directory.
 
     Args:
@@ -77,7 +77,7 @@ class Run:
         *,
         info: Mapping[str, Any],
         allow_change: bool = False,
-    ) -> Run:
+    ) -> RunStore:
         """Make a run, or go on with it.
 
         Args:
@@ -144,7 +144,7 @@ class Run:
                 continue
             expected = keys[identity]
             if record["status"] != "ok":
-                if expected in (None, record["key"]):  # else what failed was mended since
+                if expected in (None, record["key"]):  # else what failed was fixed since
                     failed[identity] = record
                 continue
             if record["key"] != (expected or seen.setdefault(identity, record["key"])):

@@ -1,4 +1,4 @@
-"""Which part of the work a process takes."""
+"""Shards: the part of the work that a process takes."""
 
 from __future__ import annotations
 

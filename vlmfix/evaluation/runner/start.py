@@ -1,4 +1,4 @@
-"""The beginning of a run: its key, its directory, and what it asks."""
+"""Start of a run: its key, its directory, and what it asks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vlmfix.evaluation.runner.run_store import (
     Identity,
     Records,
     ResumeError,
-    Run,
+    RunStore,
     read_manifest,
     sample_key,
 )
@@ -43,7 +43,7 @@ class ActiveRun:
 
     task_plan: TaskPlan
     plan: RunPlan
-    run: Run
+    run: RunStore
     draws: Mapping[Identity, Draw]
 
     def read(self) -> Records:
@@ -136,7 +136,9 @@ class RunStarter:
             "profiles": plain(profile_values(variant.methods, self.model)),
             "decoding": plain(decoding_of(self.model, variant.methods, task.protocol)),
         }
-        run = Run.start(path, key, self._environment, info=info, allow_change=job.allow_environment_change)
+        run = RunStore.start(
+            path, key, self._environment, info=info, allow_change=job.allow_environment_change
+        )
         draws = {}
         for sample, repeat in plan.identities:
             part = self._parts[task.name][sample.id, repeat] | {"prompt": asked(sample)}
@@ -187,7 +189,7 @@ def _sample_parts(
             content = content_hash(sample)
             str(sample.image).encode()
         except ValueError as error:
-            raise ValueError(f"{sample.id} cannot be written down ({error}); mend its texts") from error
+            raise ValueError(f"{sample.id} cannot be written down ({error}); fix its texts") from error
         for repeat, seed in enumerate(task.protocol.seeds):
             parts[sample.id, repeat] = {
                 "id": sample.id,

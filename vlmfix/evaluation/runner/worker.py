@@ -22,7 +22,7 @@ from vlmfix.api import answer_batch, decoding_under, prompt_under
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
-from vlmfix.evaluation.runner.run_store import Identity, Run
+from vlmfix.evaluation.runner.run_store import Identity, RunStore
 from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
@@ -106,7 +106,7 @@ class Worker:
 
     def work(
         self,
-        run: Run,
+        run: RunStore,
         draws: Sequence[Draw],
         *,
         max_errors: int,
@@ -167,7 +167,7 @@ class Worker:
         return batch
 
     def _records(self, batch: list[Draw]) -> list[dict[str, Any]] | None:
-        """One record a draw, of success or of failure; None: memory ran out for so many."""
+        """One record a draw, of success or of failure; None: memory ran out for this number."""
         opened = _opened(batch)
         if len(batch) > 1 and any(
             isinstance(found, Exception) and is_out_of_memory(found) for found in opened.values()
@@ -316,7 +316,7 @@ def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
     Args:
         draw: what was asked.
         prompt: in these words.
-        batch_size: beside so many others.
+        batch_size: number of prompts in its batch.
     """
     return {
         "id": draw.sample.id,

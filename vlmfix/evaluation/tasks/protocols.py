@@ -138,7 +138,7 @@ class Protocol:
         Args:
             name: of letters, digits, '.', '-' and '_'.
             task: name of the task.
-            values: settings of decoding, and those of the task; `mirrors` in words.
+            values: settings of decoding and of the task; `mirrors` in words.
             allowed: the settings of the task.
 
         Raises:

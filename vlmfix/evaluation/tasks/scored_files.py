@@ -1,4 +1,4 @@
-"""What the command `vlmfix score NAME` of a benchmark gives back, to be printed."""
+"""Results of the command `vlmfix score NAME` of a benchmark, to be printed."""
 
 from __future__ import annotations
 
