@@ -49,7 +49,7 @@ class DeCo(Method):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of an inner layer are added",
+        changes="the logits of an inner layer are added",
         where="every step, among the likeliest tokens",
         forwards=1.0,
         provenance="released code",
