@@ -13,7 +13,7 @@ from hatchling.builders.wheel import WheelBuilder
 import vlmfix
 from tests.support.paths import ROOT
 from vlmfix.cli.display import methods_markdown
-from vlmfix.models.loading import EMBEDDED
+from vlmfix.models.embedded import EMBEDDED
 
 
 def test_every_method_is_exported_and_described() -> None:

@@ -152,10 +152,10 @@ def _objects_in(content: Any, key: str, where: str, *, required: bool = True) ->
         raise ValueError(f"{where}: {shown(content)} is no object; a COCO file is one, with {key!r} in it")
     if key not in content and not required:
         return []
-    items = content.get(key)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    samples = content.get(key)
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         found = examples(map(repr, content), 6) or "none"
         raise ValueError(
             f"{where}: no list of objects under {key!r}, found the keys {found}; give a COCO file"
         )
-    return items
+    return samples

@@ -16,6 +16,7 @@ from vlmfix.evaluation.files.readers import (
     sha256_of,
     text_of,
 )
+from vlmfix.evaluation.tasks import lengths
 
 from . import scorer
 from .scorer import (
@@ -116,7 +117,9 @@ def score_file(
         else:
             kept[image_id] = text
     _refuse(captions, problems, allow_partial)
-    shortened = {key: scorer.drop_incomplete(text) for key, text in kept.items()} if drop_incomplete else kept
+    shortened = kept
+    if drop_incomplete:
+        shortened = {key: lengths.drop_incomplete(text) for key, text in kept.items()}
     judgements = [scorer.judge(text, image_id, truth) for image_id, text in shortened.items()]
     if not judgements:
         raise ValueError(f"{captions}: no caption is of a known image; give the COCO files that have them")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from vlmfix.evaluation.tasks.ratios import harmonic_mean, ratio, undefined
 
 from .ground_truth import GroundTruth
-from .tokens import drop_incomplete
 from .vocabulary import (
     VARIANTS,
     Mention,
@@ -25,7 +24,6 @@ __all__ = [
     "Score",
     "Variant",
     "Vocabulary",
-    "drop_incomplete",
     "judge",
     "object_errors",
     "score",

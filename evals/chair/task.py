@@ -11,23 +11,14 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData, hub_items
-from vlmfix.evaluation.datasets.items import chair_items
-from vlmfix.evaluation.tasks.base import (
-    Item,
-    Judgement,
-    Scores,
-    Task,
-)
-from vlmfix.evaluation.tasks.lengths import length_metrics
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
+from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
+from vlmfix.evaluation.tasks.protocols import JOIN, PROMPT, SWITCH, TEXT, count, one_of
 
-from .scorer import (
-    CaptionJudgement,
-    GroundTruth,
-    drop_incomplete,
-    judge,
-    object_errors,
-)
+from .dataset import chair_samples
+from .scorer import CaptionJudgement, GroundTruth, judge, object_errors
 from .vocabulary import VARIANTS, Vocabulary
 
 
@@ -35,43 +26,59 @@ class Chair(Task):
     """Captions, whose objects are looked up in the annotations and reference captions of the image."""
 
     name: ClassVar = "chair"
+    settings: ClassVar = {
+        "prompt": PROMPT,
+        "suffix": TEXT,
+        "join": JOIN,
+        "scorer": one_of(VARIANTS, required=True),
+        "drop_incomplete": SWITCH,
+        "subset": TEXT,
+        "subset_size": count(),
+    }
     running: ClassVar = "captions without hallucination"
-    controls: ClassVar = ("baseline.truncate",)
+    baselines: ClassVar = ("baseline.truncate",)
     tradeoff: ClassVar = ("CHAIRi", "recall")
 
-    def items(self, built: Path) -> list[Item]:
+    def samples(self, built: Path) -> list[Sample]:
         if isinstance(self.data, HubData):
-            return hub_items(self.data, self.protocol, built)
-        items = chair_items(self.data, self.protocol)
+            raise ValueError(
+                f"chair cannot use the data set {self.data.name}: it needs instances and captions of COCO; "
+                "give data: {root: FOLDER}"
+            )
+        samples = chair_samples(self.data, self.protocol)
         self._truth(self.protocol.scorer)  # what the scorer refuses is told before any work
-        return items
+        return samples
 
-    def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
-        judged = self._judged(self.protocol.scorer, item, text, cut)
+    def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
+        judged = self._judged(self.protocol.scorer, sample, text, truncated)
         wrong = list(dict.fromkeys(mention.category for mention in judged.hallucinated))
         named = f"not there: {', '.join(wrong)}" if wrong else f"there: {', '.join(judged.classes)}"
         verdict = named if judged.classes else "names no object"
-        return Judgement({"named": list(judged.classes), "not there": wrong}, verdict, float(not wrong))
+        return Score({"named": list(judged.classes), "not there": wrong}, verdict, float(not wrong))
 
-    def scores(self, items: Sequence[Item], texts: Sequence[str | None], cut: Sequence[bool]) -> Scores:
+    def scores(
+        self, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+    ) -> TaskMetrics:
         found = {}
         for scorer in dict.fromkeys([self.protocol.scorer, *self._other_scorers]):
             judged = [
-                None if text is None else self._judged(scorer, item, text, is_cut)
-                for item, text, is_cut in zip(items, texts, cut, strict=True)
+                None if text is None else self._judged(scorer, sample, text, is_truncated)
+                for sample, text, is_truncated in zip(samples, texts, truncated, strict=True)
             ]
             found[scorer] = _metrics(judged)
             if scorer == self.protocol.scorer:
                 objects = object_errors([each for each in judged if each is not None])
         headline = found[self.protocol.scorer]
-        return Scores(metrics=[*headline, *length_metrics(texts, cut)], parsers=found, objects=objects)
+        return TaskMetrics(
+            metrics=[*headline, *length_metrics(texts, truncated)], parsers=found, objects=objects
+        )
 
-    def gold(self, item: Item) -> str:
-        return ", ".join(sorted(self._truth(self.protocol.scorer).objects[item.meta["image_id"]]))
+    def target(self, sample: Sample) -> str:
+        return ", ".join(sorted(self._truth(self.protocol.scorer).objects[sample.meta["image_id"]]))
 
-    def _judged(self, scorer: str, item: Item, text: str, cut: bool) -> CaptionJudgement:
-        caption = drop_incomplete(text) if cut and self.protocol.drop_incomplete else text
-        return judge(caption, item.meta["image_id"], self._truth(scorer))
+    def _judged(self, scorer: str, sample: Sample, text: str, truncated: bool) -> CaptionJudgement:
+        caption = drop_incomplete(text) if truncated and self.protocol.own["drop_incomplete"] else text
+        return judge(caption, sample.meta["image_id"], self._truth(scorer))
 
     @cached_property
     def _other_scorers(self) -> list[str]:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import vlmfix
 from tests.support.paths import ROOT
 from vlmfix.cli.app import app
-from vlmfix.cli.options import strict
+from vlmfix.cli.console import strict
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.models.loading import resolve
 

@@ -12,11 +12,12 @@ import pytest
 from vlmfix.evals.chair import scorer
 from vlmfix.evals.chair.plurals import BIGRAMS
 from vlmfix.evals.chair.score_command import as_json, score_file
-from vlmfix.evals.chair.scorer import GroundTruth, Vocabulary, drop_incomplete
+from vlmfix.evals.chair.scorer import GroundTruth, Vocabulary
 from vlmfix.evals.chair.synonyms import OWN_ENTRIES
 from vlmfix.evals.chair.tokens import token_starts, tokenize
 
 from tests.support.paths import OFFICIAL
+from vlmfix.evaluation.tasks.lengths import drop_incomplete
 
 SYNONYMS = OFFICIAL / "chair" / "synonyms.txt"
 needs_official = pytest.mark.skipif(

@@ -28,7 +28,7 @@ def test_all_that_is_not_said_has_a_default() -> None:
     assert job.output == Path("runs/tiny-llava")
     assert (job.limit, job.max_errors, job.resume, job.retry_errors) == (None, None, "if_possible", True)
     assert not job.allow_environment_change
-    assert job.controls
+    assert job.baselines
     assert make_job({"tasks": "pope", "model": "org/some-model"}).output == Path("runs/some-model")
 
 
@@ -87,11 +87,11 @@ def test_limits_are_numbers_or_shares(value: Any, limit: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_errors", "items", "allowed"),
+    ("max_errors", "samples", "allowed"),
     [(None, 100, 25), (None, 100_000, 1000), (0, 100, 0), (3, 100, 3), (0.1, 100, 10), ("0.5", 7, 3)],
 )
-def test_allowed_errors(max_errors: Any, items: int, allowed: int) -> None:
-    assert make_job(BASE | {"max_errors": max_errors}).allowed_errors(items) == allowed
+def test_allowed_errors(max_errors: Any, samples: int, allowed: int) -> None:
+    assert make_job(BASE | {"max_errors": max_errors}).allowed_errors(samples) == allowed
 
 
 @pytest.mark.parametrize(("value", "size"), [("auto", 0), (1, 1), ("64", 64), (10**30, 10**30)])
@@ -188,7 +188,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("resume", True, "resume is True"),
     ("resume", ["always"], r"resume is \['always'\]"),
     ("retry_errors", "no", "retry_errors is 'no'; it must be true or false"),
-    ("controls", "no", "controls is 'no'; it must be true or false"),
+    ("baselines", "no", "baselines is 'no'; it must be true or false"),
     ("allow_environment_change", 1, "allow_environment_change is 1; it must be true or false"),
     ("data", 5, "data must be 'synthetic', a path, or a mapping of paths"),
     ("data", ["a"], "data must be 'synthetic', a path, or a mapping"),
@@ -205,7 +205,7 @@ def test_wrong_settings_are_named_with_what_they_must_be(key: Any, value: Any, m
 def test_a_protocol_with_deviations() -> None:
     protocol = parse_protocol("chair.512/coco+max_new_tokens=64+drop_incomplete=true+prompt='What is it?'")
     assert protocol.id == 'chair.512/coco+drop_incomplete=true+max_new_tokens=64+prompt="What is it?"'
-    assert (protocol.max_new_tokens, protocol.drop_incomplete) == (64, True)
+    assert (protocol.max_new_tokens, protocol.own["drop_incomplete"]) == (64, True)
     assert parse_protocol("pope.llava").id == "pope.llava"
 
 

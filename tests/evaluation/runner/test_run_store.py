@@ -21,8 +21,8 @@ from vlmfix.evaluation.runner.run_store import (
     ResumeError,
     Run,
     differences,
-    item_key,
     read_manifest,
+    sample_key,
 )
 
 KEY = {"method": {"name": "var", "moved_fraction": 0.4}, "seed": 0}
@@ -31,11 +31,11 @@ KEYS = {("a", 0): "k", ("b", 0): "k", ("c", 0): "k"}
 
 
 def record(
-    id: str, text: str = "Yes.", *, at: float = 1.0, key: str = "k", sample: int = 0
+    id: str, text: str = "Yes.", *, at: float = 1.0, key: str = "k", repeat: int = 0
 ) -> dict[str, Any]:
     return {
         "id": id,
-        "sample": sample,
+        "repeat": repeat,
         "key": key,
         "status": "ok",
         "text": text,
@@ -47,7 +47,7 @@ def record(
 def failure(id: str, *, at: float = 1.0, key: str = "k") -> dict[str, Any]:
     return {
         "id": id,
-        "sample": 0,
+        "repeat": 0,
         "key": key,
         "status": "error",
         "error": "broken",
@@ -101,8 +101,8 @@ def test_records_come_back_as_they_were(run: Run) -> None:
     assert [path.name for path in (run.path / "records").iterdir()] == ["0-of-1-000.jsonl"]
 
 
-def test_records_of_other_items_do_not_matter(run: Run) -> None:
-    write(run, record("a"), record("z", key="other"), record("b", sample=3))
+def test_records_of_other_samples_do_not_matter(run: Run) -> None:
+    write(run, record("a"), record("z", key="other"), record("b", repeat=3))
     assert set(run.read(KEYS).done) == {("a", 0)}
 
 
@@ -134,7 +134,7 @@ DAMAGED = [
     "{}",
     "",
     json.dumps(record("b") | {"text": 5}),
-    json.dumps(record("b") | {"sample": [1]}),
+    json.dumps(record("b") | {"repeat": [1]}),
     json.dumps(record("b") | {"written_at": "now"}),
     json.dumps(record("b") | {"key": None}),
     json.dumps({key: value for key, value in record("b").items() if key != "finish"}),
@@ -218,7 +218,7 @@ def test_a_failure_under_another_key_is_no_answer_and_no_obstacle(run: Run) -> N
     assert set(run.read({("a", 0): None}).done) == {("a", 0)}
 
 
-def test_without_keys_the_answers_to_an_item_must_agree(run: Run) -> None:
+def test_without_keys_the_answers_to_an_sample_must_agree(run: Run) -> None:
     write(run, record("a"), record("b", key="l"))
     assert len(run.read(dict.fromkeys(KEYS)).done) == 2
     write(run, record("a", key="l"), name="1-of-1-000.jsonl")
@@ -432,9 +432,9 @@ def test_differences_name_what_changed() -> None:
     assert differences(1, 2, "seed") == ["seed: 1, now 2"]
 
 
-@pytest.mark.parametrize("change", ["id", "content", "image", "prompt", "seed", "sample"])
-def test_the_key_of_an_item_depends_on_all_its_parts(change: str) -> None:
-    item = {"id": "a", "content": "h", "image": None, "prompt": "p", "seed": 0, "sample": 0}
-    assert item_key(KEY, item) == item_key(dict(KEY), dict(item))
-    assert item_key(KEY, item | {change: "other"}) != item_key(KEY, item)
-    assert item_key(KEY | {"seed": 1}, item) != item_key(KEY, item)
+@pytest.mark.parametrize("change", ["id", "content", "image", "prompt", "seed", "repeat"])
+def test_the_key_of_an_sample_depends_on_all_its_parts(change: str) -> None:
+    sample = {"id": "a", "content": "h", "image": None, "prompt": "p", "seed": 0, "repeat": 0}
+    assert sample_key(KEY, sample) == sample_key(dict(KEY), dict(sample))
+    assert sample_key(KEY, sample | {change: "other"}) != sample_key(KEY, sample)
+    assert sample_key(KEY | {"seed": 1}, sample) != sample_key(KEY, sample)

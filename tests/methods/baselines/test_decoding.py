@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families, layer_reference
-from vlmfix.cli.options import parse_methods
+from vlmfix.cli.method_settings import parse_methods
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.methods.baselines.output_shift import (
     answer_ids,

@@ -25,7 +25,7 @@ from tests.support.branches import (
 )
 from vlmfix.evaluation.datasets import demo_scene, render
 from vlmfix.inference.chat import SystemSlot, prepare
-from vlmfix.models.loading import EMBEDDED
+from vlmfix.models.embedded import EMBEDDED
 
 INSTRUCTION = (7, 8, 9, 10, 11)
 QUESTION = "Is there a red dog?"

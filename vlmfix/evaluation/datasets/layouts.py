@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from vlmfix.evals.pope.questions import SPLITS
-from vlmfix.evaluation.tasks.protocols import DATA_SETS
 from vlmfix.inference.pictures import IMAGE_SUFFIXES
+
+DATA_SETS = ("coco", "aokvqa", "gqa", "synthetic", "custom")
+"""Sources of questions; `custom` is all that the user brings or has built."""
+
+SPLITS = ("random", "popular", "adversarial")
+"""Splits of POPE, in the names of its files."""
 
 PARTS = ("val2014", "val2017", "train2014", "train2017")
 """Parts of COCO; of several in one root the first is used."""
