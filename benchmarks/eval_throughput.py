@@ -76,7 +76,7 @@ def in_harness(
 ) -> list[str]:
     """Answers of a worker of the harness."""
     run = Run.start(folder, {}, {}, info={})
-    worker = Worker(model, processor, methods, PROTOCOL, lambda *_: None, "0-of-1", size)
+    worker = Worker(model, processor, methods, PROTOCOL, lambda *_: {}, "0-of-1", size)
     worker.work(run, [Draw(sample, 0, 0, "") for sample in samples], max_errors=0)
     done = run.read({(sample.id, 0): None for sample in samples}).done
     return [done[sample.id, 0]["text"] for sample in samples]

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import compatibility
+from vlmfix.engine.combination import check_combination
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.vision_cache import cached_vision
-from vlmfix.errors import UnsupportedError
 from vlmfix.inference.chat import prepare
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer, read_answers
@@ -26,8 +26,8 @@ from vlmfix.inference.pictures import (
     open_images,
 )
 from vlmfix.methods.base import Method, MultiPassMethod
+from vlmfix.methods.grammar import make_methods, parse_methods
 from vlmfix.methods.image.carve.crop import Refinement
-from vlmfix.methods.registry import make_method
 
 
 @overload
@@ -76,8 +76,8 @@ def generate(
             shown.
         prompts: what the user asks, without any template; a single one is asked about every image.
         method: a method, the name of one (at its defaults), or several of either, attached in that order; a
-            name may be several joined by `+`, such as "var+vhr". None is plain decoding. With one that asks
-            several times, such as CARVE, the others act in all its passes.
+            name may be several joined by `+`, such as "var+vhr". None or "greedy" is plain decoding. With one
+            that asks several times, such as CARVE, the others act in all its passes.
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
@@ -104,10 +104,8 @@ def generate(
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
     model = compatibility.stock_model(model)
     methods = as_methods(method)
+    check_combination(methods)
     asking = [each for each in methods if isinstance(each, MultiPassMethod)]
-    if len(asking) > 1:
-        names = " and ".join(type(each).__name__ for each in asking)
-        raise UnsupportedError(f"{names} ask the model several times each; use one of them")
     wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
     generate_kwargs = plain_decoding(model, wanted)
     pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
@@ -236,7 +234,7 @@ def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Met
     return [
         made
         for each in several
-        for made in (map(make_method, each.split("+")) if isinstance(each, str) else [each])
+        for made in (make_methods(parse_methods(each)) if isinstance(each, str) else [each])
     ]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from vlmfix.errors import UnsupportedError
+from vlmfix.errors import PACKAGES, UnsupportedError
 
 OURS = ("vlmfix", "evals", "cli", "__main__")
 DEBUG_HINT = "--debug shows the traceback"
@@ -169,9 +169,9 @@ def _package(error: BaseException) -> str:
 
 
 def _was_raised_here(error: BaseException) -> bool:
-    """Whether a `raise` statement of this package made it, and not an operation that failed."""
+    """Whether a `raise` statement of this package or a plugin made it, and not an operation that failed."""
     place = next(_trace(error), None)
-    return place is None or (_package_of(place) in OURS and _operation(place) == _RAISE)
+    return place is None or (_package_of(place) in PACKAGES.union(OURS) and _operation(place) == _RAISE)
 
 
 def _tracker() -> str:

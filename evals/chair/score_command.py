@@ -17,6 +17,7 @@ from vlmfix.evaluation.files.readers import (
     text_of,
 )
 from vlmfix.evaluation.tasks import lengths
+from vlmfix.evaluation.tasks.ratios import object_errors
 
 from . import scorer
 from .scorer import (
@@ -141,7 +142,13 @@ def score_file(
 def as_json(report: Report) -> dict[str, Any]:
     """The report as one JSON document, with every caption."""
     vocabulary = report.vocabulary
-    errors = scorer.object_errors(report.judgements)
+    errors = object_errors(
+        [
+            (mention.category, mention not in each.hallucinated)
+            for each in report.judgements
+            for mention in each.mentions
+        ]
+    )
     return {
         "task": "chair",
         "variant": vocabulary.variant,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmfix.evaluation.tasks.ratios import harmonic_mean, ratio, undefined
@@ -25,7 +24,6 @@ __all__ = [
     "Variant",
     "Vocabulary",
     "judge",
-    "object_errors",
     "score",
 ]
 
@@ -162,11 +160,3 @@ def score(judgements: Sequence[CaptionJudgement]) -> Score:
         mean_words=ratio(words, captions),
         undefined=undefined(wholes),
     )
-
-
-def object_errors(judgements: Sequence[CaptionJudgement]) -> Mapping[str, tuple[int, int]]:
-    """For each named class its hallucinated mentions and all its mentions, the most errors first."""
-    named = Counter(mention.category for each in judgements for mention in each.mentions)
-    wrong = Counter(mention.category for each in judgements for mention in each.hallucinated)
-    order = sorted(named, key=lambda name: (-wrong[name], name))
-    return {name: (wrong[name], named[name]) for name in order}

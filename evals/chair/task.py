@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +16,10 @@ from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
 from vlmfix.evaluation.tasks.protocols import JOIN, PROMPT, SWITCH, TEXT, count, one_of
+from vlmfix.evaluation.tasks.ratios import object_errors
 
 from .dataset import chair_samples
-from .scorer import CaptionJudgement, GroundTruth, judge, object_errors
+from .scorer import GroundTruth, judge
 from .vocabulary import VARIANTS, Vocabulary
 
 
@@ -50,35 +51,56 @@ class Chair(Task):
         return samples
 
     def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
-        judged = self._judged(self.protocol.scorer, sample, text, truncated)
-        wrong = list(dict.fromkeys(mention.category for mention in judged.hallucinated))
-        named = f"not there: {', '.join(wrong)}" if wrong else f"there: {', '.join(judged.classes)}"
-        verdict = named if judged.classes else "names no object"
-        return Score({"named": list(judged.classes), "not there": wrong}, verdict, float(not wrong))
+        parsed = self._parsed(self.protocol.scorer, sample, text, truncated)
+        wrong = parsed["not there"]
+        named = f"not there: {', '.join(wrong)}" if wrong else f"there: {', '.join(parsed['named'])}"
+        verdict = named if parsed["named"] else "names no object"
+        return Score(parsed, verdict, float(not wrong))
 
-    def scores(
-        self, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+    def metrics(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str | None],
+        truncated: Sequence[bool],
+        scores: Sequence[Score | None],
     ) -> TaskMetrics:
-        found = {}
-        for scorer in dict.fromkeys([self.protocol.scorer, *self._other_scorers]):
-            judged = [
-                None if text is None else self._judged(scorer, sample, text, is_truncated)
-                for sample, text, is_truncated in zip(samples, texts, truncated, strict=True)
-            ]
-            found[scorer] = _metrics(judged)
-            if scorer == self.protocol.scorer:
-                objects = object_errors([each for each in judged if each is not None])
-        headline = found[self.protocol.scorer]
+        own = self.protocol.scorer
+        parsed: dict[str, list[Any]] = {own: [None if score is None else score.parsed for score in scores]}
+        for scorer in self._other_scorers:
+            if scorer != own:
+                parsed[scorer] = [
+                    None if text is None else self._parsed(scorer, sample, text, is_truncated)
+                    for sample, text, is_truncated in zip(samples, texts, truncated, strict=True)
+                ]
+        found = {
+            scorer: _metrics(each, [len(self._there(scorer, sample)) for sample in samples])
+            for scorer, each in parsed.items()
+        }
+        mentions = [
+            (name, name not in each["not there"]) for each in parsed[own] if each for name in each["mentions"]
+        ]
         return TaskMetrics(
-            metrics=[*headline, *length_metrics(texts, truncated)], parsers=found, objects=objects
+            metrics=[*found[own], *length_metrics(texts, truncated)],
+            parsers=found,
+            objects=object_errors(mentions),
         )
 
     def target(self, sample: Sample) -> str:
-        return ", ".join(sorted(self._truth(self.protocol.scorer).objects[sample.meta["image_id"]]))
+        return ", ".join(sorted(self._there(self.protocol.scorer, sample)))
 
-    def _judged(self, scorer: str, sample: Sample, text: str, truncated: bool) -> CaptionJudgement:
+    def _there(self, scorer: str, sample: Sample) -> Collection[str]:
+        """The classes in the image."""
+        return self._truth(scorer).objects[sample.meta["image_id"]]
+
+    def _parsed(self, scorer: str, sample: Sample, text: str, truncated: bool) -> dict[str, list[str]]:
+        """Mentions in order, classes named, and those of them that are not there."""
         caption = drop_incomplete(text) if truncated and self.protocol.own["drop_incomplete"] else text
-        return judge(caption, sample.meta["image_id"], self._truth(scorer))
+        judged = judge(caption, sample.meta["image_id"], self._truth(scorer))
+        return {
+            "mentions": [mention.category for mention in judged.mentions],
+            "named": list(judged.classes),
+            "not there": list(dict.fromkeys(mention.category for mention in judged.hallucinated)),
+        }
 
     @cached_property
     def _other_scorers(self) -> list[str]:
@@ -108,17 +130,23 @@ class Chair(Task):
         return {}
 
 
-def _metrics(judged: Sequence[CaptionJudgement | None]) -> list[Metric]:
-    """The figures of one scorer."""
-    answered = np.array([each is not None for each in judged], dtype=float)
+def _metrics(parsed: Sequence[Mapping[str, Sequence[str]] | None], there: Sequence[int]) -> list[Metric]:
+    """The figures of one scorer: what it read in each caption, and the number of classes in each image."""
+    answered = np.array([each is not None for each in parsed], dtype=float)
     rows = [
         [0] * 5
         if each is None
-        else [len(each.hallucinated), len(each.mentions), len(each.found), len(each.classes), len(each.truth)]
-        for each in judged
+        else [
+            sum(name in each["not there"] for name in each["mentions"]),
+            len(each["mentions"]),
+            len(each["named"]) - len(each["not there"]),
+            len(each["named"]),
+            count,
+        ]
+        for each, count in zip(parsed, there, strict=True)
     ]
-    terms = np.array(rows, dtype=float).reshape(len(judged), 5)
-    wrong, mentions, found, named, there = terms.T
+    terms = np.array(rows, dtype=float).reshape(len(parsed), 5)
+    wrong, mentions, found, named, classes = terms.T
 
     def metric(
         name: str, parts: np.ndarray, wholes: np.ndarray, better: Any, *, percent: bool = True
@@ -128,8 +156,8 @@ def _metrics(judged: Sequence[CaptionJudgement | None]) -> list[Metric]:
     return [
         metric("CHAIRs", (wrong > 0).astype(float), answered, "lower"),
         metric("CHAIRi", wrong, mentions, "lower"),
-        metric("recall", found, there, "higher"),
+        metric("recall", found, classes, "higher"),
         metric("precision", found, named, "higher"),
-        metric("F1", 2 * found, named + there, "higher"),
+        metric("F1", 2 * found, named + classes, "higher"),
         metric("mentions", mentions, answered, "", percent=False),
     ]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.files.readers import sha256_of
-from vlmfix.evaluation.tasks.ratios import ratio
-from vlmfix.evaluation.tasks.yes_no import Verdict, object_errors
+from vlmfix.evaluation.tasks.ratios import object_errors, ratio
+from vlmfix.evaluation.tasks.yes_no import Verdict
 
 from . import parsers as pope
 from .files import (

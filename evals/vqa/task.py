@@ -49,21 +49,30 @@ class Vqa(Task):
         return samples
 
     def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
-        score = scorer.accuracy(text, sample.target, self.protocol.scorer)
-        return Score(text.strip(), f"{score:.0%}", score)
+        value = scorer.accuracy(text, sample.target, self.protocol.scorer)
+        return Score(text.strip(), f"{value:.0%}", value)
 
-    def scores(
-        self, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+    def metrics(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str | None],
+        truncated: Sequence[bool],
+        scores: Sequence[Score | None],
     ) -> TaskMetrics:
         modes: dict[str, list[Metric]] = {}
         types = np.array([sample.meta.get("answer_type") or "" for sample in samples])
         answered = np.array([text is not None for text in texts], dtype=float)
         others = scorer.MODES if all(len(sample.target) == scorer.M4C_ANSWERS for sample in samples) else ()
         for mode in dict.fromkeys([self.protocol.scorer, *others]):
+            own = mode == self.protocol.scorer
             accuracy = np.array(
                 [
-                    0.0 if text is None else scorer.accuracy(text, sample.target, mode)
-                    for sample, text in zip(samples, texts, strict=True)
+                    0.0
+                    if text is None or score is None
+                    else score.value
+                    if own
+                    else scorer.accuracy(text, sample.target, mode)
+                    for sample, text, score in zip(samples, texts, scores, strict=True)
                 ]
             )
             groups = {"": np.ones_like(answered)} | {

@@ -165,7 +165,9 @@ def test_a_report_of_a_job_that_is_not_finished(world: Path, tmp_path: Path) -> 
     assert result.exit_code == 0
     found = jobs.results(tmp_path)["counts"]
     assert 0 < found["answered"] < found["samples"]
-    [note] = [note for note in jobs.read(tmp_path / "metrics.json")["tasks"][0]["notes"] if "partial" in note]
+    [note] = [
+        note for note in jobs.read(tmp_path / "metrics.json")["tasks"][0]["caveats"] if "partial" in note
+    ]
     assert note == f"greedy: partial ({found['answered']} of {found['samples']} samples)."
     assert "partial" in result.stdout
     assert "partial" in (tmp_path / "report.html").read_text()
@@ -584,3 +586,14 @@ def test_accelerate_gives_each_process_a_share(
     files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
     assert {name[1:] for name in files} == {f"-of-{processes}-000.jsonl"}
     assert len({name[0] for name in files}) > 1
+
+
+@pytest.mark.parametrize(("option", "rows"), [("--no-controls", 1), ("--controls", 4)])
+def test_the_old_spelling_of_baselines_says_its_new_one(
+    option: str, rows: int, world: Path, tmp_path: Path
+) -> None:
+    result = jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, "--method", "var", option)
+    new = option.replace("controls", "baselines")
+    assert f"warning: {option} is called {new} now" in result.stderr.splitlines()
+    [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
+    assert len(task["methods"]) == rows

@@ -464,8 +464,11 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["pope", "--method", "var", "--set", "=1"], "is not KEY=VALUE"),
     (["pope", "--method", "var", "--set", "moved_fraction=["], "the value is not readable"),
     (["pope", "--method", "var", "--set", "vhr.head_scale=2"], "--set vhr.head_scale is of no method"),
-    (["pope", "--method", "var", "--method", "vhr", "--set", "head_scale=2"], "write METHOD.KEY=VALUE"),
-    (["pope", "--method", "greedy", "--set", "greedy.x=1"], "--set greedy.x is of no method"),
+    (["pope", "--method", "var", "--method", "vhr", "--set", "head_scale=2"], "write var.head_scale"),
+    (
+        ["pope", "--method", "greedy", "--set", "greedy.x=1"],
+        "greedy has no parameters, but --set gives greedy.x",
+    ),
     (["pope", "--set", "var.moved_fraction=1"], "belongs to no --method"),
     (["pope", "--model", "nonsense"], "neither an embedded model"),
     (["pope", "--model", "someone/some-model"], "check the name and the network"),

@@ -122,10 +122,10 @@ def worker(
     protocol: Protocol = PROTOCOL,
     batch_size: int = 8,
     shard: str = "0-of-1",
-    parse: Callable[[Sample, str, bool], Any] = lambda *_: None,
+    judge: Callable[[Sample, str, bool], Mapping[str, Any]] = lambda *_: {"parsed": None},
 ) -> Worker:
     """A worker on the embedded model."""
-    return Worker(*loaded, methods, protocol, parse, shard, batch_size)
+    return Worker(*loaded, methods, protocol, judge, shard, batch_size)
 
 
 def start(path: Path, key: Mapping[str, Any] | None = None) -> Run:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.base import Task, TaskMetrics
 
 SPLITS = ("random", "popular", "adversarial")
 OBJECTS = ("knife", "fork", "dining table", "car", "chair", "dog")
+
 PARSERS = ("official", "strict")
 
 
@@ -219,3 +222,14 @@ def _yes_no_metrics(target: np.ndarray, said: np.ndarray, groups: dict[str, np.n
 
 def _ratio(name: str, parts: np.ndarray, wholes: np.ndarray, **more: Any) -> Metric:
     return Metric(name, np.asarray(parts, dtype=float)[None], np.asarray(wholes, dtype=float)[None], **more)
+
+
+def metrics_of(
+    task: Task, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+) -> TaskMetrics:
+    """The figures of answers that were judged just now."""
+    scores = [
+        None if text is None else task.judge(sample, text, truncated=is_truncated)
+        for sample, text, is_truncated in zip(samples, texts, truncated, strict=True)
+    ]
+    return task.metrics(samples, texts, truncated, scores)

@@ -12,7 +12,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-import vlmfix
 from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
@@ -54,9 +53,10 @@ def calibrate(
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import is_readable, named_pictures
     from vlmfix.evaluation.tasks.registry import task_module
+    from vlmfix.methods.registry import get_method
     from vlmfix.models.profiles import user_directory
 
-    vlmfix.make_method(method)  # a wrong name shows before the model is loaded
+    method = get_method(method).name  # a wrong name shows before the model is loaded
     calibration_of(method)
     if output is not None:
         _check_profile_file(output)

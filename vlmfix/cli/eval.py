@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vlmfix.cli.completion import complete_methods, complete_models, complete_tasks
-from vlmfix.cli.method_settings import method_entries
 from vlmfix.cli.options import TasksOption, path_option
+from vlmfix.methods.grammar import parse_settings
 from vlmfix.models.embedded import DEFAULT_MODEL
+
+
+def _old_spelling(value: bool | None) -> bool | None:
+    if value is not None:
+        prefix = "" if value else "no-"
+        warnings.warn(f"--{prefix}controls is called --{prefix}baselines now", FutureWarning, stacklevel=1)
+    return value
 
 
 def evaluate(
@@ -75,7 +83,7 @@ def evaluate(
         ),
     ] = None,
     controls: Annotated[
-        bool | None, typer.Option("--controls/--no-controls", hidden=True)  # the old name of --baselines
+        bool | None, typer.Option("--controls/--no-controls", hidden=True, callback=_old_spelling)
     ] = None,
     retry_errors: Annotated[
         bool | None,
@@ -107,7 +115,7 @@ def evaluate(
         "tasks": tasks or None,
         "tasks_from": [str(each) for each in tasks_from or []] or None,
         "model": model,
-        "methods": method_entries(method, set_ or []),
+        "methods": _entries(method, set_ or []),
         "data": data,
         "protocol": protocol or None,
         "limit": limit,
@@ -115,8 +123,7 @@ def evaluate(
         "output": None if output is None else str(output),
         "seed": seed,
         "resume": resume,
-        "baselines": baselines,
-        "controls": controls,
+        "baselines": controls if baselines is None else baselines,
         "retry_errors": retry_errors,
         "max_errors": max_errors,
         "allow_environment_change": allow_environment_change,
@@ -125,3 +132,17 @@ def evaluate(
         "allow_missing": allow_missing,
     }
     run_job(given, config, shard)
+
+
+def _entries(names: list[str] | None, settings: list[str]) -> list[Any] | None:
+    """Methods with their parameters in the form of a job file."""
+    if names is None:
+        if settings:
+            raise ValueError(f"--set {settings[0]} belongs to no --method; name one")
+        return None
+    entries: list[Any] = []
+    for name, chosen in zip(names, parse_settings(names, settings), strict=True):
+        given = {each: own for each, own in chosen.items() if own}
+        several = len(chosen) > 1
+        entries.append({name: given if several else given.popitem()[1]} if given else name)
+    return entries

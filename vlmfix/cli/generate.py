@@ -12,7 +12,6 @@ import typer
 import vlmfix
 from vlmfix.cli.completion import complete_methods
 from vlmfix.cli.console import out, print_json, progress_bar
-from vlmfix.cli.method_settings import parse_methods
 from vlmfix.cli.options import (
     AllowMissingOption,
     DeviceOption,
@@ -85,9 +84,11 @@ def generate(
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import Answered, answers_or_errors, named_pictures, picture_name, show
     from vlmfix.inference.decoding import plain_decoding, set_aside
+    from vlmfix.methods.grammar import make_methods, parse_settings
     from vlmfix.methods.suitability import profile_values
 
-    chosen = parse_methods(method, set_ or [])
+    [parsed] = parse_settings([method], set_ or [])
+    chosen = make_methods(parsed)
     if save_maps is not None and not any(isinstance(each, vlmfix.CARVE) for each in chosen):
         raise ValueError("--save-maps needs --method carve, which makes maps")
     if compare and not chosen:
@@ -101,7 +102,7 @@ def generate(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     variants: dict[str, list[vlmfix.Method]]
     plain = "sampling" if temperature > 0 else "greedy"
-    label = method if chosen else plain
+    label = "+".join(parsed) or plain
     variants = {plain: [], label: chosen} if compare else {label: chosen}
 
     def answered(pictures: Sequence[Image.Image]) -> list[Answered]:

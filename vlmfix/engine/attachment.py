@@ -17,6 +17,7 @@ from vlmfix.engine import attention, compatibility
 from vlmfix.engine.branches import unfollow_beams
 from vlmfix.engine.caches import named_arguments, read_cache
 from vlmfix.engine.callers import turns_of
+from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.forward_hooks import ForwardHooks
 from vlmfix.engine.layout import PromptLayout
@@ -100,29 +101,8 @@ class Attachment:
         Raises:
             UnsupportedError: with the reason and the remedy.
         """
-        name = type(method).__name__
         for other in self.methods:
-            if type(other) is type(method):
-                raise UnsupportedError(
-                    f"{name} is attached to this model already; leave that block before entering another"
-                )
-            if method.owns_logits and other.owns_logits:
-                raise UnsupportedError(
-                    f"{type(other).__name__} defines the logits of this model already, and {name} would, "
-                    "too; use one of them at a time"
-                )
-            for one, another in ((method, other), (other, method)):
-                if one.decodes and another.owns_logits:
-                    raise UnsupportedError(
-                        f"{type(one).__name__} tries tokens and takes them back, which "
-                        f"{type(another).__name__}, which defines the logits, does not follow; use one of "
-                        "them at a time"
-                    )
-            if method.prunes and other.prunes:
-                raise UnsupportedError(
-                    f"{type(other).__name__} drops image tokens of this model already, and the counts of "
-                    f"{name} would refer to tokens that are gone; use one pruning method at a time"
-                )
+            check_pair(other, method)
 
     def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
         """Add one method, after those that are attached; the first one installs the hooks."""

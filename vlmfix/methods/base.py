@@ -122,7 +122,7 @@ class Method:
     """
 
     name: ClassVar[str]
-    """By which the command line and results call it; where a class says nothing, its own in lower case."""
+    """By which the command line and results call it; that of the class, in lower case, if not registered."""
     info: ClassVar[MethodInfo]
     identity_parameters: ClassVar[Mapping[str, Any]] = {}
     attaches: ClassVar[bool] = True

@@ -10,6 +10,7 @@ import pytest
 from vlmfix.evals.chair import scorer as scorer
 from vlmfix.evals.chair.task import Chair
 
+from tests.support.outcomes import metrics_of
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.tasks.base import Sample, TaskMetrics
@@ -65,7 +66,7 @@ def samples(chair: Chair) -> list[Sample]:
 
 
 def scores(chair: Chair, texts: list[str | None], truncated: list[bool] | None = None) -> TaskMetrics:
-    return chair.scores(samples(chair), texts, truncated or [False] * len(texts))
+    return metrics_of(chair, samples(chair), texts, truncated or [False] * len(texts))
 
 
 def value(metrics: list[Metric], name: str) -> float | None:
@@ -102,7 +103,7 @@ def test_samples(chair: Chair) -> None:
 
 def test_failed_samples_add_nothing(chair: Chair) -> None:
     asked = samples(chair)
-    without = chair.scores(asked[:1] + asked[2:], TEXTS[:1] + TEXTS[2:], [False] * 3)
+    without = metrics_of(chair, asked[:1] + asked[2:], TEXTS[:1] + TEXTS[2:], [False] * 3)
     for one, other in zip(scores(chair, TEXTS).metrics, without.metrics, strict=True):
         assert (one.name, one.value) == (other.name, pytest.approx(other.value))
 
@@ -141,7 +142,8 @@ def test_figures_are_those_of_the_scorer(chair: Chair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dropped", "cut", "wrong"), [(True, True, 0), (True, False, 1), (False, True, 1), (False, False, 1)]
+    ("dropped", "truncated", "wrong"),
+    [(True, True, 0), (True, False, 1), (False, True, 1), (False, False, 1)],
 )
 def test_the_last_sentence_of_a_cut_caption(
     dropped: bool, truncated: bool, wrong: int, tmp_path: Path
@@ -152,7 +154,7 @@ def test_the_last_sentence_of_a_cut_caption(
     assert value(found.metrics, "CHAIRs") == wrong
     assert value(found.metrics, "truncated") == truncated
     judgement = chair.judge(samples(chair)[0], text, truncated=truncated)
-    assert judgement.score == 1 - wrong
+    assert judgement.value == 1 - wrong
     assert judgement.parsed["not there"] == ["cat"] * wrong
 
 
@@ -164,8 +166,9 @@ def test_judging_one_caption(chair: Chair) -> None:
         ("", "names no object", 1),
     ):
         judgement = chair.judge(first, text, truncated=False)
-        assert (judgement.verdict, judgement.score) == (verdict, points)
+        assert (judgement.verdict, judgement.value) == (verdict, points)
     assert chair.judge(first, "A cat and a dog.", truncated=False).parsed == {
+        "mentions": ["cat", "dog"],
         "named": ["cat", "dog"],
         "not there": ["cat"],
     }

@@ -13,7 +13,8 @@ from vlmfix.evals.pope.parsers import PARSERS
 from vlmfix.evals.pope.score_command import as_json, score_files
 
 from tests.support.paths import OFFICIAL
-from vlmfix.evaluation.tasks.yes_no import Verdict, object_errors
+from vlmfix.evaluation.tasks.ratios import object_errors
+from vlmfix.evaluation.tasks.yes_no import Verdict
 
 DATA = OFFICIAL / "pope"
 NAMES = ["official", "opera", "vcd", "lmms_eval", "vlmevalkit", "mme", "strict"]

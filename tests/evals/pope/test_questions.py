@@ -27,7 +27,7 @@ def write(tmp_path):
 
 def world(images=60, seed=1):
     rng = random.Random(seed)
-    return {f"{n:012d}.jpg": rng.repeat(NAMES, rng.randint(1, 6)) for n in range(images)}
+    return {f"{n:012d}.jpg": rng.sample(NAMES, rng.randint(1, 6)) for n in range(images)}
 
 
 def test_lines_and_arrays(write):

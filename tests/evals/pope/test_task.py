@@ -9,6 +9,7 @@ import pytest
 from vlmfix.evals.pope.parsers import PARSERS, score
 from vlmfix.evals.pope.task import Pope
 
+from tests.support.outcomes import metrics_of
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.tasks.base import Sample, TaskMetrics
@@ -39,7 +40,7 @@ def sample(number: int, split: str, target: str, name: str) -> Sample:
 def scores(parser: str = "strict", answers: list[tuple[str, str, str, str | None]] = ANSWERS) -> TaskMetrics:
     samples = [sample(number, *answer[:3]) for number, answer in enumerate(answers)]
     texts = [text for *_, text in answers]
-    return task(parser).scores(samples, texts, [False] * len(samples))
+    return metrics_of(task(parser), samples, texts, [False] * len(samples))
 
 
 def value(metrics: list[Metric], name: str, group: str = "") -> float | None:
@@ -146,7 +147,7 @@ def test_vlmevalkit_counts_a_question_once_for_its_overall() -> None:
 
 def test_repeats_of_a_question_are_not_the_same_question() -> None:
     asked = sample(1, "random", "yes", "dog")
-    found = task("vlmevalkit").scores([asked, asked], ["yes", "no"], [False, False])
+    found = metrics_of(task("vlmevalkit"), [asked, asked], ["yes", "no"], [False, False])
     assert value(found.metrics, "Overall") == pytest.approx(2 / 3)
     assert value(found.metrics, "accuracy") == pytest.approx(1 / 2)
 
@@ -182,12 +183,12 @@ def test_judging_one_answer(
     parser: str, text: str, target: str, parsed: str | None, verdict: str, points: float
 ) -> None:
     judgement = task(parser).judge(sample(1, "random", target, "dog"), text, truncated=False)
-    assert (judgement.parsed, judgement.verdict, judgement.score) == (parsed, verdict, points)
+    assert (judgement.parsed, judgement.verdict, judgement.value) == (parsed, verdict, points)
 
 
 def test_words_and_cut_answers() -> None:
     asked = [sample(number, "random", "yes", "dog") for number in range(3)]
-    found = task().scores(asked, ["Yes it is", "Yes", None], [True, False, True])
+    found = metrics_of(task(), asked, ["Yes it is", "Yes", None], [True, False, True])
     assert value(found.metrics, "words") == 2
     assert value(found.metrics, "truncated") == pytest.approx(1 / 2)
 

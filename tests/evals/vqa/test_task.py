@@ -8,6 +8,7 @@ import pytest
 from vlmfix.evals.vqa import task as module
 from vlmfix.evals.vqa.task import Vqa
 
+from tests.support.outcomes import metrics_of
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.tasks.base import Sample, TaskMetrics
@@ -52,7 +53,7 @@ def test_accuracy_of_one_answer(
 ) -> None:
     for scorer, expected in (("always", always), ("official", official), ("m4c", m4c)):
         judgement = task(scorer).judge(sample(target), text, truncated=False)
-        assert judgement.score == pytest.approx(expected), scorer
+        assert judgement.value == pytest.approx(expected), scorer
         assert judgement.verdict == f"{expected:.0%}"
         assert judgement.parsed == text.strip()
 
@@ -65,7 +66,9 @@ def scores(scorer: str = "always") -> TaskMetrics:
         sample(["2"] * 10, "number", 4),
         sample(["x"] * 10, "", 5),
     ]
-    return task(scorer).scores(asked, ["cat", "Yes", "No", None, "x"], [True, False, False, False, False])
+    return metrics_of(
+        task(scorer), asked, ["cat", "Yes", "No", None, "x"], [True, False, False, False, False]
+    )
 
 
 def test_figures_by_type_of_answer() -> None:
@@ -90,7 +93,7 @@ def test_modes_stand_side_by_side() -> None:
 @pytest.mark.parametrize("scorer", ["always", "official"])
 def test_questions_with_other_numbers_of_answers(scorer: str) -> None:
     asked = [sample(["a"], number=1), sample(["a", "b", "a", "a"], number=2)]
-    found = task(scorer).scores(asked, ["a", "a"], [False, False])
+    found = metrics_of(task(scorer), asked, ["a", "a"], [False, False])
     assert list(found.parsers) == [scorer]
     # alone, nobody is left to agree; of four, three find two others and one finds three
     assert value(found.metrics) == pytest.approx((0 + (3 * 2 / 3 + 1) / 4) / 2)
@@ -105,7 +108,7 @@ def test_textvqa_wants_ten_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_answered() -> None:
-    found = task().scores([sample(SPLIT)], [None], [False])
+    found = metrics_of(task(), [sample(SPLIT)], [None], [False])
     assert all(not each.is_defined for each in found.metrics)
 
 

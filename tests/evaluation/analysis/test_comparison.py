@@ -9,7 +9,7 @@ from tests.support import outcomes
 from vlmfix.evaluation.analysis.comparison import Row, compare, find
 from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
 from vlmfix.evaluation.analysis.statistics import mean_estimate
-from vlmfix.evaluation.report.caveats import failed, notes, progress
+from vlmfix.evaluation.report.caveats import caveats, failed, progress
 
 
 def plain(method: str, scores: list[float | None], **changes: object) -> Outcome:
@@ -119,7 +119,7 @@ def test_undefined_figures_have_no_difference() -> None:
         assert row.figures[0].estimate.value == 0
         assert row.figures[0].estimate.low is None
         assert row.figures[0].difference is None
-    assert notes(comparison)[0] == "a: undefined for a zero denominator: precision."
+    assert caveats(comparison)[0] == "a: undefined for a zero denominator: precision."
 
 
 def test_ratio_that_is_a_mean_for_one_method_only() -> None:
@@ -149,7 +149,7 @@ def test_other_questions_are_not_paired() -> None:
     for row in (second, third):
         assert row.figures[0].difference is None
         assert row.mcnemar == {}
-    assert any("no paired differences: only one" in note for note in notes(comparison))
+    assert any("no paired differences: only one" in note for note in caveats(comparison))
 
 
 def test_tasks_and_protocols_are_kept_apart() -> None:
@@ -226,7 +226,7 @@ def test_notes_tell_what_to_beware_of() -> None:
     lossy = outcomes.yes_no("var", failed=(0, 5))
     unfinished = outcomes.yes_no("vhr", counts={"samples": 1000, "answered": 210, "failed": 2})
     [comparison] = compare([outcomes.yes_no(), lossy, unfinished])
-    found = notes(comparison)
+    found = caveats(comparison)
     assert found[:2] == [
         "var: 2 of 216 samples failed (2 OSError).",
         "vhr: partial (212 of 1,000 samples).",
@@ -243,4 +243,4 @@ def test_parsers_that_agree_are_not_noted() -> None:
     [comparison] = compare(
         [dataclasses.replace(outcome, parsers={"a": outcome.metrics, "b": outcome.metrics})]
     )
-    assert notes(comparison) == []
+    assert caveats(comparison) == []

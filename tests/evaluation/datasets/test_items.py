@@ -182,7 +182,7 @@ def test_broken_captions_are_refused(coco_root, write, change, message):
 def test_the_rule_of_the_list(coco_root):
     folder = DataFolder.find(coco_root)
     samples = chair_samples(folder, load_protocol("chair.512").with_(subset_size=3))
-    chosen = sorted(random.Random(0).repeat([9, 25, 42, 74, 133], 3))
+    chosen = sorted(random.Random(0).sample([9, 25, 42, 74, 133], 3))
     assert [sample.meta["image_id"] for sample in samples] == chosen
     assert folder.used["list vlmfix-500"] == {
         "sha256": digest(chosen),

@@ -75,12 +75,12 @@ def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_threads_do_not_show(tmp_path: Path) -> None:
     program = (
-        "import sys; from tests.support import outcomes; "
+        "import sys; from pathlib import Path; from tests.support import outcomes; "
         "from vlmfix.evaluation.analysis.comparison import compare; "
         "from vlmfix.evaluation.files.atomic import write_json; "
         "from vlmfix.evaluation.report.json_summary import summarise; "
         "several = [outcomes.captions(images=300), outcomes.captions('vcd', care=0.8, images=300)]; "
-        "write_json(sys.argv[1], summarise(compare(several)))"
+        "write_json(Path(sys.argv[1]), summarise(compare(several)))"
     )
     for threads in ("1", "2"):
         subprocess.run(

@@ -14,6 +14,7 @@ import pytest
 from vlmfix.evals.pope.parsers import PARSERS
 
 from tests.support import jobs
+from tests.support.benchmarks import SHAPES, write_task
 from vlmfix.cli.console import err
 from vlmfix.evaluation.analysis import comparison
 from vlmfix.evaluation.files.atomic import write_json
@@ -28,6 +29,8 @@ from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import RunPlan, prepare
 from vlmfix.evaluation.runner.progress import ConsoleProgress
 from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.tasks import scoring
+from vlmfix.evaluation.tasks.registry import get_task
 
 KEY = {"model": {"id": "tiny-llava"}, "methods": [{"name": "var", "parameters": {"moved_fraction": 0.4}}]}
 
@@ -312,6 +315,46 @@ def test_a_scorer_that_fails_at_work_loses_nothing(
     assert len(records) == 12
     assert {record["status"] for record in records} == {"ok"}
     assert gather(runs).outcomes[0].counts["answered"] == 12
+
+
+def test_an_answer_is_judged_once_by_the_same_scorer(
+    loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"tasks": "pope", "data": str(world), "output": str(tmp_path), "limit": 12}
+    job = make_job(settings | {"baselines": False})
+    judged: list[str] = []
+
+    def parser(text: str, target: str) -> str:
+        judged.append(text)
+        return "yes"
+
+    monkeypatch.setitem(PARSERS, "strict", parser)
+    runs = execute(job, prepare(job), *loaded, Shard(), ConsoleProgress(err, quiet=True))
+    assert len(judged) == 12
+    records = jobs.records(tmp_path)
+    assert {record["verdict"] for record in records} == {"yes"}
+    assert [record["score"] for record in records] == [
+        float(each.target == "yes")
+        for record in records
+        for each in runs[0].samples
+        if each.id == record["id"]
+    ]
+    before = gather(runs).outcomes[0]
+    assert len(judged) == 12
+    assert {sample.verdict for sample in before.samples} == {"yes"}
+    monkeypatch.setattr(scoring, "scorer_version", lambda task: "another")
+    monkeypatch.setitem(PARSERS, "strict", lambda text, target: "no")
+    assert {sample.verdict for sample in gather(runs).outcomes[0].samples} == {"no"}
+
+
+def test_the_version_of_a_scorer_is_that_of_its_files(tmp_path: Path) -> None:
+    write_task(tmp_path / "one", "dogs", SHAPES)
+    folder = write_task(tmp_path / "two", "dogs", SHAPES)
+    versions = [scoring.scorer_version(get_task("dogs", [tmp_path / name])) for name in ("one", "two")]
+    assert versions[0] == versions[1] != scoring.scorer_version(get_task("pope"))
+    (folder / "words.py").write_text("WORD = 'dog'")
+    scoring.scorer_version.cache_clear()
+    assert scoring.scorer_version(get_task("dogs", [tmp_path / "two"])) != versions[0]
 
 
 def test_publishers_at_the_same_time(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def test_a_finished_job_is_not_asked_again(whole: tuple[Job, list[RunPlan]], loa
     files = {path: path.read_bytes() for path in whole[0].output.rglob("*.jsonl")}
     progress = Notes()
     again = run(whole[0], loaded, progress=progress)
-    assert (progress.active, progress.caveats) == ([], [])
+    assert (progress.active, progress.notes) == ([], [])
     assert [plan.path for plan in again] == [plan.path for plan in whole[1]]
     assert {path: path.read_bytes() for path in whole[0].output.rglob("*.jsonl")} == files
 
@@ -381,8 +381,8 @@ STOCK = outcomes.yes_no(images=40, baseline_of="")
 
 
 def test_the_best_control_is_the_one_with_the_best_first_figure() -> None:
-    good = outcomes.yes_no("control.a", images=40, yes_bias=0.3, baseline_of="")
-    other = outcomes.yes_no("control.b(x)", images=40, yes_bias=0.1, baseline_of="x")
+    good = outcomes.yes_no("baseline.a", images=40, yes_bias=0.3, baseline_of="")
+    other = outcomes.yes_no("baseline.b(x)", images=40, yes_bias=0.1, baseline_of="x")
     tested = outcomes.yes_no("var", images=40, yes_bias=0.3)
     comparison = compared(STOCK, good, other, tested)
     assert [row.best for row in comparison.rows[:3]] == [None] * 3

@@ -100,7 +100,7 @@ def test_batch_sizes(value: Any, size: int) -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("nope", 1, "a job has no nope; it has allow_environment_change, allow_missing, batch_size"),
+    ("nope", 1, "a job has no nope; it has allow_environment_change, allow_missing, baselines, batch_size"),
     (1, 2, "a job has no 1"),
     ("tasks", [], "no task to evaluate; name one or more of chair, pope, vqa"),
     ("tasks", None, "no task to evaluate"),
@@ -119,9 +119,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("methods", [{}], r"method \{\} must be a name"),
     ("methods", [{5: {}}], "method 5 must be a name, such as var"),
     ("methods", "varr", r"unknown method 'varr' \(did you mean 'var'\?\)"),
-    ("methods", "var+", "unknown method ''"),
-    ("methods", "", "unknown method ''"),
-    ("methods", "greedy+var", "unknown method 'greedy'"),
+    ("methods", "var+", r"method 'var\+' lacks a name beside '\+'; write 'var' or name a method there"),
+    ("methods", "", "method '' names none; write 'greedy' or name a method there"),
+    ("methods", "greedy+var", r"greedy\+var: greedy is decoding without a method; write var"),
     ("methods", ["var", "var"], "method var is named twice with the same settings"),
     ("methods", ["greedy", {"greedy": {}}], "method greedy is named twice"),
     ("methods", "var+var", r"var\+var names a method twice"),

@@ -111,7 +111,9 @@ def test_answers_are_those_of_the_library(
 
 
 def test_a_record_says_all_about_its_answer(loaded: tuple[Any, Any], asked: list[Sample], run: Run) -> None:
-    worker = jobs.worker(loaded, batch_size=4, parse=lambda sample, text, cut: f"{sample.id}: {text}, {cut}")
+    worker = jobs.worker(
+        loaded, batch_size=4, judge=lambda sample, text, cut: {"parsed": f"{sample.id}: {text}, {cut}"}
+    )
     worker.work(run, jobs.draws(asked), max_errors=0)
     written = jobs.records(run.path)
     assert len(written) == len(asked)
@@ -408,12 +410,12 @@ def test_a_method_that_does_not_go_with_the_model_stops_the_work(
 def test_a_parser_that_raises_loses_no_answer(
     loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: Run
 ) -> None:
-    def parse(sample: Sample, text: str, cut: bool) -> str:
+    def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
         if sample == asked[3]:
             raise ValueError("unheard of")
-        return text
+        return {"parsed": text}
 
-    jobs.worker(loaded, parse=parse).work(run, jobs.draws(asked), max_errors=0)
+    jobs.worker(loaded, judge=judge).work(run, jobs.draws(asked), max_errors=0)
     assert texts(run, asked) == expected
     assert jobs.answered(run, jobs.draws(asked))[asked[3].id, 0]["parsed"] is None
 

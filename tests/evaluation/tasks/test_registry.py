@@ -120,7 +120,7 @@ def test_two_protocols_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("", "holds no folder of a benchmark with a task.py"), ("dogs", "give its parent")]
+    ("name", "message"), [("", "holds no benchmark .no NAME/task.py"), ("dogs", "name its parent")]
 )
 def test_directories_without_benchmarks_are_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()

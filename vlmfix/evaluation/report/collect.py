@@ -21,8 +21,7 @@ from vlmfix.evaluation.report.html import write_report
 from vlmfix.evaluation.report.json_summary import costs, summarise
 from vlmfix.evaluation.runner.plan import RunPlan
 from vlmfix.evaluation.runner.run_store import Run, read_manifest
-from vlmfix.evaluation.sample import Sample
-from vlmfix.evaluation.tasks.base import Score, Task
+from vlmfix.evaluation.tasks.scoring import score_of
 
 METRICS, COSTS, REPORT, ERRORS = "metrics.json", "costs.json", "report.html", "errors.jsonl"
 SYNTHETIC_CAVEAT = (
@@ -77,13 +76,13 @@ def outcome_of(plan: RunPlan) -> Outcome:
     samples = [sample for sample, _ in identities]
     texts = [None if record is None else record["text"] for record in found]
     truncated = [record is not None and record["finish"] == "length" for record in found]
-    judgements = [
-        None if text is None else _judged(task, sample, text, is_truncated)
-        for sample, text, is_truncated in zip(samples, texts, truncated, strict=True)
+    scores = [
+        None if record is None else score_of(task, sample, record)
+        for sample, record in zip(samples, found, strict=True)
     ]
-    scores = task.scores(samples, texts, truncated)
+    metrics = task.metrics(samples, texts, truncated, scores)
     results = []
-    for sample, text, judgement, failure in zip(samples, texts, judgements, failed, strict=True):
+    for sample, text, score, failure in zip(samples, texts, scores, failed, strict=True):
         verdict = "not answered" if failure is None else f"failed: {failure['error']}"
         results.append(
             SampleResult(
@@ -93,8 +92,8 @@ def outcome_of(plan: RunPlan) -> Outcome:
                 prompt=sample.prompt,
                 target=task.target(sample),
                 answer=text,
-                verdict=verdict if judgement is None else judgement.verdict,
-                score=None if judgement is None else judgement.score,
+                verdict=verdict if score is None else score.verdict,
+                score=None if score is None else score.value,
             )
         )
     answered = [record for record in found if record is not None]
@@ -107,16 +106,16 @@ def outcome_of(plan: RunPlan) -> Outcome:
         parameters={each["name"]: each["parameters"] for each in manifest["key"]["methods"]},
         samples=results,
         repeats=np.array([repeat for _, repeat in identities]),
-        metrics=scores.metrics,
+        metrics=metrics.metrics,
         tradeoff=task.tradeoff,
-        parsers=scores.parsers if len(scores.parsers) > 1 else {},
-        objects=scores.objects,
+        parsers=metrics.parsers if len(metrics.parsers) > 1 else {},
+        objects=metrics.objects,
         yes_no=task.yes_no,
         counts={
             "samples": len(samples),
             "answered": len(answered),
             "failed": sum(failure is not None for failure in failed),
-            "unparsed": scores.unparsed,
+            "unparsed": metrics.unparsed,
             "truncated": sum(truncated),
         },
         failures=dict(sorted(Counter(failure["error_type"] for failure in failed if failure).items())),
@@ -129,17 +128,6 @@ def outcome_of(plan: RunPlan) -> Outcome:
             "environments": manifest["environments"],
         },
     )
-
-
-def _judged(task: Task, sample: Sample, text: str, truncated: bool) -> Score:
-    """The judgement of an answer; an error names the sample, whose answer is safe."""
-    try:
-        return task.judge(sample, text, truncated=truncated)
-    except Exception as error:
-        raise ValueError(
-            f"{sample.id}: scoring fails ({type(error).__name__}: {error}); the answers are safe, and vlmfix "
-            "report scores them again"
-        ) from error
 
 
 def publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[Comparison]:

@@ -14,6 +14,8 @@ import vlmfix
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.registry import get_task, task_names
+from vlmfix.methods.grammar import make_methods, parse_methods
+from vlmfix.methods.registry import GREEDY
 from vlmfix.models.embedded import DEFAULT_MODEL
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 
@@ -63,23 +65,14 @@ class Variant:
 
         Raises:
             ValueError: unknown methods or parameters, or values out of their range.
+            UnsupportedError: methods that do not go together.
         """
-        chosen = [] if names == "greedy" else names.split("+")
-        if not chosen and any(parameters.values()):
-            raise ValueError("greedy has no parameters; name a method")
-        for name, values in parameters.items():
-            if chosen and name not in chosen:
-                raise ValueError(f"there are settings for {name}, which is not in {names}")
-            if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-                raise ValueError(f"the parameters of {name} are {values!r}; they must be a mapping of names")
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"{names} names a method twice; once is enough")
-        methods = tuple(vlmfix.make_method(name, **parameters.get(name, {})) for name in chosen)
+        chosen = parse_methods(names, parameters)
         shown = []
-        for name in chosen:
-            settings = ", ".join(f"{key}={value}" for key, value in parameters.get(name, {}).items())
+        for name, own in chosen.items():
+            settings = ", ".join(f"{key}={value}" for key, value in own.items())
             shown.append(f"{name}({settings})" if settings else name)
-        return cls("+".join(shown) or "greedy", methods)
+        return cls("+".join(shown) or GREEDY, tuple(make_methods(chosen)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +181,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
                 f"two protocols for {protocol.task}; runs of different protocols need a job each"
             )
         protocols[protocol.task] = protocol
-    variants = tuple(_variant(each) for each in _several("methods", given.pop("methods", ())) or ("greedy",))
+    variants = tuple(_variant(each) for each in _several("methods", given.pop("methods", ())) or (GREEDY,))
     labels = [variant.label for variant in variants]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)

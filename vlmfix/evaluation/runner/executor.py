@@ -27,6 +27,7 @@ from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
 from vlmfix.evaluation.runner.worker import Worker, record_head
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task
+from vlmfix.evaluation.tasks.scoring import score_fields
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.methods.baselines.output_shift import answer_ids
 
@@ -150,20 +151,12 @@ class _Work:
         for name in records.torn:
             file = plan.path / RECORDS / name
             self.progress.note(f"{file}: the last line was cut off; its sample is answered again")
-        samples = {draw.sample.id: draw.sample for draw in own}
 
         def advance(written: list[dict[str, Any]]) -> None:
-            scores = []
-            for record in (each for each in written if each["status"] == "ok"):
-                with suppress(Exception):  # a scorer that fails does so again when all is scored
-                    truncated = record["finish"] == "length"
-                    scores.append(
-                        task.judge(samples[record["id"]], record["text"], truncated=truncated).score
-                    )
-            self.progress.advance(written, scores)
+            self.progress.advance(written, [record["score"] for record in written if "score" in record])
 
-        def parse(sample: Sample, text: str, truncated: bool) -> Any:
-            return task.judge(sample, text, truncated=truncated).parsed
+        def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
+            return score_fields(task, sample, text, truncated=truncated)
 
         gives_margins = task.yes_no and baselines.is_greedy(plan.variant, task.protocol)
         worker = Worker(
@@ -171,7 +164,7 @@ class _Work:
             self.processor,
             plan.variant.methods,
             task.protocol,
-            parse,
+            judge,
             str(self.shard),
             _batch_size(job, task, self.model),
             self.answer_ids if gives_margins else None,
@@ -195,7 +188,16 @@ class _Work:
         for identity, draw in active.draws.items():
             answer = answers.get(identity, _UNANSWERED)
             if identity not in (records.failed if answer is _UNANSWERED else records.done):
-                new.append({**record_head(draw, draw.sample.prompt, 1), **answer})
+                record = {**record_head(draw, draw.sample.prompt, 1), **answer}
+                if answer["status"] == "ok":
+                    with suppress(Exception):  # a scorer that fails does so again when all is scored
+                        record |= score_fields(
+                            active.plan.task,
+                            draw.sample,
+                            record["text"],
+                            truncated=record["finish"] == "length",
+                        )
+                new.append(record)
         if new:
             active.run.append(new, str(self.shard))
             active.run.close()

@@ -22,7 +22,7 @@ MODE = "per_image"
 """How captions are cut, see `vlmfix.evaluation.runner.truncation.limits`."""
 
 # What a caption that may be cut takes over from its record: not what it cost to make it.
-_KEPT = ("status", "text", "parsed", "token_ids", "n_prompt_tokens", "n_new_tokens", "finish")
+_KEPT = ("status", "text", "token_ids", "n_prompt_tokens", "n_new_tokens", "finish")
 
 AnswerIds = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens that begin a yes, and those that begin a no."""
@@ -119,7 +119,6 @@ def _truncated(variant: Variant, captions: Answered, others: Answered, processor
         if len(ids) < _length(record):
             answers[identity] |= {
                 "text": drop_incomplete(text),
-                "parsed": None,
                 "token_ids": ids,
                 "n_new_tokens": len(ids),
                 "finish": "length",

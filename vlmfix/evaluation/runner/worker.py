@@ -82,7 +82,7 @@ class Worker:
         processor: of the model.
         methods: in the order of attachment; none is plain decoding.
         protocol: which fixes length and decoding.
-        parse: what the task reads in an answer that was cut or not, as a JSON value; for the records only.
+        judge: what records keep of the score of an answer, truncated or not; see `score_fields`.
         shard: of this process, for file names.
         batch_size: prompts per forward pass; halved for good where memory runs out.
         answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
@@ -93,7 +93,7 @@ class Worker:
     processor: ProcessorMixin
     methods: Sequence[vlmfix.Method]
     protocol: Protocol
-    parse: Callable[[Sample, str, bool], Any]
+    judge: Callable[[Sample, str, bool], Mapping[str, Any]]
     shard: str
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
@@ -221,7 +221,6 @@ class Worker:
             | {
                 "status": "ok",
                 "text": answer.text,
-                "parsed": self._parsed(draw.sample, answer),
                 "token_ids": list(answer.token_ids),
                 "n_prompt_tokens": answer.prompt_tokens,
                 "n_new_tokens": len(answer.token_ids),
@@ -232,6 +231,7 @@ class Worker:
                 "forwards_per_token": passes,
                 "peak_memory": memory,
             }
+            | self._judged(draw.sample, answer)
             | margin
             for draw, answer, activity, margin in zip(batch, answers, did, margins, strict=True)
         ]
@@ -248,12 +248,12 @@ class Worker:
         margins = answer_margins(self._passes.logits, *self.answer_ids).tolist()
         return [{"margin": round(margin, _DIGITS)} for margin in margins]
 
-    def _parsed(self, sample: Sample, answer: Answer) -> Any:
-        """What the task reads; None where it cannot, which comes out when all is scored."""
+    def _judged(self, sample: Sample, answer: Answer) -> dict[str, Any]:
+        """The score of an answer; without one where the scorer fails, which comes out when all is scored."""
         try:
-            return self.parse(sample, answer.text, not answer.ended)
+            return dict(self.judge(sample, answer.text, not answer.ended))
         except Exception:
-            return None
+            return {"parsed": None}
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
         """The decoding of the protocol under the methods; repeats are drawn by seeds of their own."""

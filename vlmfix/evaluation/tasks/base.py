@@ -22,12 +22,12 @@ class Score:
     Args:
         parsed: what it read, as a JSON value.
         verdict: the same in a few words.
-        score: 1.0 for right, 0.0 for wrong, or a share between.
+        value: 1.0 for right, 0.0 for wrong, or a share between.
     """
 
     parsed: Any
     verdict: str
-    score: float
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +99,20 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def scores(
-        self, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+    def metrics(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str | None],
+        truncated: Sequence[bool],
+        scores: Sequence[Score | None],
     ) -> TaskMetrics:
         """The figures over all samples.
 
         Args:
-            samples: what was asked; several times, where there are several samples.
+            samples: what was asked; several times, where there are several repeats.
             texts: raw answers; None: the sample failed, and adds nothing to any figure.
             truncated: which answers were cut at the length limit.
+            scores: what `judge` made of each answer, its `parsed` as JSON holds it; None: the sample failed.
         """
 
     def target(self, sample: Sample) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import length_metrics
 from vlmfix.evaluation.tasks.protocols import JOIN, TEXT, Setting, one_of
+from vlmfix.evaluation.tasks.ratios import object_errors
 
 Verdict = Literal["yes", "no"]
 Parser = Callable[[str, Verdict], Verdict | None]
@@ -51,18 +51,6 @@ def yes_or_no(label: Any, where: str) -> Verdict:
     return word
 
 
-def object_errors(asked: Sequence[tuple[str, bool]]) -> Mapping[str, tuple[int, int]]:
-    """For each object the wrong answers and the number of questions, the most errors first.
-
-    Args:
-        asked: the object of each question and whether the answer was right.
-    """
-    questions = Counter(name for name, _ in asked)
-    wrong = Counter(name for name, right in asked if not right)
-    order = sorted(questions, key=lambda name: (-wrong[name], name))
-    return {name: (wrong[name], questions[name]) for name in order}
-
-
 def yes_no_settings(parsers: Mapping[str, Parser]) -> dict[str, Setting]:
     """The settings of a benchmark of yes/no questions, whose protocols name one of some parsers."""
     return {"suffix": TEXT, "join": JOIN, "parser": one_of(parsers, required=True)}
@@ -87,27 +75,34 @@ class YesNoTask(Task):
         verdict = self.parsers[self.protocol.parser](text, sample.target)
         return Score(verdict, verdict or "unparsed", float(verdict == sample.target))
 
-    def scores(
-        self, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+    def metrics(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str | None],
+        truncated: Sequence[bool],
+        scores: Sequence[Score | None],
     ) -> TaskMetrics:
-        lengths = length_metrics(texts, truncated)
-        metrics, unparsed = {}, 0
-        for name in dict.fromkeys([self.protocol.parser, *self.parsers]):
-            verdicts = [
+        own = self.protocol.parser
+        verdicts = {own: [None if score is None else score.parsed for score in scores]}
+        for name in self.parsers.keys() - {own}:
+            verdicts[name] = [
                 None if text is None else self.parsers[name](text, sample.target)
                 for sample, text in zip(samples, texts, strict=True)
             ]
-            metrics[name] = self.parser_metrics(name, samples, texts, verdicts)
-            if name == self.protocol.parser:
-                unparsed = sum(v is None and t is not None for v, t in zip(verdicts, texts, strict=True))
+        found = {
+            name: self.parser_metrics(name, samples, texts, verdicts[name])
+            for name in dict.fromkeys([own, *self.parsers])
+        }
         judged = [
-            (str(sample.meta["object"]), self.judge(sample, text, truncated=False).score == 1)
-            for sample, text in zip(samples, texts, strict=True)
-            if text is not None and sample.meta.get("object")
+            (str(sample.meta["object"]), score.value == 1)
+            for sample, score in zip(samples, scores, strict=True)
+            if score is not None and sample.meta.get("object")
         ]
-        headline = metrics[self.protocol.parser]
         return TaskMetrics(
-            metrics=[*headline, *lengths], parsers=metrics, objects=object_errors(judged), unparsed=unparsed
+            metrics=[*found[own], *length_metrics(texts, truncated)],
+            parsers=found,
+            objects=object_errors(judged),
+            unparsed=sum(score is not None and score.parsed is None for score in scores),
         )
 
     def parser_metrics(

@@ -16,10 +16,12 @@ from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import KeyEdit
 from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("adhh")
 @dataclass(frozen=True, kw_only=True)
 class ADHH(KeyEdit):
     """Adaptive deactivation of hallucination heads (github.com/TianyunYoung/Hallucination-Attribution).

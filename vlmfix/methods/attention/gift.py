@@ -18,12 +18,14 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.inference.chat import find_question
 from vlmfix.inference.keywords import CONTENT_TAGS, Spans, keyword_extractor
 from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_whole, sequence
 from vlmfix.models.profiles import Profile
 
 DEFAULT_BOOST = 4.0
 
 
+@register_method("gift")
 @dataclass(frozen=True, kw_only=True)
 class GIFT(Method):
     """Gaze Shift-Guided Cross-modal Fusion Enhancement (arXiv 2510.22067).

@@ -11,9 +11,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("vaf")
 @dataclass(frozen=True, kw_only=True)
 class VAF(ScoreEdit):
     """Visual Amplification Fusion, of ClearSight (arXiv 2503.13107).

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 
@@ -27,6 +28,7 @@ _NO_TARGET = 1e-12
 _ROOM = 256
 
 
+@register_method("var")
 @dataclass(frozen=True, kw_only=True)
 class VAR(Method):
     """Visual Attention Redistribution (arXiv 2503.03321).

@@ -14,6 +14,7 @@ from vlmfix.engine.context import AuxiliaryPrompt, DecodeContext
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.branch_prompts import text_alone
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
     check_flag,
@@ -29,6 +30,7 @@ _DEFAULT_SHARE = 0.44
 _TVHD_TOP = 8
 
 
+@register_method("vhr")
 @dataclass(frozen=True, kw_only=True)
 class VHR(Method):
     """Vision-aware Head Reinforcement (arXiv 2412.13949).

@@ -16,6 +16,7 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.base import differ, rule_out
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 
@@ -23,6 +24,7 @@ from vlmfix.models.profiles import Profile
 _EXITS = 0.625, 0.875
 
 
+@register_method("deco")
 @dataclass(frozen=True, kw_only=True)
 class DeCo(Method):
     """Dynamic Correction Decoding (arXiv 2410.11779): the logits of the inner layer that is surest of one of

@@ -17,6 +17,7 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_flag, check_range
 from vlmfix.models.profiles import Profile
 
@@ -24,6 +25,7 @@ from vlmfix.models.profiles import Profile
 _DEEP, _CANDIDATE_LAYERS = 40, 20
 
 
+@register_method("dola")
 @dataclass(frozen=True, kw_only=True)
 class DoLa(LogitsMixer):
     """Decoding by Contrasting Layers (arXiv 2309.03883): away from the early exit that differs most from the

@@ -12,9 +12,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("flb")
 @dataclass(frozen=True, kw_only=True)
 class FLB(LogitsMixer):
     """First Logit Boosting (github.com/jiwooha20/FLB): the first token's logits are added to later ones.

@@ -15,10 +15,12 @@ from vlmfix.inference.chat import SystemSlot
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_token_ids, sequence
 from vlmfix.models.profiles import Profile
 
 
+@register_method("icd")
 @dataclass(frozen=True, kw_only=True)
 class ICD(Contrastive):
     """Instruction Contrastive Decoding (arXiv 2403.18715): away from the same prompt under a disturbing

@@ -16,6 +16,7 @@ from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, contrast, finite
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, layer_indices
 from vlmfix.models.profiles import Profile
 
@@ -23,6 +24,7 @@ from vlmfix.models.profiles import Profile
 _STREAM_SHARE, _FINAL_SHARE = 0.2, 0.5
 
 
+@register_method("only")
 @dataclass(frozen=True, kw_only=True)
 class ONLY(LogitsMixer):
     """One-Layer Intervention (arXiv 2507.00898): a branch of the decoder that costs one attention row and one

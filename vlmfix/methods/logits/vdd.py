@@ -17,10 +17,12 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, finite
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten, without_image
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("vdd")
 @dataclass(frozen=True, kw_only=True)
 class VDD(Contrastive):
     """Visual Debias Decoding (arXiv 2403.05262): away from prompts that lost their image.

@@ -20,10 +20,12 @@ from vlmfix.methods.pruning.base import (
     keep_top,
     stage_layers,
 )
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_flag, check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("adaptinfer")
 @dataclass(frozen=True, kw_only=True)
 class AdaptInfer(TokenPruning):
     """Adaptive token pruning during the prefill (arXiv 2508.06084).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo, PruneResult
 from vlmfix.methods.pruning.base import CountedPruning, select_each
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_whole
 
 ITERATIONS = 20
@@ -18,6 +19,7 @@ ITERATIONS = 20
 _TIE = 1e-4
 
 
+@register_method("kmeans")
 @dataclass(frozen=True, kw_only=True)
 class KMeans(CountedPruning):
     """Cluster-aggregate (arXiv 2504.17892): image tokens become the means of their k-means clusters.

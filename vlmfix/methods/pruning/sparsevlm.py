@@ -19,6 +19,7 @@ from vlmfix.methods.pruning.base import (
     keep_top,
     stage_layers,
 )
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range
 from vlmfix.models.profiles import Profile
 
@@ -36,6 +37,7 @@ _RECYCLED_SHARE = 0.3
 _TOKENS_PER_CLUSTER = 10
 
 
+@register_method("sparsevlm")
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(TokenPruning):
     """SparseVLM and SparseVLM+ (arXiv 2410.04417): the words about the image decide which tokens of it stay.

@@ -12,8 +12,10 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.vision_attention import EncodedBlock
 from vlmfix.methods.base import MethodInfo, PruneResult
 from vlmfix.methods.pruning.base import TokenPruning
+from vlmfix.methods.registry import register_method
 
 
+@register_method("visionzip")
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(TokenPruning):
     """VisionZip (arXiv 2412.04467): what the vision encoder attends to stays, the rest is merged.

@@ -24,11 +24,13 @@ from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.decoding.opera.beam import Finished, Rules
 from vlmfix.methods.decoding.opera.penalty import attention_rows
 from vlmfix.methods.decoding.opera.search import Search, Seen
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range, check_whole
 
 RANKED_LENGTHS = ("prompt+answer", "answer")
 
 
+@register_method("opera")
 @dataclass(frozen=True, kw_only=True)
 class OPERA(Method):
     """Over-trust Penalty and Retrospection-Allocation (arXiv 2311.17911).

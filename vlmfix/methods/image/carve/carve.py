@@ -34,6 +34,7 @@ from vlmfix.methods.image.carve.crop import (
     saliency_map,
     select_regions,
 )
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
     check_range,
@@ -87,6 +88,7 @@ class _MapCache:
             maps.popitem(last=False)
 
 
+@register_method("carve")
 @dataclass(frozen=True, kw_only=True)
 class CARVE(MultiPassMethod):
     """Contrastive Attention Refinement for Visual Enhancement (arXiv 2509.06461).

@@ -33,7 +33,7 @@ def test_the_hash_is_not_of_where_the_image_lies(change):
 
 
 def test_the_hash_is_the_same_on_all_machines():
-    text = '{"target":"yes","id":"pope/coco/random/17","meta":{"split":"random"},"prompt":"Is there a cat?"}'
+    text = '{"id":"pope/coco/random/17","meta":{"split":"random"},"prompt":"Is there a cat?","target":"yes"}'
     assert content_hash(SAMPLE) == hashlib.sha256(text.encode()).hexdigest()
 
 
