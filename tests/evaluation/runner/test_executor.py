@@ -605,7 +605,7 @@ def test_every_sample_belongs_to_one_share(of: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [("0/1", Shard(0, 1, 0)), ("2/3", Shard(2, 3, 2)), ("10/11", Shard(10, 11, 10))]
+    ("text", "shard"), [("0/1", Shard(0, 1, 0)), ("2/3", Shard(2, 3, 2)), ("10/11", Shard(10, 11, 10))]
 )
 def test_shares_by_hand(text: str, shard: Shard) -> None:
     assert Shard.parse(text) == shard
@@ -628,7 +628,7 @@ VARIABLES = [
 
 
 @pytest.mark.parametrize(
-    ("variables", "share"),
+    ("variables", "shard"),
     [
         ({}, Shard(0, 1, 0)),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Shard(5, 8, 1)),

@@ -660,7 +660,7 @@ def test_margins_between_yes_and_no(loaded: tuple[Any, Any], asked: list[Sample]
     for size in (1, 9):
         run = jobs.start(tmp_path / str(size))
         worker = jobs.worker(loaded, batch_size=size)
-        Worker(*loaded, [], jobs.PROTOCOL, worker.parse, "0-of-1", size, ids).work(
+        Worker(*loaded, [], jobs.PROTOCOL, worker.judge, "0-of-1", size, ids).work(
             run, jobs.draws(asked), max_errors=0
         )
         margins.append({record["id"]: record["margin"] for record in jobs.records(run.path)})
