@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from vlmfix.errors import PACKAGES, UnsupportedError
 
-OURS = ("vlmfix", "evals", "cli", "__main__")
+OURS = ("vlmfix", "__main__")
 DEBUG_HINT = "--debug shows the traceback"
 _RAISE = opcode.opmap["RAISE_VARARGS"]
 _IMPORTS = (opcode.opmap["IMPORT_NAME"], opcode.opmap["IMPORT_FROM"])

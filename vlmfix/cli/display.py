@@ -47,7 +47,7 @@ def thumbnail(image: Image.Image, columns: int = 48) -> Text:
     return text
 
 
-def method_card(cls: type[Method]) -> str:
+def describe_method(cls: type[Method]) -> str:
     """What a method is, in a few lines."""
     info = cls.info
     paper = f"arXiv {info.paper}" if info.is_on_arxiv else info.paper

@@ -35,7 +35,7 @@ def methods(
         raise ValueError("--device, --dtype and --allow-missing are of a --model; name one")
     from rich.table import Column, Table
 
-    from vlmfix.cli.display import method_card, methods_markdown, suitability_table
+    from vlmfix.cli.display import describe_method, methods_markdown, suitability_table
     from vlmfix.cli.loading import load_model
     from vlmfix.models.digest import weights_digest
 
@@ -51,5 +51,5 @@ def methods(
         table = Table(kind, Column("what it does", ratio=1), show_lines=True)
         for name, cls in vlmfix.list_methods().items():
             if cls.info.is_baseline == are_baselines:
-                table.add_row(name, method_card(cls))
+                table.add_row(name, describe_method(cls))
         out.print(table)

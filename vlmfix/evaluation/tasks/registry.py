@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import vlmfix.evals
+from vlmfix.errors import PACKAGES
 from vlmfix.settings import closest
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def _source(name: str, directories: Sequence[Path]) -> Path | EntryPoint:
     if len(found[name]) > 1:
         places = " and ".join(map(_place, found[name]))
         raise ValueError(f"there are several tasks called {name}: {places}; rename or remove one")
-    return found[name][0]
+    [source] = found[name]
+    if isinstance(source, EntryPoint):
+        PACKAGES.add(source.module.partition(".")[0])
+    return source
 
 
 def _place(source: Path | EntryPoint) -> str:
@@ -142,6 +146,7 @@ def _import(folder: Path, part: str) -> ModuleType:
     if folder.parent in [Path(each).resolve() for each in vlmfix.evals.__path__]:
         return importlib.import_module(f"vlmfix.evals.{folder.name}.{part}")
     package = f"vlmfix_task_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    PACKAGES.add(package)
     if package not in sys.modules:
         spec: ModuleSpec | None = ModuleSpec(package, None, is_package=True)
         if (folder / "__init__.py").is_file():
