@@ -42,7 +42,7 @@ class ADHH(KeyEdit):
 
     info = MethodInfo(
         stage="attention",
-        changes="weights of listed heads: none on the text behind the image",
+        changes="weights of listed heads: none on the text after the image",
         where="last prompt row and new rows; heads of the profile",
         forwards=1.0,
         provenance="released code",

@@ -36,7 +36,7 @@ class VAF(ScoreEdit):
     info = MethodInfo(
         stage="attention",
         changes="scores of image tokens and of the system prompt, multiplied",
-        where="text rows behind the image and new rows; layers 9 to 14 of 32",
+        where="text rows after the image and new rows; layers 9 to 14 of 32",
         forwards=1.0,
         provenance="released code",
         paper="2503.13107",

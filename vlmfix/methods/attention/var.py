@@ -63,7 +63,7 @@ class VAR(Method):
     info = MethodInfo(
         stage="attention",
         changes="weights: from sinks to image tokens",
-        where="text rows behind the image and new rows; layers 2 to last but one",
+        where="text rows after the image and new rows; layers 2 to last but one",
         forwards=1.0,
         provenance="released code",
         paper="2503.03321",

@@ -31,7 +31,7 @@ class BaselineTextContrast(AgainstText):
 
     info: ClassVar = MethodInfo(
         stage="baseline",
-        changes="logits: away from those without the image",
+        changes="away from the logits without the image",
         where="every step",
         forwards=2.0,
         provenance="reconstruction",

@@ -55,7 +55,7 @@ class CRoPS(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image and with the least attended quarter of it",
+        changes="away from the logits without the image and with the least attended quarter of it",
         where="every step",
         forwards=3.0,
         provenance="released code",

@@ -52,7 +52,7 @@ class DeCo(Method, ReadsEarlyExits):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of an inner layer are added",
+        changes="the logits of an inner layer are added",
         where="every step, among the likeliest tokens",
         forwards=1.0,
         provenance="released code",

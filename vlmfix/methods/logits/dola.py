@@ -52,7 +52,7 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those of an early layer",
+        changes="away from the logits of an early layer",
         where="every step",
         forwards=1.0,
         provenance="released code",

@@ -33,8 +33,8 @@ class FLB(LogitsMixer):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of the first token are added",
-        where="every step behind the first",
+        changes="the logits of the first token are added",
+        where="every step after the first",
         forwards=1.0,
         provenance="released code",
         paper="github.com/jiwooha20/FLB",

@@ -47,7 +47,7 @@ class ICD(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those under a disturbing instruction",
+        changes="away from the logits under a disturbing instruction",
         where="every step",
         forwards=2.0,
         provenance="released code",

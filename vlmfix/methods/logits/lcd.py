@@ -36,7 +36,7 @@ class LCD(AgainstText):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image, by the surety of these",
+        changes="away from the logits without the image, by how sure these are",
         where="every step",
         forwards=2.0,
         provenance="reconstruction",

@@ -41,7 +41,7 @@ class M3ID(AgainstText):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image, more at each token",
+        changes="away from the logits without the image, more at each token",
         where="every step",
         forwards=2.0,
         provenance="paper",

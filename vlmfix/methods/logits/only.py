@@ -52,7 +52,7 @@ class ONLY(LogitsMixer, ReadsEarlyExits, RunsLayerParts):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of text-bound heads of one layer are added or removed",
+        changes="the logits of the text-bound heads of one layer are added or removed",
         where="every step",
         forwards=1.0,
         provenance="released code",

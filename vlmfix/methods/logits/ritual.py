@@ -58,7 +58,7 @@ class RITUAL(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of a transformed image are added",
+        changes="the logits of a transformed image are added",
         where="every step",
         forwards=2.0,
         provenance="released code",

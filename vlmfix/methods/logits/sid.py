@@ -48,7 +48,7 @@ class SID(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those that see the least attended image tokens",
+        changes="away from the logits under the least attended image tokens",
         where="every step",
         forwards=2.0,
         provenance="released code",

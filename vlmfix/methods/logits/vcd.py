@@ -46,7 +46,7 @@ class VCD(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those of a noised image",
+        changes="away from the logits of a noised image",
         where="every step",
         forwards=2.0,
         provenance="released code",

@@ -46,7 +46,7 @@ class VDD(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image and with an unknown one",
+        changes="away from the logits without the image and with an unknown one",
         where="every step",
         forwards=3.0,
         provenance="released code",

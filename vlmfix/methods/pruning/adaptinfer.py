@@ -63,7 +63,7 @@ class AdaptInfer(TokenPruning):
     info = MethodInfo(
         stage="pruning",
         changes="image tokens, dropped by the text's attention",
-        where="prompt, behind the layers of the schedule",
+        where="prompt, after the layers of the schedule",
         forwards=1.0,
         provenance="released code",
         paper="2508.06084",
