@@ -21,6 +21,8 @@ QUICK = "llava"
 UNLIKE = (QUICK, "qwen2_5_vl")
 """Families that differ most; each of the others is near to one of them."""
 
+BASES = ("vlmfix.engine.method", "vlmfix.methods.base")
+"""Modules of the bases of all methods, whose hooks the engine calls."""
 
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
@@ -118,6 +120,20 @@ def with_flash_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> PreTra
     monkeypatch.setattr(type(model.get_decoder()), "_flash_attn_can_dispatch", lambda *_, **__: True)
     model.get_decoder().config._attn_implementation = "flash_attention_2"
     return model
+
+
+def hook_signature(cls: type[vlmfix.Method]) -> frozenset[str]:
+    """What a method overrides of its bases in the engine: all that the engine can tell of it."""
+    of_bases = [base for base in cls.__mro__ if base.__module__ in BASES]
+    of_methods = [base for base in cls.__mro__ if base.__module__ not in (*BASES, "builtins", "abc")]
+    names = {name for base in of_bases for name in vars(base) if not name.startswith("_")}
+    return frozenset(name for name in names if any(name in vars(base) for base in of_methods))
+
+
+def representatives(names: Sequence[str]) -> list[str]:
+    """The first method of each hook signature: what holds of the engine under one holds under its like."""
+    methods = vlmfix.list_methods()
+    return list({hook_signature(methods[name]): name for name in reversed(names)}.values())[::-1]
 
 
 def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:
