@@ -18,7 +18,7 @@ from PIL import Image
 
 import vlmfix
 from training.report import presence_items
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.evaluation.datasets import Scene, render, sample_scene
 from vlmfix.evaluation.datasets.synthetic.language import with_article
 from vlmfix.methods.baselines.output_shift import answer_ids, answer_margins
@@ -142,7 +142,7 @@ class Speaker:
             do_sample=False,
         )
         seconds = time.perf_counter() - start
-        answers = Answers(texts, seconds, methods[-1].activity().site_share if methods else None)
+        answers = Answers(texts, seconds, methods[-1].edit_stats().site_share if methods else None)
         write_json(path, {"setting": asdict(setting), "answers": asdict(answers)})
         return answers
 
@@ -192,8 +192,10 @@ class _Margins(vlmfix.Method):
     ids: tuple[tuple[int, ...], tuple[int, ...]]
     seen: list[float] = field(default_factory=list, compare=False)
 
-    def edit_logits(self, run: Run, logits: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
-        if run.step == 0:
+    def edit_logits(
+        self, context: DecodeContext, logits: torch.Tensor, branches: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        if context.step == 0:
             self.seen.extend(answer_margins(logits, *self.ids).tolist())
         return logits
 

@@ -236,8 +236,8 @@ def main(
     """Print the effect of every method against greedy decoding as a Markdown table."""
     grid = {
         name: [Setting(name, parameters) for parameters in GRID.get(name, [{}])]
-        for name in sorted(method or vlmfix.list_methods(), key=lambda name: not name.startswith("control."))
-        if not name.startswith("control.") or name in GRID
+        for name in sorted(method or vlmfix.list_methods(), key=lambda name: not name.startswith("baseline."))
+        if not name.startswith("baseline.") or name in GRID
     }
     for setting in (*CONTROLS, *(setting for settings in grid.values() for setting in settings)):
         setting.build()  # a mistake shows now, not in an hour

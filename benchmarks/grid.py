@@ -7,13 +7,13 @@ from typing import Any
 from benchmarks.answers import Setting
 
 CONTROLS = [
-    Setting("control.prompt_bias", {"direction": "yes"}),
-    Setting("control.prompt_bias", {"direction": "no"}),
-    Setting("control.beam", {}),
-    Setting("control.sample", {}),
-    Setting("control.sample+control.plausibility", {}),
-    Setting("control.sample+control.sharpen", {}),
-    Setting("control.text_contrast", {}),
+    Setting("baseline.prompt_bias", {"direction": "yes"}),
+    Setting("baseline.prompt_bias", {"direction": "no"}),
+    Setting("baseline.beam", {}),
+    Setting("baseline.sample", {}),
+    Setting("baseline.sample+baseline.plausibility", {}),
+    Setting("baseline.sample+baseline.sharpen", {}),
+    Setting("baseline.text_contrast", {}),
 ]
 """Rows of their own, without a choice; plain decoding with an offset between yes and no competes below."""
 
@@ -58,15 +58,15 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"start_layer": 2, "prune_ratio": 0.75},
     ],
     "kmeans": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
-    "randomtokens": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
-    "uniformgrid": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
+    "random_tokens": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
+    "uniform_grid": [{"kept_tokens": 16}, {"kept_tokens": 32}, {"kept_tokens": 48}],
     "divprune": [{"keep_ratio": 0.25}, {"keep_ratio": 0.5}, {"keep_ratio": 0.75}],
     "visionzip": [
         {"dominant_tokens": 14, "contextual_tokens": 2},
         {"dominant_tokens": 27, "contextual_tokens": 5},
         {"dominant_tokens": 41, "contextual_tokens": 7},
     ],
-    "pyramiddrop": [
+    "pyramid_drop": [
         {"prune_layers": (2, 4, 6), "keep_ratios": (0.75, 0.5, 0.25)},
         {"prune_layers": (2, 4, 6), "keep_ratios": (0.5, 0.25, 0.125)},
     ],
@@ -74,7 +74,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"prune_layers": (2, 4, 6), "kept_tokens": (48, 32, 16)},
         {"prune_layers": (2, 4, 6), "kept_tokens": (32, 16, 8)},
     ],
-    "control.output_shift": [{"delta": delta} for delta in (-6.0, -4.0, -3.0, -2.0, -1.0, 1.0)],
+    "baseline.output_shift": [{"delta": delta} for delta in (-6.0, -4.0, -3.0, -2.0, -1.0, 1.0)],
     "vcd": [
         {"alpha": 0.5},
         {"alpha": 1.0},

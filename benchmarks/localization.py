@@ -27,7 +27,7 @@ import vlmfix
 from benchmarks.answers import Split
 from benchmarks.bootstrap import Ratio, compare, resample
 from vlmfix.engine import compatibility
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.evaluation.datasets.synthetic.language import with_article
@@ -47,26 +47,26 @@ class _Maps(GIFT):
     """Of every layer of the prefill of one prompt: map of gaze shifts, and attention of the last row."""
 
     edits: ClassVar = False
-    neutral: ClassVar = {}
+    identity_parameters: ClassVar = {}
 
     seen: dict[str, list[Tensor]] = field(default_factory=dict, compare=False)
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        wanted = self._reading_rows(run, layer)
-        return run.union([wanted, run.layout.last_row])
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        wanted = self._reading_rows(context, layer)
+        return context.union([wanted, context.layout.last_row])
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        rows = self.rows(run, layer)
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        rows = self.rows(context, layer)
         assert rows is not None
         index = rows.index
         follows = torch.cat([index.new_zeros(1), index.diff()]) == 1
-        words = run.state[self, "words"][:, index] & follows
-        image = run.layout.image_tokens
+        words = context.state[self, "words"][:, index] & follows
+        image = context.layout.image_tokens
         saliency = saliency_map(gaze_shifts(weights, weights.roll(1, dims=2)), words, image)
         self.seen.setdefault("gaze shifts", []).append(saliency[image])
         self.seen.setdefault("attention", []).append(weights[0, :, -1].mean(dim=0)[image[0]])
 
-    def reads_last_row_again(self, run: Run) -> bool:
+    def reads_last_row_again(self, context: DecodeContext) -> bool:
         return False
 
 

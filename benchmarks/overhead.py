@@ -83,12 +83,12 @@ def acting(name: str, size: str) -> vlmfix.Method:
             "kept_ratios": (133 / IMAGE_TOKENS, 27 / 133, 3 / 27),
         },
         "fastv": {"start_layer": max(at(2), 1)},
-        "pyramiddrop": {"prune_layers": (at(8), at(16), at(24))},
+        "pyramid_drop": {"prune_layers": (at(8), at(16), at(24))},
         "vdd": {"unknown_token_id": 0},
         "flb": {"beta": 0.9},
         "sparsevlm": {"prune_layers": (at(2), at(6) + 1, at(15) + 1), "kept_tokens": (66, 30, 17)},
-        "control.output_shift": {"yes_ids": (1,), "no_ids": (2,)},
-        "control.plausibility": {"beta": 0.9},
+        "baseline.output_shift": {"yes_ids": (1,), "no_ids": (2,)},
+        "baseline.plausibility": {"beta": 0.9},
     }
     return vlmfix.make_method(name, **published.get(name, {}))
 

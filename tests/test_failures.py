@@ -35,7 +35,7 @@ def test_an_operation_of_this_package_that_fails_is_a_bug() -> None:
     said = failure(lambda: validation.check_range("alpha", 1, "0", 1))  # type: ignore[arg-type]
     assert (said.kind, said.exit_code) == ("bug in vlmfix", 1)
     assert "TypeError: '<=' not supported" in said.message
-    assert "parameters.py:" in said.message
+    assert "validation.py:" in said.message
     assert "report it" in said.message
     assert "--debug" in said.message
     unpacking = failure(lambda: chat.SystemSlot.put(None, [], []))  # type: ignore[arg-type]
@@ -63,8 +63,8 @@ def test_messages_are_one_line_that_no_terminal_obeys() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KeyError("x"), 2, "error: test_failures failed with KeyError: 'x'"),
-        (RecursionError("too deep"), 2, "error: test_failures failed with RecursionError: too deep"),
+        (KeyError("x"), 2, "error: tests failed with KeyError: 'x'"),
+        (RecursionError("too deep"), 2, "error: tests failed with RecursionError: too deep"),
         (KeyboardInterrupt(), 130, "error: stopped"),
         (vlmfix.UnsupportedError("no\nway"), 2, "error: no way"),
         (BrokenPipeError(), 1, ""),
@@ -77,7 +77,7 @@ def test_every_exception_ends_in_one_line(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(vlmfix, "methods", fail)
+    monkeypatch.setattr(vlmfix, "list_methods", fail)
     result = CliRunner().invoke(app.app, command)
     assert result.exit_code == code
     assert isinstance(result.exception, SystemExit)
@@ -92,7 +92,7 @@ def test_a_bug_in_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     result = CliRunner().invoke(app.app, ["methods"])
     assert result.exit_code == 1
     [line] = result.stderr.strip().splitlines()
-    assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (cli.py:")
+    assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (app.py:")
 
 
 def test_json_of_a_run_that_breaks_off_has_what_was_answered(

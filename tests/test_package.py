@@ -20,8 +20,8 @@ def test_every_method_is_exported_and_described() -> None:
     for cls in vlmfix.list_methods().values():
         assert getattr(vlmfix, cls.__name__) is cls
         assert cls.__name__ in vlmfix.__all__
-        assert cls.card.paper in "".join((cls.__doc__ or "").split())
-        assert cls.neutral or not cls.attaches
+        assert cls.info.paper in "".join((cls.__doc__ or "").split())
+        assert cls.identity_parameters or not cls.attaches
     # 'vlmfix methods --markdown' prints it.
     assert methods_markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -37,11 +37,7 @@ def test_wheel_holds_what_it_needs_and_finds_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         names = set(archive.namelist())
-    expected = {
-        "cli.py",
-        "vlmfix/evaluation/datasets/synthetic/scenes.py",
-        "vlmfix/configs/models/llava-1.5-7b.yaml",
-    }
+    expected = {"vlmfix/evals/pope/task.py", "vlmfix/configs/models/llava-1.5-7b.yaml"}
     expected |= {f"vlmfix/models/{name}/model.safetensors" for name in EMBEDDED}
     assert expected <= names
     assert {name.split("/")[0].removesuffix(".dist-info").split("-")[0] for name in names} == {"vlmfix"}

@@ -1,7 +1,7 @@
 """Decoding-time hallucination mitigation for vision-language models on stock Hugging Face transformers."""
 
 from vlmfix.api import generate
-from vlmfix.engine.stats import Activity, InactiveMethodWarning
+from vlmfix.engine.stats import EditStats, InactiveMethodWarning
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.attention.adhh import ADHH
 from vlmfix.methods.attention.devils import Devils
@@ -10,16 +10,16 @@ from vlmfix.methods.attention.pai import PAI
 from vlmfix.methods.attention.vaf import VAF
 from vlmfix.methods.attention.var import VAR
 from vlmfix.methods.attention.vhr import VHR
-from vlmfix.methods.base import Card, Kept, Method
+from vlmfix.methods.base import Method, MethodInfo, PruneResult
 from vlmfix.methods.baselines.decoding import (
-    ControlBeam,
-    ControlGreedy,
-    ControlPromptBias,
-    ControlSample,
+    BaselineBeam,
+    BaselineGreedy,
+    BaselinePromptBias,
+    BaselineSample,
 )
-from vlmfix.methods.baselines.output_shift import ControlOutputShift
-from vlmfix.methods.baselines.plausibility import ControlPlausibility, ControlSharpen
-from vlmfix.methods.baselines.text_contrast import ControlTextContrast
+from vlmfix.methods.baselines.output_shift import BaselineOutputShift
+from vlmfix.methods.baselines.plausibility import BaselinePlausibility, BaselineSharpen
+from vlmfix.methods.baselines.text_contrast import BaselineTextContrast
 from vlmfix.methods.decoding.opera.opera import OPERA
 from vlmfix.methods.image.carve.carve import CARVE
 from vlmfix.methods.image.carve.crop import Refinement
@@ -67,27 +67,27 @@ __all__ = [
     "VCD",
     "VDD",
     "VHR",
-    "Activity",
     "AdaptInfer",
+    "BaselineBeam",
+    "BaselineGreedy",
+    "BaselineOutputShift",
+    "BaselinePlausibility",
+    "BaselinePromptBias",
+    "BaselineSample",
+    "BaselineSharpen",
+    "BaselineTextContrast",
     "CRoPS",
-    "Card",
-    "ControlBeam",
-    "ControlGreedy",
-    "ControlOutputShift",
-    "ControlPlausibility",
-    "ControlPromptBias",
-    "ControlSample",
-    "ControlSharpen",
-    "ControlTextContrast",
     "DeCo",
     "Devils",
     "DivPrune",
     "DoLa",
+    "EditStats",
     "FastV",
     "InactiveMethodWarning",
     "KMeans",
-    "Kept",
     "Method",
+    "MethodInfo",
+    "PruneResult",
     "PyramidDrop",
     "RandomTokens",
     "Refinement",

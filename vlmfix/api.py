@@ -25,7 +25,7 @@ from vlmfix.inference.pictures import (
     listed,
     open_images,
 )
-from vlmfix.methods.base import AskingMethod, Method
+from vlmfix.methods.base import Method, MultiPassMethod
 from vlmfix.methods.image.carve.crop import Refinement
 from vlmfix.methods.registry import make_method
 
@@ -104,7 +104,7 @@ def generate(
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
     model = compatibility.stock_model(model)
     methods = as_methods(method)
-    asking = [each for each in methods if isinstance(each, AskingMethod)]
+    asking = [each for each in methods if isinstance(each, MultiPassMethod)]
     if len(asking) > 1:
         names = " and ".join(type(each).__name__ for each in asking)
         raise UnsupportedError(f"{names} ask the model several times each; use one of them")
@@ -123,7 +123,7 @@ def generate(
         for start in range(0, len(pairs), size):
             batch = pairs[start : start + size]
             if asking:
-                refinement = asking[0].ask(model, processor, *batch[0], **generate_kwargs)
+                refinement = asking[0].run(model, processor, *batch[0], **generate_kwargs)
                 answers.append(refinement.answer)
                 if on_refinement is not None:
                     on_refinement(refinement)

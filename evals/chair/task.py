@@ -36,7 +36,7 @@ class Chair(Task):
 
     name: ClassVar = "chair"
     running: ClassVar = "captions without hallucination"
-    controls: ClassVar = ("control.truncate",)
+    controls: ClassVar = ("baseline.truncate",)
     tradeoff: ClassVar = ("CHAIRi", "recall")
 
     def items(self, built: Path) -> list[Item]:

@@ -34,7 +34,7 @@ class Pope(Task):
     name: ClassVar = "pope"
     running: ClassVar = "accuracy"
     yes_no: ClassVar = True
-    controls: ClassVar = ("control.prompt_bias", "control.output_shift")
+    controls: ClassVar = ("baseline.prompt_bias", "baseline.output_shift")
     tradeoff: ClassVar = ("false-yes rate", "recall")
 
     def items(self, built: Path) -> list[Item]:

@@ -229,7 +229,7 @@ def test_method_that_never_acted_is_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved_fraction: float, name: str
 ) -> None:
     monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": moved_fraction}])
-    assert list(rows(start(tmp_path))) == ["greedy", "control.prompt_bias", name]
+    assert list(rows(start(tmp_path))) == ["greedy", "baseline.prompt_bias", name]
 
 
 def test_mistake_in_the_grid_shows_before_anything_runs(

@@ -80,7 +80,7 @@ def test_calibrations_of_several_methods_share_a_profile(tmp_path: Path) -> None
         method = vlmfix.AdaptInfer(budget=budget)
         with method(model):
             vlmfix.generate(model, processor, pictures[0], "Describe the image.", max_new_tokens=1)
-        size = method.activity().size
+        size = method.edit_stats().size
         assert size is not None
         assert abs(size / 64 - float(budget.rstrip("%")) / 100) < 0.06
 

@@ -116,7 +116,7 @@ def test_maps_of_carve_are_saved(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_method_that_does_nothing_says_so() -> None:
-    result = run("generate", "--method", "randomtokens", *SHORT)
+    result = run("generate", "--method", "random_tokens", *SHORT)
     assert "edited 0 of 64 sites" in result.stderr
     assert "lower it" in result.stderr
 
@@ -176,7 +176,7 @@ def test_which_methods_work_on_a_model() -> None:
     assert re.search(
         r"var yes sink_threshold = 6.5 .* of profile tiny-llava, by type and shape: \[23, 117", text
     )
-    assert "pyramiddrop no no schedule of PyramidDrop is published for 8 layers" in text
+    assert "pyramid_drop no no schedule of PyramidDrop is published for 8 layers" in text
     assert re.search("weights: sampled-sha256:[0-9a-f]{32}$", text)
 
 
@@ -185,7 +185,7 @@ def test_methods_table() -> None:
     assert result.exit_code == 0
     for name, cls in vlmfix.list_methods().items():
         assert name in result.stdout
-        assert cls.card.paper[:20] in result.stdout  # a long address goes on in the next line
+        assert cls.info.paper[:20] in result.stdout  # a long address goes on in the next line
 
 
 def test_scenes_and_calibration(tmp_path: Path) -> None:

@@ -62,12 +62,12 @@ def test_methods_compose_in_the_order_of_entry(
     order = []
 
     class First(vlmfix.VAR):
-        def edit_weights(self, run: Any, layer: int, weights: torch.Tensor) -> torch.Tensor:
+        def edit_weights(self, context: Any, layer: int, weights: torch.Tensor) -> torch.Tensor:
             order.append("first")
-            return super().edit_weights(run, layer, weights)
+            return super().edit_weights(context, layer, weights)
 
     class Second(First):
-        def edit_weights(self, run: Any, layer: int, weights: torch.Tensor) -> torch.Tensor:
+        def edit_weights(self, context: Any, layer: int, weights: torch.Tensor) -> torch.Tensor:
             order.append("second")
             return weights
 

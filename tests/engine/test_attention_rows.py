@@ -15,7 +15,7 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, values
 from vlmfix.engine import attention_rows
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 
 pytestmark = pytest.mark.promises
@@ -25,23 +25,23 @@ pytestmark = pytest.mark.promises
 class Toy(vlmfix.Method):
     """Asks for the rows behind the last image in every layer; subclasses edit."""
 
-    neutral: ClassVar = {"strength": 0.0}
+    identity_parameters: ClassVar = {"strength": 0.0}
     strength: float = 1.0
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        return run.layout.rows_after_last_image
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return context.layout.rows_after_last_image
 
 
 class Identity(Toy):
-    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
+    def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
         return weights.clone()
 
 
 class FirstKey(Toy):
     """All attention on the first real key, by the scores."""
 
-    def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
-        first = run.layout.real_tokens.int().argmax(dim=1)
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
+        first = context.layout.real_tokens.int().argmax(dim=1)
         boost = torch.zeros(scores.shape[0], 1, 1, scores.shape[-1])
         boost[torch.arange(len(first)), 0, 0, first] = 1e4
         return scores + boost
@@ -50,18 +50,18 @@ class FirstKey(Toy):
 class FirstKeyWeights(Toy):
     """The same by the weights."""
 
-    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
-        first = run.layout.real_tokens.int().argmax(dim=1)
+    def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
+        first = context.layout.real_tokens.int().argmax(dim=1)
         edited = torch.zeros_like(weights)
         edited[torch.arange(len(first)), :, :, first] = 1.0
         return edited
 
 
 class NoHeads(Toy):
-    def rows(self, run: Run, layer: int) -> Rows | None:
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
         return None
 
-    def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:
+    def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
         return heads * 0
 
 
@@ -96,8 +96,8 @@ def test_observed_weights_are_those_of_eager_attention(kernel: str, family: str)
     seen: dict[int, Tensor] = {}
 
     class Observing(Toy):
-        def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-            rows = run.layout.rows_after_last_image
+        def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+            rows = context.layout.rows_after_last_image
             seen[layer] = torch.where(rows.mask[:, None, :, None], weights, 0)
             seen[-1] = rows.index
 
@@ -127,20 +127,20 @@ def test_edits_of_scores_see_those_of_the_model_and_add_up(llava: PreTrainedMode
 
     @dataclass(frozen=True, kw_only=True)
     class Doubling(Toy):
-        def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
+        def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
             return 2 * scores
 
     @dataclass(frozen=True, kw_only=True)
     class Halving(Toy):
-        def rows(self, run: Run, layer: int) -> Rows | None:
-            return run.layout.last_row
+        def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+            return context.layout.last_row
 
-        def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
+        def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
             return 0.5 * scores
 
     @dataclass(frozen=True, kw_only=True)
     class Both(Toy):
-        def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
+        def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
             last = torch.arange(scores.shape[2]) == scores.shape[2] - 1
             return torch.where(last[:, None], 1.5, 2.0) * scores
 
@@ -169,23 +169,23 @@ def test_methods_with_other_rows_edit_their_own_only(llava: PreTrainedModel) -> 
 
     @dataclass(frozen=True, kw_only=True)
     class LastRow(Toy):
-        def rows(self, run: Run, layer: int) -> Rows | None:
-            last = torch.zeros_like(run.layout.real_tokens)
+        def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+            last = torch.zeros_like(context.layout.real_tokens)
             last[:, -1] = True
-            return run.state.setdefault(self, Rows.where(last)) if layer == 1 else None
+            return context.state.setdefault(self, Rows.where(last)) if layer == 1 else None
 
-        def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
+        def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
             return torch.full_like(weights, 1 / weights.shape[-1])
 
-        def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+        def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
             calls.append((weights.shape[2], (weights - 1 / weights.shape[-1]).abs().max().item()))
 
     @dataclass(frozen=True, kw_only=True)
     class Watching(Toy):
-        def rows(self, run: Run, layer: int) -> Rows | None:
-            return run.layout.rows_after_last_image if layer == 1 else None
+        def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+            return context.layout.rows_after_last_image if layer == 1 else None
 
-        def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+        def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
             calls.append((weights.shape[2], (weights[:, :, :-1] - 1 / weights.shape[-1]).abs().max().item()))
 
     with FirstKeyWeights()(llava), LastRow()(llava), Watching()(llava), torch.no_grad():
@@ -221,7 +221,7 @@ def test_rows_in_blocks(
             for method in methods:
                 stack.enter_context(method(llava, families.PROCESSOR))
             logits = values(llava, inputs, max_new_tokens=4)
-        outcomes.append((logits, [method.activity() for method in methods]))
+        outcomes.append((logits, [method.edit_stats() for method in methods]))
     torch.testing.assert_close(outcomes[0][0], outcomes[1][0], atol=1e-5, rtol=1e-5)
     for one, other in zip(*(activities for _, activities in outcomes), strict=True):
         assert (one.steps_edited, one.site_share) == (other.steps_edited, other.site_share)

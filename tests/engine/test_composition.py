@@ -20,7 +20,7 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import UNLIKE, acting, attached, plain, under, values
 from tests.support.paths import ROOT
-from vlmfix.engine.stats import Activity
+from vlmfix.engine.stats import EditStats
 
 pytestmark = [
     pytest.mark.promises,
@@ -50,9 +50,9 @@ KEEPS_ALL: dict[str, dict[str, Any]] = {
     "divprune": {"keep_ratio": 0.9999},
     "fastv": {"prune_ratio": 1e-6},
     "kmeans": {"kept_tokens": 10_000},
-    "randomtokens": {"kept_tokens": 10_000},
+    "random_tokens": {"kept_tokens": 10_000},
     "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (10_000, 10_000)},
-    "uniformgrid": {"kept_tokens": 10_000},
+    "uniform_grid": {"kept_tokens": 10_000},
     "visionzip": {"dominant_tokens": 10_000},
 }
 
@@ -113,7 +113,7 @@ def test_keeping_every_token_is_the_stock_model(
             output = model.generate(
                 **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
-    if method.activity().site_share == 0:  # newline tokens leave with some methods, whatever the budget
+    if method.edit_stats().site_share == 0:  # newline tokens leave with some methods, whatever the budget
         torch.testing.assert_close(torch.stack(output.logits), stock, atol=2e-5, rtol=1e-4)
     else:
         assert family == "llava_next"
@@ -121,14 +121,14 @@ def test_keeping_every_token_is_the_stock_model(
 
 @pytest.mark.parametrize(
     "name",
-    ["randomtokens", "fastv", "sparsevlm", "pyramiddrop", "adaptinfer", "kmeans", "divprune", "visionzip"],
+    ["random_tokens", "fastv", "sparsevlm", "pyramid_drop", "adaptinfer", "kmeans", "divprune", "visionzip"],
 )
 def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1, 2, 0))
     parameters = acting(name).parameters | {"position_scheme": "renumber"}
     method = vlmfix.make_method(name, **parameters)
 
-    def run(inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
+    def context(inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
         with method(llava):
             output = llava.generate(
                 **inputs,
@@ -140,10 +140,10 @@ def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
             )
         return torch.stack(output.logits)
 
-    batch = run(inputs)
-    torch.testing.assert_close(batch, run(inputs, use_cache=False), atol=1e-4, rtol=1e-4)
+    batch = context(inputs)
+    torch.testing.assert_close(batch, context(inputs, use_cache=False), atol=1e-4, rtol=1e-4)
     for row, single in enumerate(families.split("llava", llava, inputs)):
-        torch.testing.assert_close(batch[:, row], run(single)[:, 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(batch[:, row], context(single)[:, 0], atol=1e-4, rtol=1e-4)
     assert (batch[:, 0] - logits(llava, inputs, (name,))[:, 0]).abs().max() > 1e-4
 
 
@@ -153,8 +153,8 @@ def test_renumbered_tokens_are_a_shorter_prompt(llava: PreTrainedModel) -> None:
     kept = []
 
     class Watched(vlmfix.RandomTokens):
-        def choose(self, run: Any, layer: int, hidden_states: Tensor) -> Any:
-            mask = super().choose(run, layer, hidden_states)
+        def choose(self, context: Any, layer: int, hidden_states: Tensor) -> Any:
+            mask = super().choose(context, layer, hidden_states)
             if mask is not None:
                 kept.append(hidden_states[0, mask[0]])
             return mask
@@ -176,12 +176,12 @@ def test_renumbering_is_refused_for_positions_in_three_axes(models: dict[str, Pr
         vlmfix.FastV(position_scheme="renumber")(models["qwen2_5_vl"]).__enter__()
 
 
-def activity_of(name: str, model: PreTrainedModel, *runs: dict[str, Tensor], **kwargs: Any) -> Activity:
+def activity_of(name: str, model: PreTrainedModel, *runs: dict[str, Tensor], **kwargs: Any) -> EditStats:
     method = acting(name)
     with method(model, families.PROCESSOR):
         for inputs in runs:
             model.generate(**inputs, **under(model, **{"max_new_tokens": 4, **kwargs}))
-    return method.activity()
+    return method.edit_stats()
 
 
 @pytest.mark.parametrize("name", NO_LOOPS)
@@ -235,10 +235,10 @@ def test_a_method_that_never_acts_warns_once(name: str, llava: PreTrainedModel) 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             llava.generate(**inputs, max_new_tokens=2)
-    assert method.activity().rows_skipped == {"no_image": 2}
-    assert method.activity().site_share is None
-    method.reset_activity()
-    assert method.activity().rows == 0
+    assert method.edit_stats().rows_skipped == {"no_image": 2}
+    assert method.edit_stats().site_share is None
+    method.reset_edit_stats()
+    assert method.edit_stats().rows == 0
     with method(llava, families.PROCESSOR), pytest.warns(vlmfix.InactiveMethodWarning):
         llava.generate(**inputs, max_new_tokens=2)
 
@@ -246,13 +246,13 @@ def test_a_method_that_never_acts_warns_once(name: str, llava: PreTrainedModel) 
 @pytest.mark.parametrize("name", METHODS)
 def test_strength_zero_is_said_and_no_warning(name: str, llava: PreTrainedModel) -> None:
     cls = vlmfix.list_methods()[name]
-    method = cls(**cls.neutral)
+    method = cls(**cls.identity_parameters)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with method(llava):
             llava.generate(**families.prompt("llava", llava), max_new_tokens=2)
-    assert method.activity().details == {"strength zero": True}
-    assert method.activity().rows == 0
+    assert method.edit_stats().details == {"strength zero": True}
+    assert method.edit_stats().rows == 0
 
 
 def test_reasons_of_methods_that_find_nothing(llava: PreTrainedModel) -> None:
@@ -285,8 +285,8 @@ def test_finished_sequences_do_not_count(llava: PreTrainedModel) -> None:
     method = vlmfix.VHR()
     with method(llava):
         llava.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=end)
-    assert method.activity().steps == 6 + alive
-    assert method.activity().steps_edited == 6 + alive
+    assert method.edit_stats().steps == 6 + alive
+    assert method.edit_stats().steps_edited == 6 + alive
 
 
 def test_a_failed_call_counts_nothing(llava: PreTrainedModel) -> None:
@@ -304,7 +304,7 @@ def test_a_failed_call_counts_nothing(llava: PreTrainedModel) -> None:
     method = vlmfix.VHR()
     with method(llava), pytest.raises(ZeroDivisionError):
         llava.generate(**families.prompt("llava", llava), max_new_tokens=3, streamer=Failing())
-    assert method.activity().rows == 0
+    assert method.edit_stats().rows == 0
 
 
 PROGRAM = """

@@ -23,7 +23,7 @@ from transformers import (
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, pairs
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.methods.logits.base import plausible, rule_out
 from vlmfix.methods.logits.deco import Likeliest
@@ -36,21 +36,21 @@ from vlmfix.models.digest import weights_digest
 class Taps(vlmfix.Method):
     """Notes what enters every layer at the newest position, step by step, and edits nothing."""
 
-    neutral: ClassVar = {"strength": 0}
+    identity_parameters: ClassVar = {"strength": 0}
     edits: ClassVar = False
     keeps_prefix: ClassVar = True
     strength: int = 1
     steps: list[list[Tensor]] = field(default_factory=list, compare=False)
 
-    def taps(self, run: Run) -> Sequence[int]:
-        return range(run.num_layers)
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+        return range(context.num_layers)
 
-    def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
-        exits = [run.exits[layer] for layer in range(run.num_layers)]
-        for each in exits:
-            assert each.shape == (run.layout.batch_size, families.HIDDEN)
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        early_exits = [context.early_exits[layer] for layer in range(context.num_layers)]
+        for each in early_exits:
+            assert each.shape == (context.layout.batch_size, families.HIDDEN)
             assert each.untyped_storage().nbytes() == each.numel() * each.element_size()  # no view of more
-        self.steps.append(exits)
+        self.steps.append(early_exits)
         return ()
 
 
@@ -61,14 +61,17 @@ class Readouts(Taps):
     last_layer: list[Tensor] = field(default_factory=list, compare=False)
     logits: list[tuple[Tensor, ...]] = field(default_factory=list, compare=False)
 
-    def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
-        super().readouts(run, hidden_states)
-        assert run.modules is not None
-        exits = self.taps(run)
-        normed = [*exit_states(run, exits, normed=True), run.modules.final_norm(self.last_layer[-1])]
-        return [*normed, *exit_states(run, exits, normed=False), hidden_states]
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        super().extra_hidden_states(context, hidden_states)
+        assert context.modules is not None
+        early_exits = self.tapped_layers(context)
+        normed = [
+            *exit_states(context, early_exits, normed=True),
+            context.modules.final_norm(self.last_layer[-1]),
+        ]
+        return [*normed, *exit_states(context, early_exits, normed=False), hidden_states]
 
-    def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         self.logits.append((logits, *branches))
         return logits
 
@@ -85,7 +88,7 @@ def generated(model: PreTrainedModel, inputs: dict[str, Tensor], **kwargs: Any) 
 
 
 @pytest.fixture
-def readouts(model: PreTrainedModel) -> Any:
+def extra_hidden_states(model: PreTrainedModel) -> Any:
     """The method, and what leaves the last layer for it."""
     method = Readouts()
     handle = (
@@ -98,35 +101,39 @@ def readouts(model: PreTrainedModel) -> Any:
 
 
 def test_readouts_are_the_logits_of_the_model(
-    readouts: Readouts, model: PreTrainedModel, family: str
+    extra_hidden_states: Readouts, model: PreTrainedModel, family: str
 ) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     stock = generated(model, inputs)
     norm, head = model.get_decoder().norm, model.get_output_embeddings()
-    with readouts(model):
+    with extra_hidden_states(model):
         output = generated(model, inputs)
     assert torch.equal(output.sequences, stock.sequences)
     torch.testing.assert_close(torch.stack(output.logits), torch.stack(stock.logits), atol=1e-5, rtol=1e-4)
     depth = families.LAYERS
-    for (logits, *others), exits in zip(readouts.logits, readouts.steps, strict=True):
+    for (logits, *others), early_exits in zip(
+        extra_hidden_states.logits, extra_hidden_states.steps, strict=True
+    ):
         normed, raw, last = others[: depth + 1], others[depth + 1 : -1], others[-1]
         for same in (normed[-1], last):  # the exit behind the last layer, with the norm
             torch.testing.assert_close(same, logits, atol=1e-5, rtol=1e-5)
         with torch.no_grad():
-            for each, with_norm, without in zip(exits, normed[:-1], raw, strict=True):
+            for each, with_norm, without in zip(early_exits, normed[:-1], raw, strict=True):
                 torch.testing.assert_close(with_norm, head(norm(each)), atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(without, head(each), atol=1e-5, rtol=1e-5)
 
 
-def test_a_plain_pass_keeps_all_logits(readouts: Readouts, model: PreTrainedModel, family: str) -> None:
+def test_a_plain_pass_keeps_all_logits(
+    extra_hidden_states: Readouts, model: PreTrainedModel, family: str
+) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     with torch.no_grad():
         stock = model(**inputs).logits
-        with readouts(model):
+        with extra_hidden_states(model):
             torch.testing.assert_close(model(**inputs).logits, stock, atol=1e-5, rtol=1e-4)
             short = model(**inputs, logits_to_keep=1).logits
     torch.testing.assert_close(short, stock[:, -1:], atol=1e-5, rtol=1e-4)
-    for one, other in zip(*readouts.logits, strict=True):
+    for one, other in zip(*extra_hidden_states.logits, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
@@ -140,15 +147,15 @@ def test_taps_hold_the_stream_of_the_prompts(
 ) -> None:
     """Under companions, prunings, second readings, merged tokens and branches; after edits of the layers."""
     inputs = families.prompt(family, model, (1, 2))
-    taps = Taps()
+    tapped_layers = Taps()
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(attached(name, model))
-        stack.enter_context(taps(model))
+        stack.enter_context(tapped_layers(model))
         output = generated(model, inputs, output_hidden_states=True, **kwargs)
-    assert len(taps.steps) == len(output.hidden_states)
-    for exits, states in zip(taps.steps, output.hidden_states, strict=True):
-        for mine, theirs in zip(exits, states[:-1], strict=True):
+    assert len(tapped_layers.steps) == len(output.hidden_states)
+    for early_exits, states in zip(tapped_layers.steps, output.hidden_states, strict=True):
+        for mine, theirs in zip(early_exits, states[:-1], strict=True):
             torch.testing.assert_close(mine, theirs[: len(mine), -1], atol=1e-5, rtol=1e-5)
 
 
@@ -170,9 +177,9 @@ def test_exits_are_read_after_edits(name: str, other: str, model: PreTrainedMode
     method: Any = acting(name).resolve(model.config, None)
     norm, head = model.get_decoder().norm, model.get_output_embeddings()
     for got, logits, states in zip(together.logits, alone.logits, alone.hidden_states, strict=True):
-        exits = torch.stack([states[each][:, -1] for each in method.exits], dim=1)
+        early_exits = torch.stack([states[each][:, -1] for each in method.early_exits], dim=1)
         with torch.no_grad():
-            early = head(norm(exits) if method.normed else exits)
+            early = head(norm(early_exits) if method.normed else early_exits)
         if name == "dola":
             mixed = contrast_layers(logits, early, method.weight).logits
             mixed = rule_out(logits, mixed, plausible(logits, method.beta))
@@ -195,19 +202,19 @@ def test_shared_beginnings(model: PreTrainedModel, family: str) -> None:
 
 
 def test_nothing_is_kept_unasked(llava: PreTrainedModel) -> None:
-    seen: list[Run] = []
+    seen: list[DecodeContext] = []
 
     class Looks(Taps):
-        def taps(self, run: Run) -> Sequence[int]:
-            seen.append(run)
+        def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+            seen.append(context)
             return ()
 
-        def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
+        def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
             return ()
 
     with Looks()(llava), attached("gift", llava):
         generated(llava, families.prompt("llava", llava))
-    assert seen[0].exits == {}
+    assert seen[0].early_exits == {}
 
 
 def other_llava(**text: Any) -> PreTrainedModel:
@@ -242,7 +249,7 @@ def test_a_final_norm_of_another_name(tmp_path: Path, monkeypatch: pytest.Monkey
     method = acting("deco")
     with method(model):
         generated(model, inputs)
-    assert method.activity().site_share == 1
+    assert method.edit_stats().site_share == 1
 
 
 class Capped(LlavaForConditionalGeneration):

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 import vlmfix
 from tests.support import families
 from tests.support.methods import attached
-from vlmfix.engine.context import Companion, Run
+from vlmfix.engine.context import AuxiliaryPrompt, DecodeContext
 from vlmfix.engine.layout import PromptLayout
 
 
@@ -51,36 +51,36 @@ def test_masks_of_padded_layouts() -> None:
 
 
 def test_several_companions_stand_behind_the_prompt_in_order() -> None:
-    run = Run(PromptLayout(mask("0110"), mask("1111")), num_layers=1)
-    run.companions = {
-        "first": Companion(torch.zeros(1, 3, 2), mask("011")),
-        "second": Companion(torch.zeros(1, 2, 2), mask("11")),
+    context = DecodeContext(PromptLayout(mask("0110"), mask("1111")), num_layers=1)
+    context.auxiliary_prompts = {
+        "first": AuxiliaryPrompt(torch.zeros(1, 3, 2), mask("011")),
+        "second": AuxiliaryPrompt(torch.zeros(1, 2, 2), mask("11")),
     }
-    assert run.companion_length == 5
-    assert run.companion_tokens("first", 9) == slice(4, 7)
-    assert run.companion_tokens("second", 9) == slice(7, 9)
+    assert context.auxiliary_length == 5
+    assert context.auxiliary_tokens("first", 9) == slice(4, 7)
+    assert context.auxiliary_tokens("second", 9) == slice(7, 9)
     with pytest.raises(KeyError):
-        run.companion_tokens("third", 9)
+        context.auxiliary_tokens("third", 9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(vlmfix.Method):
     """Reads a copy of the prompt as a companion, and notes the last head outputs of both."""
 
-    def companion(self, run: Run, inputs_embeds: Tensor) -> Companion | None:
-        return Companion(inputs_embeds, run.layout.real_tokens)
+    def auxiliary_prompt(self, context: DecodeContext, inputs_embeds: Tensor) -> AuxiliaryPrompt | None:
+        return AuxiliaryPrompt(inputs_embeds, context.layout.real_tokens)
 
-    def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:
-        if run.companions:
-            prompt = heads[:, : run.layout.length]
-            copy = heads[:, run.companion_tokens(self, heads.shape[1])]
-            real = run.layout.real_tokens
+    def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
+        if context.auxiliary_prompts:
+            prompt = heads[:, : context.layout.length]
+            copy = heads[:, context.auxiliary_tokens(self, heads.shape[1])]
+            real = context.layout.real_tokens
             torch.testing.assert_close(prompt[real], copy[real], atol=1e-5, rtol=1e-5)
-            run.state[self] = True
+            context.state[self] = True
         return heads
 
-    def end(self, run: Run) -> None:
-        assert run.state[self]
+    def end(self, context: DecodeContext) -> None:
+        assert context.state[self]
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])

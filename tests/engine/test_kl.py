@@ -87,10 +87,10 @@ def test_sequences_that_do_not_count() -> None:
     total = Sums()
     total.add(sums)
     total.add(sums)
-    activity = total.activity(heads=False)
-    assert (activity.kl_steps, activity.layers_edited, activity.site_share) == (6, [], 1.0)
-    assert activity.kl_mean == pytest.approx(0.034911, abs=1e-6)
-    assert activity.kl_cut == pytest.approx(0.034911, abs=1e-6)
+    edit_stats = total.edit_stats(heads=False)
+    assert (edit_stats.kl_steps, edit_stats.layers_edited, edit_stats.site_share) == (6, [], 1.0)
+    assert edit_stats.kl_mean == pytest.approx(0.034911, abs=1e-6)
+    assert edit_stats.kl_cut == pytest.approx(0.034911, abs=1e-6)
 
 
 def test_exact_at_every_step(llava: PreTrainedModel) -> None:
@@ -109,18 +109,18 @@ def test_exact_at_every_step(llava: PreTrainedModel) -> None:
     with torch.no_grad():
         base = llava(**whole).logits[:, -5:].float()
     moved = divergence(base.flatten(0, 1), torch.stack(output.logits, dim=1).flatten(0, 1)).view(2, 5, 3)
-    for row, found in zip(moved, method.latest_activity(), strict=True):
+    for row, found in zip(moved, method.latest_edit_stats(), strict=True):
         expected = (float(row[:, 0].sum()), float(row[:, 1].sum()), float(row[:, 0].max()))
         assert found.divergence[:3] == pytest.approx(expected, rel=1e-3)
         assert found.divergence[3:] == (int(row[:, 2].sum()), 5)
-    activity = method.activity()
-    assert activity.kl_mean == pytest.approx(float(moved[..., 0].mean()), rel=1e-3)
-    assert activity.argmax_changed == pytest.approx(float(moved[..., 2].mean()))
+    edit_stats = method.edit_stats()
+    assert edit_stats.kl_mean == pytest.approx(float(moved[..., 0].mean()), rel=1e-3)
+    assert edit_stats.argmax_changed == pytest.approx(float(moved[..., 2].mean()))
 
 
 def test_an_edit_that_moves_nothing_warns(llava: PreTrainedModel) -> None:
-    method = vlmfix.ControlSharpen(c=1 + 2e-5, beta=0.0)
-    message = r"ControlSharpen edited \d+ of 2 sites in 2 steps of 1 sequences, none by more than \S+ nats"
+    method = vlmfix.BaselineSharpen(c=1 + 2e-5, beta=0.0)
+    message = r"BaselineSharpen edited \d+ of 2 sites in 2 steps of 1 sequences, none by more than \S+ nats"
     with method(llava), pytest.warns(vlmfix.InactiveMethodWarning, match=message):
         llava.generate(**families.prompt("llava", llava), max_new_tokens=2)
 
@@ -129,5 +129,5 @@ def test_methods_that_do_not_say_what_logits_are_know_nothing(llava: PreTrainedM
     method = vlmfix.VHR()
     with method(llava):
         llava.generate(**families.prompt("llava", llava), max_new_tokens=2)
-    assert method.activity().kl_mean is None
-    assert method.activity().layers_edited
+    assert method.edit_stats().kl_mean is None
+    assert method.edit_stats().layers_edited

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from vlmfix.engine.attention import ATTRIBUTE
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 
 
@@ -83,12 +83,12 @@ def test_layout_of_every_family(family: str, model: PreTrainedModel) -> None:
     layouts: list[PromptLayout] = []
 
     class Reading(vlmfix.Method):
-        neutral: ClassVar = {"strength": 0}
+        identity_parameters: ClassVar = {"strength": 0}
         strength = 1
 
-        def enter_layer(self, run: Run, layer: int, hidden_states: torch.Tensor) -> None:
+        def enter_layer(self, context: DecodeContext, layer: int, hidden_states: torch.Tensor) -> None:
             if layer == 0:
-                layouts.append(run.layout)
+                layouts.append(context.layout)
 
     with Reading()(model), torch.no_grad():
         model(**inputs)

@@ -23,7 +23,9 @@ from vlmfix.engine.vision_cache import split_images
 from vlmfix.methods.logits.base import contrast, plausible
 from vlmfix.methods.logits.vcd import add_noise
 
-LOGITS = [name for name, cls in vlmfix.list_methods().items() if not cls.asks and acting(name).owns_logits]
+LOGITS = [
+    name for name, cls in vlmfix.list_methods().items() if not cls.is_multi_pass and acting(name).owns_logits
+]
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beams": {"num_beams": 4},

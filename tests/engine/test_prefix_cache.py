@@ -92,9 +92,9 @@ def test_sharing_changes_nothing(
     assert sum(reads.tokens) < in_full - 2 * 4  # two prompts of four need no second reading of their image
 
 
-def counted(activity: vlmfix.Activity) -> vlmfix.Activity:
+def counted(edit_stats: vlmfix.EditStats) -> vlmfix.EditStats:
     """Without what is measured, which sharing changes by rounding."""
-    return dataclasses.replace(activity, size=None, details={}, **Divergence().figures)
+    return dataclasses.replace(edit_stats, size=None, details={}, **Divergence().figures)
 
 
 @pytest.mark.parametrize(("name", "family"), pairs(SHARING, in_turn=True))
@@ -107,16 +107,16 @@ def test_activity_is_the_same(model: PreTrainedModel, inputs: dict[str, torch.Te
             if sharing:
                 stack.enter_context(shared_prefix(model))
             answer(model, inputs)
-        activities.append((method.activity(), method.latest_activity()))
-    (activity, rows), (shared, rows_shared) = activities
+        activities.append((method.edit_stats(), method.latest_edit_stats()))
+    (edit_stats, rows), (shared, rows_shared) = activities
     assert len(rows) == len(rows_shared)
     for row, row_shared in zip(rows, rows_shared, strict=True):
         assert row[:-1] == row_shared[:-1]
         assert row.divergence == pytest.approx(row_shared.divergence, rel=1e-3, abs=1e-6)
-    assert counted(activity) == counted(shared)
-    assert (activity.size or 0) == pytest.approx(shared.size or 0, rel=1e-4)
-    assert activity.steps == sum(row.steps for row in rows)
-    assert activity.site_share == sum(row.edited for row in rows) / sum(row.eligible for row in rows)
+    assert counted(edit_stats) == counted(shared)
+    assert (edit_stats.size or 0) == pytest.approx(shared.size or 0, rel=1e-4)
+    assert edit_stats.steps == sum(row.steps for row in rows)
+    assert edit_stats.site_share == sum(row.edited for row in rows) / sum(row.eligible for row in rows)
 
 
 @pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"use_cache": False}])

@@ -17,10 +17,10 @@ def test_counts_of_listed_heads() -> None:
         edited[0, :2] = step == 4
         counts.add(2, edited, 3)
         counts.end_step(torch.tensor([True, step < 3]), taken, is_prefill=step == 0)
-    activity = counts.close({}).activity(heads=True)
-    assert activity.head_share == pytest.approx(2 / 24)
-    assert (activity.steps, activity.steps_edited, activity.rows_touched) == (8, 1, 1)
-    assert activity.layers_edited == [2]
+    edit_stats = counts.close({}).edit_stats(heads=True)
+    assert edit_stats.head_share == pytest.approx(2 / 24)
+    assert (edit_stats.steps, edit_stats.steps_edited, edit_stats.rows_touched) == (8, 1, 1)
+    assert edit_stats.layers_edited == [2]
 
 
 def test_sizes_are_means_over_sequences_that_count() -> None:
@@ -34,15 +34,15 @@ def test_sizes_are_means_over_sequences_that_count() -> None:
             counts.measure({"size": torch.tensor([[5.0], [6], [70]]) * scale, "before": torch.ones(3, 1)})
             counts.end_step(torch.tensor([True, alive, True]), taken, is_prefill=alive)
         sums.add(counts.close({}))
-    activity = sums.activity(heads=True)
-    assert activity.size == pytest.approx((2 * (1 + 2 + 5) + (3 + 4 + 6)) * (1 + 3) / (2 * 9))
-    assert activity.details == {"before": 1.0}
+    edit_stats = sums.edit_stats(heads=True)
+    assert edit_stats.size == pytest.approx((2 * (1 + 2 + 5) + (3 + 4 + 6)) * (1 + 3) / (2 * 9))
+    assert edit_stats.details == {"before": 1.0}
 
 
 def test_nothing_measured_is_no_size() -> None:
     counts = Counts(1, 1, torch.device("cpu"))
     counts.measure({"size": torch.ones(1, 1)})
     counts.end_step(torch.tensor([True]), torch.tensor([False]), is_prefill=True)
-    activity = counts.close({}).activity(heads=False)
-    assert activity.size is None
-    assert activity.details == {}
+    edit_stats = counts.close({}).edit_stats(heads=False)
+    assert edit_stats.size is None
+    assert edit_stats.details == {}

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, with_flash_attention
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
-from vlmfix.engine.step_decoder import Block, Prompts, Reader
+from vlmfix.engine.step_decoder import CandidateBlock, PromptBatch, StepDecoder
 
 SEQUENCES = 2
 ALTERNATIVES = torch.tensor([[30, 31, 32], [40, 41, 42]])
@@ -32,16 +32,20 @@ ANSWERS: list[Any] = [
 """What the logits stand behind that `read_on` returns."""
 
 
-def read_on(reader: Reader) -> list[Tensor]:
+def read_on(step_decoder: StepDecoder) -> list[Tensor]:
     """Everything that a reader can do."""
-    logits = [reader.step(AGAIN[:, 0]), reader.step(AGAIN[:, 1]), reader.alternatives(ALTERNATIVES)]
-    reader.keep(torch.tensor([1, 0]), torch.tensor([2, 1]))
-    logits.append(reader.step(torch.tensor([50, 51])))
-    reader.alternatives(ALTERNATIVES)
-    reader.follow(torch.tensor([0, 0]))
-    logits.append(reader.step(torch.tensor([60, 61])))
-    reader.alternatives(ALTERNATIVES)
-    return [*logits, reader.again(AGAIN)]
+    logits = [
+        step_decoder.step(AGAIN[:, 0]),
+        step_decoder.step(AGAIN[:, 1]),
+        step_decoder.alternatives(ALTERNATIVES),
+    ]
+    step_decoder.keep(torch.tensor([1, 0]), torch.tensor([2, 1]))
+    logits.append(step_decoder.step(torch.tensor([50, 51])))
+    step_decoder.alternatives(ALTERNATIVES)
+    step_decoder.follow(torch.tensor([0, 0]))
+    logits.append(step_decoder.step(torch.tensor([60, 61])))
+    step_decoder.alternatives(ALTERNATIVES)
+    return [*logits, step_decoder.again(AGAIN)]
 
 
 class Nothing(vlmfix.Method):
@@ -57,12 +61,12 @@ RUNNING = [
 ]
 RENUMBERED = [
     vlmfix.make_method(name, **acting(name).parameters | {"position_scheme": "renumber"})
-    for name in ("fastv", "randomtokens")
+    for name in ("fastv", "random_tokens")
 ]
 
 
 def read(
-    model: PreTrainedModel, inputs: dict[str, Tensor], see: Callable[[Reader], Any], **kwargs: Any
+    model: PreTrainedModel, inputs: dict[str, Tensor], see: Callable[[StepDecoder], Any], **kwargs: Any
 ) -> list[Any]:
     """Let `generate` prepare the prompts, and see what follows each."""
     seen = []
@@ -75,10 +79,10 @@ def read(
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Tensor:
-        prompts = Prompts(model, input_ids, model_kwargs, SEQUENCES)
+        prompts = PromptBatch(model, input_ids, model_kwargs, SEQUENCES)
         for sample in range(prompts.samples):
-            with prompts.sample(sample) as reader:
-                seen.append(see(reader))
+            with prompts.sample(sample) as step_decoder:
+                seen.append(see(step_decoder))
         return input_ids
 
     kwargs = {"num_beams": SEQUENCES, "do_sample": False, "max_new_tokens": 4, **kwargs}
@@ -124,12 +128,12 @@ def test_kernels_without_four_dimensional_masks(
 def test_ways_of_reading_agree_under_every_method(llava: PreTrainedModel, method: vlmfix.Method) -> None:
     """Alternatives side by side and one by one, and answers in one pass and token by token."""
 
-    def one_by_one(reader: Reader) -> list[Tensor]:
-        reader.one_by_one = True
-        return read_on(reader)
+    def one_by_one(step_decoder: StepDecoder) -> list[Tensor]:
+        step_decoder.one_by_one = True
+        return read_on(step_decoder)
 
-    def in_steps(reader: Reader) -> Tensor:
-        return [reader.step(tokens) for tokens in AGAIN.unbind(dim=1)][-1]
+    def in_steps(step_decoder: StepDecoder) -> Tensor:
+        return [step_decoder.step(tokens) for tokens in AGAIN.unbind(dim=1)][-1]
 
     inputs = families.prompt("llava", llava, (1, 1, 0))
     with method(llava, families.PROCESSOR):
@@ -146,10 +150,10 @@ def test_samples_see_a_run_of_their_own(llava: PreTrainedModel) -> None:
     counts = (inputs["input_ids"] == families.IMAGE_TOKEN).sum(dim=1)
     method = vlmfix.VHR()
     with method(llava):
-        runs: list[Run] = read(llava, inputs, lambda reader: reader.run)
-    for run, count in zip(runs, counts.tolist(), strict=True):
-        assert run.layout.image_tokens.sum(dim=1).tolist() == [count] * SEQUENCES
-        factors, scaled = run.state[method.resolve(llava.config, None), 4]
+        runs: list[DecodeContext] = read(llava, inputs, lambda step_decoder: step_decoder.context)
+    for context, count in zip(runs, counts.tolist(), strict=True):
+        assert context.layout.image_tokens.sum(dim=1).tolist() == [count] * SEQUENCES
+        factors, scaled = context.state[method.resolve(llava.config, None), 4]
         assert factors.shape[0] == scaled.shape[0] == SEQUENCES
         assert bool(scaled.any()) == (count > 0)
 
@@ -158,22 +162,22 @@ def test_what_a_sample_counts_is_counted_for_all(llava: PreTrainedModel) -> None
     inputs = families.prompt("llava", llava, (1, 2))
     method = vlmfix.VHR()
     with method(llava):
-        read(llava, inputs, lambda reader: reader.step(AGAIN[:, 0]))
-    activity = method.activity()
-    assert activity.rows == activity.rows_touched == 2 * SEQUENCES
-    assert activity.steps == activity.steps_edited == 2 * SEQUENCES * 2
-    assert [row.steps for row in method.latest_activity()] == [2] * 2 * SEQUENCES
-    assert not activity.prefill_only
+        read(llava, inputs, lambda step_decoder: step_decoder.step(AGAIN[:, 0]))
+    edit_stats = method.edit_stats()
+    assert edit_stats.rows == edit_stats.rows_touched == 2 * SEQUENCES
+    assert edit_stats.steps == edit_stats.steps_edited == 2 * SEQUENCES * 2
+    assert [row.steps for row in method.latest_edit_stats()] == [2] * 2 * SEQUENCES
+    assert not edit_stats.prefill_only
 
 
 def test_an_error_leaves_no_block(llava: PreTrainedModel) -> None:
     runs = []
 
-    def fail(reader: Reader) -> None:
-        runs.append(reader.run)
+    def fail(step_decoder: StepDecoder) -> None:
+        runs.append(step_decoder.context)
         handle = llava.get_decoder().layers[1].register_forward_hook(lambda *_: 1 / 0)
         try:
-            reader.step(AGAIN[:, 0])
+            step_decoder.step(AGAIN[:, 0])
         finally:
             handle.remove()
 
@@ -196,7 +200,7 @@ def test_a_block_sees_the_prompt_and_what_stands_before_it() -> None:
         torch.zeros(2, 3, dtype=torch.bool), torch.tensor([[False, True, True], [True] * 3])
     )
     device = torch.device("cpu")
-    chain, choice = Block(1, 2), Block(1, 2, alternatives=True)
+    chain, choice = CandidateBlock(1, 2), CandidateBlock(1, 2, alternatives=True)
     assert chain.places(device).tolist() == [2, 3]
     assert choice.places(device).tolist() == [2, 2]
     assert chain.attention_mask(layout, device)[:, 0].int().tolist() == [
@@ -207,7 +211,10 @@ def test_a_block_sees_the_prompt_and_what_stands_before_it() -> None:
         [0, 1, 1, 1, 1, 0],
         [0, 1, 1, 1, 0, 1],
     ]
-    assert Block(1, 1).attention_mask(layout, device)[:, 0, 0].int().tolist() == [[0, 1, 1, 1, 1], [1] * 5]
+    assert CandidateBlock(1, 1).attention_mask(layout, device)[:, 0, 0].int().tolist() == [
+        [0, 1, 1, 1, 1],
+        [1] * 5,
+    ]
     plain = layout.part(slice(1, 2))
-    assert Block(1, 1).attention_mask(plain, device) is None
+    assert CandidateBlock(1, 1).attention_mask(plain, device) is None
     assert choice.attention_mask(plain, device).shape == (1, 1, 2, 6)

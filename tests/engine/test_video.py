@@ -14,7 +14,7 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, plain, values
 from vlmfix.engine.branches import Branch
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.methods.logits.branch_prompts import unchanged
 
@@ -46,8 +46,8 @@ def test_acts_on_videos_or_says_why_not(name: str, family: str, model: PreTraine
             torch.testing.assert_close(edited[:, row], alone, atol=1e-4, rtol=1e-4)
     moved = (edited - stock).abs().nan_to_num(nan=0.0).amax(dim=(0, 2))
     assert (moved[:2] > 1e-3).all()
-    assert method.activity().steps_edited > 0
-    assert method.activity().rows_skipped == ({"no_image": 2} if method.needs_image else {})
+    assert method.edit_stats().steps_edited > 0
+    assert method.edit_stats().rows_skipped == ({"no_image": 2} if method.needs_image else {})
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -60,11 +60,11 @@ def test_positions_behind_a_video(kind: str, fused: bool, models: dict[str, PreT
 
     class Same(vlmfix.VCD):
         def branches(
-            self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+            self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
         ) -> Sequence[Branch]:
-            return [unchanged(run, inputs_embeds, decoder_inputs, fused=self.fused)]
+            return [unchanged(context, inputs_embeds, decoder_inputs, fused=self.fused)]
 
-        def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
             seen.append((logits, branches[0]))
             return logits
 
@@ -117,8 +117,8 @@ def test_the_encoder_is_seen_frame_by_frame(kind: str, models: dict[str, PreTrai
     zip_alone = vlmfix.VisionZip(dominant_tokens=1, contextual_tokens=1)
     with zip_alone(model):
         alone = values(model, inputs, max_new_tokens=TOKENS)
-    assert zip_alone.activity().details["image tokens"] == (2 * 4 + 4 + 6) / 2
-    assert zip_alone.activity().size == (2 * 2 + 2 + 2) / 2  # two of each frame and image, from layer 0 on
+    assert zip_alone.edit_stats().details["image tokens"] == (2 * 4 + 4 + 6) / 2
+    assert zip_alone.edit_stats().size == (2 * 2 + 2 + 2) / 2  # two of each frame and image, from layer 0 on
     with zip_alone(model), vlmfix.VCD(alpha=0, beta=1e-9)(model):
         torch.testing.assert_close(values(model, inputs, max_new_tokens=TOKENS), alone)
     tap = EncoderTap(model)

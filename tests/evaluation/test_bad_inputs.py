@@ -457,7 +457,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["pope", "--method", "var", "--method", "var"], "var is named twice"),
     (["pope", "--method", "fastv+divprune"], "one pruning method at a time"),
     (["pope", "--method", "carve+carve"], "names a method twice"),
-    (["pope", "--method", "pyramiddrop"], "no schedule of PyramidDrop is published for 8 layers"),
+    (["pope", "--method", "pyramid_drop"], "no schedule of PyramidDrop is published for 8 layers"),
     (["pope", "--method", "var", "--set", "moved=1"], "var has no parameter 'moved'"),
     (["pope", "--method", "var", "--set", "moved_fraction=2"], "it must be a number from 0 to 1"),
     (["pope", "--method", "var", "--set", "moved_fraction"], "is not KEY=VALUE"),

@@ -47,7 +47,7 @@ def stock() -> dict[str, str]:
         "greedy": answer(*loaded),
         "beams": answer(*loaded, num_beams=2),
         "sample": answer(*loaded, do_sample=True),
-        "control.beam": answer(*loaded, "control.beam"),
+        "baseline.beam": answer(*loaded, "baseline.beam"),
     }
 
 
@@ -61,7 +61,7 @@ def test_nothing_of_the_checkpoint_leaks_into_a_row(leak: dict[str, Any], stock:
     if len(leak) == 2 or "repetition_penalty" in leak:
         assert answer(model, processor, num_beams=2) == stock["beams"]
         assert answer(model, processor, do_sample=True) == stock["sample"]
-        assert answer(model, processor, "control.beam") == stock["control.beam"]
+        assert answer(model, processor, "baseline.beam") == stock["baseline.beam"]
     assert model.generation_config.to_dict() == before
     assert set_aside(model) == ({} if "made_up_by_somebody" in leak else leak)
 

@@ -15,9 +15,18 @@ from tests.support import families
 from tests.support.methods import ACTING
 
 NO_TEXT, ENDS = "nothing but an image in the prompt", "no text after the image"
-AGAINST_TEXT = ("m3id", "lcd", "vdd", "crops", "control.text_contrast", "vhr", "pai")
+AGAINST_TEXT = ("m3id", "lcd", "vdd", "crops", "baseline.text_contrast", "vhr", "pai")
 PRUNING = (
-    *("adaptinfer", "divprune", "fastv", "kmeans", "pyramiddrop", "randomtokens", "uniformgrid", "visionzip"),
+    *(
+        "adaptinfer",
+        "divprune",
+        "fastv",
+        "kmeans",
+        "pyramid_drop",
+        "random_tokens",
+        "uniform_grid",
+        "visionzip",
+    ),
     *("sparsevlm", "sparsevlm 1.0", "sparsevlm 2.0"),
 )
 # Reasons of the prompts that hold an image alone, end with one, and have no image, by method.
@@ -87,7 +96,7 @@ def test_prompts_that_a_method_declines(name: str, family: str, models: dict[str
     kind = name.split()[0]
     method = vlmfix.make_method(kind, **(ACTING.get(kind, {}) | MORE.get(name, {})))
     together = logits(model, batch(family, rows, pixels), method)
-    assert [row.skipped for row in method.latest_activity()] == ["", *REASONS[name]]
+    assert [row.skipped for row in method.latest_edit_stats()] == ["", *REASONS[name]]
     for row, (ids, reason) in enumerate(zip(rows, ("", *REASONS[name]), strict=True)):
         alone = batch(family, [ids], pixels)
         assert same(together[row], logits(model, alone, method)[0]), row

@@ -23,7 +23,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("only", {"alpha_agree": 0, "alpha_differ": 0, "beta": 1e-9}, NOTHING_MIXED),
     ("sid", {"keep": 1.0, "beta": 0}, NOTHING_MIXED),
-    ("control.plausibility", {"beta": 1e-9}, NOTHING_MIXED),
+    ("baseline.plausibility", {"beta": 1e-9}, NOTHING_MIXED),
     (
         "deco",
         {"alpha": 0, "top_k": 0, "top_p": 1 - 1e-9},
@@ -37,7 +37,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     *((name, {"alpha": 1e-12}, "its strength is too small to tell") for name in ("pai", "devils")),
     *(
         (name, {"kept_tokens": 500}, "budget is not below")
-        for name in ("kmeans", "randomtokens", "uniformgrid")
+        for name in ("kmeans", "random_tokens", "uniform_grid")
     ),
     ("adaptinfer", {"prune_layers": (1,), "kept_tokens": (500,)}, "budget is not below"),
     ("sparsevlm", {"prune_layers": (1,), "kept_tokens": (500,)}, "budget is not below"),
@@ -58,7 +58,7 @@ def test_idle_at_these_parameters(
     with warns, method(llava, families.PROCESSOR):
         found = values(llava, inputs, max_new_tokens=3)
     torch.testing.assert_close(found, stock, atol=1e-5, rtol=1e-5)
-    assert method.activity().steps_edited == 0
+    assert method.edit_stats().steps_edited == 0
 
 
 def test_flb_has_nothing_to_do_at_the_first_token(llava: PreTrainedModel) -> None:
@@ -74,16 +74,16 @@ def test_salient_tokens_that_pruning_dropped(llava: PreTrainedModel) -> None:
     gift = vlmfix.make_method("gift", **ACTING["gift"], query_gain=1.0)
 
     class Flat(type(gift)):  # type: ignore[misc]
-        def observe(self, run: Any, layer: int, weights: Any) -> None:
-            super().observe(run, layer, weights)
-            if run.is_prefill:
-                run.state[self, "saliency"] = torch.zeros_like(run.state[self, "saliency"])
+        def observe(self, context: Any, layer: int, weights: Any) -> None:
+            super().observe(context, layer, weights)
+            if context.is_prefill:
+                context.state[self, "saliency"] = torch.zeros_like(context.state[self, "saliency"])
 
     method = Flat(**gift.parameters)
     warns = pytest.warns(vlmfix.InactiveMethodWarning, match="no salient image token is left")
     with warns, method(llava, families.PROCESSOR):
         values(llava, inputs, max_new_tokens=3)
-    assert method.activity().steps_edited == 0
+    assert method.edit_stats().steps_edited == 0
 
 
 @pytest.mark.parametrize(

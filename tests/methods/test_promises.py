@@ -58,9 +58,9 @@ def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: An
 def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     cls = vlmfix.list_methods()[name]
-    kwargs = cls(**cls.neutral).decoding({})
+    kwargs = cls(**cls.identity_parameters).decoding({})
     stock = logits(model, inputs, **plain(name))
-    with cls(**cls.neutral)(model):
+    with cls(**cls.identity_parameters)(model):
         assert torch.equal(logits(model, inputs, **kwargs), stock)
 
 

@@ -63,9 +63,9 @@ def check_branches(
     seen: list[list[Tensor]] = []
 
     class Watched(type(method)):  # type: ignore[misc]
-        def combine(self, run: Any, logits: Tensor, branches: Any) -> Tensor:
+        def combine(self, context: Any, logits: Tensor, branches: Any) -> Tensor:
             seen.append([each.clone() for each in (logits, *branches)])
-            return super().combine(run, logits, branches)
+            return super().combine(context, logits, branches)
 
     tokens = _Tokens()
     with Watched(**method.parameters)(model, families.PROCESSOR):

@@ -34,12 +34,12 @@ ACTING: dict[str, dict[str, Any]] = {
         "min_non_sink_share": 0.1,
     },
     "adaptinfer": {"prune_layers": (1, 2), "kept_tokens": (3, 1)},
-    "pyramiddrop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
+    "pyramid_drop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
     "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
     "divprune": {"keep_ratio": 0.3},
     "kmeans": {"kept_tokens": 2},
-    "randomtokens": {"kept_tokens": 2},
-    "uniformgrid": {"kept_tokens": 2},
+    "random_tokens": {"kept_tokens": 2},
+    "uniform_grid": {"kept_tokens": 2},
     "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
     "m3id": {"decay": 0.1, "beta": 0.001},
     "lcd": {"beta": 0.001},
@@ -53,10 +53,10 @@ ACTING: dict[str, dict[str, Any]] = {
     "devils": {"alpha": 2.0},
     "vaf": {"enhance": 2.0, "suppress": 0.5},
     "adhh": {"threshold": 0.2, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
-    "control.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
-    "control.plausibility": {"beta": 0.7},
-    "control.sharpen": {"beta": 0.001},
-    "control.text_contrast": {"beta": 0.001},
+    "baseline.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
+    "baseline.plausibility": {"beta": 0.7},
+    "baseline.sharpen": {"beta": 0.001},
+    "baseline.text_contrast": {"beta": 0.001},
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 
@@ -83,8 +83,8 @@ def plain(*names: str) -> dict[str, Any]:
 def under(model: PreTrainedModel, **kwargs: Any) -> dict[str, Any]:
     """Arguments of `generate` as the attached methods want them; greedy if nothing else is said."""
     kwargs = {"do_sample": False, **kwargs}
-    steering = vars(model.get_decoder()).get(ATTRIBUTE)
-    for method in () if steering is None else steering.methods:
+    attachment = vars(model.get_decoder()).get(ATTRIBUTE)
+    for method in () if attachment is None else attachment.methods:
         kwargs = method.decoding(kwargs)
     return kwargs
 

@@ -24,7 +24,7 @@ from vlmfix.calibration.results import (
 )
 from vlmfix.calibration.schedules import change_point, dense_layers, kept_ratios
 from vlmfix.engine import compatibility
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.inference.pictures import ImageLike
 from vlmfix.methods.attention.gift import GIFT, gaze_shifts
@@ -186,15 +186,15 @@ class _GazeShifts(GIFT):
 
     seen: list[Tensor] = field(default_factory=list, compare=False)
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        return self._reading_rows(run, layer)
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return self._reading_rows(context, layer)
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        words = run.state[self, "words"].to(weights.device)[:, self._reading_rows(run, layer).index]
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        words = context.state[self, "words"].to(weights.device)[:, self._reading_rows(context, layer).index]
         shifts = gaze_shifts(weights, weights.roll(1, dims=2)) * words[:, None, :, None]
-        self.seen.append(shifts[..., run.layout.image_tokens[0]].sum())
+        self.seen.append(shifts[..., context.layout.image_tokens[0]].sum())
 
-    def reads_last_row_again(self, run: Run) -> bool:
+    def reads_last_row_again(self, context: DecodeContext) -> bool:
         return False
 
 
@@ -249,11 +249,11 @@ class _TextToImage(Method):
 
     seen: list[Tensor] = field(default_factory=list, compare=False)
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        return run.layout.rows_after_last_image
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return context.layout.rows_after_last_image
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        image = run.layout.image_tokens[0].to(weights.device)
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        image = context.layout.image_tokens[0].to(weights.device)
         self.seen.append(weights[0].mean(dim=(0, 1))[image])
 
 

@@ -18,7 +18,7 @@ from vlmfix.calibration.results import (
     prompt_inputs,
 )
 from vlmfix.engine.caches import with_cache
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.inference.chat import text_and_spans
@@ -184,7 +184,7 @@ class _Ablation(Method):
 
     silenced: list[Tensor] = field(default_factory=list, compare=False)
 
-    def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:
+    def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
         silenced = self.silenced[0][:, layer, :, None].to(heads.device)
         last = heads[:, -1:].masked_fill(silenced[:, None], 0)
         return torch.cat([heads[:, :-1], last], dim=1)

@@ -33,14 +33,14 @@ def change_point(curve: np.ndarray) -> int:
     return int(start)
 
 
-def dense_layers(counts: Counter[int], num_layers: int, *, stages: int = 3) -> list[int]:
+def dense_layers(counts: Counter[int], num_layers: int, *, pruning_stages: int = 3) -> list[int]:
     """The most frequent layers that lie an eighth of the depth, and at least two layers, apart; ascending."""
     apart = max(2, num_layers // 8)
     chosen: list[int] = []
     for layer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if layer <= num_layers - 2 and all(abs(layer - other) >= apart for other in chosen):
             chosen.append(layer)
-    return sorted(chosen[:stages])
+    return sorted(chosen[:pruning_stages])
 
 
 def kept_ratios(mean_share: float, num_layers: int, prune_layers: Sequence[int]) -> list[float] | None:

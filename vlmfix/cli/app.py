@@ -195,7 +195,7 @@ def generate(
             "method": label,
             "parameters": {each.name: each.parameters for each in chosen},
             "profile": profile_values(chosen, loaded[0]),
-            "activity": {each.name: dataclasses.asdict(each.activity()) for each in chosen},
+            "activity": {each.name: dataclasses.asdict(each.edit_stats()) for each in chosen},
             "decoding": {name: decoding_of(applied) for name, applied in variants.items()},
             "generation_config_set_aside": set_aside(loaded[0]),
         }
@@ -265,7 +265,7 @@ def methods(
     for kind, are_controls in (("method", False), ("control", True)):
         table = Table(kind, Column("what it does", ratio=1), show_lines=True)
         for name, cls in vlmfix.list_methods().items():
-            if cls.card.is_control == are_controls:
+            if cls.info.is_baseline == are_controls:
                 table.add_row(name, method_card(cls))
         out.print(table)
 

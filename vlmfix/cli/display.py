@@ -49,15 +49,15 @@ def thumbnail(image: Image.Image, columns: int = 48) -> Text:
 
 def method_card(cls: type[Method]) -> str:
     """What a method is, in a few lines."""
-    card = cls.card
-    paper = f"arXiv {card.paper}" if card.is_on_arxiv else card.paper
+    info = cls.info
+    paper = f"arXiv {info.paper}" if info.is_on_arxiv else info.paper
     defaults = (f"{field.name}={field.default!r}" for field in dataclasses.fields(cls) if field.init)
     return "\n".join(
         (
-            f"{card.level}: {card.changes}",
-            f"where: {card.where}",
-            f"works with: {card.decoding}; {card.kernels}; families: {card.families}",
-            f"forward passes per token: {card.forwards:g}; built from: {card.fidelity}; {paper}",
+            f"{info.stage}: {info.changes}",
+            f"where: {info.where}",
+            f"works with: {info.decoding}; {info.kernels}; families: {info.families}",
+            f"forward passes per token: {info.forwards:g}; built from: {info.provenance}; {paper}",
             f"defaults: {', '.join(defaults)}",
         )
     )
@@ -89,7 +89,7 @@ def methods_markdown() -> str:
     """The table of the README."""
     head = (
         "name",
-        "level",
+        "stage",
         "changes",
         "where",
         "forward passes per token",
@@ -99,17 +99,17 @@ def methods_markdown() -> str:
     )
     lines = [head, ["---"] * len(head)]
     for name, cls in list_methods().items():
-        card = cls.card
+        info = cls.info
         lines.append(
             [
                 f"`{name}`",
-                card.level,
-                card.changes,
-                card.where,
-                f"{card.forwards:g}",
-                f"{card.decoding}; {card.kernels}; families: {card.families}",
-                card.fidelity,
-                f"[{card.paper}](https://{'arxiv.org/abs/' if card.is_on_arxiv else ''}{card.paper})",
+                info.stage,
+                info.changes,
+                info.where,
+                f"{info.forwards:g}",
+                f"{info.decoding}; {info.kernels}; families: {info.families}",
+                info.provenance,
+                f"[{info.paper}](https://{'arxiv.org/abs/' if info.is_on_arxiv else ''}{info.paper})",
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility
-from vlmfix.engine.attachment import Steering
+from vlmfix.engine.attachment import Attachment
 from vlmfix.engine.callers import Turns, turns_of
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.base import Method
 
 
-class SteeringBlock(AbstractContextManager[None], ContextDecorator):
+class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
     """A `with` block in which `method` steers `model`; several on one model compose in the order of entry.
 
     A block belongs to the thread or asyncio task that enters it, and to all that it starts inside, such as
@@ -55,7 +55,7 @@ class SteeringBlock(AbstractContextManager[None], ContextDecorator):
         with ExitStack() as stack:
             model = compatibility.stock_model(self._model)
             compatibility.check_model(model)
-            if not self._method.is_neutral:  # strength zero is the stock model, not an edit by nothing
+            if not self._method.is_identity:  # strength zero is the stock model, not an edit by nothing
                 turns = turns_of(model)
                 stack.callback(turns.leave, turns.enter(name))
                 self._attach(model, turns, stack)
@@ -65,13 +65,13 @@ class SteeringBlock(AbstractContextManager[None], ContextDecorator):
         resolved = fitted(model, self._method, self._processor)
         object.__setattr__(resolved, "_sums", self._method._sums)
         with turns.call():
-            steering = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Steering(model)
-            if steering.model is not model:
+            attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Attachment(model)
+            if attachment.model is not model:
                 raise UnsupportedError(
                     "another model with the same language model is being steered; leave that block first"
                 )
-            steering.attach(resolved, self._processor)
-        stack.callback(steering.detach, resolved)
+            attachment.attach(resolved, self._processor)
+        stack.callback(attachment.detach, resolved)
 
     def __exit__(self, *_: object) -> None:
         """Take the method off, when a call in progress has ended."""
@@ -107,12 +107,12 @@ def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | N
 def alone(
     model: PreTrainedModel,
     method: Method,
-    run: Run | None,
+    context: DecodeContext | None,
     scores: Tensor,
     copies: int,
     inputs: dict[str, Any],
     processor: ProcessorMixin | None,
-) -> Iterator[Steering]:
+) -> Iterator[Attachment]:
     """Attach `method` for one pass of a run of its own, in which what is attached already acts, too.
 
     Args:
@@ -130,21 +130,24 @@ def alone(
     turns = turns_of(model)
     with turns.block(f"a logits processor of {type(method).__name__}"), turns.call():
         attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-        steering: Steering = attached or Steering(model)
-        steering.check(method)
-        aside = dict(vars(steering))
-        steering.methods, steering._run = (*steering.methods, method), run
-        steering.scores, steering.copies = scores, copies
-        steering._processor, steering._prompt_ids = processor or steering._processor, inputs["input_ids"]
-        steering._inputs = inputs
-        steering._generating, steering._end_tokens = True, None
-        steering._acting = threading.get_ident()
+        attachment: Attachment = attached or Attachment(model)
+        attachment.check(method)
+        aside = dict(vars(attachment))
+        attachment.methods, attachment._context = (*attachment.methods, method), context
+        attachment.scores, attachment.copies = scores, copies
+        attachment._processor, attachment._prompt_ids = (
+            processor or attachment._processor,
+            inputs["input_ids"],
+        )
+        attachment._inputs = inputs
+        attachment._generating, attachment._end_tokens = True, None
+        attachment._acting = threading.get_ident()
         try:
             if attached is None:
-                steering._install()
-            yield steering
+                attachment._install()
+            yield attachment
         finally:
             if attached is None:
-                steering._undo.close()
+                attachment._undo.close()
             else:
-                vars(steering).update(aside)
+                vars(attachment).update(aside)

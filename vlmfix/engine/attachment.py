@@ -17,8 +17,8 @@ from vlmfix.engine import attention, compatibility
 from vlmfix.engine.branches import unfollow_beams
 from vlmfix.engine.caches import named_arguments, read_cache
 from vlmfix.engine.callers import turns_of
-from vlmfix.engine.context import Run
-from vlmfix.engine.forward_hooks import Passes
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.forward_hooks import ForwardHooks
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.modules import (
     DecoderModules,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.base import Method
 
 
-class Steering:
+class Attachment:
     """What hangs on one model while at least one method steers it.
 
     Args:
@@ -54,10 +54,10 @@ class Steering:
         self.scores: Tensor | None = None
         self.copies = 1
         self.layers_seen: set[int] = set()
-        self._passes = Passes(self)
+        self._passes = ForwardHooks(self)
         self._turns = turns_of(model)
         self._acting: int | None = None  # the thread for which the run is there
-        self._run: Run | None = None
+        self._context: DecodeContext | None = None
         self._in_pass = False
         self._offsets = offsets(model)  # of those whose calls began before the block
         self._offsets_aside: Offsets | None = None
@@ -72,13 +72,13 @@ class Steering:
         self._undo = ExitStack()
 
     @property
-    def run(self) -> Run | None:
+    def context(self) -> DecodeContext | None:
         """The run of the call in progress; None for every thread but that of the call."""
-        return self._run if self._acting == threading.get_ident() else None
+        return self._context if self._acting == threading.get_ident() else None
 
-    @run.setter
-    def run(self, run: Run | None) -> None:
-        self._run = run
+    @context.setter
+    def context(self, context: DecodeContext | None) -> None:
+        self._context = context
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuses: a copy would hang on the hooks of this model.
@@ -141,7 +141,7 @@ class Steering:
             except BaseException:
                 self._undo.close()
                 raise
-        self._end_run()
+        self._end_context()
         self.methods += (method,)
         if method.needs_encoder and self._encoder is not None:
             self._encoder.install()
@@ -149,7 +149,7 @@ class Steering:
     def detach(self, method: Method) -> None:
         """Take one method off; the last one leaves the model as it was found."""
         with self._turns.call():
-            self._end_run()
+            self._end_context()
             self.methods = tuple(other for other in self.methods if other is not method)
             if method.needs_encoder and self._encoder is not None:
                 self._encoder.remove()
@@ -228,7 +228,7 @@ class Steering:
         compatibility.check_generate(self.model, named)
         for method in methods:
             method.check_generate(named)
-        self._end_run()
+        self._end_context()
         self._forget_images()
         self._generating, self._acting = True, threading.get_ident()
         self._prompt_ids = named.get("input_ids", named.get("inputs"))
@@ -241,10 +241,10 @@ class Steering:
                     "a block was left while generate was at work in it; leave it afterwards"
                 )
         except BaseException:
-            self._end_run(failed=True)
+            self._end_context(failed=True)
             raise
         finally:
-            self._end_run()
+            self._end_context()
             self._forget_images()
             self._generating, self._acting = False, None
             self._prompt_ids = self._end_tokens = None
@@ -333,26 +333,26 @@ class Steering:
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return  # the model itself says best what it misses
-        if self.run is not None and self.run.block is not None:
+        if self.context is not None and self.context.block is not None:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
         compatibility.check_cache(cache)
-        if is_prompt(queries, cache, self.run, in_generate=self._generating):
-            self._begin_run(input_ids, kwargs)
-        elif self.run is not None:
-            self.run.step += 1
+        if is_prompt(queries, cache, self.context, in_generate=self._generating):
+            self._begin_context(input_ids, kwargs)
+        elif self.context is not None:
+            self.context.step += 1
             if self._end_tokens is not None and input_ids is not None:
-                self.run.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
-        if self.run is not None and self.run.is_prefill:
+                self.context.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
+        if self.context is not None and self.context.is_prefill:
             batch *= self.copies
-        if self.run is not None and batch != self.run.layout.batch_size:
+        if self.context is not None and batch != self.context.layout.batch_size:
             raise UnsupportedError(
-                f"the batch changed from {self.run.layout.batch_size} to {batch} sequences during "
+                f"the batch changed from {self.context.layout.batch_size} to {batch} sequences during "
                 "generation; methods need a constant batch"
             )
-        if self.run is not None:
+        if self.context is not None:
             kept = kwargs.get("logits_to_keep")
-            self.run.wants_last_logits = isinstance(kept, int) and kept == 1
+            self.context.wants_last_logits = isinstance(kept, int) and kept == 1
 
     def _encode_images(self, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
         """What the vision encoder makes of other images than those of the prompt, whose attention stays."""
@@ -367,8 +367,8 @@ class Steering:
         if self._encoder is not None:
             self._encoder.forget()
 
-    def _begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
-        self._end_run()
+    def _begin_context(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
+        self._end_context()
         if not self._generating:
             self._forget_images()
         image_tokens, video_tokens = visual_tokens(self.model, kwargs, self._prompt_ids)
@@ -379,7 +379,7 @@ class Steering:
         copies = 1 if self._prompt_ids is None else layout.batch_size // len(self._prompt_ids)
         if ids is None and self._prompt_ids is not None:
             ids = self._prompt_ids.repeat_interleave(copies, dim=0)
-        self.run = Run(
+        self.context = DecodeContext(
             layout,
             num_layers=len(self.decoder.layers),
             prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
@@ -396,29 +396,31 @@ class Steering:
         )
         self.layers_seen = set()
         for method in self.methods:
-            method.begin(self.run)
-        self.run.taps = frozenset(layer for method in self.methods for layer in method.taps(self.run))
+            method.begin(self.context)
+        self.context.tapped_layers = frozenset(
+            layer for method in self.methods for layer in method.tapped_layers(self.context)
+        )
 
     @contextmanager
-    def part(self, rows: slice) -> Iterator[Run]:
+    def part(self, rows: slice) -> Iterator[DecodeContext]:
         """Within the block, passes read on behind some of the prompts alone."""
-        whole = self.run
+        whole = self.context
         assert whole is not None
-        self.run = whole.part(rows)
+        self.context = whole.part(rows)
         try:
-            yield self.run
+            yield self.context
         finally:
-            self.run = whole
+            self.context = whole
 
-    def _end_run(self, *, failed: bool = False) -> None:
+    def _end_context(self, *, failed: bool = False) -> None:
         """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
-        run, self._run = self._run, None
-        if run is None:
+        context, self._context = self._context, None
+        if context is None:
             return
-        unfollow_beams(run)
-        if not failed and not run.is_prefill:  # a prefill that failed is no run
+        unfollow_beams(context)
+        if not failed and not context.is_prefill:  # a prefill that failed is no run
             for method in self.methods:
-                method.end(run)
+                method.end(context)
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Let methods edit the logits, which only the prompts keep, and count the step."""
@@ -440,12 +442,12 @@ class Steering:
                 f"{type(self.decoder).__name__} did not call the attention registry in layers "
                 f"{sorted(missed)}, so that no method can see its attention"
             )
-        run = self.run
-        if run is None:
+        context = self.context
+        if context is None:
             return output
         owners = [method for method in self.methods if method.owns_logits]
         if owners:
-            rows = run.layout.batch_size
+            rows = context.layout.batch_size
             last = output.logits[:, -1]
             own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
             received = None
@@ -453,8 +455,8 @@ class Steering:
                 received = Received.of(self.scores, last[:rows], type(owners[-1]).__name__)
                 own = received.logits
             for method in owners:
-                edited = method.edit_logits(run, own, others)
-                run.counts_of(method).divergence.compare(own, edited)
+                edited = method.edit_logits(context, own, others)
+                context.counts_of(method).divergence.compare(own, edited)
                 own = edited
             if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
                 output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
@@ -463,8 +465,8 @@ class Steering:
         for method in self.methods:
             if method.decodes:  # its steps end when a token is chosen
                 continue
-            taken = torch.ones_like(run.alive)
-            for skipped in method.skipped(run).values():
+            taken = torch.ones_like(context.alive)
+            for skipped in method.skipped(context).values():
                 taken &= ~skipped
-            run.counts_of(method).end_step(run.alive, taken, is_prefill=run.step == 0)
+            context.counts_of(method).end_step(context.alive, taken, is_prefill=context.step == 0)
         return output

@@ -19,10 +19,10 @@ from vlmfix.engine.layout import PromptLayout
 from vlmfix.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from vlmfix.engine.context import Run
+    from vlmfix.engine.context import DecodeContext
 
 NAME = "vlmfix"
-ATTRIBUTE = "_vlmfix_steering"
+ATTRIBUTE = "_vlmfix_attachment"
 
 
 def register() -> None:
@@ -51,72 +51,89 @@ def attention(
     Returns:
         `(batch, queries, heads, head_dim)`, and the weights where the model's own kernel gives them.
     """
-    steering = vars(module).get(ATTRIBUTE)
-    if steering is None:  # an unsteered model that shares its configuration object with a steered one
+    attachment = vars(module).get(ATTRIBUTE)
+    if attachment is None:  # an unsteered model that shares its configuration object with a steered one
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    run: Run | None = steering.run
-    if run is None:
-        steering.refuse_bypass()
-        return _own_kernel(steering.kernel, None, module, query, key, value, attention_mask, **kwargs)
-    if run.reading is not None:
-        return _of_branch(steering.kernel, run.reading, module, query, key, value, **kwargs)
+    context: DecodeContext | None = attachment.context
+    if context is None:
+        attachment.refuse_bypass()
+        return _own_kernel(attachment.kernel, None, module, query, key, value, attention_mask, **kwargs)
+    if context.active_branch is not None:
+        return _of_branch(attachment.kernel, context.active_branch, module, query, key, value, **kwargs)
     if isinstance(key, Parts):
-        return _with_branches(steering, run, module, query, key, value, **kwargs)
+        return _with_branches(attachment, context, module, query, key, value, **kwargs)
     layer: int = vars(module)["layer_idx"]
-    layout = run.layout_at(layer)
-    if run.peeking is not None:
+    layout = context.layout_at(layer)
+    if context.peeking is not None:
         mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
-        run.peeked = observed_weights(module, query, key, run.peeking.index, mask, **kwargs)
+        context.peeked = observed_weights(module, query, key, context.peeking.index, mask, **kwargs)
         return torch.zeros_like(query).transpose(1, 2), None
-    steering.layers_seen.add(layer)
-    if run.prefix is not None and not run.prefix.is_read:  # where no method edits
-        layout = run.prefix.layout
-        return _own_kernel(steering.kernel, layout, module, query, key, value, attention_mask, **kwargs)
-    companions: list[Tensor] = []
-    if run.block is not None:
-        attention_mask = run.block.attention_mask(layout, query.device)
+    attachment.layers_seen.add(layer)
+    if context.prefix is not None and not context.prefix.is_read:  # where no method edits
+        layout = context.prefix.layout
+        return _own_kernel(attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs)
+    auxiliary_prompts: list[Tensor] = []
+    if context.block is not None:
+        attention_mask = context.block.attention_mask(layout, query.device)
         kwargs["position_ids"] = None
-    elif layout is not run.layout or run.companions:  # the mask and positions given are of the whole prompt
-        (query, key, value), *others = _segments(run, query, key, value)
+    elif (
+        layout is not context.layout or context.auxiliary_prompts
+    ):  # the mask and positions given are of the whole prompt
+        (query, key, value), *others = _segments(context, query, key, value)
         attention_mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
         kwargs["position_ids"] = None
-        for companion, segment in zip(run.companions.values(), others, strict=True):
+        for auxiliary_prompt, segment in zip(context.auxiliary_prompts.values(), others, strict=True):
             own_query, own_key, own_value = segment
-            mask = companion.layout.attention_mask(own_query.shape[2], own_key.shape[2], query.device)
+            mask = auxiliary_prompt.layout.attention_mask(own_query.shape[2], own_key.shape[2], query.device)
             own, _ = _own_kernel(
-                steering.kernel, companion.layout, module, own_query, own_key, own_value, mask, **kwargs
+                attachment.kernel,
+                auxiliary_prompt.layout,
+                module,
+                own_query,
+                own_key,
+                own_value,
+                mask,
+                **kwargs,
             )
-            companions.append(own)
+            auxiliary_prompts.append(own)
     own_kernel = functools.partial(
-        _own_kernel, steering.kernel, layout, module, query, key, value, attention_mask, **kwargs
+        _own_kernel, attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )
     weights = None
-    asked = [(method, rows) for method in steering.methods if (rows := method.rows(run, layer)) is not None]
+    asked = [
+        (method, rows) for method in attachment.methods if (rows := method.rows(context, layer)) is not None
+    ]
     if asked:
         output = with_explicit_rows(
-            asked, run, layer, own_kernel, module, query, key, value, attention_mask, **kwargs
+            asked, context, layer, own_kernel, module, query, key, value, attention_mask, **kwargs
         )
     else:
         output, weights = own_kernel()
-    if companions:
-        output = torch.cat([output, *companions], dim=1)
-    for method in steering.methods:
-        output = method.edit_heads(run, layer, output)
+    if auxiliary_prompts:
+        output = torch.cat([output, *auxiliary_prompts], dim=1)
+    for method in attachment.methods:
+        output = method.edit_heads(context, layer, output)
     return output, weights
 
 
 def _with_branches(
-    steering: Any, run: Run, module: nn.Module, query: Tensor, key: Any, value: Any, **kwargs: Any
+    attachment: Any,
+    context: DecodeContext,
+    module: nn.Module,
+    query: Tensor,
+    key: Any,
+    value: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """A decode step of prompts and branches, each of which attends to its own keys alone."""
     kwargs["position_ids"] = None
-    prompts, *others = zip(query.split(run.layout.batch_size), key, value, strict=True)
-    layout = run.layout_at(vars(module)["layer_idx"])
+    prompts, *others = zip(query.split(context.layout.batch_size), key, value, strict=True)
+    layout = context.layout_at(vars(module)["layer_idx"])
     mask = layout.attention_mask(1, prompts[1].shape[2], query.device)
     output, _ = attention(module, *prompts, mask, **kwargs)
     outputs = [output]
-    for branch, (own_query, own_key, own_value) in zip(run.branches, others, strict=True):
-        own, _ = _of_branch(steering.kernel, branch, module, own_query, own_key, own_value, **kwargs)
+    for branch, (own_query, own_key, own_value) in zip(context.branches, others, strict=True):
+        own, _ = _of_branch(attachment.kernel, branch, module, own_query, own_key, own_value, **kwargs)
         outputs.append(own)
     return torch.cat(outputs), None
 
@@ -142,9 +159,11 @@ def _of_branch(
     return _own_kernel(kernel, layout, module, query, key, value, mask, **kwargs)
 
 
-def _segments(run: Run, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+def _segments(context: DecodeContext, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """`(batch, heads, tokens, head_dim)` tensors cut into the prompt and the companions behind it."""
-    lengths = [companion.inputs_embeds.shape[1] for companion in run.companions.values()]
+    lengths = [
+        auxiliary_prompt.inputs_embeds.shape[1] for auxiliary_prompt in context.auxiliary_prompts.values()
+    ]
     cuts = [each.split([each.shape[2] - sum(lengths), *lengths], dim=2) for each in tensors]
     return list(zip(*cuts, strict=True))
 

@@ -16,7 +16,7 @@ from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from vlmfix.engine.context import Run
+    from vlmfix.engine.context import DecodeContext
     from vlmfix.methods.base import Method
 
 # Scores that are computed at once: 128 MiB in float32, and a few times that for what edits make of them.
@@ -28,7 +28,7 @@ _FOREIGN_TERMS = ("softcap", "s_aux", "sliding_window", "position_bias")
 
 def with_explicit_rows(
     asked: list[tuple[Method, Rows]],
-    run: Run,
+    context: DecodeContext,
     layer: int,
     own_kernel: Callable[[], tuple[Tensor, Tensor | None]],
     module: nn.Module,
@@ -53,8 +53,8 @@ def with_explicit_rows(
         `(batch, queries, heads, head_dim)`.
     """
     _refuse_foreign_terms(module, kwargs)
-    layout = run.layout_at(layer)
-    index, wanted = _rows_of_step(asked, run, layout, query)
+    layout = context.layout_at(layer)
+    index, wanted = _rows_of_step(asked, context, layout, query)
     if index is not None and len(index) == 0:
         return own_kernel()[0]
     watching = [(method, own) for method, own in asked if method.observes]
@@ -66,14 +66,14 @@ def with_explicit_rows(
     blocks = []
     for start in range(0, rows, size):
         part = slice(start, start + size)
-        run.has_newest_row = start + size >= rows
+        context.has_newest_row = start + size >= rows
         own_index = None if index is None else index[part]
         weights, changes = _edited_weights(
             [
                 (method, None if mask is None else mask[:, part])
                 for (method, _), mask in zip(asked, wanted, strict=True)
             ],
-            run,
+            context,
             layer,
             attention_scores(_take(query, own_index), key, _scaling(query, kwargs)),
             _mask_of_rows(attention_mask, own_index, query, key, _is_causal(module, kwargs)),
@@ -83,17 +83,17 @@ def with_explicit_rows(
         seen = [_own_rows(weights, own_index, own, layout, _first(layout, query)) for _, own in watching]
         blocks.append(_Block(weights.shape[2], changes, attended, seen))
         del weights
-    run.attend = functools.partial(_attention_output, module, value)
+    context.attend = functools.partial(_attention_output, module, value)
     for number, (method, _) in enumerate(watching):
-        method.observe(run, layer, _joined([block.seen[number] for block in blocks], dim=2))
-    run.attend = None
+        method.observe(context, layer, _joined([block.seen[number] for block in blocks], dim=2))
+    context.attend = None
     edits = dict.fromkeys(edit for block in blocks for edit in block.changes)
     if not edits:
         return own_kernel()[0]
     changed = []
     for method, hook in edits:
         changed.append(_joined([block.change(method, hook, query) for block in blocks], dim=2))
-        run.count(method, layer, changed[-1], method.sites(layer, query.shape[1]))
+        context.count(method, layer, changed[-1], method.edit_sites(layer, query.shape[1]))
     new = _joined([block.attended for block in blocks if block.attended is not None], dim=1)
     if index is None:
         return new
@@ -124,7 +124,11 @@ class _Block(NamedTuple):
 
 
 def _edited_weights(
-    asked: list[tuple[Method, Tensor | None]], run: Run, layer: int, scores: Tensor, seen: Tensor | None
+    asked: list[tuple[Method, Tensor | None]],
+    context: DecodeContext,
+    layer: int,
+    scores: Tensor,
+    seen: Tensor | None,
 ) -> tuple[Tensor, dict[tuple[Method, str], Tensor]]:
     """Weights of some rows under all edits, and which heads and rows each edit changed.
 
@@ -143,19 +147,19 @@ def _edited_weights(
 
     edited_scores = scores
     for method, rows in asked:
-        edited = _where_wanted(rows, method.edit_scores(run, layer, scores), scores)
+        edited = _where_wanted(rows, method.edit_scores(context, layer, scores), scores)
         if changed(method, "scores", scores, edited) is not scores:
             # What methods add to the same scores adds up, whatever their order.
             edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
     weights = _softmax(edited_scores, seen)
-    measuring = [method for method, _ in asked if method.measures_scores and run.has_newest_row]
+    measuring = [method for method, _ in asked if method.measures_scores and context.has_newest_row]
     if measuring:
         newest = None if seen is None else seen[..., -1:, :]
         before = _softmax(scores[:, :, -1:], newest)[:, :, 0]
         for method in measuring:
-            method.measure_scores(run, layer, before, weights[:, :, -1])
+            method.measure_scores(context, layer, before, weights[:, :, -1])
     for method, rows in asked:
-        edited = _where_wanted(rows, method.edit_weights(run, layer, weights), weights)
+        edited = _where_wanted(rows, method.edit_weights(context, layer, weights), weights)
         weights = changed(method, "weights", weights, edited)
     return weights, changes
 
@@ -259,13 +263,13 @@ def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
 
 
 def _rows_of_step(
-    asked: list[tuple[Method, Rows]], run: Run, layout: PromptLayout, query: Tensor
+    asked: list[tuple[Method, Rows]], context: DecodeContext, layout: PromptLayout, query: Tensor
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Which queries are explicit rows and which of them each method wants; None stands for all."""
     queries = query.shape[2]
-    if run.reads_on(queries):
+    if context.reads_on(queries):
         return None, [None] * len(asked)
-    rows = run.union([rows for _, rows in asked]).to(query.device)
+    rows = context.union([rows for _, rows in asked]).to(query.device)
     masks = [own.to(query.device).mask_in(rows) for _, own in asked]
     index = rows.index - _first(layout, query)
     # Without a cache, the generated tokens come along at every step.

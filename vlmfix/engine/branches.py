@@ -15,7 +15,7 @@ from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.layout import PromptLayout
 
 if TYPE_CHECKING:
-    from vlmfix.engine.context import Run
+    from vlmfix.engine.context import DecodeContext
 
 
 @dataclass(eq=False)
@@ -116,40 +116,40 @@ class JoinedCache(DynamicCache):
         return Parts(key for key, _ in written), Parts(value for _, value in written)
 
 
-def join(run: Run, decoder: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+def join(context: DecodeContext, decoder: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a decode step in which every branch takes the token of its prompt."""
     embeddings, cache = kwargs["inputs_embeds"], read_cache(kwargs)
     rows = embeddings.shape[0]
     given = kwargs.get("position_ids")
-    real = run.position_of(run.step - 1) if given is None else given
+    real = context.position_of(context.step - 1) if given is None else given
     real = real.expand(*real.shape[:-2], rows, 1)
-    positions = [branch.positions(real, run.step)[..., -1:] for branch in run.branches]
-    joined = JoinedCache([cache, *(_cache(branch) for branch in run.branches)], rows)
+    positions = [branch.positions(real, context.step)[..., -1:] for branch in context.branches]
+    joined = JoinedCache([cache, *(_cache(branch) for branch in context.branches)], rows)
     return with_cache(decoder, kwargs, joined) | {
-        "inputs_embeds": embeddings.repeat(1 + len(run.branches), 1, 1),
+        "inputs_embeds": embeddings.repeat(1 + len(context.branches), 1, 1),
         "position_ids": torch.cat([real, *positions], dim=-2),
         "attention_mask": None,
     }
 
 
-def follow_beams(run: Run, cache: DynamicCache) -> None:
+def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:
     """Let the caches of the branches follow that of the prompts, when beam search reorders it."""
     reorder = cache.reorder_cache
 
     def reordered(beam_idx: Tensor) -> None:
         reorder(beam_idx)
-        for branch in run.branches:
+        for branch in context.branches:
             _cache(branch).reorder_cache(beam_idx)
 
     vars(cache)["reorder_cache"] = reordered
-    run.followed = cache
+    context.followed = cache
 
 
-def unfollow_beams(run: Run) -> None:
+def unfollow_beams(context: DecodeContext) -> None:
     """Leave the cache of the prompts as it would be without branches."""
-    if run.followed is not None:
-        del vars(run.followed)["reorder_cache"]
-        run.followed = None
+    if context.followed is not None:
+        del vars(context.followed)["reorder_cache"]
+        context.followed = None
 
 
 def _cache(branch: Branch) -> DynamicCache:

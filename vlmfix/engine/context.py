@@ -23,12 +23,12 @@ from vlmfix.models.image_grid import ImageTokens, by_prompt, token_grids
 
 if TYPE_CHECKING:
     from vlmfix.engine.prefix_cache import Prefix
-    from vlmfix.engine.step_decoder import Block
+    from vlmfix.engine.step_decoder import CandidateBlock
     from vlmfix.engine.vision_cache import Encoded
 
 
 @dataclass(eq=False)
-class Companion:
+class AuxiliaryPrompt:
     """A second prompt that is read behind the first in the same prefill; neither sees the other.
 
     Args:
@@ -46,7 +46,7 @@ class Companion:
 
 
 @dataclass(eq=False)
-class Stage:
+class PruningStage:
     """The tokens of the prompt from one layer on, after a pruning.
 
     Args:
@@ -67,7 +67,7 @@ class Stage:
 
 
 @dataclass(eq=False)
-class Run:
+class DecodeContext:
     """Born at the prefill, gone at the next one or when a method comes or goes; nothing else keeps state.
 
     Args:
@@ -127,16 +127,16 @@ class Run:
     step: int = 0
     is_prefill: bool = True
     alive: Tensor = field(init=False)
-    companions: dict[Any, Companion] = field(default_factory=dict)
+    auxiliary_prompts: dict[Any, AuxiliaryPrompt] = field(default_factory=dict)
     branches: list[Branch] = field(default_factory=list)
-    reading: Branch | None = None
+    active_branch: Branch | None = None
     modules: DecoderModules | None = None
-    taps: frozenset[int] = frozenset()
-    exits: dict[int, Tensor] = field(default_factory=dict)
+    tapped_layers: frozenset[int] = frozenset()
+    early_exits: dict[int, Tensor] = field(default_factory=dict)
     wants_last_logits: bool = False
     followed: DynamicCache | None = None
-    block: Block | None = None
-    stages: list[Stage] = field(default_factory=list)
+    block: CandidateBlock | None = None
+    pruning_stages: list[PruningStage] = field(default_factory=list)
     cache: DynamicCache | None = None
     next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Run:
     state: dict[Hashable, Any] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
     declined: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
-    whole: tuple[Run, slice] | None = None
+    whole: tuple[DecodeContext, slice] | None = None
     _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -236,15 +236,17 @@ class Run:
         return self.prompt_ids
 
     @property
-    def companion_length(self) -> int:
+    def auxiliary_length(self) -> int:
         """Number of tokens behind the prompt in this pass that belong to companions."""
-        return sum(companion.inputs_embeds.shape[1] for companion in self.companions.values())
+        return sum(
+            auxiliary_prompt.inputs_embeds.shape[1] for auxiliary_prompt in self.auxiliary_prompts.values()
+        )
 
-    def companion_tokens(self, method: Any, tokens: int) -> slice:
+    def auxiliary_tokens(self, method: Any, tokens: int) -> slice:
         """Where the companion of a method stands among the `tokens` of this pass."""
-        start = tokens - self.companion_length
-        for owner, companion in self.companions.items():
-            end = start + companion.inputs_embeds.shape[1]
+        start = tokens - self.auxiliary_length
+        for owner, auxiliary_prompt in self.auxiliary_prompts.items():
+            end = start + auxiliary_prompt.inputs_embeds.shape[1]
             if owner is method:
                 return slice(start, end)
             start = end
@@ -260,10 +262,10 @@ class Run:
         """Whether a pass of so many tokens reads new ones on the cache of the prompt."""
         return not self.is_prefill and (queries == 1 or self.block is not None)
 
-    def part(self, rows: slice) -> Run:
+    def part(self, rows: slice) -> DecodeContext:
         """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""
         batch = self.layout.batch_size
-        return Run(
+        return DecodeContext(
             self.layout.part(rows),
             num_layers=self.num_layers,
             prompt_ids=None if self.prompt_ids is None else self.prompt_ids[rows],
@@ -272,9 +274,11 @@ class Run:
             processor=self.processor,
             step=self.step,
             is_prefill=False,
-            stages=[
-                Stage(each.first_layer, each.layout.part(rows), each.index[rows], renumbered=each.renumbered)
-                for each in self.stages
+            pruning_stages=[
+                PruningStage(
+                    each.first_layer, each.layout.part(rows), each.index[rows], renumbered=each.renumbered
+                )
+                for each in self.pruning_stages
             ],
             config=self.config,
             state={key: _of_rows(value, rows, batch) for key, value in self.state.items()},
@@ -285,16 +289,16 @@ class Run:
             whole=(self, rows),
         )
 
-    def stage_at(self, layer: int) -> Stage | None:
+    def pruning_stage_at(self, layer: int) -> PruningStage | None:
         """What a pruning left of the prompt in `layer`; None: all of it."""
-        for stage in reversed(self.stages):
+        for stage in reversed(self.pruning_stages):
             if stage.first_layer <= layer:
                 return stage
         return None
 
     def layout_at(self, layer: int) -> PromptLayout:
         """Where the parts of the prompt lie among the tokens that are present in `layer`."""
-        stage = self.stage_at(layer)
+        stage = self.pruning_stage_at(layer)
         return self.layout if stage is None else stage.layout
 
     def decline(self, method: Any, reason: str, sequences: Tensor) -> None:
@@ -334,8 +338,8 @@ class Run:
                 device = self.layout.image_tokens.device
                 self.counts[method] = Counts(self.layout.batch_size, self.num_layers, device)
             else:
-                run, rows = self.whole
-                self.counts[method] = run.counts_of(method).part(rows)
+                context, rows = self.whole
+                self.counts[method] = context.counts_of(method).part(rows)
         return self.counts[method]
 
     def union(self, rows: list[Rows]) -> Rows:

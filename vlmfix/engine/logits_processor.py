@@ -15,11 +15,11 @@ from vlmfix.engine.modules import offsets, swap_offsets
 from vlmfix.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from vlmfix.engine.context import Run
+    from vlmfix.engine.context import DecodeContext
     from vlmfix.methods.base import Method
 
 
-class Twin(LogitsProcessor):
+class MethodLogitsProcessor(LogitsProcessor):
     """Reads every prompt and every token a second time under a method, which edits the scores of `generate`.
 
     Its cache needs no help to follow beams: what it holds depends on the tokens alone, so that a row goes on
@@ -51,7 +51,7 @@ class Twin(LogitsProcessor):
         self._method = method
         self._inputs = dict(inputs)
         self._processor = processor
-        self._run: Run | None = None
+        self._context: DecodeContext | None = None
         self._cache = DynamicCache()
         self._seen: Tensor | None = None
 
@@ -68,7 +68,7 @@ class Twin(LogitsProcessor):
             copies = max(len(input_ids) // len(prompt), 1)
             if not torch.equal(input_ids, prompt.repeat_interleave(copies, dim=0)):
                 raise self._stranger()
-            tokens, self._run, self._cache = self._inputs, None, DynamicCache()
+            tokens, self._context, self._cache = self._inputs, None, DynamicCache()
         else:
             copies = 1
             tokens = self._next_token(input_ids)
@@ -76,15 +76,21 @@ class Twin(LogitsProcessor):
         before = offsets(self._model)  # on which the calls of `generate` rely
         try:
             with alone(
-                self._model, self._method, self._run, scores.float(), copies, self._inputs, self._processor
-            ) as steering:
+                self._model,
+                self._method,
+                self._context,
+                scores.float(),
+                copies,
+                self._inputs,
+                self._processor,
+            ) as attachment:
                 output = self._model(
                     **with_cache(self._model, tokens, self._cache),
                     use_cache=True,
                     logits_to_keep=1,
                     return_dict=True,
                 )
-                self._run = steering.run
+                self._context = attachment.context
         finally:
             swap_offsets(before)
         edited: Tensor = output.logits[:, -1]
@@ -92,8 +98,8 @@ class Twin(LogitsProcessor):
 
     def _next_token(self, input_ids: Tensor) -> dict[str, Any]:
         """Arguments of the pass that reads the newest token, when the caches have followed their rows."""
-        seen, run = self._seen, self._run
-        if seen is None or run is None or len(seen) != len(input_ids):
+        seen, context = self._seen, self._context
+        if seen is None or context is None or len(seen) != len(input_ids):
             raise self._stranger()
         if input_ids.shape[1] != seen.shape[1] + 1:
             raise self._stranger()
@@ -105,11 +111,11 @@ class Twin(LogitsProcessor):
         source = same.int().argmax(dim=1)
         if copies > 1:
             self._cache.reorder_cache(source)  # and the branches with it
-        positions = run.position_of(run.step)
+        positions = context.position_of(context.step)
         return {
             "input_ids": input_ids[:, -1:],
             "position_ids": positions.expand(*positions.shape[:-2], len(input_ids), 1),
-            "attention_mask": run.layout.key_mask(input_ids.shape[1], input_ids.device),
+            "attention_mask": context.layout.key_mask(input_ids.shape[1], input_ids.device),
         }
 
     def _stranger(self) -> ValueError:

@@ -56,16 +56,16 @@ class DecoderModules:
 
     def final_norm(self, hidden_states: Tensor) -> Tensor:
         """What stands behind the last layer, on `(batch, tokens, hidden)`."""
-        return _run(self._final_norm, hidden_states)
+        return _context(self._final_norm, hidden_states)
 
     def input_norm(self, layer: int, hidden_states: Tensor) -> Tensor:
         """The norm in front of the attention of a layer, on `(batch, tokens, hidden)`."""
-        return _run(self._decoder.layers[layer].input_layernorm, hidden_states)
+        return _context(self._decoder.layers[layer].input_layernorm, hidden_states)
 
     def feed_forward(self, layer: int, hidden_states: Tensor) -> Tensor:
         """The second half of a layer: `(batch, tokens, hidden)` and what the feed-forward part adds to it."""
         parts = self._decoder.layers[layer]
-        added = _run(parts.mlp, _run(parts.post_attention_layernorm, hidden_states))
+        added = _context(parts.mlp, _context(parts.post_attention_layernorm, hidden_states))
         return hidden_states.to(added.device) + added
 
     @cached_property
@@ -78,7 +78,7 @@ class DecoderModules:
         return norm
 
 
-def _run(module: nn.Module | None, hidden_states: Tensor) -> Tensor:
+def _context(module: nn.Module | None, hidden_states: Tensor) -> Tensor:
     """What a module makes of hidden states, on the device where it lies."""
     assert module is not None
     output: Tensor = module(hidden_states.to(device_of(module, hidden_states)))

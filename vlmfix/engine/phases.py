@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from vlmfix.engine.compatibility import image_token, video_token
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.errors import UnsupportedError
 
 
-def is_prompt(queries: int, cache: DynamicCache | None, run: Run | None, *, in_generate: bool) -> bool:
+def is_prompt(
+    queries: int, cache: DynamicCache | None, context: DecodeContext | None, *, in_generate: bool
+) -> bool:
     """Whether a pass reads prompts, and not the next token of those read before.
 
     Args:
@@ -28,22 +30,22 @@ def is_prompt(queries: int, cache: DynamicCache | None, run: Run | None, *, in_g
     """
     seen = 0 if cache is None else cache.get_seq_length()
     if seen == 0:
-        if run is None or not in_generate:
+        if context is None or not in_generate:
             return True
-        if cache is None and run.cache is None and queries == run.layout.length + run.step + 1:
+        if cache is None and context.cache is None and queries == context.layout.length + context.step + 1:
             return False  # with use_cache=False every step reads the whole sequence again
         raise UnsupportedError(
-            f"a pass of {queries} tokens without the cache of the prompt ({run.layout.length} tokens) "
+            f"a pass of {queries} tokens without the cache of the prompt ({context.layout.length} tokens) "
             "arrived inside a generate call, and methods cannot tell what it is: either something that "
             "was passed to generate calls the model by itself, which it should do outside the block, or "
             f"transformers {transformers.__version__} passes its cache in a way that vlmfix does not know"
         )
-    if run is None:
+    if context is None:
         raise UnsupportedError(
             "generation starts from a filled cache, whose prompt the method has not seen; pass the "
             "whole prompt without a cache"
         )
-    if cache is not run.cache:
+    if cache is not context.cache:
         raise UnsupportedError(
             "the step goes on from another cache than that of the prompt read last, which the method "
             "does not follow; read the prompt and go on from the cache of its output"
@@ -53,7 +55,7 @@ def is_prompt(queries: int, cache: DynamicCache | None, run: Run | None, *, in_g
             f"a step of {queries} tokens on a filled cache (chunked prefill or assisted decoding) is not "
             "supported by methods; generate one token at a time"
         )
-    present = run.layout_at(0).length + run.step
+    present = context.layout_at(0).length + context.step
     if seen != present:
         raise UnsupportedError(
             f"the cache holds {seen} tokens, and {present} have been read under the method; do not crop "

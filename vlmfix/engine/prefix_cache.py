@@ -79,22 +79,22 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
         prompt_ids = kwargs.get("input_ids") if kwargs.get("logits_to_keep") == 1 else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        steering = vars(decoder).get(attention.ATTRIBUTE)
-        run = None if steering is None else steering.run
-        if threading.get_ident() != thread or (run is not None and run.reading is not None):
+        attachment = vars(decoder).get(attention.ATTRIBUTE)
+        context = None if attachment is None else attachment.context
+        if threading.get_ident() != thread or (context is not None and context.active_branch is not None):
             return read(*args, **kwargs)
-        if steering is not None and not all(method.keeps_prefix for method in steering.methods):
+        if attachment is not None and not all(method.keeps_prefix for method in attachment.methods):
             return read(*args, **kwargs)
         batch = None if args else _Batch.of(kwargs, prompt_ids, visual_tokens)
         prefix = None if batch is None else batch.prefix()
         if batch is None or prefix is None:
             return read(*args, **kwargs)
-        if run is not None:
-            run.prefix = prefix
-        beginnings = DynamicCache()
-        read(**with_cache(decoder, batch.beginnings(prefix), beginnings))
+        if context is not None:
+            context.prefix = prefix
+        prefixes = DynamicCache()
+        read(**with_cache(decoder, batch.prefixes(prefix), prefixes))
         prefix.is_read = True
-        for layer, cached in enumerate(beginnings.layers):
+        for layer, cached in enumerate(prefixes.layers):
             key, value = (
                 prefix.spread(each.transpose(1, 2)).transpose(1, 2) for each in (cached.keys, cached.values)
             )
@@ -102,8 +102,8 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
         try:
             return read(**with_cache(decoder, batch.rest(prefix), batch.cache))
         finally:
-            if run is not None:
-                run.prefix = None
+            if context is not None:
+                context.prefix = None
 
     attributes = vars(decoder)
     before = {name: attributes[name] for name in ("forward",) if name in attributes}
@@ -203,7 +203,7 @@ class _Batch:
             self.positions[..., first, spans[0]], self.positions[..., row, spans[1]]
         )
 
-    def beginnings(self, prefix: Prefix) -> dict[str, Any]:
+    def prefixes(self, prefix: Prefix) -> dict[str, Any]:
         """Arguments of the pass over the beginnings."""
         columns = prefix.layout.positions
         assert columns is not None

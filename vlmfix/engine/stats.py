@@ -20,7 +20,7 @@ class InactiveMethodWarning(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activity:
+class EditStats:
     """What a method did in all runs since it was made or reset; shares lie in [0, 1], None does not apply.
 
     A *site* is the smallest thing that a method may leave alone: a (step, layer, head) triple for methods at
@@ -66,7 +66,7 @@ class Activity:
     details: dict[str, Any]
 
 
-class RowActivity(NamedTuple):
+class SequenceStats(NamedTuple):
     """What a method did in one sequence of a run; see `Activity`.
 
     Args:
@@ -177,7 +177,7 @@ class Counts:
                 reasons[row] = reasons[row] or reason
         counts = (self._steps, self._steps_edited, edited.sum(dim=1), self._eligible)
         columns = (*(each.tolist() for each in counts), reasons, self.divergence.close())
-        latest = [RowActivity(*row) for row in zip(*columns, strict=True)]
+        latest = [SequenceStats(*row) for row in zip(*columns, strict=True)]
         sizes = {name: (float(total), int(count)) for name, (total, count) in self._sizes.items()}
         size, size_count = sizes.pop("size", (0.0, 0))
         return Sums(
@@ -217,7 +217,7 @@ class Sums:
     divergence: Divergence = field(default_factory=Divergence)
     warned: bool = False
     details: dict[str, Any] = field(default_factory=dict)
-    latest: list[RowActivity] = field(default_factory=list)
+    latest: list[SequenceStats] = field(default_factory=list)
 
     @property
     def did_nothing(self) -> bool:
@@ -247,11 +247,11 @@ class Sums:
         self.details |= other.details
         self.latest = other.latest
 
-    def activity(self, *, heads: bool) -> Activity:
+    def edit_stats(self, *, heads: bool) -> EditStats:
         """These sums as shares; `heads` tells whether a site is a (step, layer, head) triple."""
         share = self.edited / self.eligible if self.eligible else None
         means = {name: total / count for name, (total, count) in self.other_sizes.items() if count}
-        return Activity(
+        return EditStats(
             rows=self.rows,
             rows_touched=self.rows_touched,
             rows_skipped=dict(self.rows_skipped),

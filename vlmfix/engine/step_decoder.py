@@ -18,11 +18,11 @@ from vlmfix.engine.layout import PromptLayout
 from vlmfix.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from vlmfix.engine.context import Run
+    from vlmfix.engine.context import DecodeContext
 
 
 @dataclass(eq=False)
-class Block:
+class CandidateBlock:
     """Tokens behind a prompt that one pass reads on its cache.
 
     Args:
@@ -60,7 +60,7 @@ class Block:
         return self._masks[layout].to(device)
 
 
-class Prompts:
+class PromptBatch:
     """Prompts that have been read, each in as many rows as it has sequences.
 
     Args:
@@ -87,8 +87,8 @@ class Prompts:
         output = model(**inputs, return_dict=True)
         self.logits = output.logits[:, -1].to(device=input_ids.device, dtype=torch.float32)
         """Of the first token of each row, `(samples * sequences, vocabulary)` float32."""
-        self._steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-        self.run: Run | None = None if self._steering is None else self._steering.run
+        self._attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        self.context: DecodeContext | None = None if self._attachment is None else self._attachment.context
         """Of all rows; None if no method is attached."""
         self._model = model
         self._cache = read_cache(output)
@@ -101,7 +101,7 @@ class Prompts:
         return len(self.logits) // self._sequences
 
     @contextmanager
-    def sample(self, index: int) -> Iterator[Reader]:
+    def sample(self, index: int) -> Iterator[StepDecoder]:
         """Read on behind one prompt; methods then see a run of its sequences alone."""
         rows = slice(index * self._sequences, (index + 1) * self._sequences)
         cache = copy(self._cache)
@@ -114,7 +114,7 @@ class Prompts:
         # Without padding there may be fewer rows, which are then all equal.
         own_rows = rows if positions.shape[-2] == len(self.logits) else slice(1)
         mask = self._kwargs.get("attention_mask")
-        reader = Reader(
+        step_decoder = StepDecoder(
             self._model,
             self.logits[rows],
             cache,
@@ -122,15 +122,15 @@ class Prompts:
             None if mask is None else mask[rows],
             keeps_logits="logits_to_keep" in self._kwargs,
         )
-        if self._steering is None:
-            yield reader
+        if self._attachment is None:
+            yield step_decoder
         else:
-            reader.one_by_one = compatibility.is_flash(self._steering.kernel)
-            with self._steering.part(rows) as reader.run:
-                yield reader
+            step_decoder.one_by_one = compatibility.is_flash(self._attachment.kernel)
+            with self._attachment.part(rows) as step_decoder.context:
+                yield step_decoder
 
 
-class Reader:
+class StepDecoder:
     """Reads what follows one prompt, in sequences of one length.
 
     Args:
@@ -153,7 +153,7 @@ class Reader:
         keeps_logits: bool,
     ) -> None:
         self.logits = logits
-        self.run: Run | None = None
+        self.context: DecodeContext | None = None
         """Of the sequences; None if no method is attached."""
         self.one_by_one = False
         """Whether alternatives are read in passes of their own, for kernels that take no 4-D mask."""
@@ -177,14 +177,14 @@ class Reader:
         Returns:
             `(sequences, alternatives, vocabulary)` float32.
         """
-        assert self.run is not None
+        assert self.context is not None
         self._pending = tokens.shape[1]
         if not self.one_by_one:
-            return self._read(tokens, Block(self.length, self._pending, alternatives=True))
+            return self._read(tokens, CandidateBlock(self.length, self._pending, alternatives=True))
         layers = self._cache.layers
         read, columns = [], []
         for token in tokens.split(1, dim=1):
-            read.append(self._read(token, Block(self.length, 1)))
+            read.append(self._read(token, CandidateBlock(self.length, 1)))
             columns.append([(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in layers])
             self._cache.crop(-1)
         for layer, pairs in zip(layers, zip(*columns, strict=True), strict=True):
@@ -233,7 +233,7 @@ class Reader:
         Returns:
             `(sequences, vocabulary)` float32.
         """
-        logits = self._read(tokens[:, None], Block(self.length, 1))[:, -1]
+        logits = self._read(tokens[:, None], CandidateBlock(self.length, 1))[:, -1]
         self.length += 1
         return logits
 
@@ -249,17 +249,20 @@ class Reader:
         if self.length + self._pending:
             self._cache.crop(-self.length - self._pending)
         self._pending, self.length = 0, tokens.shape[1]
-        return self._read(tokens, Block(0, self.length))[:, -1]
+        return self._read(tokens, CandidateBlock(0, self.length))[:, -1]
 
-    def _read(self, tokens: Tensor, block: Block) -> Tensor:
+    def _read(self, tokens: Tensor, block: CandidateBlock) -> Tensor:
         """Logits behind tokens `(sequences, size)`; behind the last alone where they follow each other."""
         given: dict[str, Any] = {}
         if self._keeps_logits:
             given["logits_to_keep"] = block.size if block.alternatives else 1
         positions = self._position + block.places(self._position.device)
-        if self.run is not None:
-            self.run.block, self.run.step = block, block.before + (1 if block.alternatives else block.size)
-            mask = block.attention_mask(self.run.layout_at(0), tokens.device)
+        if self.context is not None:
+            self.context.block, self.context.step = (
+                block,
+                block.before + (1 if block.alternatives else block.size),
+            )
+            mask = block.attention_mask(self.context.layout_at(0), tokens.device)
         else:
             mask = self._attention_mask
             if mask is not None:
@@ -274,6 +277,6 @@ class Reader:
                 **with_cache(self._model, given, self._cache),
             )
         finally:
-            if self.run is not None:
-                self.run.block = None
+            if self.context is not None:
+                self.context.block = None
         return output.logits.to(device=tokens.device, dtype=torch.float32)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmfix.engine.caches import without_cache
-from vlmfix.engine.context import Run, Stage
+from vlmfix.engine.context import DecodeContext, PruningStage
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.errors import UnsupportedError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.base import Method
 
 
-class Narrowing:
+class PromptPruning:
     """Opens the stages of a run, and keeps the layers of a stage to its tokens.
 
     Args:
@@ -43,19 +43,19 @@ class Narrowing:
         self._injected = (places, features)
         kwargs["deepstack_visual_embeds"] = kwargs["visual_pos_masks"] = None
 
-    def inject(self, run: Run, index: int, hidden_states: Tensor) -> Tensor:
+    def inject(self, context: DecodeContext, index: int, hidden_states: Tensor) -> Tensor:
         """Add the visual features of the layer before to the tokens that are still there."""
         if self._injected is None or not 0 < index <= len(self._injected[1]):
             return hidden_states
         places, features = self._injected
         batch, tokens = places.shape
-        added = hidden_states.new_zeros(batch, tokens + run.companion_length, hidden_states.shape[-1])
+        added = hidden_states.new_zeros(batch, tokens + context.auxiliary_length, hidden_states.shape[-1])
         added[:, :tokens][places.to(added.device)] = features[index - 1].to(added)
-        return hidden_states + _present(added, run, run.layout_at(index - 1))
+        return hidden_states + _present(added, context, context.layout_at(index - 1))
 
     def prune(
         self,
-        run: Run,
+        context: DecodeContext,
         methods: Sequence[Method],
         index: int,
         layer: nn.Module,
@@ -66,47 +66,66 @@ class Narrowing:
         for method in methods:
             if not method.prunes:
                 continue
-            layout = run.layout_at(index)
+            layout = context.layout_at(index)
             prompt = hidden_states[:, : layout.length]
-            run.peek = functools.partial(self._peek, run, index, layer, prompt, kwargs)
-            kept = method.prune(run, index, prompt)
-            run.peek = None
+            context.peek = functools.partial(self._peek, context, index, layer, prompt, kwargs)
+            kept = method.prune(context, index, prompt)
+            context.peek = None
             if kept is None:
                 continue
             narrower, places = layout.select(kept.mask.to(layout.real_tokens.device))
             merged = None
             if kept.hidden_states is not None:
                 merged = _gather(kept.hidden_states, places.to(prompt.device))
-            run.stages.append(Stage(index, narrower, places, merged, renumbered=kept.renumbered))
+            context.pruning_stages.append(
+                PruningStage(index, narrower, places, merged, renumbered=kept.renumbered)
+            )
 
     def _peek(
-        self, run: Run, index: int, layer: Any, prompt: Tensor, kwargs: dict[str, Any], rows: Rows
+        self,
+        context: DecodeContext,
+        index: int,
+        layer: Any,
+        prompt: Tensor,
+        kwargs: dict[str, Any],
+        rows: Rows,
     ) -> Tensor:
         """Weights of a layer before it runs: its projections alone, without the cache."""
-        stage = run.stage_at(index)
+        stage = context.pruning_stage_at(index)
         embeddings = (stage and stage.position_embeddings) or kwargs["position_embeddings"]
         positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
-        run.peeking = rows
+        context.peeking = rows
         try:
             given = without_cache(kwargs) | {"position_embeddings": positions, "position_ids": None}
             layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
         finally:
-            run.peeking = None
-        assert run.peeked is not None
-        return run.peeked
+            context.peeking = None
+        assert context.peeked is not None
+        return context.peeked
 
     def set_positions(
-        self, run: Run, stage: Stage, index: int, hidden_states: Tensor, kwargs: dict[str, Any]
+        self,
+        context: DecodeContext,
+        stage: PruningStage,
+        index: int,
+        hidden_states: Tensor,
+        kwargs: dict[str, Any],
     ) -> None:
         """Give a layer behind a pruning the cosines and sines of the tokens that it reads."""
-        if run.reads_on(hidden_states.shape[1]):
+        if context.reads_on(hidden_states.shape[1]):
             if not stage.renumbered:
                 return
             if stage.first_layer == index:
-                behind = run.step if run.block is None else run.block.places(stage.layout.real_tokens.device)
+                behind = (
+                    context.step
+                    if context.block is None
+                    else context.block.places(stage.layout.real_tokens.device)
+                )
                 positions = stage.layout.counted_positions[:, -1:] + behind
                 own = self.decoder.rotary_emb(hidden_states, positions)
-                rows = run.layout.batch_size  # branches stand behind them, and nothing is pruned from these
+                rows = (
+                    context.layout.batch_size
+                )  # branches stand behind them, and nothing is pruned from these
                 cos, sin = (
                     torch.cat([new, old[rows:]])
                     for new, old in zip(own, kwargs["position_embeddings"], strict=True)
@@ -116,25 +135,25 @@ class Narrowing:
             given = kwargs["position_embeddings"]
             if stage.renumbered:
                 positions = stage.layout.counted_positions
-                generated = hidden_states.shape[1] - positions.shape[1] - run.companion_length
+                generated = hidden_states.shape[1] - positions.shape[1] - context.auxiliary_length
                 ahead = torch.arange(1, generated + 1, device=positions.device)
                 positions = torch.cat([positions, positions[:, -1:] + ahead], dim=1)
                 own = self.decoder.rotary_emb(hidden_states, positions)
-                extra = given[0].shape[1] - run.companion_length
+                extra = given[0].shape[1] - context.auxiliary_length
                 cos, sin = (
                     torch.cat([new, old[:, extra:].expand(len(new), -1, -1)], dim=1)
                     for new, old in zip(own, given, strict=True)
                 )
             else:
-                cos, sin = (_present(each, run, stage.layout) for each in given)
+                cos, sin = (_present(each, context, stage.layout) for each in given)
             stage.position_embeddings = cos, sin
         kwargs["position_embeddings"] = stage.position_embeddings
         kwargs["position_ids"] = None
 
 
-def leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:
+def leave_out(context: DecodeContext, stage: PruningStage, hidden_states: Tensor) -> Tensor:
     """The kept tokens of the prompt, and whatever stands behind it."""
-    before = run.layout_at(stage.first_layer - 1) if stage.first_layer else run.layout
+    before = context.layout_at(stage.first_layer - 1) if stage.first_layer else context.layout
     behind = hidden_states[:, before.length :]
     kept = _gather(hidden_states, stage.index.to(hidden_states.device))
     if stage.merged is not None:  # image tokens alone: text may be edited in a later pass
@@ -144,13 +163,13 @@ def leave_out(run: Run, stage: Stage, hidden_states: Tensor) -> Tensor:
     return torch.cat([kept, behind], dim=1) if behind.shape[1] else kept
 
 
-def _present(values: Tensor, run: Run, layout: PromptLayout) -> Tensor:
+def _present(values: Tensor, context: DecodeContext, layout: PromptLayout) -> Tensor:
     """Of values over all tokens, `(batch or 1, tokens, size)`, those of tokens that are still there."""
     if layout.positions is None:
         return values
     values = values.expand(layout.batch_size, -1, -1)
     kept = _gather(values, layout.positions.to(values.device))
-    return torch.cat([kept, values[:, run.layout.length :]], dim=1)
+    return torch.cat([kept, values[:, context.layout.length :]], dim=1)
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
     @functools.wraps(encode)
     def cached(*args: Any, **kwargs: Any) -> Any:
         nonlocal known, form
-        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-        watched = steering is not None and any(method.needs_encoder for method in steering.methods)
+        attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        watched = attachment is not None and any(method.needs_encoder for method in attachment.methods)
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         images = None if watched or threading.get_ident() != thread else split_images(inputs)
         if images is None:

@@ -5,7 +5,7 @@ companions join the prompt; then, layer by layer, a pruning method drops tokens,
 go on, scores are edited (each method sees those of the model, and the edits add up), weights are edited one
 after the other, all methods observe the final weights, head outputs are edited; at the end of the prefill
 companions leave and, if a method asks for it, the last prompt row is read again under all edits; then the
-model turns its hidden states, branches and `readouts` into logits at once, and these are edited.
+model turns its hidden states, branches and `extra_hidden_states` into logits at once, and these are edited.
 """
 
 from __future__ import annotations
@@ -16,66 +16,86 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine.attach import SteeringBlock, fitted
+from vlmfix.engine.attach import AttachmentBlock, fitted
 from vlmfix.engine.branches import Branch
 from vlmfix.engine.compatibility import stock_model
-from vlmfix.engine.context import Companion, Run
+from vlmfix.engine.context import AuxiliaryPrompt, DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.engine.logits_processor import Twin
+from vlmfix.engine.logits_processor import MethodLogitsProcessor
 from vlmfix.engine.stats import (
-    Activity,
+    EditStats,
     InactiveMethodWarning,
-    RowActivity,
+    SequenceStats,
     Sums,
 )
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import Profile
 
+Stage = Literal["attention", "logits", "pruning", "vision", "image", "decoding", "baseline"]
+Provenance = Literal["paper", "released code", "reconstruction", "unpublished"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class MethodInfo:
     """What `vlmfix methods` prints of a method.
 
     Args:
-        level: attention, logits, tokens, decoding, vision encoder, image or control.
+        stage: where it acts; a baseline is what methods are compared with, a trivial explanation of a gain.
         changes: what it changes, in a few words.
         where: in which rows and layers.
         forwards: forward passes per generated token; 1.0 is the cost of plain decoding.
-        fidelity: what it was built from: "paper", "released code" or "reconstruction".
-        paper: arXiv id; without one, the address of the code.
+        provenance: what it was built from.
+        paper: arXiv id; without one, the address of the code; None: unpublished.
         decoding: ways of decoding that it works with.
         kernels: attention kernels that it works with.
         families: model families that it works with.
+
+    Raises:
+        ValueError: `stage` or `provenance` is none of those that there are, or only one of `paper` and
+            `provenance` says that it is published.
     """
 
-    level: str
+    stage: Stage
     changes: str
     where: str
     forwards: float
-    fidelity: str
-    paper: str
+    provenance: Provenance = "unpublished"
+    paper: str | None = None
     decoding: str = "greedy, sampling, beams, batches"
     kernels: str = "SDPA, FlashAttention, eager"
     families: str = "all"
 
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("stage", self.stage, get_args(Stage)),
+            ("provenance", self.provenance, get_args(Provenance)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if (self.paper is None) != (self.provenance == "unpublished"):
+            raise ValueError(
+                f"paper is {self.paper!r} and provenance {self.provenance!r}; an unpublished method has no "
+                "paper, and every other one names its paper or code"
+            )
+
     @property
     def is_on_arxiv(self) -> bool:
         """Whether `paper` is an arXiv id."""
-        return "/" not in self.paper
+        return self.paper is not None and "/" not in self.paper
 
     @property
-    def is_control(self) -> bool:
-        """Whether it is what methods are compared with, a trivial explanation of their gain."""
-        return self.level == "control"
+    def is_baseline(self) -> bool:
+        """Whether it is what methods are compared with."""
+        return self.stage == "baseline"
 
 
-class Kept(NamedTuple):
+class PruneResult(NamedTuple):
     """What a pruning keeps of the tokens that are about to enter a layer.
 
     Args:
@@ -94,16 +114,17 @@ class Kept(NamedTuple):
 class Method:
     """A mitigation strategy; `with method(model): model.generate(...)` applies it.
 
-    A method declares its numbers as fields, checks them in `__post_init__`, describes itself in `card`,
-    names the values that switch it off in `neutral`, and overrides the hooks that it needs. It never touches
-    a model and keeps what it learns in `run.state`. Tensors of the hooks cover the tokens that are present in
-    the layer; `run.layout_at(layer)` tells where the image and the text are among them.
+    A method declares its numbers as fields, checks them in `__post_init__`, describes itself in `info`,
+    names the values that switch it off in `identity_parameters`, and overrides the hooks that it needs. It
+    never touches a model and keeps what it learns in `context.state`. Tensors of the hooks cover the tokens
+    that are present in the layer; `context.layout_at(layer)` tells where the image and the text are among
+    them.
     """
 
     name: ClassVar[str]
     """By which the command line and results call it; where a class says nothing, its own in lower case."""
-    card: ClassVar[Card]
-    neutral: ClassVar[Mapping[str, Any]] = {}
+    info: ClassVar[MethodInfo]
+    identity_parameters: ClassVar[Mapping[str, Any]] = {}
     attaches: ClassVar[bool] = True
     """Whether it acts inside one `model.generate`, and not on what is asked or how it is decoded alone."""
     edits: ClassVar[bool] = True
@@ -111,14 +132,14 @@ class Method:
     needs_image: ClassVar[bool] = True
     """Whether it leaves prompts without an image or a video as they are."""
     needs_encoder: ClassVar[bool] = False
-    """Whether it reads the attention of the vision encoder, as `run.encoded_images`."""
+    """Whether it reads the attention of the vision encoder, as `context.encoded_images`."""
     needs_plain_layers: ClassVar[bool] = False
-    """Whether it runs parts of a decoder layer by itself, by `run.modules` and `run.attend`."""
+    """Whether it runs parts of a decoder layer by itself, by `context.modules` and `context.attend`."""
     keeps_prefix: ClassVar[bool] = False
     """Whether nothing that it edits or observes by rows stands in front of the last image token, so that
     prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
-    asks: ClassVar[bool] = False
-    """Whether it asks the model several times, see `AskingMethod`."""
+    is_multi_pass: ClassVar[bool] = False
+    """Whether it asks the model several times, see `MultiPassMethod`."""
     decodes: ClassVar[bool] = False
     """Whether it says how tokens are chosen; `decoding` then passes its loop to `generate`, and a step of its
     activity is the choice of a token."""
@@ -132,8 +153,8 @@ class Method:
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None
     ) -> AbstractContextManager[None]:
-        """Attach to `model` for a `with` block; see `SteeringBlock` of `vlmfix.engine.attach`."""
-        return SteeringBlock(model, self, processor)
+        """Attach to `model` for a `with` block; see `AttachmentBlock` of `vlmfix.engine.attach`."""
+        return AttachmentBlock(model, self, processor)
 
     def logits_processor(
         self,
@@ -144,7 +165,7 @@ class Method:
         """This method for `model.generate(**inputs, logits_processor=...)`, of methods that edit the logits.
 
         It gives the same tokens as `with method(model):` and leaves the model alone, but reads every prompt
-        and every token a second time: prefer the block. What it does is not counted in `activity`. Other
+        and every token a second time: prefer the block. What it does is not counted in `edit_stats`. Other
         methods, attached to the model, act in this second reading, too.
 
         `generate` runs it after its own processors and before temperature, top-k and top-p; the edit of the
@@ -164,15 +185,17 @@ class Method:
                 processor changed the scores before it, or an attached method does not go with it.
             ValueError: a value of the method does not fit the model; later, when used with other inputs.
         """
-        if self.is_neutral:
+        if self.is_identity:
             return LogitsProcessorList()
         model = stock_model(model)
-        return LogitsProcessorList([Twin(model, fitted(model, self, processor), inputs, processor)])
+        return LogitsProcessorList(
+            [MethodLogitsProcessor(model, fitted(model, self, processor), inputs, processor)]
+        )
 
     @property
-    def is_neutral(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether the numbers leave the model as it is; the stock model then runs untouched."""
-        off = [getattr(self, name) == value for name, value in self.neutral.items()]
+        off = [getattr(self, name) == value for name, value in self.identity_parameters.items()]
         return bool(off) and all(off)
 
     @property
@@ -192,7 +215,7 @@ class Method:
 
     @property
     def needs_final_norm(self) -> bool:
-        """Whether it applies the final norm of the text decoder by itself, by `run.modules`."""
+        """Whether it applies the final norm of the text decoder by itself, by `context.modules`."""
         return False
 
     @property
@@ -210,16 +233,20 @@ class Method:
         """The numbers by name."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.init}
 
-    def activity(self) -> Activity:
+    def edit_stats(self) -> EditStats:
         """What this object did in all runs that have ended."""
-        activity = self._sums.activity(heads=self.card.level == "attention")
-        return dataclasses.replace(activity, details={"strength zero": True}) if self.is_neutral else activity
+        edit_stats = self._sums.edit_stats(heads=self.info.stage == "attention")
+        return (
+            dataclasses.replace(edit_stats, details={"strength zero": True})
+            if self.is_identity
+            else edit_stats
+        )
 
-    def latest_activity(self) -> list[RowActivity]:
+    def latest_edit_stats(self) -> list[SequenceStats]:
         """What this object did in each sequence of the run that ended last, samples times beams."""
         return list(self._sums.latest)
 
-    def reset_activity(self) -> None:
+    def reset_edit_stats(self) -> None:
         """Forget what was done, and warn anew."""
         vars(self._sums).update(vars(Sums()))
 
@@ -264,10 +291,10 @@ class Method:
             UnsupportedError: with the reason and the remedy.
         """
 
-    def begin(self, run: Run) -> None:
+    def begin(self, context: DecodeContext) -> None:
         """See a new prompt before the model reads it."""
 
-    def companion(self, run: Run, inputs_embeds: Tensor) -> Companion | None:
+    def auxiliary_prompt(self, context: DecodeContext, inputs_embeds: Tensor) -> AuxiliaryPrompt | None:
         """A second prompt to read behind the first in the same prefill; None: none.
 
         Args:
@@ -276,7 +303,7 @@ class Method:
         return None
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
         """Other forms of the prompts to be decoded beside them, whose logits `edit_logits` gets; in the
         prefill.
@@ -287,11 +314,12 @@ class Method:
         """
         return ()
 
-    def taps(self, run: Run) -> Sequence[int]:
-        """Layers of which `run.exits` shall hold what enters them at the newest position, in every step."""
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+        """Layers of which `context.exits` shall hold what enters them at the newest position, in every
+        step."""
         return ()
 
-    def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
         """Further hidden states, `(batch, hidden)` each, that the model shall turn into logits in one go with
         its own; `edit_logits` gets these behind those of the branches.
 
@@ -301,7 +329,7 @@ class Method:
         """
         return ()
 
-    def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         """Logits of the next token, before the processors of `generate`, `(batch, vocabulary)` float32.
 
         Args:
@@ -310,10 +338,10 @@ class Method:
         """
         return logits
 
-    def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
+    def prune(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> PruneResult | None:
         """Which tokens go on to a layer; in the prefill only; None: all.
 
-        What enters layer 0 are the embeddings with the image features merged. `run.peek(rows)` gives the
+        What enters layer 0 are the embeddings with the image features merged. `context.peek(rows)` gives the
         weights of the layer that is about to run.
 
         Args:
@@ -321,92 +349,92 @@ class Method:
         """
         return None
 
-    def enter_layer(self, run: Run, layer: int, hidden_states: Tensor) -> None:
+    def enter_layer(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> None:
         """See the residual stream that enters a layer, `(batch, tokens, hidden)`; in the prefill only."""
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
         """The prompt rows this method wants explicitly in this layer and step; None: no part in it.
 
         Generated rows always belong to the rows of a method that takes part.
         """
         return None
 
-    def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
         """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them.
 
-        Each row is edited by itself: those of a long prompt come in blocks (`run.has_newest_row`).
+        Each row is edited by itself: those of a long prompt come in blocks (`context.has_newest_row`).
         Every method sees the scores of the model; what several add to them adds up.
         """
         return scores
 
-    def measure_scores(self, run: Run, layer: int, before: Tensor, after: Tensor) -> None:
-        """See what the edits of the scores did to the newest row, for `run.measure`.
+    def measure_scores(self, context: DecodeContext, layer: int, before: Tensor, after: Tensor) -> None:
+        """See what the edits of the scores did to the newest row, for `context.measure`.
 
         Args:
             before: its weights without any edit, `(batch, heads, keys)` float32.
             after: those of the scores that all methods have edited.
         """
 
-    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
+    def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
         """Weights after the softmax, `(batch, heads, rows, keys)` float32; returns them, never in place."""
         return weights
 
-    def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:
+    def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
         """Outputs of all heads and rows before the output projection, `(batch, queries, heads, head_dim)`.
 
         In the prefill the rows of companions come behind those of the prompt.
         """
         return heads
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
         """See the final weights of the rows asked for, `(batch, heads, rows, keys)` float32.
 
-        `run.attend(weights)` gives what the layer would make of other weights.
+        `context.attend(weights)` gives what the layer would make of other weights.
         """
 
-    def sites(self, layer: int, heads: int) -> int:
+    def edit_sites(self, layer: int, heads: int) -> int:
         """How many of the heads of a layer it could edit in a step, for its activity."""
         return heads
 
-    def reads_last_row_again(self, run: Run) -> bool:
-        """Whether the last prompt row is run once more when the prompt has been read, with `run.is_prefill`
-        False.
+    def reads_last_row_again(self, context: DecodeContext) -> bool:
+        """Whether the last prompt row is run once more when the prompt has been read, with
+        `context.is_prefill` False.
 
         For methods that edit no earlier row, and that know what to do only when they have seen the prompt.
         """
         return False
 
-    def skipped(self, run: Run) -> dict[str, Tensor]:
+    def skipped(self, context: DecodeContext) -> dict[str, Tensor]:
         """Sequences that the method declines, by reason, `(batch,)` bool each: those without an image, and
-        those that it noted by `run.decline`. One prompt that it cannot take must not fail the others."""
-        without = {"no_image": ~run.layout.image_tokens.any(dim=1)} if self.needs_image else {}
-        return without | run.declined.get(self, {})
+        those that it noted by `context.decline`. One prompt that it cannot take must not fail the others."""
+        without = {"no_image": ~context.layout.image_tokens.any(dim=1)} if self.needs_image else {}
+        return without | context.declined.get(self, {})
 
-    def takes(self, run: Run) -> Tensor:
+    def takes(self, context: DecodeContext) -> Tensor:
         """Sequences that the method does not decline, `(batch,)` bool; it leaves all others as they are."""
-        taken = torch.ones_like(run.layout.image_tokens[:, 0])
-        for declined in self.skipped(run).values():
+        taken = torch.ones_like(context.layout.image_tokens[:, 0])
+        for declined in self.skipped(context).values():
             taken = taken & ~declined
         return taken
 
-    def report(self, run: Run, sums: Sums) -> None:
+    def report(self, context: DecodeContext, sums: Sums) -> None:
         """Add `size` and `details` of this run to its sums."""
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         """Why nothing was edited in a run with an image, and what to do; for the warning."""
         return "no site met its conditions; see its parameters"
 
-    def end(self, run: Run) -> None:
+    def end(self, context: DecodeContext) -> None:
         """Take over what was counted in a run; warns, once an object, if the method did nothing."""
         if not self.edits:
             return
-        skipped = self.skipped(run)
-        sums = run.counts_of(self).close(skipped)
-        self.report(run, sums)
+        skipped = self.skipped(context)
+        sums = context.counts_of(self).close(skipped)
+        self.report(context, sums)
         if sums.did_nothing and not self._sums.warned:
             self._sums.warned = True
             reasons = dict.fromkeys(row.skipped for row in sums.latest)
-            reason = self.inactive_reason(run) if "" in reasons else ", ".join(_in_words(reasons))
+            reason = self.inactive_reason(context) if "" in reasons else ", ".join(_in_words(reasons))
             moved = f", none by more than {sums.divergence.kl_max:.1g} nats" if sums.edited else ""
             warnings.warn(
                 f"{type(self).__name__} edited {sums.edited} of {sums.eligible} sites in {sums.steps} steps "
@@ -421,10 +449,10 @@ def _in_words(reasons: Iterable[str]) -> Iterable[str]:
     return ("no image in the prompt" if reason == "no_image" else reason for reason in reasons)
 
 
-class AskingMethod(Method, ABC):
-    """A strategy that asks the model several times, by `ask`; it cannot attach to one `model.generate`."""
+class MultiPassMethod(Method, ABC):
+    """A strategy that asks the model several times, by `run`; it cannot attach to one `model.generate`."""
 
-    asks: ClassVar = True
+    is_multi_pass: ClassVar = True
     attaches: ClassVar = False
 
     def __call__(
@@ -438,11 +466,11 @@ class AskingMethod(Method, ABC):
         name = type(self).__name__
         raise UnsupportedError(
             f"{name} asks several times and changes the image, for which it needs the processor and the "
-            f"image: use vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().ask(...)"
+            f"image: use vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
         )
 
     @abstractmethod
-    def ask(
+    def run(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,

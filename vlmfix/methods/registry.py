@@ -19,8 +19,8 @@ def list_methods() -> dict[str, type[Method]]:
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
     found = [cls for cls in _subclasses(Method) if cls.__module__.startswith(f"{package.__name__}.")]
-    found = [cls for cls in found if "card" in vars(cls) and not cls.__name__.startswith("_")]
-    return {cls.name: cls for cls in sorted(found, key=lambda cls: (cls.card.is_control, cls.name))}
+    found = [cls for cls in found if "info" in vars(cls) and not cls.__name__.startswith("_")]
+    return {cls.name: cls for cls in sorted(found, key=lambda cls: (cls.info.is_baseline, cls.name))}
 
 
 def _subclasses(cls: type[Method]) -> list[type[Method]]:

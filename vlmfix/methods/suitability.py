@@ -42,7 +42,7 @@ def suitability(method: Method, model: PreTrainedModel, processor: ProcessorMixi
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
         try:
-            resolved = method if method.is_neutral else method.resolve(model.config, profile)
+            resolved = method if method.is_identity else method.resolve(model.config, profile)
             if method.attaches:
                 stack.enter_context(method(model, processor))
         except (ValueError, UnsupportedError) as error:
@@ -60,7 +60,7 @@ def profile_values(methods: Sequence[Method], model: PreTrainedModel) -> dict[st
     found = {}
     for method in methods:
         profile = find_profile(model)
-        if profile is not None and not method.is_neutral:
+        if profile is not None and not method.is_identity:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # was said when the method was attached
                 method.resolve(model.config, profile)

@@ -37,8 +37,8 @@ YES_SAYER = {"vaf": {"enhance": 3.0}}  # says yes to 30 of 36 questions, greedy 
 LABEL = "vaf(enhance=3.0)"
 SHORT = ["pope.tiny", "chair.tiny+max_new_tokens=40", "vqa.tiny"]
 ROWS = {
-    "pope": ["greedy", "control.prompt_bias", f"control.output_shift({LABEL})", LABEL],
-    "chair": ["greedy", f"control.truncate({LABEL})", LABEL, f"{LABEL}, cut to greedy"],
+    "pope": ["greedy", "baseline.prompt_bias", f"baseline.output_shift({LABEL})", LABEL],
+    "chair": ["greedy", f"baseline.truncate({LABEL})", LABEL, f"{LABEL}, cut to greedy"],
     "vqa": ["greedy", LABEL],
 }
 
@@ -86,23 +86,23 @@ def rows(methods: list[Any], protocol: str = "pope.tiny", **settings: Any) -> li
 
 
 def test_controls_that_a_comparison_needs() -> None:
-    biased = ("control.prompt_bias", "")
+    biased = ("baseline.prompt_bias", "")
     assert rows(["var"]) == [("greedy", ""), biased, ("var", None)]
     assert rows(["var", "greedy", "vhr"]) == [("greedy", ""), biased, ("var", None), ("vhr", None)]
-    assert rows(["control.greedy", "var"]) == [("control.greedy", ""), biased, ("var", None)]
-    assert rows(["control.sharpen", "var"])[0] == ("control.sharpen", "")
-    assert rows([{"control.prompt_bias": {"direction": "no"}}, "var"])[2] == biased
-    assert rows(["control.prompt_bias", "var"]) == [biased, ("greedy", ""), ("var", None)]
-    assert rows(["var+control.beam"])[-1] == ("var+control.beam", None)
+    assert rows(["baseline.greedy", "var"]) == [("baseline.greedy", ""), biased, ("var", None)]
+    assert rows(["baseline.sharpen", "var"])[0] == ("baseline.sharpen", "")
+    assert rows([{"baseline.prompt_bias": {"direction": "no"}}, "var"])[2] == biased
+    assert rows(["baseline.prompt_bias", "var"]) == [biased, ("greedy", ""), ("var", None)]
+    assert rows(["var+baseline.beam"])[-1] == ("var+baseline.beam", None)
 
 
 def test_greedy_decoding_beside_other_protocols() -> None:
     for protocol, plain in (("pope.one-word-sample", "sampling"), ("pope.bare-beam5", "beam search")):
-        assert rows(["var"], protocol)[0] == ("control.greedy", "")
-        assert rows(["greedy", "var"], protocol)[:2] == [(plain, ""), ("control.greedy", "")]
+        assert rows(["var"], protocol)[0] == ("baseline.greedy", "")
+        assert rows(["greedy", "var"], protocol)[:2] == [(plain, ""), ("baseline.greedy", "")]
 
 
-@pytest.mark.parametrize("methods", [["greedy"], ["greedy", "control.sample"]])
+@pytest.mark.parametrize("methods", [["greedy"], ["greedy", "baseline.sample"]])
 def test_nothing_to_compare_needs_no_controls(methods: list[str]) -> None:
     assert rows(methods) == [(name, None) for name in methods]
 
@@ -150,7 +150,7 @@ def test_the_output_shift_says_yes_as_often_as_the_method(whole: tuple[Job, list
     manifest = read_manifest(whole[1][2].path)["key"]
     [control] = manifest["methods"]
     margins = [record["margin"] for record in greedy.values()]
-    assert control["name"] == "control.output_shift"
+    assert control["name"] == "baseline.output_shift"
     assert control["parameters"]["delta"] == pytest.approx(output_shift.calibrate_shift(margins, 30 / 36))
     assert control["parameters"]["yes_ids"]
     names = {"share of yes": whole[1][3].path.name, "margins": whole[1][0].path.name}
@@ -163,9 +163,9 @@ def test_margins_are_those_of_the_model(whole: tuple[Job, list[Planned]], loaded
     planned = whole[1][0]
     items = {item.id: item for item in planned.items}
     for id, record in list(answers(planned).items())[:3]:
-        method = vlmfix.ControlOutputShift(delta=-record["margin"] + 0.01)
+        method = vlmfix.BaselineOutputShift(delta=-record["margin"] + 0.01)
         assert vlmfix.generate(*loaded, items[id].image, items[id].prompt, method, max_new_tokens=1) == "Yes"
-        method = vlmfix.ControlOutputShift(delta=-record["margin"] - 0.01)
+        method = vlmfix.BaselineOutputShift(delta=-record["margin"] - 0.01)
         assert vlmfix.generate(*loaded, items[id].image, items[id].prompt, method, max_new_tokens=1) == "No"
 
 
@@ -206,7 +206,7 @@ def test_captions_are_cut_to_equal_lengths(whole: tuple[Job, list[Planned]]) -> 
         assert shortened == expected
     found = gather(chair).outcomes
     assert found[1].costs == found[3].costs == {}
-    assert found[1].parameters == found[3].parameters == {"control.truncate": {"mode": "per_image"}}
+    assert found[1].parameters == found[3].parameters == {"baseline.truncate": {"mode": "per_image"}}
     assert [each.control for each in found] == ["", LABEL, None, None]
     names = [planned.path.name for planned in chair]
     sources = [read_manifest(planned.path)["key"].get("calibrated_on") for planned in chair]
@@ -233,10 +233,10 @@ def test_a_report_without_a_model_has_the_same_rows(whole: tuple[Job, list[Plann
     publish(gather(again), output, again)
     pope = jobs.read(output / "metrics.json")["tasks"][0]
     method = pope["methods"][-1]
-    assert method["best_control"]["method"] in ("greedy", f"control.output_shift({LABEL})")
+    assert method["best_control"]["method"] in ("greedy", f"baseline.output_shift({LABEL})")
     assert [each["control"] for each in pope["methods"]] == ["", "", LABEL, None]
     assert set(method["best_control"]["differences"]) >= {"accuracy", "recall"}
-    assert "control.output_shift(vaf(enhance=3.0))" in (output / "report.html").read_text().replace(
+    assert "baseline.output_shift(vaf(enhance=3.0))" in (output / "report.html").read_text().replace(
         "<wbr>", ""
     )
 
@@ -251,7 +251,7 @@ def test_the_last_of_several_workers_answers_the_matched_controls(
 ) -> None:
     shared = job(tmp_path, world)
     first = run(shared, loaded, Share(order[0], 2))
-    assert labels(first) == ["greedy", "control.prompt_bias", LABEL]
+    assert labels(first) == ["greedy", "baseline.prompt_bias", LABEL]
     assert gather(first).missing > 0
     last = run(shared, loaded, Share(order[1], 2))
     assert labels(last) == ROWS["pope"]
@@ -299,8 +299,8 @@ def test_items_that_fail_fail_in_matched_controls_too(
         (each.task, each.method): (each.counts["failed"], each.counts["answered"])
         for each in gather(runs).outcomes
     }
-    assert found["chair", f"control.truncate({LABEL})"] == (1, 5)
-    assert found["pope", f"control.output_shift({LABEL})"] == found["pope", LABEL]
+    assert found["chair", f"baseline.truncate({LABEL})"] == (1, 5)
+    assert found["pope", f"baseline.output_shift({LABEL})"] == found["pope", LABEL]
     assert found["pope", LABEL][0] > 0
     assert gather(runs).missing == 0
     image.write_bytes(content)
@@ -332,9 +332,9 @@ def test_stock_decoding_beside_a_sampling_protocol(
     whole: tuple[Job, list[Planned]], loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
     protocol = "pope.tiny+temperature=3.0+seeds=[0, 1]"
-    sampled = job(tmp_path, world, protocol=protocol, methods=["greedy", "vhr", "control.sample"], limit=12)
+    sampled = job(tmp_path, world, protocol=protocol, methods=["greedy", "vhr", "baseline.sample"], limit=12)
     runs = run(sampled, loaded)
-    assert labels(runs)[:3] == ["sampling", "control.sample", "control.greedy"]
+    assert labels(runs)[:3] == ["sampling", "baseline.sample", "baseline.greedy"]
     plain, sample, greedy = ({} for _ in range(3))
     for found, planned in zip((plain, sample, greedy), runs, strict=False):
         for record in jobs.records(planned.path):
@@ -350,23 +350,23 @@ def test_the_command(
     loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.load_once(loaded, monkeypatch)
-    options = ("pope", "--data", world, "--limit", 6, "--method", "vhr", "--method", "control.sharpen")
-    settings = ("--set", "control.sharpen.c=2")
+    options = ("pope", "--data", world, "--limit", 6, "--method", "vhr", "--method", "baseline.sharpen")
+    settings = ("--set", "baseline.sharpen.c=2")
     jobs.evaluate(tmp_path / "with", *options, *settings)
     [task] = jobs.read(tmp_path / "with" / "metrics.json")["tasks"]
     assert [each["method"] for each in task["methods"]] == [
-        "control.sharpen(c=2)",
+        "baseline.sharpen(c=2)",
         "greedy",
-        "control.prompt_bias",
-        "control.output_shift(vhr)",
+        "baseline.prompt_bias",
+        "baseline.output_shift(vhr)",
         "vhr",
     ]
     assert any(note.startswith("vhr: ") for note in task["notes"])
     [*methods] = jobs.read(tmp_path / "with" / "costs.json")["methods"]
-    assert methods[0]["activity"]["control.sharpen"]["kl_steps"] > 0
+    assert methods[0]["activity"]["baseline.sharpen"]["kl_steps"] > 0
     jobs.evaluate(tmp_path / "without", *options, *settings, "--no-controls")
     [task] = jobs.read(tmp_path / "without" / "metrics.json")["tasks"]
-    assert [each["method"] for each in task["methods"]] == ["vhr", "control.sharpen(c=2)"]
+    assert [each["method"] for each in task["methods"]] == ["vhr", "baseline.sharpen(c=2)"]
     assert {each["best_control"] for each in task["methods"]} == {None}
 
 
@@ -464,7 +464,7 @@ def test_runs_of_other_settings_are_not_paired(change: dict[str, Any], reason: s
 def test_tables_and_page_show_the_best_control(tmp_path: Path) -> None:
     several = (
         STOCK,
-        outcomes.yes_no("control.prompt_bias", images=40, yes_bias=0.9, control=""),
+        outcomes.yes_no("baseline.prompt_bias", images=40, yes_bias=0.9, control=""),
         outcomes.yes_no("var", images=40, seed=1),
     )
     for width in (60, 100):
@@ -479,4 +479,4 @@ def test_tables_and_page_show_the_best_control(tmp_path: Path) -> None:
     found = disagreements(compared(*several))
     assert {answer.method for each in found for answer in each.answers} == {"greedy", "var"}
     found = disagreements(compared(*several[:2]))
-    assert {answer.method for each in found for answer in each.answers} == {"greedy", "control.prompt_bias"}
+    assert {answer.method for each in found for answer in each.answers} == {"greedy", "baseline.prompt_bias"}

@@ -488,7 +488,7 @@ def test_a_method_without_values_for_the_model_is_refused_before_any_work(
     loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="no schedule of PyramidDrop is published for 8 layers"):
-        run(job(tmp_path, world, methods=["greedy", "pyramiddrop"]), loaded)
+        run(job(tmp_path, world, methods=["greedy", "pyramid_drop"]), loaded)
     assert jobs.records(tmp_path) == []
 
 

@@ -168,14 +168,14 @@ def test_methods_are_known_with_what_the_profile_says(loaded: tuple[Any, Any]) -
 
 
 def test_a_method_that_does_nothing_needs_no_profile(loaded: tuple[Any, Any]) -> None:
-    neutral = vlmfix.VAR(moved_fraction=0)
-    assert run_key.method_identity(neutral, loaded[0])["parameters"]["moved_fraction"] == 0
+    identity_parameters = vlmfix.VAR(moved_fraction=0)
+    assert run_key.method_identity(identity_parameters, loaded[0])["parameters"]["moved_fraction"] == 0
 
 
 @pytest.mark.parametrize("name", sorted(vlmfix.list_methods()))
 def test_every_method_can_be_written_down(name: str, loaded: tuple[Any, Any]) -> None:
     unknown = {
-        "pyramiddrop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
+        "pyramid_drop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
         "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
         "vdd": {"unknown_token_id": 0},
     }

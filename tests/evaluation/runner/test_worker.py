@@ -428,7 +428,7 @@ def test_what_methods_did_adds_up_over_items(
     assert all(list(info) == [type(each).__name__.lower() for each in methods] for info in infos)
     for method in methods:
         rows = [info[type(method).__name__.lower()] for info in infos]
-        activity = method.activity()
+        activity = method.edit_stats()
         sums = {key: sum(row[key] for row in rows) for key in ("steps", "steps_edited", "edited", "eligible")}
         assert sums["edited"] > 0
         assert activity.rows == len(asked)
@@ -584,7 +584,7 @@ def test_beams(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
     method = vlmfix.VAR()
     jobs.worker(loaded, [method], protocol=protocol, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
     steps = [record["method_info"]["var"]["steps"] for record in jobs.records(run.path)]
-    assert sum(steps) == method.activity().steps
+    assert sum(steps) == method.edit_stats().steps
     alone = [
         vlmfix.generate(*loaded, item.image, item.prompt, method, max_new_tokens=4, num_beams=3)
         for item in asked
@@ -641,7 +641,7 @@ def test_what_logit_methods_move_adds_up_over_items(
     method = vlmfix.M3ID(decay=0.5)
     jobs.worker(loaded, [method], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
     infos = [record["method_info"]["m3id"] for record in jobs.records(run.path)]
-    activity = method.activity()
+    activity = method.edit_stats()
     assert activity.kl_steps == sum(info["kl_steps"] for info in infos)
     assert activity.kl_mean == pytest.approx(sum(info["kl"] for info in infos) / activity.kl_steps)
     assert activity.kl_max == max(info["kl_max"] for info in infos)

@@ -66,11 +66,11 @@ def test_model_against_naive_full_matrices(family: str, models: dict[str, PreTra
         found = step_logits(model, inputs)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     assert (found - step_logits(model, inputs)).abs().max() > 1e-3
-    activity = method.activity()
-    assert activity.size == pytest.approx(sum(masses) / len(masses), rel=1e-4)
-    assert activity.head_share == pytest.approx(sum(mass >= 0.25 for mass in masses) / len(masses))
-    assert 0 < activity.head_share < 1
-    assert [row.eligible for row in method.latest_activity()] == [4 * len(HEADS), 0, 4 * len(HEADS)]
+    edit_stats = method.edit_stats()
+    assert edit_stats.size == pytest.approx(sum(masses) / len(masses), rel=1e-4)
+    assert edit_stats.head_share == pytest.approx(sum(mass >= 0.25 for mass in masses) / len(masses))
+    assert 0 < edit_stats.head_share < 1
+    assert [row.eligible for row in method.latest_edit_stats()] == [4 * len(HEADS), 0, 4 * len(HEADS)]
 
 
 def test_a_threshold_that_nothing_reaches_is_said(llava: PreTrainedModel) -> None:
@@ -80,9 +80,9 @@ def test_a_threshold_that_nothing_reaches_is_said(llava: PreTrainedModel) -> Non
 
 
 def test_both_forms_of_strength_zero() -> None:
-    assert vlmfix.ADHH(heads=[]).is_neutral
-    assert vlmfix.ADHH(threshold=1.01).is_neutral
-    assert not vlmfix.ADHH().is_neutral
+    assert vlmfix.ADHH(heads=[]).is_identity
+    assert vlmfix.ADHH(threshold=1.01).is_identity
+    assert not vlmfix.ADHH().is_identity
 
 
 def test_published_lists() -> None:

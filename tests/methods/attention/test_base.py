@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.full_matrices import full_matrices, step_logits
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import at_depth
 
 METHODS = (vlmfix.PAI(alpha=0.4), vlmfix.Devils(alpha=0.8), vlmfix.VAF(enhance=1.5, suppress=0.7))
@@ -74,8 +74,8 @@ def test_attention_to_the_image_is_measured(method: vlmfix.Method, llava: PreTra
     after: list[Tensor] = []
 
     class Watched(type(method)):  # type: ignore[misc]
-        def measure_scores(self, run: Run, layer: int, *weights: Tensor) -> None:
-            super().measure_scores(run, layer, *weights)
+        def measure_scores(self, context: DecodeContext, layer: int, *weights: Tensor) -> None:
+            super().measure_scores(context, layer, *weights)
             for kept, each in zip((before, after), weights, strict=True):
                 torch.testing.assert_close(each.sum(dim=-1), torch.ones(each.shape[:2]))
                 prompt = each[..., : image.shape[1]]
@@ -84,10 +84,10 @@ def test_attention_to_the_image_is_measured(method: vlmfix.Method, llava: PreTra
     watched = Watched(**method.parameters)
     with watched(llava):
         step_logits(llava, inputs)
-    activity = watched.activity()
-    assert activity.size == pytest.approx(float(torch.stack(after).mean()), rel=1e-5)
-    assert activity.details["before"] == pytest.approx(float(torch.stack(before).mean()), rel=1e-5)
-    assert "attention to the image" in activity.details["size"]
-    assert activity.head_share == 1.0
+    edit_stats = watched.edit_stats()
+    assert edit_stats.size == pytest.approx(float(torch.stack(after).mean()), rel=1e-5)
+    assert edit_stats.details["before"] == pytest.approx(float(torch.stack(before).mean()), rel=1e-5)
+    assert "attention to the image" in edit_stats.details["size"]
+    assert edit_stats.head_share == 1.0
     if not isinstance(method, vlmfix.VAF):
-        assert activity.size > activity.details["before"]
+        assert edit_stats.size > edit_stats.details["before"]

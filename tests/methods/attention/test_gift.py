@@ -323,7 +323,7 @@ def test_own_keywords_and_their_fallback(llava: PreTrainedModel) -> None:
         llava.generate(**inputs, max_new_tokens=1, num_beams=2)
     words = [f"w{token}" for token in inputs["input_ids"][0].tolist()[-6:]]
     assert [question.split() for question in asked] == [words]
-    assert method.activity().details == {"keyword_extractor": "nothing", "keyword_fallback": 2}
+    assert method.edit_stats().details == {"keyword_extractor": "nothing", "keyword_fallback": 2}
 
 
 def test_refusals(llava: PreTrainedModel) -> None:

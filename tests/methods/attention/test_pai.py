@@ -174,8 +174,8 @@ def test_both_parts_are_the_guidance_of_edited_logits(fused: bool, llava: PreTra
 def test_guidance_owns_the_logits_and_attention_alone_does_not(llava: PreTrainedModel) -> None:
     assert not vlmfix.PAI().owns_logits
     assert vlmfix.PAI(gamma=1.1).owns_logits
-    assert vlmfix.PAI(alpha=0).is_neutral
-    assert not vlmfix.PAI(alpha=0, gamma=1.1).is_neutral
+    assert vlmfix.PAI(alpha=0).is_identity
+    assert not vlmfix.PAI(alpha=0, gamma=1.1).is_identity
     with vlmfix.M3ID()(llava):
         with vlmfix.PAI()(llava):
             llava.generate(**families.prompt("llava", llava), max_new_tokens=2)

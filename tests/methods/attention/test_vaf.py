@@ -68,7 +68,7 @@ def test_either_factor_alone_acts(llava: PreTrainedModel) -> None:
     stock = step_logits(llava, inputs)
     for factors in ({"enhance": 1, "suppress": 0.5}, {"enhance": 2, "suppress": 1}):
         method = vlmfix.VAF(**factors)
-        assert not method.is_neutral
+        assert not method.is_identity
         with method(llava):
             assert not torch.equal(step_logits(llava, inputs), stock)
 

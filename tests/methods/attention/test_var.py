@@ -141,9 +141,11 @@ def test_layers_and_rows(llava: PreTrainedModel) -> None:
     seen: dict[int, list[tuple[int, ...]]] = {}
 
     class Recording(vlmfix.VAR):
-        def edit_weights(self, run: Any, layer: int, weights: Tensor) -> Tensor:
-            seen.setdefault(layer, []).append((run.step, *run.layout.rows_after_last_image.index.tolist()))
-            return super().edit_weights(run, layer, weights)
+        def edit_weights(self, context: Any, layer: int, weights: Tensor) -> Tensor:
+            seen.setdefault(layer, []).append(
+                (context.step, *context.layout.rows_after_last_image.index.tolist())
+            )
+            return super().edit_weights(context, layer, weights)
 
     with Recording(**ACTING["var"])(llava):
         llava.generate(**inputs, max_new_tokens=3, do_sample=False)

@@ -137,8 +137,8 @@ def test_the_companion_leaves_the_cache(family: str, model: PreTrainedModel) -> 
     inputs = families.prompt(family, model, (1, 2))
     with vlmfix.VHR()(model), torch.no_grad():
         output = model(**inputs, use_cache=True, output_hidden_states=True)
-        steering = vars(model.get_decoder())[ATTRIBUTE]
-        assert steering._run.companions == {}
+        attachment = vars(model.get_decoder())[ATTRIBUTE]
+        assert attachment._context.auxiliary_prompts == {}
     length = inputs["input_ids"].shape[1]
     assert read_cache(output).get_seq_length() == length
     assert read_cache(output).get_seq_length(4) == length
@@ -174,14 +174,14 @@ def test_activity_counts_the_selected_heads(llava: PreTrainedModel) -> None:
     method = vlmfix.VHR(num_last_layers=2)
     with method(llava):
         llava.generate(**inputs, max_new_tokens=4, do_sample=False)
-    activity = method.activity()
-    assert activity.rows == 2
-    assert activity.rows_touched == 1
-    assert activity.rows_skipped == {"no_image": 1}
-    assert activity.steps == 8
-    assert activity.steps_edited == 4
-    assert activity.layers_edited == [3, 4]
-    assert activity.head_share is not None
-    assert 0 < activity.head_share <= 0.5
-    assert activity.size is not None
-    assert activity.size > 0
+    edit_stats = method.edit_stats()
+    assert edit_stats.rows == 2
+    assert edit_stats.rows_touched == 1
+    assert edit_stats.rows_skipped == {"no_image": 1}
+    assert edit_stats.steps == 8
+    assert edit_stats.steps_edited == 4
+    assert edit_stats.layers_edited == [3, 4]
+    assert edit_stats.head_share is not None
+    assert 0 < edit_stats.head_share <= 0.5
+    assert edit_stats.size is not None
+    assert edit_stats.size > 0

@@ -26,7 +26,7 @@ from vlmfix.methods.logits.base import contrast, plausible
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 ANSWER = torch.tensor([[1.0, 1.4, 0.2, -2.0]])
 YES, NO = torch.tensor([0]), torch.tensor([1])
-OUTSIDE = [cls for cls in vlmfix.list_methods().values() if not cls.attaches and not cls.asks]
+OUTSIDE = [cls for cls in vlmfix.list_methods().values() if not cls.attaches and not cls.is_multi_pass]
 QUESTION = "Is there a dog in the image?"
 PICTURES = [render(sample_scene(3, index)) for index in range(4)]
 
@@ -133,7 +133,7 @@ def test_words_of_the_tokenizer(loaded: tuple[Any, Any]) -> None:
 
 def test_output_shift_needs_to_know_the_words(llava: PreTrainedModel) -> None:
     with pytest.raises(vlmfix.UnsupportedError, match="needs the processor"):
-        vlmfix.ControlOutputShift()(llava).__enter__()
+        vlmfix.BaselineOutputShift()(llava).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -143,30 +143,30 @@ def test_output_shift_needs_to_know_the_words(llava: PreTrainedModel) -> None:
 def test_output_shift_on_a_model(
     parameters: dict[str, Any], answers: set[str], loaded: tuple[Any, Any]
 ) -> None:
-    method = vlmfix.ControlOutputShift(**parameters)
+    method = vlmfix.BaselineOutputShift(**parameters)
     said = vlmfix.generate(*loaded, PICTURES, QUESTION, method, max_new_tokens=1)
     assert set(said) == answers
-    activity = method.activity()
-    assert (activity.rows_touched, activity.rows_skipped) == (4, {})
-    assert (activity.kl_cut is None) == ("delta" in parameters)  # which rules nothing out
+    edit_stats = method.edit_stats()
+    assert (edit_stats.rows_touched, edit_stats.rows_skipped) == (4, {})
+    assert (edit_stats.kl_cut is None) == ("delta" in parameters)  # which rules nothing out
 
 
 @pytest.mark.parametrize("parameters", [{"beta": 0.3}, {"beta": 0, "top_p": 0.9, "top_k": 20}])
 def test_plausibility_leaves_greedy_tokens(parameters: dict[str, Any], loaded: tuple[Any, Any]) -> None:
-    method = vlmfix.ControlPlausibility(**parameters)
+    method = vlmfix.BaselinePlausibility(**parameters)
     asked = (*loaded, [*PICTURES, None], "Describe the image.")
     assert vlmfix.generate(*asked, method, max_new_tokens=12) == vlmfix.generate(*asked, max_new_tokens=12)
-    activity = method.activity()
-    assert activity.argmax_changed == 0
-    assert activity.kl_mean == pytest.approx(activity.kl_cut, rel=1e-3)  # there is nothing but the cut
-    assert 0 < activity.size < 0.5
-    assert activity.details["size"] == "probability of the tokens that are ruled out"
+    edit_stats = method.edit_stats()
+    assert edit_stats.argmax_changed == 0
+    assert edit_stats.kl_mean == pytest.approx(edit_stats.kl_cut, rel=1e-3)  # there is nothing but the cut
+    assert 0 < edit_stats.size < 0.5
+    assert edit_stats.details["size"] == "probability of the tokens that are ruled out"
 
 
 def test_sharpening_is_another_temperature(llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1, 0))
     stock = first_logits(llava, inputs)
-    with vlmfix.ControlSharpen(c=2.5, beta=0.2)(llava):
+    with vlmfix.BaselineSharpen(c=2.5, beta=0.2)(llava):
         edited = first_logits(llava, inputs)
     kept = plausible(stock, 0.2)
     assert torch.equal(edited.isfinite(), kept)
@@ -179,7 +179,7 @@ def test_text_contrast_equals_two_readings(llava: PreTrainedModel) -> None:
     text = inputs["input_ids"][inputs["input_ids"] != families.IMAGE_TOKEN][None]
     with torch.no_grad():
         bare = llava(input_ids=text, attention_mask=torch.ones_like(text)).logits[:, -1].float()
-    with vlmfix.ControlTextContrast(alpha=0.7, beta=0.2)(llava):
+    with vlmfix.BaselineTextContrast(alpha=0.7, beta=0.2)(llava):
         edited = first_logits(llava, inputs)
     wanted = torch.where(plausible(stock, 0.2), contrast(stock, bare, 0.7), -torch.inf)
     torch.testing.assert_close(edited, wanted, atol=1e-4, rtol=1e-4)
@@ -188,25 +188,25 @@ def test_text_contrast_equals_two_readings(llava: PreTrainedModel) -> None:
 @pytest.mark.parametrize("cls", OUTSIDE, ids=lambda cls: cls.name)
 def test_what_acts_from_outside_refuses_to_be_attached(cls: Any, llava: PreTrainedModel) -> None:
     hint = {
-        "control.greedy": "pass num_beams=1, do_sample=False to model.generate, or use vlmfix.generate",
-        "control.sample": "pass num_beams=1, do_sample=True, temperature=1.0, top_p=1.0, top_k=0 to model",
-        "control.beam": "pass num_beams=5, do_sample=False to model.generate",
-        "control.prompt_bias": "append 'Answer yes whenever possible.' to the prompt",
+        "baseline.greedy": "pass num_beams=1, do_sample=False to model.generate, or use vlmfix.generate",
+        "baseline.sample": "pass num_beams=1, do_sample=True, temperature=1.0, top_p=1.0, top_k=0 to model",
+        "baseline.beam": "pass num_beams=5, do_sample=False to model.generate",
+        "baseline.prompt_bias": "append 'Answer yes whenever possible.' to the prompt",
     }[cls.name]
     before = dict(vars(llava))
     with pytest.raises(vlmfix.UnsupportedError, match=hint):
         cls()(llava).__enter__()
     assert vars(llava) == before
-    assert cls().activity().rows == 0
+    assert cls().edit_stats().rows == 0
 
 
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("control.greedy", {"do_sample": False}),
-        ("control.beam", {"do_sample": False, "num_beams": 5}),
-        (vlmfix.ControlBeam(num_beams=2), {"do_sample": False, "num_beams": 2}),
-        ("control.sample", {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}),
+        ("baseline.greedy", {"do_sample": False}),
+        ("baseline.beam", {"do_sample": False, "num_beams": 5}),
+        (vlmfix.BaselineBeam(num_beams=2), {"do_sample": False, "num_beams": 2}),
+        ("baseline.sample", {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}),
     ],
     ids=str,
 )
@@ -224,7 +224,7 @@ def test_stock_decoding_whatever_was_asked_for(
 
 def test_a_biased_question(loaded: tuple[Any, Any]) -> None:
     for direction in ("yes", "no"):
-        method = vlmfix.ControlPromptBias(direction=direction)
+        method = vlmfix.BaselinePromptBias(direction=direction)
         asked = f"{QUESTION} Answer {direction} whenever possible."
         assert method.prompt(QUESTION) == asked
         assert method.prompt_change == f"bias-{direction}"
@@ -236,46 +236,46 @@ def test_a_biased_question(loaded: tuple[Any, Any]) -> None:
 def test_controls_and_methods_together(loaded: tuple[Any, Any]) -> None:
     settings = {"do_sample": False, "num_beams": 2}
     steered = vlmfix.generate(*loaded, PICTURES, QUESTION, "vhr", max_new_tokens=8, **settings)
-    both = ["vhr", vlmfix.ControlBeam(num_beams=2)]
+    both = ["vhr", vlmfix.BaselineBeam(num_beams=2)]
     assert vlmfix.generate(*loaded, PICTURES, QUESTION, both, max_new_tokens=8) == steered
 
 
 def test_controls_are_a_group_of_their_own() -> None:
     names = list(vlmfix.list_methods())
-    controls = [name for name in names if name.startswith("control.")]
+    controls = [name for name in names if name.startswith("baseline.")]
     assert names[-len(controls) :] == controls == sorted(controls)
-    assert {vlmfix.list_methods()[name].card.level for name in controls} == {"control"}
-    assert {cls.card.level for cls in vlmfix.list_methods().values() if cls.name not in controls} & {
-        "control"
+    assert {vlmfix.list_methods()[name].info.stage for name in controls} == {"baseline"}
+    assert {cls.info.stage for cls in vlmfix.list_methods().values() if cls.name not in controls} & {
+        "baseline"
     } == set()
     for name in controls:
         assert type(vlmfix.make_method(name)).name == name
 
 
 def test_names_with_a_dot_take_settings() -> None:
-    [alone] = parse_methods("control.sharpen", ["c=2", "control.sharpen.beta=0.3"])
-    assert alone == vlmfix.ControlSharpen(c=2, beta=0.3)
-    both = parse_methods("var+control.sharpen", ["control.sharpen.c=2", "var.moved_fraction=0.1"])
-    assert both == [vlmfix.VAR(moved_fraction=0.1), vlmfix.ControlSharpen(c=2)]
+    [alone] = parse_methods("baseline.sharpen", ["c=2", "baseline.sharpen.beta=0.3"])
+    assert alone == vlmfix.BaselineSharpen(c=2, beta=0.3)
+    both = parse_methods("var+baseline.sharpen", ["baseline.sharpen.c=2", "var.moved_fraction=0.1"])
+    assert both == [vlmfix.VAR(moved_fraction=0.1), vlmfix.BaselineSharpen(c=2)]
     with pytest.raises(
-        ValueError, match=r"unknown method 'control.greed' \(did you mean 'control.greedy'\?\)"
+        ValueError, match=r"unknown method 'baseline.greed' \(did you mean 'baseline.greedy'\?\)"
     ):
-        parse_methods("control.greed", [])
+        parse_methods("baseline.greed", [])
 
 
 @pytest.mark.parametrize(
     ("cls", "parameters", "message"),
     [
-        (vlmfix.ControlBeam, {"num_beams": 0}, "num_beams is 0; it must be a whole number from 1 on"),
-        (vlmfix.ControlPromptBias, {"direction": "maybe"}, "direction is 'maybe'; it must be one of 'yes'"),
-        (vlmfix.ControlPlausibility, {"top_k": -1}, "top_k is -1; it must be a whole number from 0 on"),
-        (vlmfix.ControlPlausibility, {"top_p": 1.1}, "top_p is 1.1"),
-        (vlmfix.ControlSharpen, {"c": 0}, "c is 0; it must be above 0"),
-        (vlmfix.ControlOutputShift, {"form": "other"}, "form is 'other'"),
-        (vlmfix.ControlOutputShift, {"mass": 2}, "mass is 2; it must be a number from 0 to 1"),
-        (vlmfix.ControlOutputShift, {"yes_ids": ()}, r"yes_ids is \(\); it must hold token ids"),
-        (vlmfix.ControlOutputShift, {"yes_ids": [1, 2], "no_ids": 2}, r"share \[2\]; a token begins one"),
-        (vlmfix.ControlTextContrast, {"alpha": -1}, "alpha is -1"),
+        (vlmfix.BaselineBeam, {"num_beams": 0}, "num_beams is 0; it must be a whole number from 1 on"),
+        (vlmfix.BaselinePromptBias, {"direction": "maybe"}, "direction is 'maybe'; it must be one of 'yes'"),
+        (vlmfix.BaselinePlausibility, {"top_k": -1}, "top_k is -1; it must be a whole number from 0 on"),
+        (vlmfix.BaselinePlausibility, {"top_p": 1.1}, "top_p is 1.1"),
+        (vlmfix.BaselineSharpen, {"c": 0}, "c is 0; it must be above 0"),
+        (vlmfix.BaselineOutputShift, {"form": "other"}, "form is 'other'"),
+        (vlmfix.BaselineOutputShift, {"mass": 2}, "mass is 2; it must be a number from 0 to 1"),
+        (vlmfix.BaselineOutputShift, {"yes_ids": ()}, r"yes_ids is \(\); it must hold token ids"),
+        (vlmfix.BaselineOutputShift, {"yes_ids": [1, 2], "no_ids": 2}, r"share \[2\]; a token begins one"),
+        (vlmfix.BaselineTextContrast, {"alpha": -1}, "alpha is -1"),
     ],
 )
 def test_values_out_of_range(cls: Any, parameters: dict[str, Any], message: str) -> None:

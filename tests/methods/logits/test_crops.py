@@ -111,12 +111,12 @@ def test_what_has_no_weight_is_not_read(settings: dict[str, Any], count: int, ll
     read = []
 
     class Watched(vlmfix.CRoPS):
-        def combine(self, run: Any, logits: Tensor, branches: Any) -> Tensor:
+        def combine(self, context: Any, logits: Tensor, branches: Any) -> Tensor:
             read.append(len(branches))
             both = dict.fromkeys(("text", "image"), branches[-1])
-            mixed = super().combine(run, logits, branches)
+            mixed = super().combine(context, logits, branches)
             if count == 1:
-                numbers = {"weight": math.expm1(self.decay * (run.step + 1)), "alpha": self.alpha}
+                numbers = {"weight": math.expm1(self.decay * (context.step + 1)), "alpha": self.alpha}
                 expected = contrast_twice(logits, **both, **numbers, confidence=0.95, beta=0.1)
                 torch.testing.assert_close(mixed, expected)
             return mixed

@@ -142,15 +142,15 @@ def mixing(method: vlmfix.DeCo, model: PreTrainedModel) -> Any:
 def test_against_brute_force(method: vlmfix.DeCo, model: PreTrainedModel, family: str) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     expected = layer_reference.answers(model, family, inputs, mixing(method, model))
-    method.reset_activity()
+    method.reset_edit_stats()
     with method(model):
         got = layer_reference.generated(model, inputs)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
-    activity = method.activity()
-    assert activity.site_share == 1
-    assert activity.size is not None
-    assert 0 < activity.size < 1
-    assert activity.details["candidates"] == pytest.approx(float(got.isfinite().sum(dim=-1).float().mean()))
+    edit_stats = method.edit_stats()
+    assert edit_stats.site_share == 1
+    assert edit_stats.size is not None
+    assert 0 < edit_stats.size < 1
+    assert edit_stats.details["candidates"] == pytest.approx(float(got.isfinite().sum(dim=-1).float().mean()))
 
 
 def test_sampling_draws_from_the_likely_tokens(model: PreTrainedModel, family: str) -> None:

@@ -147,11 +147,11 @@ def test_against_brute_force(method: vlmfix.DoLa, model: PreTrainedModel, family
         return torch.where(plausible(logits, method.beta), contrast.logits[0], -INF)
 
     expected = layer_reference.answers(model, family, inputs, mix)
-    method.reset_activity()
+    method.reset_edit_stats()
     with method(model):
         got = layer_reference.generated(model, inputs)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
-    details = method.activity().details
+    details = method.edit_stats().details
     assert details == {f"exit {each}": pytest.approx(chosen.count(each) / len(chosen)) for each in exits}
 
 
@@ -184,9 +184,9 @@ def test_a_finished_sequence_chooses_no_more(llava: PreTrainedModel) -> None:
         with method(llava):
             for each in prompts:
                 llava.generate(**each, max_new_tokens=8, do_sample=False, eos_token_id=ends[-1])
-    assert together.activity().steps < 16
-    assert together.activity().details == apart.activity().details
-    assert 0 < together.activity().details["exit 0"] < 1
+    assert together.edit_stats().steps < 16
+    assert together.edit_stats().details == apart.edit_stats().details
+    assert 0 < together.edit_stats().details["exit 0"] < 1
 
 
 def test_the_cut_alone_taps_nothing(llava: PreTrainedModel) -> None:

@@ -53,9 +53,9 @@ def branch_of(model: PreTrainedModel, processor: Any, inputs: Any, **settings: A
     seen = []
 
     class Watched(vlmfix.ICD):
-        def combine(self, run: Any, logits: Tensor, branches: Any) -> Tensor:
+        def combine(self, context: Any, logits: Tensor, branches: Any) -> Tensor:
             seen.append(branches[0])
-            return super().combine(run, logits, branches)
+            return super().combine(context, logits, branches)
 
     with Watched(**settings)(model, processor):
         model.generate(**inputs, max_new_tokens=1)

@@ -178,12 +178,12 @@ def test_against_brute_force(parameters: dict[str, Any], model: PreTrainedModel,
     with method(model):
         got = layer_reference.generated(model, inputs)
     torch.testing.assert_close(got, torch.stack(rows, dim=1), atol=1e-4, rtol=1e-4)
-    activity = method.activity()
-    assert activity.size is not None
+    edit_stats = method.edit_stats()
+    assert edit_stats.size is not None
     if parameters["threshold"] == 0.1:
-        assert 0 < activity.size < 1
+        assert 0 < edit_stats.size < 1
     else:
-        assert activity.size == parameters["threshold"] / 2  # the share of steps that agree
+        assert edit_stats.size == parameters["threshold"] / 2  # the share of steps that agree
 
 
 def test_beams_follow(model: PreTrainedModel, family: str) -> None:

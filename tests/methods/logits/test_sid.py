@@ -79,9 +79,9 @@ def test_tokens_change_from_step_to_step(llava: PreTrainedModel) -> None:
     seen = []
 
     class Watched(vlmfix.SID):
-        def combine(self, run: Any, logits: Tensor, branches: Any) -> Tensor:
-            seen.append(run.branches[0].selection.seen[0, 0, -1])
-            return super().combine(run, logits, branches)
+        def combine(self, context: Any, logits: Tensor, branches: Any) -> Tensor:
+            seen.append(context.branches[0].selection.seen[0, 0, -1])
+            return super().combine(context, logits, branches)
 
     inputs = families.prompt("llava", llava)
     with Watched(keep=3)(llava):

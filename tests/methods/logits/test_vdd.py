@@ -21,7 +21,7 @@ from tests.support.branches import (
     text_ids,
     text_logits,
 )
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.methods.logits.base import plausible
 from vlmfix.methods.logits.vdd import debias, image_spans
@@ -69,10 +69,10 @@ def test_branches_equal_brute_force(
     check_branches(model, family, method, inputs, alone, steps=5, **way)
 
 
-def run_of(model: PreTrainedModel, ids: list[list[int]], **inputs: Tensor) -> Run:
+def run_of(model: PreTrainedModel, ids: list[list[int]], **inputs: Tensor) -> DecodeContext:
     prompt_ids = torch.tensor(ids)
     layout = PromptLayout.from_image_tokens(prompt_ids == families.IMAGE_TOKEN, (prompt_ids != 0).long())
-    return Run(layout, num_layers=5, prompt_ids=prompt_ids, inputs=inputs, config=model.config)
+    return DecodeContext(layout, num_layers=5, prompt_ids=prompt_ids, inputs=inputs, config=model.config)
 
 
 IMAGE, START, END = families.IMAGE_TOKEN, families.VISION_START, families.VISION_END
@@ -83,41 +83,41 @@ def test_markers_belong_to_an_image_where_they_touch_it(models: dict[str, PreTra
     images = [START, *[IMAGE] * 4, END, START, *[IMAGE] * 6, END, 7, *[IMAGE] * 4]
     ids = [[1, START, 5, *images, START, END, 9, START]]
     grids = torch.tensor([[1, 4, 4], [1, 4, 6], [1, 4, 4]])
-    run = run_of(models["qwen2_5_vl"], ids, pixel_values=torch.zeros(56, 1176), image_grid_thw=grids)
-    assert image_spans(run) == [[(3, 9), (9, 17), (18, 22)]]
-    blocks = run.image_blocks[0].nonzero().flatten().tolist()
+    context = run_of(models["qwen2_5_vl"], ids, pixel_values=torch.zeros(56, 1176), image_grid_thw=grids)
+    assert image_spans(context) == [[(3, 9), (9, 17), (18, 22)]]
+    blocks = context.image_blocks[0].nonzero().flatten().tolist()
     assert blocks == [*range(3, 17), *range(18, 22)]
 
 
 def test_images_side_by_side_without_markers(llava: PreTrainedModel) -> None:
     ids = [[0, 1, START, *[IMAGE] * 32, END, 8], [1, *[IMAGE] * 16, 5, *[IMAGE] * 16, 6, 7, 8]]
-    run = run_of(llava, ids, pixel_values=torch.zeros(4, 3, 56, 56))
-    assert image_spans(run) == [[(3, 19), (19, 35)], [(1, 17), (18, 34)]]
+    context = run_of(llava, ids, pixel_values=torch.zeros(4, 3, 56, 56))
+    assert image_spans(context) == [[(3, 19), (19, 35)], [(1, 17), (18, 34)]]
 
 
 def test_internvl_has_its_markers_from_the_processor(models: dict[str, PreTrainedModel]) -> None:
-    run = run_of(
+    context = run_of(
         models["internvl"], [[1, START, *[IMAGE] * 4, END, 8]], pixel_values=torch.zeros(1, 3, 56, 56)
     )
-    assert image_spans(run) == [[(2, 6)]]
+    assert image_spans(context) == [[(2, 6)]]
 
     class Processor(families.Processor):
         start_image_token_id, end_image_token_id = START, END
 
-    marked = run_of(models["internvl"], run.prompt_ids.tolist(), **run.inputs)  # type: ignore[union-attr]
+    marked = run_of(models["internvl"], context.prompt_ids.tolist(), **context.inputs)  # type: ignore[union-attr]
     marked.processor = Processor()
     assert image_spans(marked) == [[(1, 7)]]
 
 
 def test_without_ids_markers_are_not_known(models: dict[str, PreTrainedModel]) -> None:
     for family, known in (("llava", True), ("qwen2_5_vl", False)):
-        run = run_of(models[family], [[1, START, IMAGE, END, 8]])
-        run.prompt_ids = None
+        context = run_of(models[family], [[1, START, IMAGE, END, 8]])
+        context.prompt_ids = None
         if known:
-            assert torch.equal(run.image_blocks, run.layout.image_tokens)
+            assert torch.equal(context.image_blocks, context.layout.image_tokens)
         else:
             with pytest.raises(vlmfix.UnsupportedError, match="pass its input_ids"):
-                _ = run.image_blocks
+                _ = context.image_blocks
 
 
 def test_unknown_token(llava: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ import vlmfix
 from tests.support import families
 from tests.support.masking import masked_logits
 from vlmfix.engine.caches import read_cache
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.methods.pruning.adaptinfer import AdaptInfer, image_scores
 from vlmfix.methods.pruning.base import mean_tokens
@@ -125,11 +125,11 @@ def test_equals_masking(settings: dict[str, Any], family: str, model: PreTrained
 def test_shares_are_counted_in_double_precision() -> None:
     """0.7 of 90 tokens are 62.99... in float64, as in the released code, and 63 in float32."""
     image = torch.ones(1, 90, dtype=torch.bool)
-    run = Run(PromptLayout(image, image), num_layers=4)
-    vars(run.layout)["after_last_image"] = image
+    context = DecodeContext(PromptLayout(image, image), num_layers=4)
+    vars(context.layout)["after_last_image"] = image
     method = AdaptInfer(prune_layers=(1,), kept_ratios=(0.7,))
-    run.state[method, "scores"] = torch.rand(1, 90)
-    kept = method.choose(run, 2, torch.zeros(1, 90, 4))
+    context.state[method, "scores"] = torch.rand(1, 90)
+    kept = method.choose(context, 2, torch.zeros(1, 90, 4))
     assert kept is not None
     assert int(kept.sum()) == 62
 
@@ -148,12 +148,12 @@ def test_cache_of_every_layer_and_what_is_reported(llava: PreTrainedModel) -> No
         length - 14,
         length - 14,
     ]
-    activity = method.activity()
-    assert activity.rows_skipped == {"no_image": 1}
-    assert activity.site_share == 14 / 16
-    assert activity.prefill_only
-    assert activity.size == mean_tokens(16, 5, (1, 2), (5, 2)) == (16 + 5 + 3 * 2) / 5
-    assert activity.details == {
+    edit_stats = method.edit_stats()
+    assert edit_stats.rows_skipped == {"no_image": 1}
+    assert edit_stats.site_share == 14 / 16
+    assert edit_stats.prefill_only
+    assert edit_stats.size == mean_tokens(16, 5, (1, 2), (5, 2)) == (16 + 5 + 3 * 2) / 5
+    assert edit_stats.details == {
         "size": "image tokens per layer",
         "image tokens": 16,
         "schedule": [

@@ -240,7 +240,7 @@ def test_equals_masking_and_merging(family: str, version: str, models: dict[str,
     inputs = families.prompt(family, model, (2, 1, 0))
     image = inputs["input_ids"] == families.IMAGE_TOKEN
     left = [mask.nonzero().flatten().tolist() for mask in image]
-    stages = {1: 5, 3: 2} if version != "1.0" else {1: None, 3: None}
+    pruning_stages = {1: 5, 3: 2} if version != "1.0" else {1: None, 3: None}
     raters: list[list[int]] = []
     rotary: list[Tensor] = []
 
@@ -265,14 +265,14 @@ def test_equals_masking_and_merging(family: str, version: str, models: dict[str,
     def enter(layer: int, states: Tensor, seen: list[Tensor]) -> Any:
         if layer == 0:
             raters[:] = naive_raters(states, inputs)
-        if layer - 1 not in stages:
+        if layer - 1 not in pruning_stages:
             return None
         states, dropped = states.clone(), torch.zeros_like(image)
         for b, places in enumerate(left):
             if not places:
                 continue
             scores = scores_of(seen[layer - 1], b)
-            kept = stages[layer - 1]
+            kept = pruning_stages[layer - 1]
             if kept is None:
                 attention = seen[layer - 1][b].mean(dim=0)[raters[b]][:, places]
                 kept = int(int(torch.linalg.matrix_rank(attention)) * 0.8)
@@ -290,9 +290,13 @@ def test_equals_masking_and_merging(family: str, version: str, models: dict[str,
             dropped[b, [j for j in places if j not in left[b]]] = True
         return dropped, states
 
-    kept_tokens = None if version == "1.0" else tuple(stages.values())
+    kept_tokens = None if version == "1.0" else tuple(pruning_stages.values())
     method = SparseVLM(
-        version=version, budget=64, prune_layers=tuple(stages), kept_tokens=kept_tokens, gravity_heads=3
+        version=version,
+        budget=64,
+        prune_layers=tuple(pruning_stages),
+        kept_tokens=kept_tokens,
+        gravity_heads=3,
     )
     handle = model.get_decoder().rotary_emb.register_forward_hook(remember_rotary)
     expected = masked_logits(model, inputs, enter=enter)

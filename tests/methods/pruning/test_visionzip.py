@@ -155,4 +155,4 @@ def test_dominant_tokens_alone(models: dict[str, PreTrainedModel]) -> None:
         method = VisionZip(dominant_tokens=3, contextual_tokens=0)
         with method(models[family]), torch.no_grad():
             models[family](**families.prompt(family, models[family], (1, 2)))
-        assert method.activity().site_share
+        assert method.edit_stats().site_share

@@ -14,7 +14,7 @@ from vlmfix.evaluation.runner.config import Job, Variant
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.protocols import Protocol
 
-OUTPUT_SHIFT, TRUNCATE = "control.output_shift", "control.truncate"
+OUTPUT_SHIFT, TRUNCATE = "baseline.output_shift", "baseline.truncate"
 MATCHED = (OUTPUT_SHIFT, TRUNCATE)
 """Controls that are made to match a method, when its run has ended; see
 `vlmfix.evaluation.runner.matched_baselines`."""
@@ -33,7 +33,7 @@ def rows(job: Job, task: Task) -> list[Variant]:
     controls = [variant for variant in variants if _is_control(variant)]
     if not any(is_greedy(variant, task.protocol) for variant in controls):
         plain = task.protocol.temperature == 0 and task.protocol.num_beams == 1
-        controls.append(Variant.of("greedy" if plain else vlmfix.ControlGreedy.name, {}))
+        controls.append(Variant.of("greedy" if plain else vlmfix.BaselineGreedy.name, {}))
     wanted = [Variant.of(name, {}) for name in task.controls if name not in MATCHED]
     named = [variant.methods for variant in controls]
     controls += [variant for variant in wanted if variant.methods not in named]
@@ -44,7 +44,7 @@ def is_greedy(variant: Variant, protocol: Protocol) -> bool:
     """Whether a variant is greedy decoding of the stock model."""
     if not variant.methods:
         return protocol.temperature == 0 and protocol.num_beams == 1
-    return variant.methods == (vlmfix.ControlGreedy(),)
+    return variant.methods == (vlmfix.BaselineGreedy(),)
 
 
 def _named(variant: Variant, protocol: Protocol) -> Variant:
@@ -55,4 +55,4 @@ def _named(variant: Variant, protocol: Protocol) -> Variant:
 
 
 def _is_control(variant: Variant) -> bool:
-    return all(method.card.is_control for method in variant.methods)
+    return all(method.info.is_baseline for method in variant.methods)

@@ -87,7 +87,7 @@ def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> 
         )
     share = fmean(method.records.done[identity]["parsed"] == "yes" for identity in both)
     delta = calibrate_shift([record["margin"] for record in records], share)
-    control = vlmfix.ControlOutputShift(delta=delta, yes_ids=answer_ids[0], no_ids=answer_ids[1])
+    control = vlmfix.BaselineOutputShift(delta=delta, yes_ids=answer_ids[0], no_ids=answer_ids[1])
     yield Matched(
         Variant(_label(OUTPUT_SHIFT, method), (control,), control=method.planned.variant.label),
         {"share of yes": method.planned.path.name, "margins": greedy.planned.path.name},

@@ -121,7 +121,7 @@ def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, 
         ValueError: a value is missing or does not fit the model.
     """
     profile = find_profile(model)
-    resolved = method if method.is_neutral else method.resolve(model.config, profile)
+    resolved = method if method.is_identity else method.resolve(model.config, profile)
     return plain({"name": method.name, "parameters": resolved.parameters})
 
 

@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 import vlmfix
 from vlmfix.api import answer_batch, decoding_under, prompt_under
 from vlmfix.engine.kl import Divergence
-from vlmfix.evaluation.runner.forward_counter import Passes
+from vlmfix.evaluation.runner.forward_counter import ForwardHooks
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, Run
 from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
@@ -30,7 +30,7 @@ from vlmfix.failures import is_out_of_memory
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
-from vlmfix.methods.base import AskingMethod
+from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.baselines.output_shift import answer_margins
 
 # Characters by which the prompts of a batch may differ in length.
@@ -97,11 +97,11 @@ class Worker:
     shard: str
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    _passes: Passes = field(init=False)
+    _passes: ForwardHooks = field(init=False)
 
     def __post_init__(self) -> None:
-        self._passes = Passes(self.model, keeps_logits=self.answer_ids is not None)
-        if any(isinstance(method, AskingMethod) for method in self.methods):
+        self._passes = ForwardHooks(self.model, keeps_logits=self.answer_ids is not None)
+        if any(isinstance(method, MultiPassMethod) for method in self.methods):
             self.batch_size = 1
 
     def work(
@@ -204,9 +204,9 @@ class Worker:
         self._passes.begin()
         generate_kwargs = self._generate_kwargs(batch)
         pairs = [(draw.item.image and pictures[draw.item.image], self._asked(draw)) for draw in batch]
-        asking = [method for method in self.methods if isinstance(method, AskingMethod)]
+        asking = [method for method in self.methods if isinstance(method, MultiPassMethod)]
         if asking:
-            refinement = asking[0].ask(self.model, self.processor, *pairs[0], **generate_kwargs)
+            refinement = asking[0].run(self.model, self.processor, *pairs[0], **generate_kwargs)
             answers = [refinement.final]
         else:
             answers = answer_batch(self.model, self.processor, pairs, **generate_kwargs)
@@ -268,7 +268,7 @@ class Worker:
         """What each method did for each item, as sums that can be added up."""
         found: list[dict[str, Any]] = [{} for _ in range(items)]
         for method in self.methods:
-            rows = method.latest_activity()
+            rows = method.latest_edit_stats()
             beams = len(rows) // items
             for index in range(items if beams else 0):
                 own = rows[index * beams : (index + 1) * beams]

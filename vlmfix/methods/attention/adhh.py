@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.attention.base import ColumnEdit
-from vlmfix.methods.base import Card
+from vlmfix.methods.attention.base import KeyEdit
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
-class ADHH(ColumnEdit):
+class ADHH(KeyEdit):
     """Adaptive deactivation of hallucination heads (github.com/TianyunYoung/Hallucination-Attribution).
 
     In the last prompt row and in all new rows, a listed head that puts much of its attention on the text
@@ -38,15 +38,15 @@ class ADHH(ColumnEdit):
     threshold: float = 0.4
     heads: tuple[tuple[int, int], ...] | None = None
 
-    card = Card(
-        level="attention",
+    info = MethodInfo(
+        stage="attention",
         changes="weights of listed heads: none on the text behind the image",
         where="last prompt row and new rows; heads of the profile",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="github.com/TianyunYoung/Hallucination-Attribution",
     )
-    neutral: ClassVar = {"heads": ()}
+    identity_parameters: ClassVar = {"heads": ()}
 
     def __post_init__(self) -> None:
         check_range("threshold", self.threshold, 0, math.inf)
@@ -54,7 +54,7 @@ class ADHH(ColumnEdit):
             object.__setattr__(self, "heads", _pairs(self.heads))
 
     @property
-    def is_neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.heads == () or self.threshold > 1
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
@@ -79,29 +79,29 @@ class ADHH(ColumnEdit):
     def edits_layer(self, layer: int) -> bool:
         return bool(self._heads_of(layer))
 
-    def sites(self, layer: int, heads: int) -> int:
+    def edit_sites(self, layer: int, heads: int) -> int:
         return len(self._heads_of(layer))
 
-    def key_values(self, run: Run, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
-        with_image = run.layout.image_tokens.any(dim=1)
+    def key_values(self, context: DecodeContext, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+        with_image = context.layout.image_tokens.any(dim=1)
         return (layout.over_keys(layout.after_last_image, keys, generated=with_image),)
 
-    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
+    def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
         key = (self, layer, weights.device)
-        if key not in run.state:
-            run.state[key] = torch.tensor([self._heads_of(layer)], device=weights.device)
-        heads: Tensor = run.state[key][0]  # the same in all sequences
-        (text,) = self.columns(run, layer, weights)
+        if key not in context.state:
+            context.state[key] = torch.tensor([self._heads_of(layer)], device=weights.device)
+        heads: Tensor = context.state[key][0]  # the same in all sequences
+        (text,) = self.columns(context, layer, weights)
         edited, mass = deactivate(weights[:, heads], text, threshold=self.threshold)
-        if run.has_newest_row:
-            run.measure(self, size=mass[:, :, -1, 0])
+        if context.has_newest_row:
+            context.measure(self, size=mass[:, :, -1, 0])
         return weights.index_copy(1, heads, edited)
 
-    def report(self, run: Run, sums: Sums) -> None:
+    def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "attention of the listed heads to the text behind the image"}
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         return (
             f"no listed head puts {self.threshold:g} of its attention on the text behind the image; lower "
             "threshold"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method
@@ -21,7 +21,7 @@ _PUBLISHED_DEPTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnEdit(Method, ABC):
+class KeyEdit(Method, ABC):
     """Base of the methods that edit rows behind the last image."""
 
     keeps_prefix: ClassVar = True
@@ -33,33 +33,33 @@ class ColumnEdit(Method, ABC):
         """Whether it takes part in a layer."""
 
     @abstractmethod
-    def key_values(self, run: Run, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+    def key_values(self, context: DecodeContext, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
         """What it has to know of `keys` keys, `(batch, keys)` each."""
 
-    def columns(self, run: Run, layer: int, scores: Tensor) -> tuple[Tensor, ...]:
+    def columns(self, context: DecodeContext, layer: int, scores: Tensor) -> tuple[Tensor, ...]:
         """`key_values` of the keys of these scores, `(batch, 1, 1, keys)`; worked out once a step."""
-        layout = run.layout_at(layer)
+        layout = context.layout_at(layer)
         key, keys = (self, layout, scores.device), scores.shape[-1]
-        columns: tuple[Tensor, ...] | None = run.state.get(key)
+        columns: tuple[Tensor, ...] | None = context.state.get(key)
         if columns is None or columns[0].shape[-1] != keys:
-            values = self.key_values(run, layout, keys)
-            columns = run.state[key] = tuple(each.to(scores.device)[:, None, None] for each in values)
+            values = self.key_values(context, layout, keys)
+            columns = context.state[key] = tuple(each.to(scores.device)[:, None, None] for each in values)
         return columns
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        if not run.layout.has_image or not self.edits_layer(layer):
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        if not context.layout.has_image or not self.edits_layer(layer):
             return None
-        layout = run.layout_at(layer)
+        layout = context.layout_at(layer)
         if not self.last_row_only:
             return layout.rows_after_last_image
-        return None if run.is_prefill else layout.last_row
+        return None if context.is_prefill else layout.last_row
 
-    def reads_last_row_again(self, run: Run) -> bool:
-        return self.last_row_only and run.layout.has_image
+    def reads_last_row_again(self, context: DecodeContext) -> bool:
+        return self.last_row_only and context.layout.has_image
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreEdit(ColumnEdit):
+class ScoreEdit(KeyEdit):
     """Base of the methods that edit the scores of all heads.
 
     Args:
@@ -98,25 +98,25 @@ class ScoreEdit(ColumnEdit):
             system_tokens: those in front of the first image, `(batch, keys)` bool.
         """
 
-    def key_values(self, run: Run, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
-        takes = self.takes(run)[:, None]
+    def key_values(self, context: DecodeContext, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+        takes = self.takes(context)[:, None]
         image, system = (
             layout.over_keys(tokens & takes, keys)
             for tokens in (layout.image_tokens, layout.before_first_image)
         )
         return self.factors(image, system), image.float()
 
-    def measure_scores(self, run: Run, layer: int, before: Tensor, after: Tensor) -> None:
-        image = self.columns(run, layer, after)[1][:, 0]
-        run.measure(self, size=(after * image).sum(dim=-1), before=(before * image).sum(dim=-1))
+    def measure_scores(self, context: DecodeContext, layer: int, before: Tensor, after: Tensor) -> None:
+        image = self.columns(context, layer, after)[1][:, 0]
+        context.measure(self, size=(after * image).sum(dim=-1), before=(before * image).sum(dim=-1))
 
-    def report(self, run: Run, sums: Sums) -> None:
+    def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "attention to the image in edited layers; 'before': without any edit"}
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         assert self.layers is not None
-        if not any(run.layout_at(layer).has_image for layer in range(*self.layers)):
+        if not any(context.layout_at(layer).has_image for layer in range(*self.layers)):
             return "no image token is left in the edited layers; choose earlier layers"
         return "the scores that it scales in the edited layers are 0, or its strength is too small to tell"
 

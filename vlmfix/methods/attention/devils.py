@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import ScoreEdit
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.validation import check_range
 
 
@@ -27,15 +27,15 @@ class Devils(ScoreEdit):
 
     alpha: float = 0.5
 
-    card = Card(
-        level="attention",
+    info = MethodInfo(
+        stage="attention",
         changes="scores of image tokens, raised in all heads by their mean size",
         where="last prompt row and new rows; layers 5 to 18 of 32",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2411.16724",
     )
-    neutral: ClassVar = {"alpha": 0}
+    identity_parameters: ClassVar = {"alpha": 0}
     published_layers: ClassVar = (5, 19)
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class Devils(ScoreEdit):
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
         return self.alpha * image_tokens.float()
 
-    def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
-        return lift_together(scores, self.columns(run, layer, scores)[0])
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
+        return lift_together(scores, self.columns(context, layer, scores)[0])
 
 
 def lift_together(scores: Tensor, factors: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.chat import find_question
 from vlmfix.inference.keywords import CONTENT_TAGS, Spans, keyword_extractor
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.validation import check_range, check_whole, sequence
 from vlmfix.models.profiles import Profile
 
@@ -62,16 +62,16 @@ class GIFT(Method):
     content_tags: tuple[str, ...] = CONTENT_TAGS
     keyword_extractor: Callable[[str], Spans] | None = None
 
-    card = Card(
-        level="attention",
+    info = MethodInfo(
+        stage="attention",
         changes="weights: to salient image tokens and to the question",
         where="last prompt row and new rows; middle layers of the profile",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2510.22067",
         decoding="greedy, sampling, beams, batches, with the processor",
     )
-    neutral: ClassVar = {"image_boost": 0, "query_gain": 1}
+    identity_parameters: ClassVar = {"image_boost": 0, "query_gain": 1}
     needs_processor: ClassVar = True
     keeps_prefix: ClassVar = True
 
@@ -134,54 +134,57 @@ class GIFT(Method):
             image_boost=DEFAULT_BOOST if image_boost is None else image_boost,
         )
 
-    def begin(self, run: Run) -> None:
-        if not run.layout.has_image:
+    def begin(self, context: DecodeContext) -> None:
+        if not context.layout.has_image:
             return
-        if run.prompt_ids is None:
+        if context.prompt_ids is None:
             raise UnsupportedError(
                 "the prompt is given as inputs_embeds alone, so that GIFT cannot read the question; pass its "
                 "input_ids to generate as well"
             )
         extract, name = self._extractor()
-        question, words = torch.zeros_like(run.layout.real_tokens), torch.zeros_like(run.layout.real_tokens)
+        question, words = (
+            torch.zeros_like(context.layout.real_tokens),
+            torch.zeros_like(context.layout.real_tokens),
+        )
         found: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
         fallbacks = 0
-        starts = run.layout.real_tokens.int().argmax(dim=1).tolist()
-        prompts = run.prompt_ids
-        if run.video_tokens is not None:  # a video is no part of the question either
-            prompts = prompts.masked_fill(run.video_tokens.to(prompts.device), run.image_token)
+        starts = context.layout.real_tokens.int().argmax(dim=1).tolist()
+        prompts = context.prompt_ids
+        if context.video_tokens is not None:  # a video is no part of the question either
+            prompts = prompts.masked_fill(context.video_tokens.to(prompts.device), context.image_token)
         for row, (start, ids) in enumerate(zip(starts, prompts.tolist(), strict=True)):
             key = tuple(ids[start:])
             if key not in found:  # beams share their prompt
-                asked = find_question(key, run.image_token, run.processor)
+                asked = find_question(key, context.image_token, context.processor)
                 found[key] = (list(asked.tokens), asked.tokens_of(extract(asked.text)))
             places, informative = found[key]
             fallbacks += not informative
             question[row, [start + place for place in places]] = True
             words[row, [start + place for place in informative or places]] = True
-        run.decline(self, "no question", run.layout.image_tokens.any(dim=1) & ~question.any(dim=1))
-        run.state[self, "question"], run.state[self, "words"] = question, words
-        run.state[self, "keywords"] = {"keyword_extractor": name, "keyword_fallback": fallbacks}
+        context.decline(self, "no question", context.layout.image_tokens.any(dim=1) & ~question.any(dim=1))
+        context.state[self, "question"], context.state[self, "words"] = question, words
+        context.state[self, "keywords"] = {"keyword_extractor": name, "keyword_fallback": fallbacks}
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        if not run.layout.has_image:
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        if not context.layout.has_image:
             return None
         assert self.enhanced_layers is not None
-        if run.is_prefill:
-            rows = self._reading_rows(run, layer) if layer == self.saliency_layer else None
+        if context.is_prefill:
+            rows = self._reading_rows(context, layer) if layer == self.saliency_layer else None
             return rows if rows is not None and len(rows.index) else None
         first, last = self.enhanced_layers
-        acts = first <= layer <= last and (self, "saliency") in run.state
-        return run.layout_at(layer).last_row if acts else None
+        acts = first <= layer <= last and (self, "saliency") in context.state
+        return context.layout_at(layer).last_row if acts else None
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        if not run.is_prefill:
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        if not context.is_prefill:
             return
-        layout, rows = run.layout_at(layer), self._reading_rows(run, layer)
+        layout, rows = context.layout_at(layer), self._reading_rows(context, layer)
         index = rows.index.to(weights.device)
         # Rows stand in pairs: a word, and the token in front of it.
         follows = torch.cat([index.new_zeros(1), index.diff()]) == 1
-        words = layout.gather(run.state[self, "words"]).to(weights.device)[:, index] & follows
+        words = layout.gather(context.state[self, "words"]).to(weights.device)[:, index] & follows
         shifts = gaze_shifts(weights, weights.roll(1, dims=2))
         saliency = saliency_map(
             shifts,
@@ -191,67 +194,67 @@ class GIFT(Method):
             clip_std=self.clip_std,
         )
         if self.query_gain == 1:
-            self._decline_flat(run, (saliency > 0).any(dim=1).to(run.layout.image_tokens.device))
-            if not bool(self.takes(run).any()):
+            self._decline_flat(context, (saliency > 0).any(dim=1).to(context.layout.image_tokens.device))
+            if not bool(self.takes(context).any()):
                 return
-        whole = torch.zeros(run.layout.image_tokens.shape, device=weights.device)
+        whole = torch.zeros(context.layout.image_tokens.shape, device=weights.device)
         places = layout.positions
-        run.state[self, "saliency"] = (
+        context.state[self, "saliency"] = (
             saliency if places is None else whole.scatter(1, places.to(weights.device), saliency)
         )
 
-    def reads_last_row_again(self, run: Run) -> bool:
-        return (self, "saliency") in run.state
+    def reads_last_row_again(self, context: DecodeContext) -> bool:
+        return (self, "saliency") in context.state
 
-    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
-        if run.is_prefill:
+    def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
+        if context.is_prefill:
             return weights
-        layout = run.layout_at(layer)
-        groups = run.state.get((self, layout))
+        layout = context.layout_at(layer)
+        groups = context.state.get((self, layout))
         if groups is None:
-            groups = run.state[self, layout] = self._groups(run, layout)
+            groups = context.state[self, layout] = self._groups(context, layout)
         return groups.to(weights.device).enhance(
             weights, head_keep_fraction=self.head_keep_fraction, query_gain=self.query_gain
         )
 
-    def report(self, run: Run, sums: Sums) -> None:
-        sums.details = dict(run.state.get((self, "keywords"), {}))
+    def report(self, context: DecodeContext, sums: Sums) -> None:
+        sums.details = dict(context.state.get((self, "keywords"), {}))
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         return (
             "no salient image token is left in the enhanced layers, or image_boost and query_gain are too "
             "small to move a weight; choose earlier layers or raise image_boost"
         )
 
-    def _decline_flat(self, run: Run, varies: Tensor) -> None:
+    def _decline_flat(self, context: DecodeContext, varies: Tensor) -> None:
         """Leave prompts as they are whose saliency map is not known to vary, `(batch,)` bool."""
-        layout = run.layout
-        flat = self.takes(run) & ~varies
-        sees = (run.state[self, "words"] & ~layout.before_first_image).any(dim=1)
-        run.decline(self, "no question after the image", flat & ~sees)
+        layout = context.layout
+        flat = self.takes(context) & ~varies
+        sees = (context.state[self, "words"] & ~layout.before_first_image).any(dim=1)
+        context.decline(self, "no question after the image", flat & ~sees)
         reason = "the question draws no gaze to the image" if self.clip_std else "clip_std 0 flattens the map"
-        run.decline(self, reason, flat & sees)
+        context.decline(self, reason, flat & sees)
 
     def _extractor(self) -> tuple[Callable[[str], Spans], str]:
         if self.keyword_extractor is not None:
             return self.keyword_extractor, getattr(self.keyword_extractor, "__name__", "custom")
         return keyword_extractor(self.content_tags)
 
-    def _reading_rows(self, run: Run, layer: int) -> Rows:
+    def _reading_rows(self, context: DecodeContext, layer: int) -> Rows:
         """The informative words and the tokens in front of them."""
         key = (self, "rows")
-        if key not in run.state:
-            words = run.layout_at(layer).gather(run.state[self, "words"])
+        if key not in context.state:
+            words = context.layout_at(layer).gather(context.state[self, "words"])
             before = torch.cat([words[:, 1:], words.new_zeros(len(words), 1)], dim=1)
-            run.state[key] = Rows.where(words | before)
-        return run.state[key]
+            context.state[key] = Rows.where(words | before)
+        return context.state[key]
 
-    def _groups(self, run: Run, layout: PromptLayout) -> TokenGroups:
-        saliency: Tensor = layout.gather(run.state[self, "saliency"])
+    def _groups(self, context: DecodeContext, layout: PromptLayout) -> TokenGroups:
+        saliency: Tensor = layout.gather(context.state[self, "saliency"])
         assert self.image_boost is not None
-        takes = self.takes(run)[:, None]
+        takes = self.takes(context)[:, None]
         image = layout.image_tokens & takes
-        question = layout.gather(run.state[self, "question"]) & layout.real_tokens & takes
+        question = layout.gather(context.state[self, "question"]) & layout.real_tokens & takes
         return TokenGroups.of(
             torch.exp(self.image_boost * saliency), image.to(saliency.device), question.to(saliency.device)
         )
@@ -380,16 +383,16 @@ class TokenGroups(NamedTuple):
         image, question, boosted = (prompt @ self.members.to(prompt.dtype)).unbind(dim=-1)
         # By factors of 1 the sum of a row would still be rounded.
         looks_at_image = top_heads(image, head_keep_fraction) & self.has_boost
-        asks = top_heads(question, head_keep_fraction) & (
+        is_multi_pass = top_heads(question, head_keep_fraction) & (
             self.has_boost if query_gain == 1 else self.has_image
         )
         mass = (image * looks_at_image).sum(dim=1, keepdim=True)
         gain = (boosted * looks_at_image).sum(dim=1, keepdim=True) / mass
-        more = asks * (query_gain * torch.where(mass > 0, gain, 1.0) - 1)
+        more = is_multi_pass * (query_gain * torch.where(mass > 0, gain, 1.0) - 1)
         change = (
             looks_at_image[..., None] * self.changes[..., 0, :] + more[..., None] * self.changes[..., 1, :]
         )
         edited = torch.cat([torch.addcmul(prompt, prompt, change.to(prompt.dtype)), generated], dim=-1)
         edited = edited / edited.sum(dim=-1, keepdim=True)
-        chosen = (looks_at_image | asks)[..., None]
+        chosen = (looks_at_image | is_multi_pass)[..., None]
         return torch.where(chosen, edited, attention).to(weights.dtype)

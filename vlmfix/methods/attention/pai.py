@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.methods.attention.base import ScoreEdit
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.validation import check_range
 
@@ -37,15 +37,15 @@ class PAI(ScoreEdit, AgainstText):
     alpha: float = 0.2
     gamma: float = 1.0
 
-    card = Card(
-        level="attention",
+    info = MethodInfo(
+        stage="attention",
         changes="scores of image tokens, raised by a share of their size; on request, logits",
         where="last prompt row and new rows; layers 2 to the last",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2407.21771",
     )
-    neutral: ClassVar = {"alpha": 0, "gamma": 1}
+    identity_parameters: ClassVar = {"alpha": 0, "gamma": 1}
     published_layers: ClassVar = (2, 32)
 
     def __post_init__(self) -> None:
@@ -58,23 +58,23 @@ class PAI(ScoreEdit, AgainstText):
     def owns_logits(self) -> bool:
         return self.gamma != 1
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        return super().rows(run, layer) if self.alpha > 0 else None
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return super().rows(context, layer) if self.alpha > 0 else None
 
-    def reads_last_row_again(self, run: Run) -> bool:
-        return self.alpha > 0 and super().reads_last_row_again(run)
+    def reads_last_row_again(self, context: DecodeContext) -> bool:
+        return self.alpha > 0 and super().reads_last_row_again(context)
 
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
         return self.alpha * image_tokens.float()
 
-    def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
-        return amplify(scores, self.columns(run, layer, scores)[0])
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
+        return amplify(scores, self.columns(context, layer, scores)[0])
 
     @property
     def contrasts(self) -> bool:
         return self.gamma != 1
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return guide(logits, branches[0], self.gamma)
 
 

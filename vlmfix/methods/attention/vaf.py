@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import ScoreEdit
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.validation import check_range
 
 
@@ -31,15 +31,15 @@ class VAF(ScoreEdit):
     enhance: float = 1.15
     suppress: float = 0.95
 
-    card = Card(
-        level="attention",
+    info = MethodInfo(
+        stage="attention",
         changes="scores of image tokens and of the system prompt, multiplied",
         where="text rows behind the image and new rows; layers 9 to 14 of 32",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2503.13107",
     )
-    neutral: ClassVar = {"enhance": 1, "suppress": 1}
+    identity_parameters: ClassVar = {"enhance": 1, "suppress": 1}
     last_row_only: ClassVar = False
     published_layers: ClassVar = (9, 15)
 
@@ -57,8 +57,8 @@ class VAF(ScoreEdit):
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
         return column_factors(image_tokens, system_tokens, enhance=self.enhance, suppress=self.suppress)
 
-    def edit_scores(self, run: Run, layer: int, scores: Tensor) -> Tensor:
-        return scores * self.columns(run, layer, scores)[0]
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
+        return scores * self.columns(context, layer, scores)[0]
 
 
 def column_factors(image_tokens: Tensor, system_tokens: Tensor, *, enhance: float, suppress: float) -> Tensor:

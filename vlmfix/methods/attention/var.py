@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 
@@ -58,15 +58,15 @@ class VAR(Method):
     first_layer: int = 2
     skip_last_layer: bool = True
 
-    card = Card(
-        level="attention",
+    info = MethodInfo(
+        stage="attention",
         changes="weights: from sinks to image tokens",
         where="text rows behind the image and new rows; layers 2 to last but one",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2503.03321",
     )
-    neutral: ClassVar = {"moved_fraction": 0}
+    identity_parameters: ClassVar = {"moved_fraction": 0}
     keeps_prefix: ClassVar = True
 
     def __post_init__(self) -> None:
@@ -114,24 +114,24 @@ class VAR(Method):
             )
         return dataclasses.replace(self, sink_dimensions=_dimensions(dimensions), sink_threshold=threshold)
 
-    def enter_layer(self, run: Run, layer: int, hidden_states: Tensor) -> None:
-        if not self._acts(run, layer):
+    def enter_layer(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> None:
+        if not self._acts(context, layer):
             return
         assert self.sink_dimensions is not None
         assert self.sink_threshold is not None
         sinks = find_sinks(hidden_states, self.sink_dimensions, sink_threshold=self.sink_threshold)
-        layout, device = run.layout_at(layer), hidden_states.device
-        run.state[self, layer] = TokenGroups.of(
+        layout, device = context.layout_at(layer), hidden_states.device
+        context.state[self, layer] = TokenGroups.of(
             sinks & layout.real_tokens.to(device), layout.image_tokens.to(device)
         )
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        return run.layout_at(layer).rows_after_last_image if self._acts(run, layer) else None
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return context.layout_at(layer).rows_after_last_image if self._acts(context, layer) else None
 
-    def edit_weights(self, run: Run, layer: int, weights: Tensor) -> Tensor:
-        groups: TokenGroups = run.state[self, layer]
+    def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
+        groups: TokenGroups = context.state[self, layer]
         if groups.keys < weights.shape[-1]:
-            groups = run.state[self, layer] = groups.with_room()
+            groups = context.state[self, layer] = groups.with_room()
         return groups.redistribute(
             weights,
             moved_fraction=self.moved_fraction,
@@ -139,8 +139,8 @@ class VAR(Method):
             min_non_sink_share=self.min_non_sink_share,
         )
 
-    def inactive_reason(self, run: Run) -> str:
-        groups = [value for value in run.state.values() if isinstance(value, TokenGroups)]
+    def inactive_reason(self, context: DecodeContext) -> str:
+        groups = [value for value in context.state.values() if isinstance(value, TokenGroups)]
         if not any(bool(each.has_visual_sink.any()) for each in groups):
             return (
                 f"no image token has a sink score above {self.sink_threshold:g}; lower sink_threshold or run "
@@ -151,9 +151,9 @@ class VAR(Method):
             f"{self.min_non_sink_share:g} of that on other tokens; lower min_image_mass or min_non_sink_share"
         )
 
-    def _acts(self, run: Run, layer: int) -> bool:
-        end = run.num_layers - 1 if self.skip_last_layer else run.num_layers
-        return self.first_layer <= layer < end and run.layout_at(layer).has_image
+    def _acts(self, context: DecodeContext, layer: int) -> bool:
+        end = context.num_layers - 1 if self.skip_last_layer else context.num_layers
+        return self.first_layer <= layer < end and context.layout_at(layer).has_image
 
 
 def find_sinks(hidden_states: Tensor, sink_dimensions: Sequence[int], *, sink_threshold: float) -> Tensor:

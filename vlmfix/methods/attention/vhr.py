@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Companion, Run
+from vlmfix.engine.context import AuxiliaryPrompt, DecodeContext
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.branch_prompts import text_alone
 from vlmfix.methods.validation import (
     check_choice,
@@ -60,15 +60,15 @@ class VHR(Method):
     scale_positions: str = "all"
     reinforce_text_stream: bool = True
 
-    card = Card(
-        level="attention",
+    info = MethodInfo(
+        stage="attention",
         changes="outputs of vision-aware heads, scaled",
         where="all rows; the last 44 % of the layers (LLaVA: layer 1 and the last 14)",
         forwards=1.0,
-        fidelity="reconstruction",
+        provenance="reconstruction",
         paper="2412.13949",
     )
-    neutral: ClassVar = {"head_scale": 1}
+    identity_parameters: ClassVar = {"head_scale": 1}
 
     def __post_init__(self) -> None:
         check_range("head_scale", self.head_scale, 0, 10)
@@ -100,30 +100,30 @@ class VHR(Method):
             )
         return dataclasses.replace(self, num_last_layers=last, extra_layers=tuple(extra))
 
-    def companion(self, run: Run, inputs_embeds: Tensor) -> Companion | None:
-        if not run.layout.has_image:
+    def auxiliary_prompt(self, context: DecodeContext, inputs_embeds: Tensor) -> AuxiliaryPrompt | None:
+        if not context.layout.has_image:
             return None
-        text, index = run.layout.select(text_alone(run, self, run.layout.image_tokens))
+        text, index = context.layout.select(text_alone(context, self, context.layout.image_tokens))
         index = index.to(inputs_embeds.device)
         embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
-        return Companion(embeddings, text.real_tokens)
+        return AuxiliaryPrompt(embeddings, text.real_tokens)
 
-    def edit_heads(self, run: Run, layer: int, heads: Tensor) -> Tensor:
-        if not self._acts(run, layer):
+    def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
+        if not self._acts(context, layer):
             return heads
-        if self in run.companions:
-            run.state[self, layer] = self._choose(run, layer, heads)
-        factors, count = run.state[self, layer]
-        run.count(self, layer, count, heads.shape[2])
-        if run.reads_on(heads.shape[1]):
+        if self in context.auxiliary_prompts:
+            context.state[self, layer] = self._choose(context, layer, heads)
+        factors, count = context.state[self, layer]
+        context.count(self, layer, count, heads.shape[2])
+        if context.reads_on(heads.shape[1]):
             return heads * factors
-        length = run.layout_at(layer).length
+        length = context.layout_at(layer).length
         scaled = heads.clone()
         scaled[:, :length] = self._scaled(heads[:, :length], factors)
-        if not run.is_prefill:  # without a cache, generated rows stand behind the prompt
+        if not context.is_prefill:  # without a cache, generated rows stand behind the prompt
             scaled[:, length:] = heads[:, length:] * factors
         elif self.reinforce_text_stream:
-            text = run.companion_tokens(self, heads.shape[1])
+            text = context.auxiliary_tokens(self, heads.shape[1])
             scaled[:, text] = self._scaled(heads[:, text], factors)
         return scaled
 
@@ -133,44 +133,44 @@ class VHR(Method):
             return text * factors
         return torch.cat([text[:, :-1], text[:, -1:] * factors], dim=1)
 
-    def _choose(self, run: Run, layer: int, heads: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, context: DecodeContext, layer: int, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of each sample's heads, `(batch, 1, heads, 1)`, and how many are scaled, `(batch,)`."""
-        without_image = heads[:, run.companion_tokens(self, heads.shape[1])][:, -1].float()
-        with_image = heads[:, run.layout_at(layer).length - 1].float()
+        without_image = heads[:, context.auxiliary_tokens(self, heads.shape[1])][:, -1].float()
+        with_image = heads[:, context.layout_at(layer).length - 1].float()
         divergence = head_divergence(with_image, without_image)
         if self.divergence == "squared":
             divergence = divergence.square()
-        device = run.layout.image_tokens.device
-        divergence = divergence * self.takes(run).to(heads.device)[:, None]
+        device = context.layout.image_tokens.device
+        divergence = divergence * self.takes(context).to(heads.device)[:, None]
         top = divergence.topk(min(_TVHD_TOP, divergence.shape[1]), dim=1).values.sum(dim=1)
-        run.state[self, "divergence"] = run.state.get((self, "divergence"), 0) + top.to(device)
+        context.state[self, "divergence"] = context.state.get((self, "divergence"), 0) + top.to(device)
         energy = without_image.square().sum(dim=-1)
         selected = select_heads(divergence, energy, outlier_filter=self.outlier_filter)
         factors = torch.where(selected, self.head_scale, 1.0).to(heads.dtype)
         return factors[:, None, :, None], (factors != 1).sum(dim=1)
 
-    def report(self, run: Run, sums: Sums) -> None:
-        divergence = run.state.get((self, "divergence"))
+    def report(self, context: DecodeContext, sums: Sums) -> None:
+        divergence = context.state.get((self, "divergence"))
         if divergence is not None:
-            taken = self.takes(run)
+            taken = self.takes(context)
             sums.size, sums.size_count = float(divergence[taken].sum()), int(taken.sum())
             sums.details = {
                 "size": f"T-VHD: divergence of the {_TVHD_TOP} most vision-aware heads, over layers"
             }
 
-    def inactive_reason(self, run: Run) -> str:
-        if not any(self._acts(run, layer) for layer in range(run.num_layers)):
+    def inactive_reason(self, context: DecodeContext) -> str:
+        if not any(self._acts(context, layer) for layer in range(context.num_layers)):
             return "no layer is reinforced; raise num_last_layers or name extra_layers"
         return (
             "no head differs more than the others between the prompt with and without its image, or "
             f"head_scale={self.head_scale:g} is 1 in the precision of the model"
         )
 
-    def _acts(self, run: Run, layer: int) -> bool:
+    def _acts(self, context: DecodeContext, layer: int) -> bool:
         assert self.num_last_layers is not None
         assert self.extra_layers is not None
-        reinforced = layer >= run.num_layers - self.num_last_layers or layer in self.extra_layers
-        return reinforced and run.layout.has_image
+        reinforced = layer >= context.num_layers - self.num_last_layers or layer in self.extra_layers
+        return reinforced and context.layout.has_image
 
 
 def head_divergence(with_image: Tensor, without_image: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.validation import check_choice, check_whole
 
 _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -45,7 +45,7 @@ class OutsideMethod(Method, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingControl(OutsideMethod, ABC):
+class DecodingBaseline(OutsideMethod, ABC):
     """The stock model, decoded at exactly the `settings` that it names, whatever else was asked for."""
 
     @property
@@ -63,16 +63,16 @@ class DecodingControl(OutsideMethod, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlGreedy(DecodingControl):
+class BaselineGreedy(DecodingBaseline):
     """Greedy decoding of the stock model (arXiv 2504.10020): the one baseline that compares across papers."""
 
-    name: ClassVar = "control.greedy"
-    card: ClassVar = Card(
-        level="control",
+    name: ClassVar = "baseline.greedy"
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="decoding: greedy",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
         decoding="greedy, batches",
     )
@@ -83,18 +83,18 @@ class ControlGreedy(DecodingControl):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlSample(DecodingControl):
+class BaselineSample(DecodingBaseline):
     """Sampling from the stock model's own distribution, temperature 1 and nothing cut off (arXiv 2504.10020):
     how much of a sampled baseline's weakness is noise.
     """
 
-    name: ClassVar = "control.sample"
-    card: ClassVar = Card(
-        level="control",
+    name: ClassVar = "baseline.sample"
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="decoding: sampling at temperature 1",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
         decoding="sampling, batches",
     )
@@ -105,7 +105,7 @@ class ControlSample(DecodingControl):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlBeam(DecodingControl):
+class BaselineBeam(DecodingBaseline):
     """Beam search of the stock model (arXiv 2504.10020): the gain of beams alone.
 
     Args:
@@ -114,13 +114,13 @@ class ControlBeam(DecodingControl):
 
     num_beams: int = 5
 
-    name: ClassVar = "control.beam"
-    card: ClassVar = Card(
-        level="control",
+    name: ClassVar = "baseline.beam"
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="decoding: beam search",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
         decoding="beams, batches",
     )
@@ -134,7 +134,7 @@ class ControlBeam(DecodingControl):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlPromptBias(OutsideMethod):
+class BaselinePromptBias(OutsideMethod):
     """One more sentence in the question that asks for one answer (arXiv 2504.10020): the gain of saying yes
     more often.
 
@@ -144,13 +144,13 @@ class ControlPromptBias(OutsideMethod):
 
     direction: str = "yes"
 
-    name: ClassVar = "control.prompt_bias"
-    card: ClassVar = Card(
-        level="control",
+    name: ClassVar = "baseline.prompt_bias"
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="the question: answer yes whenever possible",
         where="nowhere in the model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
     )
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.base import differ, rule_out
 from vlmfix.methods.validation import (
     check_choice,
@@ -26,7 +26,7 @@ _WORDS = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlOutputShift(Method):
+class BaselineOutputShift(Method):
     """Yes against no by a fixed offset (arXiv 2504.10020): the gain of saying yes more, or less, often.
 
     Args:
@@ -46,19 +46,19 @@ class ControlOutputShift(Method):
     yes_ids: tuple[int, ...] | None = None
     no_ids: tuple[int, ...] | None = None
 
-    name: ClassVar = "control.output_shift"
+    name: ClassVar = "baseline.output_shift"
     needs_image: ClassVar = False
     keeps_prefix: ClassVar = True
-    card: ClassVar = Card(
-        level="control",
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="logits: yes raised against no",
         where="every step",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
         decoding="greedy, sampling, beams, batches, with the processor",
     )
-    neutral: ClassVar = {"form": "shift", "delta": 0}
+    identity_parameters: ClassVar = {"form": "shift", "delta": 0}
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, ("shift", "band"))
@@ -81,24 +81,24 @@ class ControlOutputShift(Method):
     def needs_processor(self) -> bool:
         return self.yes_ids is None or self.no_ids is None
 
-    def begin(self, run: Run) -> None:
+    def begin(self, context: DecodeContext) -> None:
         ids = (self.yes_ids, self.no_ids)
         if self.needs_processor:
-            found = answer_ids(run.processor.tokenizer)
+            found = answer_ids(context.processor.tokenizer)
             ids = (self.yes_ids or found[0], self.no_ids or found[1])
-        device = run.layout.image_tokens.device
-        run.state[self, "ids"] = [torch.tensor(each, device=device) for each in ids]
+        device = context.layout.image_tokens.device
+        context.state[self, "ids"] = [torch.tensor(each, device=device) for each in ids]
 
-    def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        yes, no = (each.to(logits.device) for each in run.state[self, "ids"])
+    def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        yes, no = (each.to(logits.device) for each in context.state[self, "ids"])
         if self.form == "shift":
             edited = shifted(logits, yes, no, self.delta)
         else:
             edited = forced(logits, yes, no, mass=self.mass, margin=self.margin)
-        run.count(self, None, differ(logits, edited).long(), 1)
+        context.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         return "the model never wavered between yes and no; widen `mass` and `margin`"
 
 

@@ -9,16 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.base import Card
-from vlmfix.methods.logits.base import Mixing, plausible, rule_out
+from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.logits.base import LogitsMixer, plausible, rule_out
 from vlmfix.methods.logits.deco import Likeliest
 from vlmfix.methods.validation import check_range, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlPlausibility(Mixing):
+class BaselinePlausibility(LogitsMixer):
     """The cut of contrastive methods without their contrast (arXiv 2504.10020): how much of their gain is
     that sampling becomes nearly greedy. Greedy tokens stay as they are.
 
@@ -32,35 +32,35 @@ class ControlPlausibility(Mixing):
     top_p: float = 1.0
     top_k: int = 0
 
-    name: ClassVar = "control.plausibility"
+    name: ClassVar = "baseline.plausibility"
     needs_image: ClassVar = False
-    card: ClassVar = Card(
-        level="control",
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="logits: unlikely tokens are ruled out",
         where="every step",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.10020",
     )
-    neutral: ClassVar = {"beta": 0, "top_p": 1, "top_k": 0}
+    identity_parameters: ClassVar = {"beta": 0, "top_p": 1, "top_k": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("top_p", self.top_p, 0, 1)
         check_whole("top_k", self.top_k, 0)
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         kept = candidates(logits, top_p=self.top_p, top_k=self.top_k)
         removed = logits.softmax(dim=-1).masked_fill(kept & plausible(logits, self.beta), 0.0).sum(dim=-1)
-        run.measure(self, size=removed[:, None].to(run.layout.image_tokens.device))
+        context.measure(self, size=removed[:, None].to(context.layout.image_tokens.device))
         return rule_out(logits, logits, kept)
 
-    def report(self, run: Run, sums: Sums) -> None:
+    def report(self, context: DecodeContext, sums: Sums) -> None:
         sums.details = {"size": "probability of the tokens that are ruled out"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlSharpen(Mixing):
+class BaselineSharpen(LogitsMixer):
     """Logits times a number, and the cut (arXiv 2504.10020): the gain of larger logits, as methods have that
     add the logits of further branches. It is the cut at the temperature `1 / c`, taken before it.
 
@@ -71,17 +71,17 @@ class ControlSharpen(Mixing):
 
     c: float = 4.0
 
-    name: ClassVar = "control.sharpen"
+    name: ClassVar = "baseline.sharpen"
     needs_image: ClassVar = False
-    card: ClassVar = Card(
-        level="control",
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="logits: multiplied, and unlikely tokens are ruled out",
         where="every step",
         forwards=1.0,
-        fidelity="reconstruction",
+        provenance="reconstruction",
         paper="2504.10020",
     )
-    neutral: ClassVar = {"c": 1, "beta": 0}
+    identity_parameters: ClassVar = {"c": 1, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +89,7 @@ class ControlSharpen(Mixing):
         if self.c == 0:
             raise ValueError(f"c is {self.c!r}; it must be above 0")
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return self.c * logits
 
 

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.validation import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlTextContrast(AgainstText):
+class BaselineTextContrast(AgainstText):
     """Contrast with the prompt without its image (arXiv 2504.10020): the gain of less language prior, without
     the branch of the method under test. A prompt that holds nothing but an image is left as it is.
 
@@ -27,16 +27,16 @@ class ControlTextContrast(AgainstText):
 
     alpha: float = 1.0
 
-    name: ClassVar = "control.text_contrast"
-    card: ClassVar = Card(
-        level="control",
+    name: ClassVar = "baseline.text_contrast"
+    info: ClassVar = MethodInfo(
+        stage="baseline",
         changes="logits: away from those without the image",
         where="every step",
         forwards=2.0,
-        fidelity="reconstruction",
+        provenance="reconstruction",
         paper="2504.10020",
     )
-    neutral: ClassVar = {"alpha": 0, "beta": 0}
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,5 +46,5 @@ class ControlTextContrast(AgainstText):
     def contrasts(self) -> bool:
         return self.alpha != 0
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return contrast(logits, branches[0], self.alpha) if branches else logits

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.branches import Branch
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.kl import RULED_OUT
 from vlmfix.methods.base import Method
 from vlmfix.methods.logits.branch_prompts import without_image
@@ -23,7 +23,7 @@ _EQUAL = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixing(Method, ABC):
+class LogitsMixer(Method, ABC):
     """Says what the logits of the next token are; tokens that are not plausible are ruled out (`rule_out`).
 
     A subclass says how logits are mixed (`combine`). Prompts without an image keep theirs, unless it needs
@@ -42,7 +42,7 @@ class Mixing(Method, ABC):
         check_range("beta", self.beta, 0, 1)
 
     @abstractmethod
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         """Mixed logits of all tokens, `(batch, vocabulary)` float32, before the cut.
 
         Args:
@@ -50,16 +50,16 @@ class Mixing(Method, ABC):
             branches: of each branch and of each readout, in the same form.
         """
 
-    def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        if self.needs_image and not run.layout.has_image:
+    def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        if self.needs_image and not context.layout.has_image:
             return logits
-        edited = rule_out(logits, self.combine(run, logits, branches), plausible(logits, self.beta))
+        edited = rule_out(logits, self.combine(context, logits, branches), plausible(logits, self.beta))
         if self.needs_image:
-            edited = torch.where(self.takes(run).to(logits.device)[:, None], edited, logits)
-        run.count(self, None, differ(logits, edited).long(), 1)
+            edited = torch.where(self.takes(context).to(logits.device)[:, None], edited, logits)
+        context.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         return (
             "what is mixed in at this strength leaves the distribution of the next token as it is, and "
             f"beta={self.beta:g} rules no token out; raise the strength or beta"
@@ -67,7 +67,7 @@ class Mixing(Method, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrastive(Mixing):
+class Contrastive(LogitsMixer):
     """Compares the logits of a prompt with those of other forms of it, its `branches`.
 
     Args:
@@ -92,11 +92,11 @@ class AgainstText(Contrastive, ABC):
         """Whether its numbers leave more than the cut."""
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if not self.contrasts or not run.layout.has_image:
+        if not self.contrasts or not context.layout.has_image:
             return ()
-        return [without_image(run, self, inputs_embeds, fused=self.fused)]
+        return [without_image(context, self, inputs_embeds, fused=self.fused)]
 
 
 def contrast(logits: Tensor, branch: Tensor, alpha: float | Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.branches import Branch, Selection
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video, split_images
 from vlmfix.errors import UnsupportedError
 
@@ -22,7 +22,7 @@ NO_TEXT = "nothing but an image in the prompt"
 
 
 def unchanged(
-    run: Run,
+    context: DecodeContext,
     inputs_embeds: Tensor,
     decoder_inputs: Mapping[str, Any],
     *,
@@ -44,12 +44,17 @@ def unchanged(
     }
     positions = decoder_inputs.get("position_ids")
     return Branch(
-        inputs_embeds, run.layout.real_tokens, positions, injected, fused=fused, selection=selection
+        inputs_embeds, context.layout.real_tokens, positions, injected, fused=fused, selection=selection
     )
 
 
 def without_image(
-    run: Run, method: Method, inputs_embeds: Tensor, *, fused: bool, selection: Selection | None = None
+    context: DecodeContext,
+    method: Method,
+    inputs_embeds: Tensor,
+    *,
+    fused: bool,
+    selection: Selection | None = None,
 ) -> Branch:
     """The prompts without their image tokens, and without those that mark where an image begins and ends, as
     far as these are known (`Run.image_blocks`). The times that Qwen3-VL reads between the frames of a video
@@ -63,27 +68,27 @@ def without_image(
         fused: see `Branch`.
         selection: see `Branch`.
     """
-    text, index = run.layout.select(text_alone(run, method, run.image_blocks))
+    text, index = context.layout.select(text_alone(context, method, context.image_blocks))
     index = index.to(inputs_embeds.device)
     embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
     return Branch(embeddings, text.real_tokens, fused=fused, selection=selection)
 
 
-def text_alone(run: Run, method: Method, image: Tensor) -> Tensor:
+def text_alone(context: DecodeContext, method: Method, image: Tensor) -> Tensor:
     """What is left of the prompts without their images, `(batch, prompt)` bool; the last token of a prompt of
     which nothing is, and which is declined for the method.
 
     Args:
         image: tokens to leave out, `(batch, prompt)` bool.
     """
-    text = run.layout.real_tokens & ~image
+    text = context.layout.real_tokens & ~image
     nothing = ~text.any(dim=1)
-    run.decline(method, NO_TEXT, nothing)
+    context.decline(method, NO_TEXT, nothing)
     text[:, -1] |= nothing
     return text
 
 
-def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:
+def shown_images(context: DecodeContext, name: str) -> list[dict[str, Tensor]]:
     """The tensors of each image, then of each video, see `vlmfix.engine.vision_cache.split_images`.
 
     Args:
@@ -93,13 +98,13 @@ def shown_images(run: Run, name: str) -> list[dict[str, Tensor]]:
         UnsupportedError: the prompt came without pixels.
     """
     names = ("pixel_values", "image_sizes", "image_grid_thw", VIDEO_PIXELS, "video_grid_thw")
-    images = split_images({each: run.inputs.get(each) for each in names})
+    images = split_images({each: context.inputs.get(each) for each in names})
     if images is None:
         raise UnsupportedError(
             f"{name} changes the pixels of the image, and the prompt came without any; pass pixel_values, of "
             f"a video {VIDEO_PIXELS}"
         )
-    if any(map(is_video, images)) and not run.has_video:
+    if any(map(is_video, images)) and not context.has_video:
         raise UnsupportedError(
             f"{name} changes the pixels of a video, and no video token of the prompt tells where its "
             "features go in this model; show its frames as images"
@@ -122,7 +127,7 @@ def seeded(pixels: Tensor, seed: int) -> torch.Generator:
 
 
 def with_other_images(
-    run: Run,
+    context: DecodeContext,
     images: Sequence[Mapping[str, Tensor]],
     inputs_embeds: Tensor,
     decoder_inputs: Mapping[str, Any],
@@ -138,14 +143,14 @@ def with_other_images(
         decoder_inputs: what else the text decoder was given.
         fused: see `Branch`.
     """
-    assert run.encode_images is not None
+    assert context.encode_images is not None
     with torch.no_grad():
-        encoded = run.encode_images(images)
+        encoded = context.encode_images(images)
     are_videos = [is_video(image) for image in images]
-    prompts = run.layout.image_tokens[:: run.copies].to(inputs_embeds.device)
+    prompts = context.layout.image_tokens[:: context.copies].to(inputs_embeds.device)
     videos = torch.zeros_like(prompts)
-    if run.video_tokens is not None:
-        videos = run.video_tokens[:: run.copies].to(prompts.device)
+    if context.video_tokens is not None:
+        videos = context.video_tokens[:: context.copies].to(prompts.device)
     places = {False: prompts & ~videos, True: videos}
     for kind, tokens in places.items():
         given = sum(
@@ -164,11 +169,11 @@ def with_other_images(
             own = [each for each, other in zip(features, are_videos, strict=True) if other == kind]
             if own:
                 filled[tokens] = torch.cat(own).to(filled)
-        return filled.repeat_interleave(run.copies, dim=0)
+        return filled.repeat_interleave(context.copies, dim=0)
 
-    own = inputs_embeds[:: run.copies]
+    own = inputs_embeds[:: context.copies]
     embeddings = placed([image.features for image in encoded], own)
-    branch = unchanged(run, embeddings, decoder_inputs, fused=fused)
+    branch = unchanged(context, embeddings, decoder_inputs, fused=fused)
     if not branch.decoder_inputs:
         return branch
     visual = branch.decoder_inputs["visual_pos_masks"]
@@ -190,7 +195,7 @@ class Replacement(NamedTuple):
 
 
 def rewritten(
-    run: Run,
+    context: DecodeContext,
     inputs_embeds: Tensor,
     decoder_inputs: Mapping[str, Any],
     replacements: Sequence[Sequence[Replacement]],
@@ -207,31 +212,31 @@ def rewritten(
         replacements: of each prompt, copies of it counted once; in order and apart.
         fused: see `Branch`.
     """
-    real_tokens = run.layout.real_tokens[:: run.copies].tolist()
+    real_tokens = context.layout.real_tokens[:: context.copies].tolist()
     pairs = [_tokens(*each) for each in zip(real_tokens, replacements, strict=True)]
     length = max(map(len, pairs))
-    device = run.layout.real_tokens.device
+    device = context.layout.real_tokens.device
 
     def padded(part: int) -> Tensor:
         """Columns or ids, `(batch, tokens)`."""
         rows = [[-1] * (length - len(pair)) + [token[part] for token in pair] for pair in pairs]
-        return torch.tensor(rows, device=device).repeat_interleave(run.copies, dim=0)
+        return torch.tensor(rows, device=device).repeat_interleave(context.copies, dim=0)
 
     columns, ids = padded(0), padded(1)
     kept = columns >= 0
     old = columns.clamp_min(0)
-    assert run.embed_tokens is not None
+    assert context.embed_tokens is not None
     with torch.no_grad():
-        new = run.embed_tokens(ids.clamp_min(0)).to(inputs_embeds)
+        new = context.embed_tokens(ids.clamp_min(0)).to(inputs_embeds)
     hidden = old.to(new.device)[..., None].expand_as(new)
     embeddings = torch.where(kept.to(new.device)[..., None], inputs_embeds.gather(1, hidden), new)
     branch = Branch(embeddings, kept | (ids >= 0), fused=fused)
-    if not bool((kept & run.layout.image_tokens.gather(1, old)).any()):
+    if not bool((kept & context.layout.image_tokens.gather(1, old)).any()):
         return branch
-    whole = unchanged(run, inputs_embeds, decoder_inputs, fused=fused)
+    whole = unchanged(context, inputs_embeds, decoder_inputs, fused=fused)
     if whole.position_ids is not None:
         given = whole.position_ids
-        ahead = given - run.layout.counted_positions.to(given.device)
+        ahead = given - context.layout.counted_positions.to(given.device)
         shifts = ahead.gather(-1, old.to(given.device).expand(*ahead.shape[:-1], -1))
         counted = branch.layout.counted_positions.to(given.device)
         branch.position_ids = counted + shifts.where(kept.to(given.device), 0)

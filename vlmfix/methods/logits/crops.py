@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.branches import Branch, Selection
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, plausible
 from vlmfix.methods.logits.branch_prompts import unchanged, without_image
 from vlmfix.methods.logits.sid import check_layer, least_attended, least_attended_image
@@ -51,16 +51,16 @@ class CRoPS(Contrastive):
     alpha: float = 1.0
     confidence: float = 0.95
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those without the image and with the least attended quarter of it",
         where="every step",
         forwards=3.0,
-        fidelity="released code",
+        provenance="released code",
         paper="github.com/ubamba98/CRoPS-A-Training-Free-Hallucination-Mitigation-Framework-for-Vision-"
         "Language-Models",
     )
-    neutral: ClassVar = {"decay": 0, "alpha": 0, "beta": 0}
+    identity_parameters: ClassVar = {"decay": 0, "alpha": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,27 +73,29 @@ class CRoPS(Contrastive):
         return self
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if not run.layout.has_image:
+        if not context.layout.has_image:
             return ()
         branches = []
         if self.decay > 0:
-            text = without_image(run, self, inputs_embeds, fused=self.fused)
+            text = without_image(context, self, inputs_embeds, fused=self.fused)
             text.selection = Selection(_LAYER, functools.partial(_choose, text.layout.length))
             branches.append(text)
         if self.alpha > 0:
-            image = least_attended_image(run, _LAYER, _KEPT_IMAGE)
-            branches.append(unchanged(run, inputs_embeds, decoder_inputs, fused=self.fused, selection=image))
+            image = least_attended_image(context, _LAYER, _KEPT_IMAGE)
+            branches.append(
+                unchanged(context, inputs_embeds, decoder_inputs, fused=self.fused, selection=image)
+            )
         return branches
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         left = list(branches)
         return contrast_twice(
             logits,
             left.pop(0) if left and self.decay > 0 else None,
             left.pop(0) if left else None,
-            weight=math.expm1(self.decay * (run.step + 1)),
+            weight=math.expm1(self.decay * (context.step + 1)),
             alpha=self.alpha,
             confidence=self.confidence,
             beta=self.beta,

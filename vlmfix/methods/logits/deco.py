@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.base import differ, rule_out
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
 from vlmfix.methods.validation import check_flag, check_range, check_whole
@@ -47,15 +47,15 @@ class DeCo(Method):
     exits: tuple[int, ...] | None = None
     normed: bool = True
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: those of an inner layer are added",
         where="every step, among the likeliest tokens",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2410.11779",
     )
-    neutral: ClassVar = {"alpha": 0, "top_p": 1, "top_k": 0}
+    identity_parameters: ClassVar = {"alpha": 0, "top_p": 1, "top_k": 0}
     keeps_prefix: ClassVar = True
     needs_image: ClassVar = False
 
@@ -77,33 +77,33 @@ class DeCo(Method):
         check_depth(exits, depth)
         return dataclasses.replace(self, exits=exits)
 
-    def taps(self, run: Run) -> Sequence[int]:
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
         assert self.exits is not None
         return () if self.alpha == 0 else self.exits
 
-    def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
-        return exit_states(run, self.taps(run), normed=self.normed)
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        return exit_states(context, self.tapped_layers(context), normed=self.normed)
 
-    def edit_logits(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         likeliest = Likeliest.of(logits, self.top_p, self.top_k)
         if branches:
             exits = torch.stack(list(branches), dim=1)
             corrected, sureness = likeliest.correct(exits, self.alpha)
-            run.measure(self, size=sureness[:, None])
+            context.measure(self, size=sureness[:, None])
         else:
             corrected = likeliest.logits
-        run.measure(self, candidates=likeliest.mask.sum(dim=1, keepdim=True))
+        context.measure(self, candidates=likeliest.mask.sum(dim=1, keepdim=True))
         edited = likeliest.spread(corrected, logits)
-        run.count(self, None, differ(logits, edited).long(), 1)
+        context.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         return (
             f"top_p={self.top_p:g} and top_k={self.top_k} rule no token out, and alpha={self.alpha:g} is too "
             "small to move one; raise alpha or lower top_p"
         )
 
-    def report(self, run: Run, sums: Sums) -> None:
+    def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "highest probability that an inner layer gives to a likely token"}
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.base import Card
-from vlmfix.methods.logits.base import Mixing, finite
+from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.logits.base import LogitsMixer, finite
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
 from vlmfix.methods.validation import check_choice, check_flag, check_range
 from vlmfix.models.profiles import Profile
@@ -25,7 +25,7 @@ _DEEP, _CANDIDATE_LAYERS = 40, 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoLa(Mixing):
+class DoLa(LogitsMixer):
     """Decoding by Contrasting Layers (arXiv 2309.03883): away from the early exit that differs most from the
     last layer; it needs no image.
 
@@ -47,15 +47,15 @@ class DoLa(Mixing):
     exits: str | tuple[int, ...] = "low"
     normed: bool = False
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those of an early layer",
         where="every step",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2309.03883",
     )
-    neutral: ClassVar = {"weight": 0, "beta": 0}
+    identity_parameters: ClassVar = {"weight": 0, "beta": 0}
     needs_image: ClassVar = False
 
     def __post_init__(self) -> None:
@@ -83,22 +83,22 @@ class DoLa(Mixing):
         check_depth(exits, depth)
         return dataclasses.replace(self, exits=exits)
 
-    def taps(self, run: Run) -> Sequence[int]:
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
         return () if self.weight == 0 else self._candidates
 
-    def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
-        return exit_states(run, self.taps(run), normed=self.normed)
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        return exit_states(context, self.tapped_layers(context), normed=self.normed)
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if not branches:
             return logits
         contrast = contrast_layers(logits, torch.stack(list(branches), dim=1), self.weight)
-        counts: Tensor = run.state.setdefault((self, "chosen"), contrast.chosen.new_zeros(len(branches)))
-        counts.index_add_(0, contrast.chosen, run.alive.to(counts))
+        counts: Tensor = context.state.setdefault((self, "chosen"), contrast.chosen.new_zeros(len(branches)))
+        counts.index_add_(0, contrast.chosen, context.alive.to(counts))
         return contrast.logits
 
-    def report(self, run: Run, sums: Sums) -> None:
-        chosen = run.state.get((self, "chosen"))
+    def report(self, context: DecodeContext, sums: Sums) -> None:
+        chosen = context.state.get((self, "chosen"))
         if chosen is not None:
             counts = chosen.tolist()
             for each, count in zip(self._candidates, counts, strict=True):

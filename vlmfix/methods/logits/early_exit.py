@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.validation import layer_indices
 
 
@@ -34,7 +34,7 @@ def check_depth(exits: tuple[int, ...], depth: int) -> None:
         raise ValueError(f"exits has {exits[-1]}; the exits of this model go from 0 to {depth - 1}")
 
 
-def exit_states(run: Run, exits: Sequence[int], *, normed: bool) -> Sequence[Tensor]:
+def exit_states(context: DecodeContext, exits: Sequence[int], *, normed: bool) -> Sequence[Tensor]:
     """The newest hidden states at some exits, `(batch, hidden)` each, for `Method.readouts`.
 
     Args:
@@ -43,9 +43,9 @@ def exit_states(run: Run, exits: Sequence[int], *, normed: bool) -> Sequence[Ten
     """
     if not exits:
         return ()
-    assert run.modules is not None
-    states = [run.exits[each] for each in exits]
+    assert context.modules is not None
+    states = [context.early_exits[each] for each in exits]
     if normed:
         first = states[0]
-        states = list(run.modules.final_norm(torch.stack([each.to(first) for each in states])))
+        states = list(context.modules.final_norm(torch.stack([each.to(first) for each in states])))
     return states

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.branches import Branch
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.inference.chat import SystemSlot
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten
 from vlmfix.methods.validation import check_range, check_token_ids, sequence
@@ -43,16 +43,16 @@ class ICD(Contrastive):
     )
     instruction_ids: tuple[int, ...] | None = None
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those under a disturbing instruction",
         where="every step",
         forwards=2.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2403.18715",
         decoding="greedy, sampling, beams, batches, with the processor",
     )
-    neutral: ClassVar = {"alpha": 0, "beta": 0}
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,16 +74,17 @@ class ICD(Contrastive):
         return self.alpha > 0 and self.instruction_ids is None
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not run.layout.has_image:
+        if self.alpha == 0 or not context.layout.has_image:
             return ()
         ids = self.instruction_ids
         if ids is None:
-            ids = run.processor.tokenizer(self.instruction, add_special_tokens=False)["input_ids"]
-        slot = None if run.processor is None else SystemSlot.of(run.processor)
+            ids = context.processor.tokenizer(self.instruction, add_special_tokens=False)["input_ids"]
+        slot = None if context.processor is None else SystemSlot.of(context.processor)
         prompts, real_tokens, blocks = (
-            each[:: run.copies].tolist() for each in (run.token_ids, run.layout.real_tokens, run.image_blocks)
+            each[:: context.copies].tolist()
+            for each in (context.token_ids, context.layout.real_tokens, context.image_blocks)
         )
         replacements: list[list[Replacement]] = []
         for prompt, real, block in zip(prompts, real_tokens, blocks, strict=True):
@@ -94,7 +95,7 @@ class ICD(Contrastive):
             found = slot and slot.put(ids, prompt[first:image])
             start, stop, new = found or (image - first, image - first, ids)
             replacements.append([Replacement(first + start, first + stop, new)])
-        return [rewritten(run, inputs_embeds, decoder_inputs, replacements, fused=self.fused)]
+        return [rewritten(context, inputs_embeds, decoder_inputs, replacements, fused=self.fused)]
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return contrast(logits, branches[0], self.alpha) if branches else logits

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.validation import check_range
 
@@ -32,15 +32,15 @@ class LCD(AgainstText):
 
     alpha: float = 2.0
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those without the image, by the surety of these",
         where="every step",
         forwards=2.0,
-        fidelity="reconstruction",
+        provenance="reconstruction",
         paper="2408.04664",
     )
-    neutral: ClassVar = {"alpha": 0, "beta": 0}
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,7 @@ class LCD(AgainstText):
     def contrasts(self) -> bool:
         return self.alpha != 0
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return language_contrast(logits, branches[0], self.alpha) if branches else logits
 
 

@@ -10,8 +10,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.validation import check_range
 
@@ -37,15 +37,15 @@ class M3ID(AgainstText):
     offset: float = 0.0
     gate: float | None = None
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those without the image, more at each token",
         where="every step",
         forwards=2.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2403.14003",
     )
-    neutral: ClassVar = {"decay": 0, "beta": 0}
+    identity_parameters: ClassVar = {"decay": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,11 +67,14 @@ class M3ID(AgainstText):
     def contrasts(self) -> bool:
         return self.decay != 0
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if not branches:
             return logits
         return mutual_information(
-            logits, branches[0], weight=math.expm1(self.decay * (run.step + 1 + self.offset)), gate=self.gate
+            logits,
+            branches[0],
+            weight=math.expm1(self.decay * (context.step + 1 + self.offset)),
+            gate=self.gate,
         )
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.base import Card
-from vlmfix.methods.logits.base import Mixing, contrast, finite
+from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.logits.base import LogitsMixer, contrast, finite
 from vlmfix.methods.validation import check_range, layer_indices
 from vlmfix.models.profiles import Profile
 
@@ -24,7 +24,7 @@ _STREAM_SHARE, _FINAL_SHARE = 0.2, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ONLY(Mixing):
+class ONLY(LogitsMixer):
     """One-Layer Intervention (arXiv 2507.00898): a branch of the decoder that costs one attention row and one
     feed-forward part in place of a second pass.
 
@@ -47,16 +47,16 @@ class ONLY(Mixing):
     threshold: float = 0.25
     layer: int = 0
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: those of text-bound heads of one layer are added or removed",
         where="every step",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2507.00898",
         families="LLaVA, Qwen-VL, InternVL",
     )
-    neutral: ClassVar = {"alpha_agree": 0, "alpha_differ": 0, "beta": 0}
+    identity_parameters: ClassVar = {"alpha_agree": 0, "alpha_differ": 0, "beta": 0}
     needs_plain_layers: ClassVar = True
 
     def __post_init__(self) -> None:
@@ -78,54 +78,56 @@ class ONLY(Mixing):
             raise ValueError(f"layer is {self.layer}; the layers of this model go from 0 to {depth - 1}")
         return self
 
-    def taps(self, run: Run) -> Sequence[int]:
-        return (run.num_layers - 1,) if self._has_branch(run) else ()
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+        return (context.num_layers - 1,) if self._has_branch(context) else ()
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        return run.layout_at(layer).last_row if layer == self.layer and self._has_branch(run) else None
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return (
+            context.layout_at(layer).last_row if layer == self.layer and self._has_branch(context) else None
+        )
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        assert run.attend is not None
-        text, image = self._tokens(run.layout_at(layer), run, weights.shape[-1])
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        assert context.attend is not None
+        text, image = self._tokens(context.layout_at(layer), context, weights.shape[-1])
         newest = weights[:, :, -1]
         heads = TextHeads.of(newest, text.to(newest.device), image.to(newest.device))
-        run.state[self] = run.attend(heads.weights[:, :, None])
+        context.state[self] = context.attend(heads.weights[:, :, None])
 
-    def readouts(self, run: Run, hidden_states: Tensor) -> Sequence[Tensor]:
-        if not self._has_branch(run):
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        if not self._has_branch(context):
             return ()
-        assert run.modules is not None
-        last = run.num_layers - 1
-        stream = run.exits[last][:, None]
-        branch = run.modules.input_norm(last, run.state[self])
-        branch = run.modules.feed_forward(last, branch + _STREAM_SHARE * stream.to(branch.device))
-        branch = run.modules.final_norm(branch)[:, 0]
+        assert context.modules is not None
+        last = context.num_layers - 1
+        stream = context.early_exits[last][:, None]
+        branch = context.modules.input_norm(last, context.state[self])
+        branch = context.modules.feed_forward(last, branch + _STREAM_SHARE * stream.to(branch.device))
+        branch = context.modules.final_norm(branch)[:, 0]
         return [branch + _FINAL_SHARE * hidden_states.to(branch.device)]
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if not branches:
             return logits
         agree = agreement(logits, branches[0], self.threshold)
-        run.measure(self, size=agree.float())
+        context.measure(self, size=agree.float())
         return mix_branch(
             logits, branches[0], agree, alpha_agree=self.alpha_agree, alpha_differ=self.alpha_differ
         )
 
-    def report(self, run: Run, sums: Sums) -> None:
+    def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "share of the steps in which branch and model agree"}
 
-    def _has_branch(self, run: Run) -> bool:
-        return run.layout.has_image and (self.alpha_agree > 0 or self.alpha_differ > 0)
+    def _has_branch(self, context: DecodeContext) -> bool:
+        return context.layout.has_image and (self.alpha_agree > 0 or self.alpha_differ > 0)
 
-    def _tokens(self, layout: PromptLayout, run: Run, keys: int) -> tuple[Tensor, Tensor]:
+    def _tokens(self, layout: PromptLayout, context: DecodeContext, keys: int) -> tuple[Tensor, Tensor]:
         """Text and image among so many keys, `(batch, keys)` bool each; the first token is neither."""
-        if (self, layout) not in run.state:
+        if (self, layout) not in context.state:
             text = layout.real_tokens & ~layout.image_tokens & (layout.real_tokens.cumsum(dim=1) > 1)
-            run.state[self, layout] = text
-        text = run.state[self, layout]
+            context.state[self, layout] = text
+        text = context.state[self, layout]
         return (
-            layout.over_keys(text, keys, generated=torch.ones_like(run.alive)),
+            layout.over_keys(text, keys, generated=torch.ones_like(context.alive)),
             layout.over_keys(layout.image_tokens, keys),
         )
 

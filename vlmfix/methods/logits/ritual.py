@@ -14,9 +14,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 
 from vlmfix.engine.branches import Branch
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, finite
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
 from vlmfix.methods.validation import check_range, check_whole
@@ -54,16 +54,16 @@ class RITUAL(Contrastive):
     kappa: float = 3.0
     seed: int = 0
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: those of a transformed image are added",
         where="every step",
         forwards=2.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2405.17821",
         decoding="greedy, sampling, beams, batches, with the processor",
     )
-    neutral: ClassVar = {"kappa": 0, "beta": 0}
+    identity_parameters: ClassVar = {"kappa": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,28 +75,28 @@ class RITUAL(Contrastive):
         return self.kappa > 0
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.kappa == 0 or not run.layout.has_image:
+        if self.kappa == 0 or not context.layout.has_image:
             return ()
-        if run.has_video:
+        if context.has_video:
             raise UnsupportedError(
                 "RITUAL transforms pictures, and a prompt holds a video, for which it is not defined; show "
                 "frames as images, or use VCD"
             )
-        assert run.config is not None
-        form = PixelForm.of(getattr(run.processor, "image_processor", None), run.config)
+        assert context.config is not None
+        form = PixelForm.of(getattr(context.processor, "image_processor", None), context.config)
         transformed = []
-        for parts in _parts_of_images(run, shown_images(run, "RITUAL")):
+        for parts in _parts_of_images(context, shown_images(context, "RITUAL")):
             pixels = torch.cat([part["pixel_values"] for part in parts])
             pictures = [form.pictures(part) for part in parts]
             transform = draw_transform(seeded(pixels, self.seed), *pictures[0][0].size)
             for part, crops in zip(parts, pictures, strict=True):
                 changed = form.pixels([transform(crop) for crop in crops], part)
                 transformed.append({**part, "pixel_values": changed})
-        return [with_other_images(run, transformed, inputs_embeds, decoder_inputs, fused=self.fused)]
+        return [with_other_images(context, transformed, inputs_embeds, decoder_inputs, fused=self.fused)]
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return add(logits, branches[0], self.kappa) if branches else logits
 
 
@@ -111,9 +111,9 @@ def add(logits: Tensor, branch: Tensor, kappa: float) -> Tensor:
     return logits + kappa * finite(branch)
 
 
-def _parts_of_images(run: Run, parts: list[dict[str, Tensor]]) -> list[list[dict[str, Tensor]]]:
+def _parts_of_images(context: DecodeContext, parts: list[dict[str, Tensor]]) -> list[list[dict[str, Tensor]]]:
     """The parts of each image: InternVL lists its crops as if they were images."""
-    images = [image for prompt in run.images[:: run.copies] for image in prompt]
+    images = [image for prompt in context.images[:: context.copies] for image in prompt]
     counts = [1] * len(images) if len(images) == len(parts) else [len(image.grids) for image in images]
     left = iter(parts)
     return [[next(left) for _ in range(count)] for count in counts]

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.branches import Branch, Selection
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import unchanged
 from vlmfix.methods.validation import check_range
@@ -44,15 +44,15 @@ class SID(Contrastive):
     keep: float = 100 / 576
     layer: int = 2
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those that see the least attended image tokens",
         where="every step",
         forwards=2.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2408.02032",
     )
-    neutral: ClassVar = {"alpha": 0, "beta": 0}
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,28 +71,28 @@ class SID(Contrastive):
         return self
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not run.layout.has_image:
+        if self.alpha == 0 or not context.layout.has_image:
             return ()
-        selection = least_attended_image(run, self.layer, self.keep)
-        return [unchanged(run, inputs_embeds, decoder_inputs, fused=self.fused, selection=selection)]
+        selection = least_attended_image(context, self.layer, self.keep)
+        return [unchanged(context, inputs_embeds, decoder_inputs, fused=self.fused, selection=selection)]
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return contrast(logits, branches[0], self.alpha) if branches else logits
 
 
-def least_attended_image(run: Run, layer: int, keep: float) -> Selection:
+def least_attended_image(context: DecodeContext, layer: int, keep: float) -> Selection:
     """From `layer` on, all of the text and the image tokens with the least attention.
 
     Args:
         keep: how many of these, as a number (int) or as a share (float) of those of each prompt.
     """
-    images = run.layout.image_tokens.sum(dim=1)
+    images = context.layout.image_tokens.sum(dim=1)
     count = (
         torch.full_like(images, keep) if isinstance(keep, int) else (images.double() * keep).round().long()
     )
-    return Selection(layer, functools.partial(_choose, run.layout, count))
+    return Selection(layer, functools.partial(_choose, context.layout, count))
 
 
 def _choose(layout: PromptLayout, count: Tensor, weights: Tensor, visible: Tensor) -> Tensor:

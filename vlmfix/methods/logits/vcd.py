@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.branches import Branch
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
 from vlmfix.methods.validation import check_range, check_whole
@@ -42,15 +42,15 @@ class VCD(Contrastive):
     noise_step: int = 500
     seed: int = 0
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those of a noised image",
         where="every step",
         forwards=2.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2311.16922",
     )
-    neutral: ClassVar = {"alpha": 0, "beta": 0}
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,23 +59,23 @@ class VCD(Contrastive):
         check_whole("seed", self.seed, 0, 2**31)
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not run.layout.has_image:
+        if self.alpha == 0 or not context.layout.has_image:
             return ()
-        images = shown_images(run, "VCD")
-        assert run.config is not None
+        images = shown_images(context, "VCD")
+        assert context.config is not None
         noised = []
         for image in images:
             pixels = VIDEO_PIXELS if is_video(image) else "pixel_values"
             copies = 1
             if "image_grid_thw" in image:  # Qwen-VL repeats an image for the frames of a video
-                copies = run.config.vision_config.temporal_patch_size
+                copies = context.config.vision_config.temporal_patch_size
             other = add_noise(image[pixels], self.noise_step, self.seed, copies=copies)
             noised.append(image | {pixels: other})
-        return [with_other_images(run, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
+        return [with_other_images(context, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return contrast(logits, branches[0], self.alpha) if branches else logits
 
 

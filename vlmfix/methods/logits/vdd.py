@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.branches import Branch
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, finite
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten, without_image
 from vlmfix.methods.validation import check_choice, check_range
@@ -42,15 +42,15 @@ class VDD(Contrastive):
     reference: str = "both"
     unknown_token_id: int | None = None
 
-    card: ClassVar = Card(
-        level="logits",
+    info: ClassVar = MethodInfo(
+        stage="logits",
         changes="logits: away from those without the image and with an unknown one",
         where="every step",
         forwards=3.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2403.05262",
     )
-    neutral: ClassVar = {"alpha": 0, "beta": 0}
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,23 +79,23 @@ class VDD(Contrastive):
         return dataclasses.replace(self, unknown_token_id=token)
 
     def branches(
-        self, run: Run, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not run.layout.has_image:
+        if self.alpha == 0 or not context.layout.has_image:
             return ()
         branches = []
         if self.reference != "unknown":
-            branches.append(without_image(run, self, inputs_embeds, fused=self.fused))
+            branches.append(without_image(context, self, inputs_embeds, fused=self.fused))
         if self.reference != "no_image":
             assert self.unknown_token_id is not None
             unknown = [
                 [Replacement(start, stop, [self.unknown_token_id]) for start, stop in images]
-                for images in image_spans(run)
+                for images in image_spans(context)
             ]
-            branches.append(rewritten(run, inputs_embeds, decoder_inputs, unknown, fused=self.fused))
+            branches.append(rewritten(context, inputs_embeds, decoder_inputs, unknown, fused=self.fused))
         return branches
 
-    def combine(self, run: Run, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return debias(logits, branches, self.alpha) if branches else logits
 
 
@@ -110,15 +110,17 @@ def debias(logits: Tensor, branches: Sequence[Tensor], alpha: float) -> Tensor:
     return contrast(logits, torch.stack([finite(each) for each in branches]).mean(dim=0), alpha)
 
 
-def image_spans(run: Run) -> list[list[tuple[int, int]]]:
+def image_spans(context: DecodeContext) -> list[list[tuple[int, int]]]:
     """First column of each image and the one behind its last, markers of begin and end included.
 
     Returns:
         For each prompt, copies of it counted once, its images in order.
     """
     spans: list[list[tuple[int, int]]] = []
-    blocks, tokens = (each[:: run.copies].tolist() for each in (run.image_blocks, run.layout.image_tokens))
-    for images, block, image in zip(run.images[:: run.copies], blocks, tokens, strict=True):
+    blocks, tokens = (
+        each[:: context.copies].tolist() for each in (context.image_blocks, context.layout.image_tokens)
+    )
+    for images, block, image in zip(context.images[:: context.copies], blocks, tokens, strict=True):
         columns = [column for column, shown in enumerate(image) if shown]
         ends = [0]
         for each in images:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import (
     TokenPruning,
     as_stages,
@@ -58,15 +58,15 @@ class AdaptInfer(TokenPruning):
     text_prior: bool = True
     prior_smoothing: float = 1.0
 
-    card = Card(
-        level="tokens",
+    info = MethodInfo(
+        stage="pruning",
         changes="image tokens, dropped by the text's attention",
         where="prompt, behind the layers of the schedule",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2508.06084",
     )
-    neutral: ClassVar = {"kept_ratios": (1,)}
+    identity_parameters: ClassVar = {"kept_ratios": (1,)}
     prunes_after: ClassVar = True
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class AdaptInfer(TokenPruning):
                 )
         for ratio in self.kept_ratios or ():
             check_range("kept_ratios", ratio, 0, 1)
-        if self.is_neutral:
+        if self.is_identity:
             return
         if self.kept_tokens is not None and self.kept_ratios is not None:
             raise ValueError("both kept_tokens and kept_ratios are given; a schedule has one of them")
@@ -104,7 +104,7 @@ class AdaptInfer(TokenPruning):
         check_stages(self.prune_layers or (), "kept_tokens or kept_ratios", kept)
 
     @property
-    def is_neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return bool(self.kept_ratios) and all(ratio == 1 for ratio in self.kept_ratios or ())
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
@@ -130,18 +130,18 @@ class AdaptInfer(TokenPruning):
             )
         return method
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        if not run.is_prefill or layer not in (self.prune_layers or ()):
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        if not context.is_prefill or layer not in (self.prune_layers or ()):
             return None
-        layout = run.layout_at(layer)
+        layout = context.layout_at(layer)
         return layout.rows_after_last_image if layout.has_image else None
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        if not run.is_prefill:
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        if not context.is_prefill:
             return
-        layout = run.layout_at(layer)
+        layout = context.layout_at(layer)
         rows = layout.rows_after_last_image.to(weights.device)
-        run.state[self, "scores"] = image_scores(
+        context.state[self, "scores"] = image_scores(
             weights,
             rows.index,
             rows.mask,
@@ -150,11 +150,11 @@ class AdaptInfer(TokenPruning):
             prior_smoothing=self.prior_smoothing,
         )
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer - 1 not in (self.prune_layers or ()):
             return None
         assert self.prune_layers is not None
-        layout = run.layout_at(layer)
+        layout = context.layout_at(layer)
         stage = self.prune_layers.index(layer - 1)
         image_tokens = layout.image_tokens.to(hidden_states.device)
         counts: Tensor | int
@@ -164,7 +164,7 @@ class AdaptInfer(TokenPruning):
         else:
             assert self.kept_tokens is not None
             counts = self.kept_tokens[stage]
-        scores: Tensor = run.state[self, "scores"]
+        scores: Tensor = context.state[self, "scores"]
         return keep_top(scores.to(hidden_states.device), image_tokens, counts)
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Kept, Method
+from vlmfix.methods.base import Method, PruneResult
 from vlmfix.methods.validation import check_choice
 from vlmfix.models.profiles import Profile
 
@@ -53,56 +53,60 @@ class TokenPruning(Method, ABC):
         return self
 
     @abstractmethod
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | Kept | None:
+    def choose(
+        self, context: DecodeContext, layer: int, hidden_states: Tensor
+    ) -> Tensor | PruneResult | None:
         """Which tokens go on to a layer: a mask `(batch, tokens)` bool, or with merged ones; None: all.
 
         Text and padding may be either in the mask; they always go on.
         """
 
-    def begin(self, run: Run) -> None:
-        layout = run.layout
+    def begin(self, context: DecodeContext) -> None:
+        layout = context.layout
         ends_with_image = layout.image_tokens.any(dim=1) & ~layout.after_last_image.any(dim=1)
-        run.decline(self, "no text after the image", ends_with_image)
-        if self in run.declined and not bool(self.takes(run).any()):
-            run.state[self, "declines all"] = True
+        context.decline(self, "no text after the image", ends_with_image)
+        if self in context.declined and not bool(self.takes(context).any()):
+            context.state[self, "declines all"] = True
 
-    def prune(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
-        layout = run.layout_at(layer)
-        if not layout.has_image or (self, "declines all") in run.state:
+    def prune(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> PruneResult | None:
+        layout = context.layout_at(layer)
+        if not layout.has_image or (self, "declines all") in context.state:
             return None
-        chosen = self.choose(run, layer, hidden_states)
+        chosen = self.choose(context, layer, hidden_states)
         if chosen is None:
             return None
-        kept = chosen if isinstance(chosen, Kept) else Kept(chosen)
+        kept = chosen if isinstance(chosen, PruneResult) else PruneResult(chosen)
         mask = kept.mask.to(layout.image_tokens.device)
-        if self in run.declined:
-            takes = self.takes(run)
+        if self in context.declined:
+            takes = self.takes(context)
             mask = mask | ~takes[:, None]
             if kept.hidden_states is not None:
                 taken = takes.to(hidden_states.device)[:, None, None]
                 kept = kept._replace(hidden_states=torch.where(taken, kept.hidden_states, hidden_states))
         dropped = (layout.image_tokens & ~mask).sum(dim=1)
-        eligible = 0 if run.stages else layout.image_tokens.sum(dim=1)
-        run.count(self, layer, dropped, eligible)
+        eligible = 0 if context.pruning_stages else layout.image_tokens.sum(dim=1)
+        context.count(self, layer, dropped, eligible)
         return kept._replace(mask=mask | ~layout.image_tokens, renumbered=self.position_scheme == "renumber")
 
-    def inactive_reason(self, run: Run) -> str:
+    def inactive_reason(self, context: DecodeContext) -> str:
         return "the budget is not below the number of image tokens; lower it"
 
-    def report(self, run: Run, sums: Sums) -> None:
+    def report(self, context: DecodeContext, sums: Sums) -> None:
         """The schedule in image tokens, and its mean over the layers; of samples that it takes."""
-        taken = self.takes(run)
+        taken = self.takes(context)
         if not bool(taken.any()):
             return
-        counts = run.layout.image_tokens.sum(dim=1)[taken].float()
-        layers = [stage.first_layer - self.prunes_after for stage in run.stages]
-        kept = [stage.layout.image_tokens.sum(dim=1)[taken].float() for stage in run.stages]
+        counts = context.layout.image_tokens.sum(dim=1)[taken].float()
+        layers = [stage.first_layer - self.prunes_after for stage in context.pruning_stages]
+        kept = [stage.layout.image_tokens.sum(dim=1)[taken].float() for stage in context.pruning_stages]
         means = sum(
             size * (end - start)
-            for size, start, end in zip([counts, *kept], [0, *layers], [*layers, run.num_layers], strict=True)
+            for size, start, end in zip(
+                [counts, *kept], [0, *layers], [*layers, context.num_layers], strict=True
+            )
         )
         assert isinstance(means, Tensor)
-        sums.size = float(means.sum()) / run.num_layers
+        sums.size = float(means.sum()) / context.num_layers
         sums.size_count = len(counts)
         sums.details = {
             "size": "image tokens per layer",
@@ -128,7 +132,7 @@ class CountedPruning(TokenPruning):
 
     kept_tokens: int | None = 64
 
-    neutral: ClassVar = {"kept_tokens": None}
+    identity_parameters: ClassVar = {"kept_tokens": None}
 
     def __post_init__(self) -> None:
         super().__post_init__()

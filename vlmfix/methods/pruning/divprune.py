@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning, select_each
 from vlmfix.methods.validation import check_range
 
@@ -30,28 +30,28 @@ class DivPrune(TokenPruning):
 
     keep_ratio: float = 0.098
 
-    card = Card(
-        level="tokens",
+    info = MethodInfo(
+        stage="pruning",
         changes="image tokens that are like others leave",
         where="prefill, before the language model",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2503.02175",
     )
-    neutral: ClassVar = {"keep_ratio": 1}
+    identity_parameters: ClassVar = {"keep_ratio": 1}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("keep_ratio", self.keep_ratio, 0, 1)
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer != 0:
             return None
 
         def select(sample: int, tokens: Tensor) -> Tensor:
             return diverse_subset(tokens, max(1, round(self.keep_ratio * len(tokens))))
 
-        return select_each(run.layout, hidden_states, select)
+        return select_each(context.layout, hidden_states, select)
 
 
 def diverse_subset(tokens: Tensor, count: int) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.methods.base import Card
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning, keep_top
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
@@ -35,15 +35,15 @@ class FastV(TokenPruning):
     start_layer: int = 2
     prune_ratio: float = 0.5
 
-    card = Card(
-        level="tokens",
+    info = MethodInfo(
+        stage="pruning",
         changes="image tokens with little attention from the last one leave",
         where="prefill, before layer 2",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2403.06764",
     )
-    neutral: ClassVar = {"prune_ratio": 0}
+    identity_parameters: ClassVar = {"prune_ratio": 0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,18 +60,18 @@ class FastV(TokenPruning):
             )
         return super().resolve(config, profile)
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        acts = run.is_prefill and layer == self.start_layer - 1 and run.layout.has_image
-        return run.layout.last_row if acts else None
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        acts = context.is_prefill and layer == self.start_layer - 1 and context.layout.has_image
+        return context.layout.last_row if acts else None
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        run.state[self, "scores"] = last_row_scores(weights)
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        context.state[self, "scores"] = last_row_scores(weights)
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer != self.start_layer:
             return None
-        scores: Tensor = run.state[self, "scores"]
-        image_tokens = run.layout.image_tokens.to(scores.device)
+        scores: Tensor = context.state[self, "scores"]
+        image_tokens = context.layout.image_tokens.to(scores.device)
         return keep_top(scores, image_tokens, kept_counts(image_tokens, self.prune_ratio))
 
 

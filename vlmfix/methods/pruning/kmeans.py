@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card, Kept
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo, PruneResult
 from vlmfix.methods.pruning.base import CountedPruning, select_each
 from vlmfix.methods.validation import check_whole
 
@@ -34,12 +34,12 @@ class KMeans(CountedPruning):
 
     seed: int = 0
 
-    card = Card(
-        level="tokens",
+    info = MethodInfo(
+        stage="pruning",
         changes="image tokens become the means of clusters",
         where="prefill, before the language model",
         forwards=1.0,
-        fidelity="reconstruction",
+        provenance="reconstruction",
         paper="2504.17892",
     )
 
@@ -47,11 +47,11 @@ class KMeans(CountedPruning):
         super().__post_init__()
         check_whole("seed", self.seed, 0, 2**63 - 1)
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> PruneResult | None:
         if layer != 0:
             return None
         merged = hidden_states.clone()
-        image_tokens = run.layout.image_tokens.to(hidden_states.device)
+        image_tokens = context.layout.image_tokens.to(hidden_states.device)
 
         def select(sample: int, tokens: Tensor) -> Tensor:
             assert self.kept_tokens is not None
@@ -61,7 +61,7 @@ class KMeans(CountedPruning):
             merged[sample, image_tokens[sample].nonzero().squeeze(1)[medoids]] = means
             return medoids
 
-        return Kept(select_each(run.layout, hidden_states, select), merged)
+        return PruneResult(select_each(context.layout, hidden_states, select), merged)
 
 
 def k_means(tokens: Tensor, clusters: int, *, seed: int) -> Tensor:

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import (
     TokenPruning,
     as_stages,
@@ -42,15 +42,16 @@ class PyramidDrop(TokenPruning):
     prune_layers: tuple[int, ...] | None = None
     keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
 
-    card = Card(
-        level="tokens",
+    name = "pyramid_drop"
+    info = MethodInfo(
+        stage="pruning",
         changes="image tokens with little attention from the last one leave in stages",
         where="prefill, before layers 8, 16, 24",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2410.17247",
     )
-    neutral: ClassVar = {"keep_ratios": (1, 1, 1)}
+    identity_parameters: ClassVar = {"keep_ratios": (1, 1, 1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,7 @@ class PyramidDrop(TokenPruning):
         check_stages(self.layers, "keep_ratios", self.keep_ratios)
 
     @property
-    def is_neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return all(ratio == 1 for ratio in self.keep_ratios)
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
@@ -83,13 +84,13 @@ class PyramidDrop(TokenPruning):
         """`prune_layers`, or the published ones."""
         return PUBLISHED_LAYERS if self.prune_layers is None else self.prune_layers
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer not in self.layers:
             return None
-        assert run.peek is not None
-        layout = run.layout_at(layer)
-        scores = last_row_scores(run.peek(layout.last_row))
-        counts = pyramid_counts(run.layout.image_tokens, self.keep_ratios[self.layers.index(layer)])
+        assert context.peek is not None
+        layout = context.layout_at(layer)
+        scores = last_row_scores(context.peek(layout.last_row))
+        counts = pyramid_counts(context.layout.image_tokens, self.keep_ratios[self.layers.index(layer)])
         return keep_top(scores, layout.image_tokens.to(scores.device), counts.to(scores.device))
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
 from vlmfix.methods.validation import check_whole
 
@@ -30,12 +30,13 @@ class RandomTokens(CountedPruning):
 
     seed: int = 0
 
-    card = Card(
-        level="tokens",
+    name = "random_tokens"
+    info = MethodInfo(
+        stage="pruning",
         changes="all but random image tokens leave",
         where="prefill, before the language model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.17892",
     )
 
@@ -43,19 +44,21 @@ class RandomTokens(CountedPruning):
         super().__post_init__()
         check_whole("seed", self.seed, 0, 2**63 - 1)
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer != 0:
             return None
 
         def select(sample: int, tokens: Tensor) -> Tensor:
             assert self.kept_tokens is not None
             seed = self.seed
-            if run.prompt_ids is not None:
-                ids = run.prompt_ids[sample, run.layout.real_tokens[sample].to(run.prompt_ids.device)]
+            if context.prompt_ids is not None:
+                ids = context.prompt_ids[
+                    sample, context.layout.real_tokens[sample].to(context.prompt_ids.device)
+                ]
                 seed = item_seed(seed, ids.tolist())
             return random_subset(len(tokens), self.kept_tokens, seed=seed).to(tokens.device)
 
-        return select_each(run.layout, hidden_states, select)
+        return select_each(context.layout, hidden_states, select)
 
 
 def random_subset(number: int, count: int, *, seed: int) -> Tensor:

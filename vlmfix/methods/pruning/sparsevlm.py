@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.methods.base import Card, Kept
+from vlmfix.methods.base import MethodInfo, PruneResult
 from vlmfix.methods.pruning.base import (
     TokenPruning,
     as_stages,
@@ -71,15 +71,15 @@ class SparseVLM(TokenPruning):
 
     prunes_after = True
 
-    card = Card(
-        level="tokens",
+    info = MethodInfo(
+        stage="pruning",
         changes="image tokens that words about the image ignore leave; some come back merged",
         where="prefill, after layers 2, 6, 15",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2410.04417",
     )
-    neutral: ClassVar = {"prune_layers": ()}
+    identity_parameters: ClassVar = {"prune_layers": ()}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,28 +139,30 @@ class SparseVLM(TokenPruning):
             )
         return super().resolve(config, profile)
 
-    def enter_layer(self, run: Run, layer: int, hidden_states: Tensor) -> None:
-        if layer != 0 or not run.layout.has_image:
+    def enter_layer(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> None:
+        if layer != 0 or not context.layout.has_image:
             return
-        text_tokens = run.layout.after_last_image.to(hidden_states.device)
-        image_tokens = run.layout.image_tokens.to(hidden_states.device)
+        text_tokens = context.layout.after_last_image.to(hidden_states.device)
+        image_tokens = context.layout.image_tokens.to(hidden_states.device)
         relevance = text_relevance(hidden_states, text_tokens, image_tokens)
-        run.state[self, "raters"] = choose_raters(relevance, text_tokens)
+        context.state[self, "raters"] = choose_raters(relevance, text_tokens)
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        if not run.is_prefill or layer not in self.layers or not run.layout_at(layer).has_image:
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        if not context.is_prefill or layer not in self.layers or not context.layout_at(layer).has_image:
             return None
-        if (self, layer) not in run.state:
-            run.state[self, layer] = Rows.where(run.layout_at(layer).gather(run.state[self, "raters"]))
-        rows: Rows = run.state[self, layer]
+        if (self, layer) not in context.state:
+            context.state[self, layer] = Rows.where(
+                context.layout_at(layer).gather(context.state[self, "raters"])
+            )
+        rows: Rows = context.state[self, layer]
         return rows
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        rows: Rows = run.state[self, layer].to(weights.device)
-        image_tokens = run.layout_at(layer).image_tokens.to(weights.device)
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        rows: Rows = context.state[self, layer].to(weights.device)
+        image_tokens = context.layout_at(layer).image_tokens.to(weights.device)
         if self.version == "2.0":
-            weights = self._gravity_free(run, weights, rows, image_tokens)
-        run.state[self, "scores"] = rater_scores(weights, rows.mask)
+            weights = self._gravity_free(context, weights, rows, image_tokens)
+        context.state[self, "scores"] = rater_scores(weights, rows.mask)
         if self.version == "1.0":
             scale, bias = _RANK_SCALES[self.budget]
             samples = zip(weights.mean(dim=1), rows.mask, image_tokens, strict=True)
@@ -168,21 +170,27 @@ class SparseVLM(TokenPruning):
                 adaptive_count(attention[raters][:, image], scale=scale, bias=bias)
                 for attention, raters, image in samples
             ]
-            run.state[self, "counts"] = torch.tensor(counts, device=weights.device)
+            context.state[self, "counts"] = torch.tensor(counts, device=weights.device)
 
-    def _gravity_free(self, run: Run, weights: Tensor, rows: Rows, image_tokens: Tensor) -> Tensor:
-        assert run.position_embeddings is not None
-        cos, sin = (each[:, : image_tokens.shape[1]].to(weights.device) for each in run.position_embeddings)
+    def _gravity_free(
+        self, context: DecodeContext, weights: Tensor, rows: Rows, image_tokens: Tensor
+    ) -> Tensor:
+        assert context.position_embeddings is not None
+        cos, sin = (
+            each[:, : image_tokens.shape[1]].to(weights.device) for each in context.position_embeddings
+        )
         pull = gravity(cos[:, rows.index], sin[:, rows.index], cos, sin)
         floor = self.gravity_floor * cos.shape[-1] ** 0.5
         return gravity_free(weights, pull, rows.mask, image_tokens, heads=self.gravity_heads, floor=floor)
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | Kept | None:
+    def choose(
+        self, context: DecodeContext, layer: int, hidden_states: Tensor
+    ) -> Tensor | PruneResult | None:
         if layer - 1 not in self.layers:
             return None
-        scores: Tensor = run.state[self, "scores"]
-        image_tokens = run.layout_at(layer).image_tokens.to(scores.device)
-        mask = keep_top(scores, image_tokens, self._counts(run, layer - 1))
+        scores: Tensor = context.state[self, "scores"]
+        image_tokens = context.layout_at(layer).image_tokens.to(scores.device)
+        mask = keep_top(scores, image_tokens, self._counts(context, layer - 1))
         if self.version == "2.0":
             return mask
         merged = hidden_states.clone()
@@ -192,11 +200,11 @@ class SparseVLM(TokenPruning):
                 slots, means = recycle(hidden_states[sample, places], scores[sample, places])
                 mask[sample, places[slots]] = True
                 merged[sample, places[slots]] = means
-        return Kept(mask, merged)
+        return PruneResult(mask, merged)
 
-    def _counts(self, run: Run, layer: int) -> Tensor | int:
+    def _counts(self, context: DecodeContext, layer: int) -> Tensor | int:
         if self.version == "1.0":
-            counts: Tensor = run.state[self, "counts"]
+            counts: Tensor = context.state[self, "counts"]
             return counts
         kept = _KEPT_TOKENS[self.version][self.budget] if self.kept_tokens is None else self.kept_tokens
         return kept[self.layers.index(layer)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import Run
-from vlmfix.methods.base import Card
+from vlmfix.engine.context import DecodeContext
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
 from vlmfix.models.image_grid import ImageTokens
 
@@ -28,16 +28,17 @@ class UniformGrid(CountedPruning):
             leaves the model as it is.
     """
 
-    card = Card(
-        level="tokens",
+    name = "uniform_grid"
+    info = MethodInfo(
+        stage="pruning",
         changes="all but evenly spaced image tokens leave",
         where="prefill, before the language model",
         forwards=1.0,
-        fidelity="paper",
+        provenance="paper",
         paper="2504.17892",
     )
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Tensor | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> Tensor | None:
         if layer != 0:
             return None
 
@@ -45,9 +46,9 @@ class UniformGrid(CountedPruning):
             assert self.kept_tokens is not None
             if self.kept_tokens >= len(tokens):
                 return torch.ones_like(tokens[:, 0], dtype=torch.bool)
-            return torch.tensor(spread(run.images[sample], self.kept_tokens), device=tokens.device)
+            return torch.tensor(spread(context.images[sample], self.kept_tokens), device=tokens.device)
 
-        return select_each(run.layout, hidden_states, select)
+        return select_each(context.layout, hidden_states, select)
 
 
 def spread(images: Sequence[ImageTokens], count: int) -> list[int]:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.vision_attention import EncodedBlock
-from vlmfix.methods.base import Card, Kept
+from vlmfix.methods.base import MethodInfo, PruneResult
 from vlmfix.methods.pruning.base import TokenPruning
 
 
@@ -41,16 +41,16 @@ class VisionZip(TokenPruning):
 
     needs_encoder = True
 
-    card = Card(
-        level="tokens",
+    info = MethodInfo(
+        stage="pruning",
         changes="image tokens that the vision encoder ignores are merged",
         where="prefill, before the language model",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2412.04467",
         families="LLaVA and LLaVA-NeXT with a CLIP encoder, Qwen2-VL, Qwen2.5-VL, Qwen3-VL",
     )
-    neutral: ClassVar = {"dominant_tokens": None}
+    identity_parameters: ClassVar = {"dominant_tokens": None}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,25 +62,25 @@ class VisionZip(TokenPruning):
         if type(contextual) is not int or contextual < 0:
             raise ValueError(f"contextual_tokens is {contextual!r}; it must be a number of tokens, 0 or more")
 
-    def choose(self, run: Run, layer: int, hidden_states: Tensor) -> Kept | None:
+    def choose(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> PruneResult | None:
         if layer != 0:
             return None
-        image_tokens = run.layout.image_tokens.to(hidden_states.device)
+        image_tokens = context.layout.image_tokens.to(hidden_states.device)
         mask, states = ~image_tokens, hidden_states.clone()
-        for sample, images in enumerate(run.encoded_images):
+        for sample, images in enumerate(context.encoded_images):
             places = image_tokens[sample].nonzero().squeeze(1)
             for image in images:
                 own, places = places[: image.count], places[image.count :]
                 for block in image.blocks:
-                    slots, values = self._zip(run, block, hidden_states[sample, own])
+                    slots, values = self._zip(context, block, hidden_states[sample, own])
                     mask[sample, own[slots]] = True
                     states[sample, own[slots]] = values.to(states)
-        return Kept(mask, states)
+        return PruneResult(mask, states)
 
-    def _zip(self, run: Run, block: EncodedBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _zip(self, context: DecodeContext, block: EncodedBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the tokens of a block that stay, `(kept,)`, and what they become, `(kept, hidden)`."""
         assert self.dominant_tokens is not None
-        assert run.encoder is not None
+        assert context.encoder is not None
         block = block.to(tokens.device)
         shown = (block.places >= 0).nonzero().squeeze(1)
         places = block.places[shown]
@@ -91,13 +91,13 @@ class VisionZip(TokenPruning):
         features = tokens[places] if block.features is None else block.features[shown]
         targets, merged = merge_remaining(features, block.keys[shown], dominant, self.contextual_tokens)
         if block.features is not None:
-            merged = run.encoder.project(merged) if len(targets) else tokens[:0]
+            merged = context.encoder.project(merged) if len(targets) else tokens[:0]
         slots, values = [places[dominant], places[targets]], [tokens[places[dominant]], merged.to(tokens)]
         if block.class_feature is not None:
             leaves = torch.ones_like(places, dtype=torch.bool)
             leaves[torch.cat([dominant, targets])] = False
             slots.append(places[leaves.int().argmax()][None])
-            values.append(run.encoder.project(block.class_feature[None]).to(tokens))
+            values.append(context.encoder.project(block.class_feature[None]).to(tokens))
         return torch.cat(slots), torch.cat(values)
 
 

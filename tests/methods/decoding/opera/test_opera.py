@@ -16,7 +16,7 @@ from transformers.generation import BaseStreamer
 import vlmfix
 from tests.support import families, opera_reference
 from vlmfix.engine.attention import ATTRIBUTE
-from vlmfix.engine.step_decoder import Reader
+from vlmfix.engine.step_decoder import StepDecoder
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.methods.decoding.opera.beam import Beams, Continuation, Rules
 from vlmfix.methods.decoding.opera.penalty import (
@@ -261,7 +261,7 @@ def test_search_equals_brute_force(family: str) -> None:
         assert expected.rollbacks
         rollbacks += len(expected.rollbacks)
         taken_back += sum(step - target for step, target in expected.rollbacks)
-    details = opera.activity().details
+    details = opera.edit_stats().details
     assert details["rollbacks"] == rollbacks / 2
     assert details["tokens taken back"] == taken_back / 2
 
@@ -375,7 +375,7 @@ def test_a_rollback_is_one_pass_over_what_is_left() -> None:
     opera = rolling("llava")
     lengths = [tokens for _, tokens in passes(model, inputs, opera)]
     again = [length for length in lengths[1:] if length > 2]
-    details = opera.activity().details
+    details = opera.edit_stats().details
     assert len(again) == details["rollbacks"] > 0
     # Each token that was taken back is tried a second time; the one chosen anew is read, not tried.
     assert lengths.count(2) == 20 + details["tokens taken back"]
@@ -455,28 +455,28 @@ def test_activity() -> None:
         alone = rolling("llava")
         decode(model, single, alone)
         decode(model, single, together)
-        singles.append(alone.activity())
-    activity, sums = batch.activity(), together.activity()
+        singles.append(alone.edit_stats())
+    edit_stats, sums = batch.edit_stats(), together.edit_stats()
     for name in ("rows", "rows_touched", "rows_skipped", "steps", "steps_edited", "site_share"):
-        assert getattr(activity, name) == getattr(sums, name), name
-    assert activity.rows == 6
-    assert activity.rows_skipped == {}
-    assert activity.head_share is None
-    assert activity.layers_edited == [0]
-    assert not activity.prefill_only
-    assert 0 < activity.site_share < 1
-    assert activity.size == pytest.approx(sums.size, rel=1e-4)
-    assert activity.size > 0
-    assert json.loads(json.dumps(activity.details)) == activity.details
+        assert getattr(edit_stats, name) == getattr(sums, name), name
+    assert edit_stats.rows == 6
+    assert edit_stats.rows_skipped == {}
+    assert edit_stats.head_share is None
+    assert edit_stats.layers_edited == [0]
+    assert not edit_stats.prefill_only
+    assert 0 < edit_stats.site_share < 1
+    assert edit_stats.size == pytest.approx(sums.size, rel=1e-4)
+    assert edit_stats.size > 0
+    assert json.loads(json.dumps(edit_stats.details)) == edit_stats.details
     for name in ("rollbacks", "tokens taken back"):
         mean = sum(single.details[name] for single in singles) / 3
-        assert activity.details[name] == pytest.approx(mean)
+        assert edit_stats.details[name] == pytest.approx(mean)
     assert singles[2].details["image_attention"] == 0
     assert 0 < singles[0].details["image_attention"] < 1
     # A beam has a step for each token that was tried, and for each that was chosen anew.
     tries = sum(20 + single.details["tokens taken back"] + single.details["rollbacks"] for single in singles)
-    assert activity.steps == 2 * tries - 3  # of the first token, one beam alone
-    assert activity.steps == sum(row.steps for row in batch.latest_activity())
+    assert edit_stats.steps == 2 * tries - 3  # of the first token, one beam alone
+    assert edit_stats.steps == sum(row.steps for row in batch.latest_edit_stats())
 
 
 def test_other_methods_count_live_beams(llava: PreTrainedModel) -> None:
@@ -484,10 +484,10 @@ def test_other_methods_count_live_beams(llava: PreTrainedModel) -> None:
     opera, vhr = vlmfix.OPERA(num_attn_candidates=2), vlmfix.VHR()
     with vhr(llava):
         decode(llava, inputs, opera, max_new_tokens=6, num_beams=3)
-    activity = vhr.activity()
-    assert activity.rows == activity.rows_touched == 6
+    edit_stats = vhr.edit_stats()
+    assert edit_stats.rows == edit_stats.rows_touched == 6
     # The prefill; candidates of 1, 2, 3, ... live beams of each prompt.
-    assert activity.steps == activity.steps_edited == 6 + 2 * (1 + 2 + 3 * 4)
+    assert edit_stats.steps == edit_stats.steps_edited == 6 + 2 * (1 + 2 + 3 * 4)
 
 
 def test_a_search_that_changes_nothing_warns_once(llava: PreTrainedModel) -> None:
@@ -590,15 +590,15 @@ def test_errors_are_raised_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) ->
     expected = decode(model, inputs, rolling("llava"))
     opera = rolling("llava")
 
-    def fail(reader: Reader, tokens: Tensor) -> Tensor:
+    def fail(step_decoder: StepDecoder, tokens: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reader, "again", fail)
+        patch.setattr(StepDecoder, "again", fail)
         with pytest.raises(torch.OutOfMemoryError):
             decode(model, inputs, opera)
     assert ATTRIBUTE not in vars(model.get_decoder())
-    assert opera.activity().rows == 0
+    assert opera.edit_stats().rows == 0
     output = decode(model, inputs, opera)
     assert torch.equal(output.sequences_scores, expected.sequences_scores)
 

@@ -332,7 +332,7 @@ def test_answer_step_by_step(pair: tuple[Any, Any]) -> None:
     """Against the whole of the method written down again with plain parts."""
     model, processor = pair
     method = CARVE(contrast_layers=(6, 7), answer_suffix="In one word, please.", max_map_tokens=6)
-    refinement = method.ask(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=9)
+    refinement = method.run(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=9)
     layers = (6, 7)
     maps = []
     for text in (QUESTIONS[0], method.general_instruction):
@@ -383,7 +383,7 @@ def test_tiles_and_the_whole_image_together(llava_pair: tuple[Any, Any]) -> None
         chat_template=llava_pair[1].chat_template,
     )
     pictures = [PICTURES[0].resize((200, 90)), PICTURES[1].resize((60, 110))]
-    refinement = CARVE(max_map_tokens=4, contrast_layers=(2, 3)).ask(
+    refinement = CARVE(max_map_tokens=4, contrast_layers=(2, 3)).run(
         model, processor, pictures, QUESTIONS[0], max_new_tokens=4
     )
     assert refinement.saliency is not None
@@ -393,7 +393,7 @@ def test_tiles_and_the_whole_image_together(llava_pair: tuple[Any, Any]) -> None
 
 def test_every_setting_is_used(llava_pair: tuple[Any, Any]) -> None:
     def saliency(**parameters: Any) -> np.ndarray:
-        found = CARVE(max_map_tokens=8, **parameters).ask(
+        found = CARVE(max_map_tokens=8, **parameters).run(
             *llava_pair, PICTURES[1], "Describe the image.", max_new_tokens=2
         )
         assert found.saliency is not None
@@ -413,7 +413,7 @@ def test_every_setting_is_used(llava_pair: tuple[Any, Any]) -> None:
 
 
 def test_refined_image_alone(llava_pair: tuple[Any, Any]) -> None:
-    refinement = CARVE(final_images="refined").ask(*llava_pair, PICTURES[2], QUESTIONS[0], max_new_tokens=8)
+    refinement = CARVE(final_images="refined").run(*llava_pair, PICTURES[2], QUESTIONS[0], max_new_tokens=8)
     assert refinement.refined
     final = f"{QUESTIONS[0]} {CARVE().answer_suffix}"
     assert refinement.answer == vlmfix.generate(*llava_pair, refinement.image, final, max_new_tokens=8)
@@ -425,7 +425,7 @@ def test_the_image_with_the_largest_total_is_refined(final_images: str, llava_pa
     large = PICTURES[2].resize((240, 200))
     pictures = [small, large, small]
     method = CARVE(final_images=final_images, answer_suffix="")
-    refinement = method.ask(*llava_pair, pictures, QUESTIONS[0], max_new_tokens=8)
+    refinement = method.run(*llava_pair, pictures, QUESTIONS[0], max_new_tokens=8)
     assert refinement.original is not None
     assert refinement.original.size == large.size
     assert np.array_equal(np.asarray(refinement.original), np.asarray(large))
@@ -459,7 +459,7 @@ def test_further_questions_about_an_image_are_cheaper(pair: tuple[Any, Any]) -> 
 
     def cost(method: CARVE, picture: Image.Image, question: str) -> tuple[int, int]:
         passes.update(prompts=0, images=0)
-        assert method.ask(model, processor, picture, question, max_new_tokens=2).refined
+        assert method.run(model, processor, picture, question, max_new_tokens=2).refined
         return passes["prompts"], passes["images"]
 
     try:
@@ -481,8 +481,8 @@ def test_remembered_maps_change_nothing_and_are_few(
     monkeypatch.setattr(carve, "_REMEMBERED_MAPS", 2)
     method = CARVE(max_map_tokens=3)
     for index in (0, 1, 2, 0, 2, 1):
-        again = method.ask(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
-        fresh = CARVE(max_map_tokens=3).ask(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
+        again = method.run(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
+        fresh = CARVE(max_map_tokens=3).run(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
         assert again.answer == fresh.answer
         assert np.array_equal(again.saliency, fresh.saliency, equal_nan=True)
         (maps,) = method._instruction_maps._maps.values()
@@ -491,7 +491,7 @@ def test_remembered_maps_change_nothing_and_are_few(
 
 def test_a_used_method_travels(llava_pair: tuple[Any, Any]) -> None:
     method = CARVE(max_map_tokens=2)
-    method.ask(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
+    method.run(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
     assert pickle.loads(pickle.dumps(method)) == method == CARVE(max_map_tokens=2)
     assert hash(method) == hash(CARVE(max_map_tokens=2))
 
@@ -500,7 +500,7 @@ def test_a_region_that_no_processor_reads_is_left_alone(
     llava_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(carve, "_MAX_ASPECT_RATIO", 0.5)
-    refinement = CARVE().ask(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=4)
+    refinement = CARVE().run(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=4)
     assert (refinement.refined, refinement.image, refinement.reason) == (False, None, carve.NARROW)
     assert refinement.answer == vlmfix.generate(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=4)
 
@@ -530,7 +530,7 @@ def test_without_refinement_the_answer_is_plain_decoding(
     torch.manual_seed(0)
     plain = vlmfix.generate(*pair, picture, question, max_new_tokens=12, **decoding)
     torch.manual_seed(0)
-    refinement = method.ask(*pair, picture, question, max_new_tokens=12, **decoding)
+    refinement = method.run(*pair, picture, question, max_new_tokens=12, **decoding)
     assert refinement.answer == plain
     assert (refinement.refined, refinement.image, refinement.reason) == (False, None, reason)
 
@@ -540,33 +540,33 @@ def test_decoding_of_the_final_answer(llava_pair: tuple[Any, Any]) -> None:
     question = "Describe the image."
     for decoding in DECODING:
         torch.manual_seed(1)
-        refinement = CARVE().ask(*llava_pair, PICTURES[3], question, max_new_tokens=12, **decoding)
+        refinement = CARVE().run(*llava_pair, PICTURES[3], question, max_new_tokens=12, **decoding)
         assert refinement.refined
         torch.manual_seed(1)
         shown = [[PICTURES[3], refinement.image]]
         assert [refinement.answer] == vlmfix.generate(
             *llava_pair, shown, f"{question} {CARVE().answer_suffix}", max_new_tokens=12, **decoding
         )
-        assert refinement.box == CARVE().ask(*llava_pair, PICTURES[3], question, max_new_tokens=1).box
+        assert refinement.box == CARVE().run(*llava_pair, PICTURES[3], question, max_new_tokens=1).box
 
 
 def test_map_passes_are_greedy_in_a_model_that_samples(
     llava_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     model, processor = llava_pair
-    before = CARVE().ask(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
+    before = CARVE().run(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
     for name, value in {"do_sample": True, "temperature": 5.0, "top_p": 0.9, "num_beams": 2}.items():
         monkeypatch.setattr(model.generation_config, name, value)
-    after = CARVE().ask(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
+    after = CARVE().run(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
     assert before.first_answer == after.first_answer
     assert np.array_equal(before.saliency, after.saliency, equal_nan=True)
     assert not [warning for warning in recwarn if "temperature" in str(warning.message)]
 
 
 def test_without_a_cache(llava_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = CARVE().ask(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
+    before = CARVE().run(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
     monkeypatch.setattr(llava_pair[0].generation_config, "use_cache", False)
-    after = CARVE().ask(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
+    after = CARVE().run(*llava_pair, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
     np.testing.assert_allclose(before.saliency, after.saliency, rtol=1e-3)
 
 
@@ -580,7 +580,7 @@ def test_the_model_leaves_as_it_entered(llava_pair: tuple[Any, Any]) -> None:
         ]
 
     before = state()
-    CARVE().ask(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
+    CARVE().run(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
     assert state() == before
 
     def fail(*_: Any) -> None:
@@ -588,7 +588,7 @@ def test_the_model_leaves_as_it_entered(llava_pair: tuple[Any, Any]) -> None:
 
     handle = model.get_decoder().layers[7].register_forward_hook(fail)
     with pytest.raises(ZeroDivisionError):
-        CARVE().ask(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
+        CARVE().run(model, processor, PICTURES[0], QUESTIONS[0], max_new_tokens=1)
     handle.remove()
     assert state() == before
 
@@ -599,10 +599,10 @@ def test_models_and_processors_without_a_known_geometry(
     monkeypatch.setattr(llava_pair[1].image_processor, "do_pad", True)
     monkeypatch.setattr(llava_pair[1].image_processor, "pad_size", {"height": 112, "width": 112})
     with pytest.raises(vlmfix.UnsupportedError, match="do_pad"):
-        CARVE().ask(*llava_pair, PICTURES[0], QUESTIONS[0])
+        CARVE().run(*llava_pair, PICTURES[0], QUESTIONS[0])
 
 
-@pytest.mark.parametrize("name", ["randomtokens", "adaptinfer"])
+@pytest.mark.parametrize("name", ["random_tokens", "adaptinfer"])
 def test_refuses_when_image_tokens_are_missing(name: str, llava_pair: tuple[Any, Any]) -> None:
     with pytest.raises(vlmfix.UnsupportedError, match="needs the attention on all image tokens, and"):
         vlmfix.generate(*llava_pair, PICTURES[0], QUESTIONS[0], f"carve+{name}")
@@ -611,15 +611,15 @@ def test_refuses_when_image_tokens_are_missing(name: str, llava_pair: tuple[Any,
 def test_activity_counts_prompts(llava_pair: tuple[Any, Any]) -> None:
     method = CARVE(max_map_tokens=2)
     for picture in (PICTURES[0], None):
-        method.ask(*llava_pair, picture, QUESTIONS[0], max_new_tokens=1)
-    activity = method.activity()
-    assert (activity.rows, activity.rows_touched, activity.site_share) == (2, 1, 0.5)
-    assert activity.rows_skipped == {carve.NO_IMAGE: 1}
+        method.run(*llava_pair, picture, QUESTIONS[0], max_new_tokens=1)
+    edit_stats = method.edit_stats()
+    assert (edit_stats.rows, edit_stats.rows_touched, edit_stats.site_share) == (2, 1, 0.5)
+    assert edit_stats.rows_skipped == {carve.NO_IMAGE: 1}
 
 
 def test_pictures_are_saved(llava_pair: tuple[Any, Any], tmp_path: Path) -> None:
     picture = PICTURES[0].resize((160, 112))
-    refinement = CARVE().ask(*llava_pair, picture, QUESTIONS[0], max_new_tokens=1)
+    refinement = CARVE().run(*llava_pair, picture, QUESTIONS[0], max_new_tokens=1)
     written = refinement.save(tmp_path / "pictures", "dog")
     assert written == [tmp_path / "pictures" / "dog-map.png", tmp_path / "pictures" / "dog-refined.png"]
     heat = np.asarray(Image.open(written[0]).convert("RGB")).astype(int)

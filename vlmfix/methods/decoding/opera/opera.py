@@ -15,12 +15,12 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation import GenerateBeamDecoderOnlyOutput, PrefixConstrainedLogitsProcessor
 
 from vlmfix.engine import attention
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.stats import Sums
-from vlmfix.engine.step_decoder import Prompts
+from vlmfix.engine.step_decoder import PromptBatch
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Card, Method
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.decoding.opera.beam import Finished, Rules
 from vlmfix.methods.decoding.opera.penalty import attention_rows
 from vlmfix.methods.decoding.opera.search import Search, Seen
@@ -70,16 +70,16 @@ class OPERA(Method):
     window_size: int = 512
     ranked_length: str = "prompt+answer"
 
-    card: ClassVar = Card(
-        level="decoding",
+    info: ClassVar = MethodInfo(
+        stage="decoding",
         changes="choice of tokens: less trust in summary tokens, and second thoughts",
         where="every step, by the attention of the last layer",
         forwards=1.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2311.17911",
         decoding="beams",
     )
-    neutral: ClassVar = {"penalty_weights": 0, "threshold": None}
+    identity_parameters: ClassVar = {"penalty_weights": 0, "threshold": None}
     decodes: ClassVar = True
     needs_image: ClassVar = False  # the attention to it is 0 then
     keeps_prefix: ClassVar = True
@@ -103,7 +103,7 @@ class OPERA(Method):
 
     def decoding(self, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         own: dict[str, Any] = {"num_beams": 1 if self.num_attn_candidates == 1 else 5}
-        if not self.is_neutral:
+        if not self.is_identity:
             own["custom_generate"] = self.decode
         return own | dict(generate_kwargs)
 
@@ -158,25 +158,25 @@ class OPERA(Method):
             max_new_tokens=generation_config.max_length - input_ids.shape[1],
             end_tokens=end_tokens,
         )
-        prompts = Prompts(model, input_ids, model_kwargs, beams)
+        prompts = PromptBatch(model, input_ids, model_kwargs, beams)
         lengths: list[int | None] = [None] * prompts.samples
-        ranks = beams > 1 and not self.is_neutral
-        if self.ranked_length == "prompt+answer" and prompts.run is not None and ranks:
-            lengths = prompts.run.layout.real_tokens[::beams].sum(dim=1).tolist()
+        ranks = beams > 1 and not self.is_identity
+        if self.ranked_length == "prompt+answer" and prompts.context is not None and ranks:
+            lengths = prompts.context.layout.real_tokens[::beams].sum(dim=1).tolist()
         answers: list[Finished] = []
         taken_back: list[tuple[int, int]] = []
         for sample in range(prompts.samples):
             rows = slice(sample * beams, (sample + 1) * beams)
             processors = _of_rows(logits_processor, rows, len(input_ids))
-            with prompts.sample(sample) as reader:
+            with prompts.sample(sample) as step_decoder:
                 own = dataclasses.replace(rules, prompt_tokens=lengths[sample])
-                search = Search(self, own, reader, input_ids[rows], processors, stopping_criteria)
-                found = search.run()[:wanted]
+                search = Search(self, own, step_decoder, input_ids[rows], processors, stopping_criteria)
+                found = search.context()[:wanted]
             # Where fewer sequences could be found than asked for, the others are empty.
             answers += [*found, *[Finished(-math.inf, ())] * (wanted - len(found))]
             taken_back.append((search.rollbacks.times.total(), search.tokens_taken_back))
-        if prompts.run is not None:
-            prompts.run.state[self, "taken back"] = taken_back
+        if prompts.context is not None:
+            prompts.context.state[self, "taken back"] = taken_back
         pad = generation_config.pad_token_id
         pad = (end_tokens or [-1])[0] if pad is None else pad
         length = max(len(each.tokens) for each in answers)
@@ -197,15 +197,15 @@ class OPERA(Method):
         config: GenerationConfig,
         sequences: int,
     ) -> None:
-        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-        if not self.is_neutral and (steering is None or self not in steering.methods):
+        attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        if not self.is_identity and (attachment is None or self not in attachment.methods):
             raise UnsupportedError(
                 "OPERA.decode reads attention, for which it must be attached: 'opera = OPERA(); with "
                 "opera(model): model.generate(..., num_beams=5, custom_generate=opera.decode)'"
             )
         if config.do_sample:
             raise UnsupportedError("OPERA searches with beams and does not sample; pass do_sample=False")
-        if config.num_beams == 1 and self.num_attn_candidates > 1 and not self.is_neutral:
+        if config.num_beams == 1 and self.num_attn_candidates > 1 and not self.is_identity:
             raise UnsupportedError(
                 f"num_beams is 1 and num_attn_candidates is {self.num_attn_candidates}, of which one beam "
                 "would keep the best alone; pass num_beams=5 to generate, or use OPERA.fast()"
@@ -228,20 +228,20 @@ class OPERA(Method):
                 "apart; generate for one prompt at a time"
             )
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        watched = layer == run.num_layers - 1 and (self, "seen") in run.state
-        return run.layout_at(layer).last_row if watched else None
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        watched = layer == context.num_layers - 1 and (self, "seen") in context.state
+        return context.layout_at(layer).last_row if watched else None
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
-        layout, rows = run.layout_at(layer), attention_rows(weights)
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        layout, rows = context.layout_at(layer), attention_rows(weights)
         prompt, behind = rows.split([layout.length, rows.shape[-1] - layout.length], dim=-1)
         image = layout.image_tokens.to(rows.device)[:, None]
         earlier, own = behind.split([behind.shape[-1] - rows.shape[1], rows.shape[1]], dim=-1)
         answer = torch.cat([earlier, own.diagonal(dim1=-2, dim2=-1)[..., None]], dim=-1)
-        run.state[self, "seen"].append(Seen((prompt * image).sum(dim=-1), answer))
+        context.state[self, "seen"].append(Seen((prompt * image).sum(dim=-1), answer))
 
-    def report(self, run: Run, sums: Sums) -> None:
-        taken_back = run.state.get((self, "taken back"), [])
+    def report(self, context: DecodeContext, sums: Sums) -> None:
+        taken_back = context.state.get((self, "taken back"), [])
         if taken_back:
             sums.details = {"size": "largest penalty less the smallest of a beam, behind the first tokens"}
             for name, values in zip(
@@ -249,8 +249,8 @@ class OPERA(Method):
             ):
                 sums.other_sizes[name] = (float(sum(values)), len(values))
 
-    def inactive_reason(self, run: Run) -> str:
-        if (self, "taken back") not in run.state:
+    def inactive_reason(self, context: DecodeContext) -> str:
+        if (self, "taken back") not in context.state:
             return "the prompts were read without its decode; pass custom_generate=opera.decode to generate"
         drew = "" if self.threshold is None else f" more than {self.threshold:g} times"
         return (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from vlmfix.engine.step_decoder import Reader
+from vlmfix.engine.step_decoder import StepDecoder
 from vlmfix.methods.decoding.opera.beam import (
     Beams,
     Continuation,
@@ -81,14 +81,14 @@ class Search:
         self,
         opera: OPERA,
         rules: Rules,
-        reader: Reader,
+        step_decoder: StepDecoder,
         prompt_ids: Tensor,
         processors: LogitsProcessorList,
         criteria: StoppingCriteriaList,
     ) -> None:
         self.opera = opera
         self.rules = rules
-        self.reader = reader
+        self.step_decoder = step_decoder
         self.prompt_ids = prompt_ids
         self.processors = processors
         self.criteria = criteria
@@ -102,16 +102,16 @@ class Search:
         self._chosen: dict[int, set[tuple[int, int]]] = {}
         self._banned: dict[int, set[tuple[int, int]]] = {}
 
-    def run(self) -> tuple[Finished, ...]:
+    def context(self) -> tuple[Finished, ...]:
         """The answers, best first."""
-        beams, logits = Beams.start(self.rules), self.reader.logits
+        beams, logits = Beams.start(self.rules), self.step_decoder.logits
         columns = logits.new_zeros(len(logits), 0)
         anew = False
         while not beams.done:
             length = beams.length
             self._saved[length] = beams, columns
             self._saved.pop(length - self.opera.window_size - 1, None)
-            tried = None if anew or self.opera.is_neutral else self._try(logits, columns)
+            tried = None if anew or self.opera.is_identity else self._try(logits, columns)
             scores = self._scores(logits, tried, self._banned[length] if anew else None)
             best, candidates, locations = self._best(beams, scores, tried)
             target = None if tried is None else self._report(beams, locations)
@@ -137,7 +137,7 @@ class Search:
     def _try(self, logits: Tensor, columns: Tensor) -> Tried:
         """Read the candidates of every beam, and penalise them."""
         likeliest, tokens = self._candidates(logits)
-        following, seen = self._watch(lambda: self.reader.alternatives(tokens))
+        following, seen = self._watch(lambda: self.step_decoder.alternatives(tokens))
         extended = extend_columns(columns[:, None], seen.answer, self.opera.scale_factor)
         column = column_scores(extended)
         penalty = penalties(column, seen.image)
@@ -153,13 +153,13 @@ class Search:
 
     def _watch(self, read: Callable[[], Tensor]) -> tuple[Tensor, Seen]:
         """What `read` returns, and what the last layer attended to meanwhile."""
-        run = self.reader.run
-        assert run is not None
-        seen = run.state[self.opera, "seen"] = []
+        context = self.step_decoder.context
+        assert context is not None
+        seen = context.state[self.opera, "seen"] = []
         try:
             logits = read()
         finally:
-            del run.state[self.opera, "seen"]
+            del context.state[self.opera, "seen"]
         image, answer = (torch.cat(parts, dim=1).to(logits.device) for parts in zip(*seen, strict=True))
         return logits, Seen(image, answer)
 
@@ -215,13 +215,13 @@ class Search:
             choices = torch.tensor(
                 [candidates[each.source].index(each.token) for each in going], device=device
             )
-            self.reader.keep(sources, choices)
+            self.step_decoder.keep(sources, choices)
             return tried.columns[sources, choices], tried.logits[sources, choices]
-        self.reader.follow(sources)
+        self.step_decoder.follow(sources)
         tokens = torch.tensor([each.token for each in going], device=device)
-        if self.opera.is_neutral:
-            return columns, self.reader.step(tokens)
-        logits, seen = self._watch(lambda: self.reader.step(tokens))
+        if self.opera.is_identity:
+            return columns, self.step_decoder.step(tokens)
+        logits, seen = self._watch(lambda: self.step_decoder.step(tokens))
         return extend_columns(columns[sources], seen.answer[:, 0], self.opera.scale_factor), logits
 
     def _take_back(self, length: int, target: int) -> tuple[Beams, Tensor, Tensor]:
@@ -232,24 +232,30 @@ class Search:
                 del kept[later]
         self.tokens_taken_back += length - target
         beams, columns = self._saved[target]
-        return beams, columns, self.reader.again(torch.tensor(beams.tokens, device=self.prompt_ids.device))
+        return (
+            beams,
+            columns,
+            self.step_decoder.again(torch.tensor(beams.tokens, device=self.prompt_ids.device)),
+        )
 
     def _count(self, beams: Beams, tried: Tried | None, *, taken_back: bool) -> None:
         """Note what was done at a token, for the activity of the method."""
-        run = self.reader.run
-        if run is None:
+        context = self.step_decoder.context
+        if context is None:
             return
-        run.alive = torch.tensor(beams.scores, device=run.layout.image_tokens.device) > -math.inf
-        if self.opera.is_neutral:
+        context.alive = torch.tensor(beams.scores, device=context.layout.image_tokens.device) > -math.inf
+        if self.opera.is_identity:
             return
         if tried is not None:
-            changed = tried.scores.argmax(dim=1).to(run.alive.device) != 0
-            run.count(self.opera, 0, ((changed | taken_back) & run.alive).long(), run.alive.long())
-            run.measure(self.opera, image_attention=tried.image_attention.mean(dim=1, keepdim=True))
+            changed = tried.scores.argmax(dim=1).to(context.alive.device) != 0
+            context.count(
+                self.opera, 0, ((changed | taken_back) & context.alive).long(), context.alive.long()
+            )
+            context.measure(self.opera, image_attention=tried.image_attention.mean(dim=1, keepdim=True))
             if beams.length >= FIRST_TOKENS:
                 low, high = tried.penalties.aminmax(dim=1, keepdim=True)
-                run.measure(self.opera, size=high - low)
-        run.counts_of(self.opera).end_step(run.alive, run.alive, is_prefill=False)
+                context.measure(self.opera, size=high - low)
+        context.counts_of(self.opera).end_step(context.alive, context.alive, is_prefill=False)
 
 
 def on_host(*tensors: Tensor) -> list[Any]:

@@ -17,16 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility
-from vlmfix.engine.context import Run
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.modules import input_device
-from vlmfix.engine.stats import RowActivity, Sums
+from vlmfix.engine.stats import SequenceStats, Sums
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.chat import prepare, render
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.pictures import Images, open_images
-from vlmfix.methods.base import AskingMethod, Card, Method
+from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod
 from vlmfix.methods.image.carve.crop import (
     Refinement,
     bounding_box,
@@ -88,7 +88,7 @@ class _MapCache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CARVE(AskingMethod):
+class CARVE(MultiPassMethod):
     """Contrastive Attention Refinement for Visual Enhancement (arXiv 2509.06461).
 
     The attention that a question draws to the image is divided by that of an instruction without content,
@@ -136,16 +136,16 @@ class CARVE(AskingMethod):
     answer_suffix: str = "Answer the question using a single word or phrase."
     max_map_tokens: int = 32
 
-    card = Card(
-        level="image",
+    info = MethodInfo(
+        stage="image",
         changes="the image: what the question does not ask for is blackened, the rest enlarged",
         where="one map pass for the question, one for an instruction, and the final answer",
         forwards=3.0,
-        fidelity="released code",
+        provenance="released code",
         paper="2509.06461",
         decoding="greedy, sampling, beams, one prompt at a time",
     )
-    neutral: ClassVar = {"kept_pixel_fraction": 1}
+    identity_parameters: ClassVar = {"kept_pixel_fraction": 1}
 
     _instruction_maps: _MapCache = field(default_factory=_MapCache, init=False, repr=False, compare=False)
 
@@ -194,7 +194,7 @@ class CARVE(AskingMethod):
             )
         return dataclasses.replace(self, contrast_layers=tuple(layers))
 
-    def ask(
+    def run(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
@@ -232,7 +232,7 @@ class CARVE(AskingMethod):
             [final] = answer_batch(model, processor, batch, max_new_tokens=max_new_tokens, **generate_kwargs)
             return dataclasses.replace(refinement, answer=final.text.strip(), final=final)
 
-        if not pictures or self.is_neutral:
+        if not pictures or self.is_identity:
             reason = STRENGTH_ZERO if pictures else NO_IMAGE
             original = pictures[0] if pictures else None
             refinement = answered(Refinement(answer="", original=original, reason=reason), pictures)
@@ -245,7 +245,7 @@ class CARVE(AskingMethod):
                 refinement = answered(refinement, self._final_images(pictures, refinement))
         refined = int(refinement.refined)
         skipped = Counter([refinement.reason] * (1 - refined))
-        latest = [RowActivity(0, 0, refined, 1, refinement.reason)]
+        latest = [SequenceStats(0, 0, refined, 1, refinement.reason)]
         self._sums.add(
             Sums(
                 rows=1, rows_touched=refined, rows_skipped=skipped, edited=refined, eligible=1, latest=latest
@@ -264,8 +264,8 @@ class CARVE(AskingMethod):
     ) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
         compatibility.check_model(model)
-        steering = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-        attached = () if steering is None else steering.methods
+        attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        attached = () if attachment is None else attachment.methods
         for other in attached:
             if other.prunes:
                 raise UnsupportedError(
@@ -345,17 +345,17 @@ class _LastRowAttention(Method):
     layers: tuple[int, ...]
     seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
 
-    def rows(self, run: Run, layer: int) -> Rows | None:
-        return run.layout_at(layer).last_row if layer in self.layers else None
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return context.layout_at(layer).last_row if layer in self.layers else None
 
-    def observe(self, run: Run, layer: int, weights: Tensor) -> None:
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
         if layer not in self.layers:
             return
         key = self, layer
-        if key not in run.state:
-            columns = run.layout_at(layer).image_tokens[0].nonzero().squeeze(1)
-            run.state[key] = columns.to(weights.device)
-        self.seen.setdefault(layer, []).append(weights[0, :, -1].mean(dim=0)[run.state[key]])
+        if key not in context.state:
+            columns = context.layout_at(layer).image_tokens[0].nonzero().squeeze(1)
+            context.state[key] = columns.to(weights.device)
+        self.seen.setdefault(layer, []).append(weights[0, :, -1].mean(dim=0)[context.state[key]])
 
     def maps(self) -> Tensor:
         """What was seen, `(layers, steps, image tokens)` float32 on the CPU."""
