@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import (
+    ATTACHED,
     acting,
     attached,
+    built,
+    cases,
     hook_signature,
-    pairs,
     plain,
     representatives,
     values,
@@ -27,19 +29,13 @@ pytestmark = [
 ]
 
 TOKENS = 3
-METHODS = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
-REPRESENTATIVES = representatives(METHODS)
-REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
+REPRESENTATIVES = representatives(ATTACHED)
 
-
-def cases(names: list[str]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        ("name", "family"), [case for case in pairs(names) if case not in REFUSED]
-    )
-
-
-once_per_signature = cases(REPRESENTATIVES)
-on_images_alone = cases([name for name in REPRESENTATIVES if not acting(name).decodes])
+once_per_signature = pytest.mark.parametrize(("name", "family"), cases(REPRESENTATIVES))
+on_families_in_turn = pytest.mark.parametrize(("name", "family"), cases(REPRESENTATIVES, in_turn=True))
+on_images_alone = pytest.mark.parametrize(
+    ("name", "family"), cases([name for name in REPRESENTATIVES if not acting(name).decodes])
+)
 """A loop of its own decodes text in its own way, too."""
 
 
@@ -50,10 +46,10 @@ def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: An
 
 def test_every_method_has_a_representative() -> None:
     methods = vlmfix.list_methods()
-    assert {hook_signature(methods[name]) for name in METHODS} == {
+    assert {hook_signature(methods[name]) for name in ATTACHED} == {
         hook_signature(methods[name]) for name in REPRESENTATIVES
     }
-    assert len(REPRESENTATIVES) < len(METHODS)
+    assert len(REPRESENTATIVES) < len(ATTACHED)
 
 
 def test_signatures_tell_hooks_apart() -> None:
@@ -105,7 +101,7 @@ def test_without_an_image(name: str, family: str, model: PreTrainedModel) -> Non
         assert torch.equal(logits(model, inputs), stock) == acting(name).needs_image
 
 
-@once_per_signature
+@on_families_in_turn
 def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTrainedModel) -> None:
     first, second = families.prompt(family, model, (2,), seed=1), families.prompt(family, model, (1,), seed=2)
     with attached(name, model):
@@ -115,7 +111,7 @@ def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTraine
         assert torch.equal(logits(model, second), alone)
 
 
-@once_per_signature
+@on_families_in_turn
 def test_kernels_give_the_same(
     name: str, family: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +119,7 @@ def test_kernels_give_the_same(
     several, one = (families.prompt(family, model, images) for images in ((1, 2, 0), (2,)))
     with attached(name, model):
         expected = logits(model, several), logits(model, one)
-    eager = families.build(family, attn_implementation="eager")
+    eager = built(family, attn_implementation="eager")
     with attached(name, eager):
         torch.testing.assert_close(logits(eager, several), expected[0], atol=1e-4, rtol=1e-4)
     flash = with_flash_attention(family, monkeypatch)
