@@ -58,7 +58,7 @@ def near(first: Tensor, second: Tensor) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pair", "family"), zip(PAIRS, cycle(UNLIKE), strict=False))
+@pytest.mark.parametrize(("pair", "family"), list(zip(PAIRS, cycle(UNLIKE), strict=False)))
 def test_two_methods_keep_the_promises(pair: tuple[str, str], family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     before = families.fingerprint(model)
