@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -11,7 +11,18 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import ATTACHED, REFUSED, acting, attached, built, cases, plain, under, values
+from tests.support.methods import (
+    ATTACHED,
+    REFUSED,
+    UNLIKE,
+    acting,
+    attached,
+    built,
+    cases,
+    plain,
+    under,
+    values,
+)
 
 pytestmark = [
     pytest.mark.promises,
@@ -69,7 +80,7 @@ def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> 
             torch.testing.assert_close(batch[:, row], logits(model, single)[:, 0], atol=1e-4, rtol=1e-4)
 
 
-@on_families_in_turn
+@pytest.mark.parametrize(("name", "family"), list(product(ATTACHED, UNLIKE)))
 @pytest.mark.parametrize(
     "decoding",
     [
