@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PARALLEL := --numprocesses auto
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test quick lint types docs test-oldest clean
+.PHONY: demo test quick coverage lint types docs test-oldest clean
 
 demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
@@ -17,6 +17,10 @@ test: lint types docs
 
 quick: $(VENV)/ready
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
+
+# What no test reaches in the engine and the methods, branches included.
+coverage: $(VENV)/ready
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report term tests/engine tests/methods tests/inference
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -33,13 +33,21 @@ def model() -> PreTrainedModel:
         return overhead.random_llava("tiny", device="cpu", dtype=torch.float32, kernel="sdpa")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_measured_methods_act(name: str, model: PreTrainedModel) -> None:
+@pytest.fixture(scope="module")
+def read(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Prompts, and what the stock model makes of them."""
     inputs = overhead.random_inputs(model, 2, images=1)
     with torch.no_grad():
-        stock = model(**inputs).logits[:, -1]
-        with overhead.acting(name, "tiny")(model, overhead.Processor()):
-            assert not torch.equal(model(**inputs).logits[:, -1], stock)
+        return inputs, model(**inputs).logits[:, -1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_measured_methods_act(
+    name: str, model: PreTrainedModel, read: tuple[dict[str, torch.Tensor], torch.Tensor]
+) -> None:
+    inputs, stock = read
+    with torch.no_grad(), overhead.acting(name, "tiny")(model, overhead.Processor()):
+        assert not torch.equal(model(**inputs).logits[:, -1], stock)
 
 
 def test_table_has_a_row_for_every_method() -> None:

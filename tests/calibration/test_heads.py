@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import vlmfix
 from tests.support import families
+from tests.support.methods import pairs
 from vlmfix.calibration import heads
 from vlmfix.calibration.calibrate import calibrate
 from vlmfix.calibration.heads import (
@@ -56,7 +57,7 @@ def by_hand(
     return float(logits[0, -1].softmax(dim=-1)[ANSWER[place]])
 
 
-@pytest.mark.parametrize("tokens", [10**6, 110], ids=["one pass", "a few heads a pass"])
+@pytest.mark.parametrize(("tokens", "family"), pairs([10**6, 110], in_turn=True))  # one pass, several
 def test_influences_equal_those_by_hand(
     tokens: int, family: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -564,17 +564,14 @@ def test_a_process_killed_and_one_interrupted(whole: tuple[Path, Any], world: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_accelerate_gives_each_process_a_share(
-    processes: int, whole: tuple[Path, Any], world: Path, tmp_path: Path
-) -> None:
+def test_accelerate_gives_each_process_a_share(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
     launch = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
         "--multi_gpu",
         "--num_processes",
-        str(processes),
+        "2",
         "--main_process_port",
         "0",  # any that is free
     ]
@@ -584,7 +581,7 @@ def test_accelerate_gives_each_process_a_share(
     assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
     assert "report.html, metrics.json, costs.json" in done.stdout
     files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
-    assert {name[1:] for name in files} == {f"-of-{processes}-000.jsonl"}
+    assert {name[1:] for name in files} == {"-of-2-000.jsonl"}
     assert len({name[0] for name in files}) > 1
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.generation import BaseStreamer
 
+import vlmfix
+from tests.support import families
 from vlmfix.engine.stats import Counts, Sums
 
 
@@ -46,3 +51,41 @@ def test_nothing_measured_is_no_size() -> None:
     edit_stats = counts.close({}).edit_stats(heads=False)
     assert edit_stats.size is None
     assert edit_stats.details == {}
+
+
+def test_finished_sequences_do_not_count(llava: PreTrainedModel) -> None:
+    """Row 1 ends early, row 0 goes on; the token that ends a sequence still had its step."""
+    for seed in range(20):
+        inputs = families.prompt("llava", llava, (1, 1), seed=seed)
+        with vlmfix.VHR()(llava):
+            output = llava.generate(**inputs, max_new_tokens=6, do_sample=False)
+        tokens = output[:, inputs["input_ids"].shape[1] :]
+        ends = [int(token) for token in tokens[1, :4] if token not in tokens[0]]
+        if ends:
+            break
+    end = ends[-1]
+    alive = int((tokens[1] == end).nonzero()[0]) + 1
+    assert alive < 6
+    method = vlmfix.VHR()
+    with method(llava):
+        llava.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=end)
+    assert method.edit_stats().steps == 6 + alive
+    assert method.edit_stats().steps_edited == 6 + alive
+
+
+def test_a_failed_call_counts_nothing(llava: PreTrainedModel) -> None:
+    class Failing(BaseStreamer):
+        calls = 0
+
+        def put(self, value: Tensor) -> None:
+            self.calls += 1
+            if self.calls == 3:
+                raise ZeroDivisionError
+
+        def end(self) -> None:
+            pass
+
+    method = vlmfix.VHR()
+    with method(llava), pytest.raises(ZeroDivisionError):
+        llava.generate(**families.prompt("llava", llava), max_new_tokens=3, streamer=Failing())
+    assert method.edit_stats().rows == 0

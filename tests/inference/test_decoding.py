@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -40,9 +41,8 @@ def answer(model: Any, processor: Any, method: Any = None, **kwargs: Any) -> str
 
 
 @pytest.fixture(scope="module")
-def stock() -> dict[str, str]:
+def stock(loaded: tuple[Any, Any]) -> dict[str, str]:
     """What the rows say without any settings of the checkpoint."""
-    loaded = vlmfix.load()
     return {
         "greedy": answer(*loaded),
         "beams": answer(*loaded, num_beams=2),
@@ -52,8 +52,10 @@ def stock() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: "+".join(leak))
-def test_nothing_of_the_checkpoint_leaks_into_a_row(leak: dict[str, Any], stock: dict[str, str]) -> None:
-    model, processor = vlmfix.load()
+def test_nothing_of_the_checkpoint_leaks_into_a_row(
+    leak: dict[str, Any], stock: dict[str, str], loaded: tuple[Any, Any]
+) -> None:
+    model, processor = copy.deepcopy(loaded[0]), loaded[1]
     for name, value in leak.items():
         setattr(model.generation_config, name, value)
     before = model.generation_config.to_dict()

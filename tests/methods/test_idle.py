@@ -99,3 +99,17 @@ def test_parameters_that_leave_nothing_to_edit_are_refused(
     method = vlmfix.make_method(name, **(ACTING[name] | changes))
     with pytest.raises(ValueError, match=reason), method(llava, families.PROCESSOR):
         pass
+
+
+def test_reasons_of_methods_that_find_nothing(llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava)
+    for method, reason in (
+        (vlmfix.VAR(sink_dimensions=(3,), sink_threshold=5.6), "no image token has a sink score above 5.6"),
+        (
+            vlmfix.VAR(sink_dimensions=(3,), sink_threshold=2.5, min_image_mass=1.0),
+            "no head with visual sinks puts 1 of its attention on the image",
+        ),
+        (vlmfix.RandomTokens(kept_tokens=500), "the budget is not below the number of image tokens"),
+    ):
+        with method(llava), pytest.warns(vlmfix.InactiveMethodWarning, match=reason):
+            llava.generate(**inputs, max_new_tokens=2)

@@ -1,7 +1,8 @@
-"""The promises of the design, for every registered method on every family."""
+"""The promises of methods, for every registered method on families that are unlike."""
 
 from __future__ import annotations
 
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -10,7 +11,18 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import acting, attached, pairs, plain, under, values, with_flash_attention
+from tests.support.methods import (
+    ATTACHED,
+    REFUSED,
+    UNLIKE,
+    acting,
+    attached,
+    built,
+    cases,
+    plain,
+    under,
+    values,
+)
 from vlmfix.engine.capabilities import ChoosesTokens
 
 pytestmark = [
@@ -18,25 +30,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning"),
 ]
 
-TOKENS = 8
-METHODS = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
-"""What acts inside `model.generate`; what asks several times (CARVE) or acts from outside (controls of the
-prompt and of the decoding) has its promises in its own tests."""
-
-REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
-
-
-def cases(names: list[str], *, in_turn: bool = False) -> pytest.MarkDecorator:
-    accepted = [case for case in pairs(names, in_turn=in_turn) if case not in REFUSED]
-    return pytest.mark.parametrize(("name", "family"), accepted)
-
-
-on_all_families = cases(METHODS)
-on_families_in_turn = cases(METHODS, in_turn=True)
-on_images_alone = cases(
-    [name for name in METHODS if not isinstance(acting(name), ChoosesTokens)], in_turn=True
-)
-"""A loop of its own decodes text in its own way, too."""
+TOKENS = 5
+IN_TURN = cases(ATTACHED, in_turn=True)
+on_families_in_turn = pytest.mark.parametrize(("name", "family"), IN_TURN)
 
 
 @pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))
@@ -67,18 +63,16 @@ def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrai
         assert torch.equal(logits(model, inputs, **kwargs), stock)
 
 
-@on_all_families
-def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
+@pytest.mark.parametrize(("name", "family"), cases(ATTACHED))
+def test_acts_on_every_family(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2))
-    before, stock = families.fingerprint(model), logits(model, inputs, **plain(name))
+    stock = logits(model, inputs, **plain(name))
     with attached(name, model):
         edited = logits(model, inputs)
     assert (edited - stock).abs().max() > 1e-3
-    assert torch.equal(logits(model, inputs, **plain(name)), stock)
-    assert families.fingerprint(model) == before
 
 
-@on_all_families
+@on_families_in_turn
 def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2, 0, 1))
     with attached(name, model):
@@ -87,7 +81,7 @@ def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> 
             torch.testing.assert_close(batch[:, row], logits(model, single)[:, 0], atol=1e-4, rtol=1e-4)
 
 
-@on_families_in_turn
+@pytest.mark.parametrize(("name", "family"), list(product(ATTACHED, UNLIKE)))
 @pytest.mark.parametrize(
     "decoding",
     [
@@ -120,7 +114,7 @@ def test_acts_in_other_ways_of_decoding(
             )
 
 
-@on_all_families
+@on_families_in_turn
 def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 0, 2))
     if isinstance(acting(name), ChoosesTokens):
@@ -133,71 +127,15 @@ def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrain
         )
 
 
-@on_images_alone
-def test_without_an_image(name: str, family: str, model: PreTrainedModel) -> None:
-    """A method that needs an image leaves the model alone; one that needs none acts."""
-    inputs = families.prompt(family, model, (0,))
-    stock = logits(model, inputs)
-    with attached(name, model):
-        assert torch.equal(logits(model, inputs), stock) == acting(name).needs_image
-
-
-@on_families_in_turn
-def test_prompts_in_a_row_share_nothing(name: str, family: str, model: PreTrainedModel) -> None:
-    first, second = families.prompt(family, model, (2,), seed=1), families.prompt(family, model, (1,), seed=2)
-    with attached(name, model):
-        alone = logits(model, second)
-    with attached(name, model):
-        logits(model, first)
-        assert torch.equal(logits(model, second), alone)
-
-
-@on_families_in_turn
-def test_restored_after_an_exception(name: str, family: str, model: PreTrainedModel) -> None:
-    before = families.fingerprint(model)
-    with pytest.raises(KeyboardInterrupt), attached(name, model):
-        raise KeyboardInterrupt
-    assert families.fingerprint(model) == before
-
-    def fail(*_: Any) -> None:
-        raise ZeroDivisionError
-
-    inputs = families.prompt(family, model)
-    handle = model.get_decoder().layers[2].register_forward_hook(fail)
-    with pytest.raises(ZeroDivisionError), attached(name, model):
-        new_tokens(model, inputs)
-    handle.remove()
-    assert families.fingerprint(model) == before
-
-
-@on_families_in_turn
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(name: str, dtype: torch.dtype, family: str) -> None:
-    model = families.build(family, dtype=dtype)
+@pytest.mark.parametrize(
+    ("case", "dtype"), list(zip(IN_TURN, cycle([torch.bfloat16, torch.float16]), strict=False)), ids=str
+)
+def test_half_precision(case: tuple[str, str], dtype: torch.dtype) -> None:
+    name, family = case
+    model = built(family, dtype=dtype)
     inputs = families.prompt(family, model, (1, 2, 0))
     with attached(name, model):
         edited = logits(model, inputs)
     assert not edited.isnan().any()
     assert acting(name).owns_logits or edited.isfinite().all()  # a cut rules tokens out
     assert not torch.equal(edited, logits(model, inputs, **plain(name)))
-
-
-@on_families_in_turn
-def test_eager_kernel_gives_the_same_as_sdpa(name: str, family: str, model: PreTrainedModel) -> None:
-    inputs = families.prompt(family, model, (1, 2, 0))
-    eager = families.build(family, attn_implementation="eager")
-    with attached(name, model), attached(name, eager):
-        torch.testing.assert_close(logits(eager, inputs), logits(model, inputs), atol=1e-4, rtol=1e-4)
-
-
-@on_families_in_turn
-def test_flash_attention(
-    name: str, family: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts = [families.prompt(family, model, images) for images in ((1, 2, 0), (2,))]
-    with attached(name, model):
-        expected = [logits(model, prompt) for prompt in prompts]
-    other = with_flash_attention(family, monkeypatch)
-    with attached(name, other):
-        for prompt, stock in zip(prompts, expected, strict=True):
-            torch.testing.assert_close(logits(other, prompt), stock, atol=1e-5, rtol=1e-4)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, PreTrainedModel
 
 from tests.support import families
 from tests.support.full_matrices import full_matrices
+from tests.support.methods import UNLIKE
 from vlmfix.methods.logits.base import Contrastive
 
 Inputs = dict[str, Tensor]
@@ -30,6 +32,16 @@ WAYS: list[tuple[dict[str, Any], bool]] = [
 ]
 """Ways of decoding, and whether branches are fused with the prompts."""
 WAY_NAMES = ["greedy", "beams", "beams, not fused", "beams, no cache"]
+
+in_every_way = pytest.mark.parametrize(
+    ("family", "way", "fused"),
+    [
+        pytest.param(family, way, fused, id=f"{family}-{name}")
+        for (way, fused), name in zip(WAYS, WAY_NAMES, strict=True)
+        for family in (UNLIKE if way else families.FAMILIES)
+    ],
+)
+"""Greedily on every family, and in the other ways on those that are unlike."""
 
 
 def images_of(family: str, way: dict[str, Any]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,6 +22,15 @@ QUICK = "llava"
 UNLIKE = (QUICK, "qwen2_5_vl")
 """Families that differ most; each of the others is near to one of them."""
 
+ATTACHED = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
+"""Methods that act inside `model.generate`; what runs it several times (CARVE) or acts from outside
+(baselines of the prompt and of the decoding) has its promises in its own tests."""
+
+REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
+"""Methods with families that they refuse."""
+
+BASES = ("vlmfix.engine.capabilities", "vlmfix.engine.method", "vlmfix.methods.base")
+"""Modules of the bases of all methods, whose hooks the engine calls."""
 
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
@@ -100,7 +110,7 @@ def values(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: An
 
 def with_flash_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
     """A random model under a stand-in with the interface of FlashAttention 2: 2-D masks, and one prompt in
-    running positions."""
+    running positions; built once a family, and every test must leave it as it is."""
 
     def flash(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
         queries, keys = query.shape[2], key.shape[2]
@@ -113,11 +123,37 @@ def with_flash_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> PreTra
             assert (positions.diff() == 1).all()
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, visible, **kwargs)
 
-    model = families.build(family)
+    model = built(family)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash)
     monkeypatch.setattr(type(model.get_decoder()), "_flash_attn_can_dispatch", lambda *_, **__: True)
-    model.get_decoder().config._attn_implementation = "flash_attention_2"
+    monkeypatch.setattr(model.get_decoder().config, "_attn_implementation", "flash_attention_2")
     return model
+
+
+@functools.cache
+def built(family: str, **kwargs: Any) -> PreTrainedModel:
+    """A random model in another form than the fixture's; every test must leave it as it is."""
+    return families.build(family, **kwargs)
+
+
+def hook_signature(cls: type[vlmfix.Method]) -> frozenset[str]:
+    """What a method overrides of its bases in the engine: all that the engine can tell of it."""
+    of_bases = [base for base in cls.__mro__ if base.__module__ in BASES]
+    of_methods = [base for base in cls.__mro__ if base.__module__ not in (*BASES, "builtins", "abc")]
+    names = {name for base in of_bases for name in vars(base) if not name.startswith("_")}
+    overridden = {name for name in names if any(name in vars(base) for base in of_methods)}
+    return frozenset(overridden | {base.__name__ for base in of_bases})  # a capability may have no member
+
+
+def representatives(names: Sequence[str]) -> list[str]:
+    """The first method of each hook signature: what holds of the engine under one holds under its like."""
+    methods = vlmfix.list_methods()
+    return list({hook_signature(methods[name]): name for name in reversed(names)}.values())[::-1]
+
+
+def cases(names: Sequence[str], *, in_turn: bool = False) -> list[tuple[str, str]]:
+    """The `pairs` of methods and families that are not refused."""
+    return [case for case in pairs(names, in_turn=in_turn) if case not in REFUSED]
 
 
 def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:

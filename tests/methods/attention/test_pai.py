@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.branches import (
-    WAY_NAMES,
-    WAYS,
     Inputs,
     check_branches,
     images_of,
+    in_every_way,
     text_ids,
     text_logits,
 )
@@ -126,7 +125,7 @@ def test_guidance_against_its_other_form() -> None:
     assert torch.equal(guide(logits, branch, 1.0), own)
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 def test_guidance_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

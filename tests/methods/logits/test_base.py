@@ -14,13 +14,12 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.branches import (
-    WAY_NAMES,
-    WAYS,
     Alone,
     Inputs,
     answered,
     check_branches,
     images_of,
+    in_every_way,
     last_logits,
     text_ids,
     text_logits,
@@ -166,7 +165,7 @@ def without_image(model: PreTrainedModel) -> Alone:
     return lambda single, new: [text_logits(model, [*text_ids(model, single), *new])]
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 def test_branches_equal_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
@@ -175,7 +174,7 @@ def test_branches_equal_brute_force(
     check_branches(model, family, method, inputs, without_image(model), **way)
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 def test_noised_images_equal_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

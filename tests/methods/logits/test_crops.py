@@ -13,12 +13,11 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.branches import (
-    WAY_NAMES,
-    WAYS,
     Inputs,
     answered,
     check_branches,
     images_of,
+    in_every_way,
     last_logits,
     least,
     selected_logits,
@@ -80,7 +79,7 @@ def test_formula_against_a_loop() -> None:
     assert 0 < gated < 30
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 def test_branches_equal_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

@@ -14,12 +14,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 import vlmfix
 from tests.support import families
 from tests.support.branches import (
-    WAY_NAMES,
-    WAYS,
     Inputs,
     answered,
     check_branches,
     images_of,
+    in_every_way,
     last_logits,
     with_ids,
 )
@@ -31,7 +30,7 @@ INSTRUCTION = (7, 8, 9, 10, 11)
 QUESTION = "Is there a red dog?"
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

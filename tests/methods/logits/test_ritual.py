@@ -17,12 +17,11 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.branches import (
-    WAY_NAMES,
-    WAYS,
     Inputs,
     answered,
     check_branches,
     images_of,
+    in_every_way,
     last_logits,
 )
 from vlmfix.engine.vision_cache import split_images
@@ -200,7 +199,7 @@ def test_processors_that_do_not_scale(llava: PreTrainedModel) -> None:
     assert torch.equal(form.pixels(form.pictures(image), image), image["pixel_values"])
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.branches import (
-    WAY_NAMES,
-    WAYS,
     Inputs,
     answered,
     check_branches,
     images_of,
+    in_every_way,
     last_logits,
     least,
     selected_logits,
@@ -49,7 +48,7 @@ def image_columns(single: Inputs) -> list[int]:
     return (single["input_ids"][0] == families.IMAGE_TOKEN).nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 @pytest.mark.parametrize("settings", [{"keep": 2}, {"keep": 0.3, "layer": 1}], ids=["number", "share"])
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, settings: dict[str, Any], way: dict[str, Any], fused: bool

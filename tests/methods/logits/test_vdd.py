@@ -13,11 +13,10 @@ from transformers import AutoConfig, PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.branches import (
-    WAY_NAMES,
-    WAYS,
     Inputs,
     check_branches,
     images_of,
+    in_every_way,
     text_ids,
     text_logits,
 )
@@ -50,7 +49,7 @@ def test_formula_against_a_loop() -> None:
             assert float(mixed[row, token]) == pytest.approx(own + 0.7 * (own - other), abs=1e-5)
 
 
-@pytest.mark.parametrize(("way", "fused"), WAYS, ids=WAY_NAMES)
+@in_every_way
 @pytest.mark.parametrize("reference", ["both", "unknown"])
 def test_branches_equal_brute_force(
     model: PreTrainedModel, family: str, reference: str, way: dict[str, Any], fused: bool

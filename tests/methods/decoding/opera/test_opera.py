@@ -15,6 +15,7 @@ from transformers.generation import BaseStreamer
 
 import vlmfix
 from tests.support import families, opera_reference
+from tests.support.methods import pairs
 from vlmfix.engine.kernels import ATTRIBUTE
 from vlmfix.engine.step_decoder import StepDecoder
 from vlmfix.evaluation.datasets import render, sample_scene
@@ -313,18 +314,18 @@ def test_variants_equal_brute_force(settings: dict[str, Any], asked: dict[str, A
 NEUTRAL = {"penalty_weights": 0, "threshold": None}
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {},
-        {"eos_token_id": [7, 9, 20]},
-        {"eos_token_id": list(range(5, 30)), "early_stopping": True, "length_penalty": 0.5},
-        {"eos_token_id": list(range(5, 40)), "early_stopping": "never", "length_penalty": 2.0},
-        {"eos_token_id": 117, "min_new_tokens": 5, "no_repeat_ngram_size": 2, "suppress_tokens": [41]},
-        {"num_beams": 1, "num_return_sequences": 1},
-        {"repetition_penalty": 1.3, "exponential_decay_length_penalty": (1, 1.5), "eos_token_id": 117},
-    ],
-)
+ASKED: list[dict[str, Any]] = [
+    {},
+    {"eos_token_id": [7, 9, 20]},
+    {"eos_token_id": list(range(5, 30)), "early_stopping": True, "length_penalty": 0.5},
+    {"eos_token_id": list(range(5, 40)), "early_stopping": "never", "length_penalty": 2.0},
+    {"eos_token_id": 117, "min_new_tokens": 5, "no_repeat_ngram_size": 2, "suppress_tokens": [41]},
+    {"num_beams": 1, "num_return_sequences": 1},
+    {"repetition_penalty": 1.3, "exponential_decay_length_penalty": (1, 1.5), "eos_token_id": 117},
+]
+
+
+@pytest.mark.parametrize(("asked", "family"), pairs(ASKED, in_turn=True))
 def test_strength_zero_is_beam_search(model: PreTrainedModel, family: str, asked: dict[str, Any]) -> None:
     inputs = families.prompt(family, model, (1, 2, 0))
     asked = {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 10, "pad_token_id": 3, **asked}

@@ -1,8 +1,9 @@
-"""Every method on videos, alone and beside images."""
+"""Methods on videos, alone and beside images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import acting, attached, plain, values
+from tests.support.methods import ATTACHED, acting, attached, plain, representatives, values
+from tests.support.methods import REFUSED as REFUSED_FAMILIES
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
 from vlmfix.engine.vision_attention import EncoderTap
@@ -21,17 +23,19 @@ from vlmfix.methods.logits.branch_prompts import unchanged
 pytestmark = pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning")
 
 FAMILIES = [name for name, family in families.FAMILIES.items() if family.videos]
-METHODS = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
 REFUSED = {"ritual": "transforms pictures, and a prompt holds a video"}
-TOKENS = 5
+TOKENS = 4
+CASES = {*product(representatives(ATTACHED), FAMILIES), *product(ATTACHED, ["qwen2_5_vl"])}
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "family"),
+    sorted(
+        {*product(representatives(ATTACHED), FAMILIES), *product(ATTACHED, ["qwen2_5_vl"])} - REFUSED_FAMILIES
+    ),
+)
 def test_acts_on_videos_or_says_why_not(name: str, family: str, model: PreTrainedModel) -> None:
     """Prompts about a video, a video and an image, and nothing; a batch equals its samples."""
-    if (name, family) == ("visionzip", "llava_onevision"):
-        return  # refused at once, as for images
     inputs = families.prompt(family, model, (0, 1, 0), videos=(1, 1, 0))
     if name in REFUSED:
         with attached(name, model), pytest.raises(vlmfix.UnsupportedError, match=REFUSED[name]):

@@ -1,0 +1,114 @@
+"""Methods together, and what is left of a run when it has ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from itertools import cycle, permutations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import vlmfix
+from tests.support import families
+from tests.support.methods import ATTACHED, UNLIKE, acting, attached, plain, representatives, under, values
+from tests.support.paths import ROOT
+from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens
+
+pytestmark = [
+    pytest.mark.promises,
+    pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning"),
+]
+
+REPRESENTATIVES = representatives(ATTACHED)
+PRUNING = [name for name in REPRESENTATIVES if isinstance(acting(name), PrunesTokens)]
+LOGITS = [name for name in REPRESENTATIVES if acting(name).owns_logits]
+LOOPS = [name for name in REPRESENTATIVES if isinstance(acting(name), ChoosesTokens)]
+ATTENTION = [name for name in REPRESENTATIVES if name not in PRUNING + LOGITS + LOOPS]
+
+
+PAIRS = [
+    *permutations(ATTENTION, 2),
+    *((attention, pruning) for attention in ATTENTION for pruning in PRUNING),
+    *(("vhr", logit) for logit in LOGITS),
+    *((logit, "var") for logit in LOGITS),
+    *((logit, "fastv") for logit in LOGITS),
+    *(("m3id", other) for other in ATTENTION + PRUNING if other not in ("var", "vhr", "fastv")),
+    *((loop, other) for loop in LOOPS for other in ATTENTION + PRUNING),
+]
+
+
+def logits(
+    model: PreTrainedModel, inputs: dict[str, Tensor], names: tuple[str, ...], **kwargs: Any
+) -> Tensor:
+    """What the generated positions come from under the methods, see `values`."""
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(attached(name, model))
+        return values(model, inputs, max_new_tokens=3, **kwargs)
+
+
+def near(first: Tensor, second: Tensor) -> bool:
+    """Whether all logits are alike, those of tokens that both rule out, too."""
+    return torch.allclose(first, second, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pair", "family"), list(zip(PAIRS, cycle(UNLIKE), strict=False)))
+def test_two_methods_keep_the_promises(pair: tuple[str, str], family: str, model: PreTrainedModel) -> None:
+    inputs = families.prompt(family, model, (1, 2, 0))
+    before = families.fingerprint(model)
+    together = logits(model, inputs, pair)
+    # An attention method may find nothing to edit among the tokens that a pruning left.
+    for alone in pair[:1] if pair[1] in PRUNING else pair:
+        assert not near(together, logits(model, inputs, (alone,), **plain(*pair)))
+    for row, single in enumerate(families.split(family, model, inputs)):
+        torch.testing.assert_close(together[:, row], logits(model, single, pair)[:, 0], atol=1e-4, rtol=1e-4)
+    if pair[0] not in LOOPS:
+        uncached = logits(model, inputs, pair, use_cache=False)
+        torch.testing.assert_close(together, uncached, atol=1e-4, rtol=1e-4)
+    assert families.fingerprint(model) == before
+
+
+@pytest.mark.parametrize("pair", list(permutations(PRUNING, 2))[:: len(PRUNING)])
+def test_two_prunings_are_refused(pair: tuple[str, str], llava: PreTrainedModel) -> None:
+    with (
+        attached(pair[0], llava),
+        pytest.raises(vlmfix.UnsupportedError, match="one pruning method at a time"),
+    ):
+        attached(pair[1], llava).__enter__()
+
+
+PROGRAM = """
+import json, sys, torch
+from tests.support.methods import attached, under
+from tests.support import families
+torch.set_num_threads(1)
+model = families.build("llava")
+tokens = {}
+for name in sys.argv[1:]:
+    inputs = families.prompt("llava", model, (1, 2), seed=5)
+    with attached(name, model):
+        tokens[name] = model.generate(**inputs, **under(model, max_new_tokens=6)).tolist()
+print(json.dumps(tokens))
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_process_equal_two_processes(llava: PreTrainedModel) -> None:
+    path = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *ATTACHED], capture_output=True, text=True, check=True, env=path
+    )
+    alone = json.loads(done.stdout.splitlines()[-1])
+    for name in ATTACHED:
+        with attached(name, llava):
+            kwargs = under(llava, max_new_tokens=6)
+            llava.generate(**families.prompt("llava", llava, (2, 1), seed=4), **kwargs)
+            second = llava.generate(**families.prompt("llava", llava, (1, 2), seed=5), **kwargs)
+        assert second.tolist() == alone[name], name
