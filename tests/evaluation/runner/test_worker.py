@@ -14,11 +14,12 @@ from PIL import Image
 
 import vlmfix
 from tests.support import jobs
-from vlmfix.api import answer_batch, open_images
 from vlmfix.evaluation.runner import worker as module
 from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
 from vlmfix.evaluation.sample import Sample
+from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.pictures import open_images
 from vlmfix.methods.baselines.output_shift import answer_ids
 
 FIELDS = {

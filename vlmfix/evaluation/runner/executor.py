@@ -11,7 +11,6 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from vlmfix.api import answer_batch
 from vlmfix.evaluation.runner import baselines
 from vlmfix.evaluation.runner.config import Job, Variant
 from vlmfix.evaluation.runner.matched_baselines import (
@@ -28,6 +27,7 @@ from vlmfix.evaluation.runner.worker import Worker, record_head
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.scoring import score_fields
+from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.methods.baselines.output_shift import answer_ids
 

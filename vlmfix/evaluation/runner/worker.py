@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from vlmfix.api import answer_batch, decoding_under, prompt_under
+from vlmfix.api import decoding_under, prompt_under
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
@@ -27,6 +27,7 @@ from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
+from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images

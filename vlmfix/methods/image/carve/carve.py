@@ -24,6 +24,7 @@ from vlmfix.engine.modules import input_device
 from vlmfix.engine.stats import SequenceStats, Sums
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
+from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.chat import prepare, render
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.pictures import Images, open_images
@@ -225,8 +226,6 @@ class CARVE(MultiPassMethod):
                 processor, or another method drops image tokens.
             ValueError: `contrast_layers` does not fit the model.
         """
-        from vlmfix.api import answer_batch
-
         model = compatibility.stock_model(model)
         pictures = open_images(images)
 
