@@ -162,7 +162,8 @@ class Speaker:
                 do_sample=False,
             )
             write_json(path, observer.seen)
-        return json.loads(path.read_text(encoding="utf-8"))
+        seen: list[float] = json.loads(path.read_text(encoding="utf-8"))
+        return seen
 
     def _path(
         self, setting: Setting, methods: list[vlmfix.Method], split: Split, kind: str, prompts: list[str]

@@ -24,7 +24,8 @@ class Ratio(NamedTuple):
 
     def over(self, weights: np.ndarray) -> np.ndarray:
         """The ratio with every scene taken `weights` times, `(..., scenes)` -> `(...)`."""
-        return (weights @ self.parts) / np.maximum(weights @ self.wholes, 1)
+        ratios: np.ndarray = (weights @ self.parts) / np.maximum(weights @ self.wholes, 1)
+        return ratios
 
     @property
     def value(self) -> float:

@@ -26,7 +26,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 import vlmfix
 from vlmfix.engine.caches import read_cache
@@ -111,8 +111,11 @@ def random_llava(size: str, *, device: str, dtype: torch.dtype, kernel: str) -> 
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=kernel)
-    return model.eval()
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation=kernel
+        )
+    model.eval()
+    return model
 
 
 class Processor:

@@ -115,4 +115,5 @@ def language_loss(
 
 
 def _yes_no(family: Family, word: str) -> int:
-    return family.tokenizer(family.turn[2] + word, add_special_tokens=False).input_ids[0]
+    token: int = family.tokenizer(family.turn[2] + word, add_special_tokens=False).input_ids[0]
+    return token

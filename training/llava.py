@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class TinyLlava(Family):
     def __init__(self) -> None:
         special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
         self.tokenizer = build_tokenizer(special, {"image_token": "<image>"}, begin="<s>")
-        ids = {k: self.tokenizer.convert_tokens_to_ids(v) for k, v in special.items()}
+        token_of: Any = self.tokenizer.convert_tokens_to_ids  # an int for a string; typed for lists too
+        ids = {k: token_of(v) for k, v in special.items()}
         token_ids = {f"{name}_id": token for name, token in ids.items()}
         vision = CLIPVisionConfig(
             hidden_size=self.feature_size,
@@ -60,7 +62,7 @@ class TinyLlava(Family):
         config = LlavaConfig(
             vision_config=vision,
             text_config=text,
-            image_token_index=self.tokenizer.convert_tokens_to_ids("<image>"),
+            image_token_index=token_of("<image>"),
             image_seq_length=tokens,
             vision_feature_layer=-1,
             **token_ids,
@@ -74,10 +76,12 @@ class TinyLlava(Family):
     def features(self, pixels: Tensor) -> Tensor:
         tower = self.model.model.vision_tower
         states = tower(normalized(pixels, self.image_processor), output_hidden_states=True)
-        return states.hidden_states[-1][:, 1:]
+        patches: Tensor = states.hidden_states[-1][:, 1:]
+        return patches
 
     def project(self, features: Tensor) -> Tensor:
-        return self.model.model.multi_modal_projector(features)
+        tokens: Tensor = self.model.model.multi_modal_projector(features)
+        return tokens
 
     def image_positions(self, rows: int, columns: int, start: int) -> tuple[Tensor, int]:
         return torch.arange(start, start + rows * columns).expand(3, -1), start + rows * columns
@@ -90,10 +94,12 @@ class TinyLlava(Family):
         return [self.model.model.vision_tower.encoder]
 
     def projector(self) -> nn.Module:
-        return self.model.model.multi_modal_projector
+        projector: nn.Module = self.model.model.multi_modal_projector
+        return projector
 
     def rotary(self, hidden_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.language_model.rotary_emb(hidden_states, positions[0])
+        embedding: tuple[Tensor, Tensor] = self.language_model.rotary_emb(hidden_states, positions[0])
+        return embedding
 
     def save_processor(self, folder: Path) -> None:
         processor = LlavaProcessor(

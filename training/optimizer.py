@@ -17,7 +17,8 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+    result: Tensor = x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):

@@ -37,7 +37,8 @@ class TinyQwen(Family):
             "turn_token": "<|im_start|>",
         }
         self.tokenizer = build_tokenizer(special, extra)
-        ids = {k: self.tokenizer.convert_tokens_to_ids(v) for k, v in (special | extra).items()}
+        token_of: Any = self.tokenizer.convert_tokens_to_ids  # an int for a string; typed for lists too
+        ids = {k: token_of(v) for k, v in (special | extra).items()}
         token_ids = {f"{name}_id": ids[name] for name in special}
         text = {
             "vocab_size": len(self.tokenizer),
@@ -109,10 +110,12 @@ class TinyQwen(Family):
             x = x + _vision_attention(block.attn, block.norm1(x), cos, sin, mask)
             x = x + block.mlp(block.norm2(x))
         x = visual.merger.ln_q(x).view(batch, -1, self.feature_size)
-        return x[:, torch.argsort(window_index)]
+        ordered: Tensor = x[:, torch.argsort(window_index)]
+        return ordered
 
     def project(self, features: Tensor) -> Tensor:
-        return self.visual.merger.mlp(features)
+        tokens: Tensor = self.visual.merger.mlp(features)
+        return tokens
 
     def image_positions(self, rows: int, columns: int, start: int) -> tuple[Tensor, int]:
         row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -126,10 +129,12 @@ class TinyQwen(Family):
         return [self.visual.blocks]
 
     def projector(self) -> nn.Module:
-        return self.visual.merger.mlp
+        mlp: nn.Module = self.visual.merger.mlp
+        return mlp
 
     def rotary(self, hidden_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.language_model.rotary_emb(hidden_states, positions)
+        embedding: tuple[Tensor, Tensor] = self.language_model.rotary_emb(hidden_states, positions)
+        return embedding
 
     def save_processor(self, folder: Path) -> None:
         settings = self.image_processor.to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
@@ -149,7 +154,8 @@ def _vision_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, mask:
     query, key, value = attention.qkv(x).view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
     query, key = (part * cos + _rotate_half(part) * sin for part in (query, key))
     mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return attention.proj(mixed.transpose(1, 2).reshape(batch, tokens, size))
+    output: Tensor = attention.proj(mixed.transpose(1, 2).reshape(batch, tokens, size))
+    return output
 
 
 def _rotate_half(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,12 +54,14 @@ class Packer:
     def __init__(self, family: Family, image_places: int, text_places: int) -> None:
         self.family, self.image_places, self.text_places = family, image_places, text_places
         self.before, self.after = (self._encode([text])[0] for text in family.prefix)
-        self.image_id = family.tokenizer.convert_tokens_to_ids(family.tokenizer.image_token)
+        token_of: Any = family.tokenizer.convert_tokens_to_ids  # an int for a string; typed for lists too
+        self.image_id: int = token_of(family.tokenizer.image_token)
         self.names = self._names()
         self.length = len(self.before) + image_places + len(self.after) + text_places
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self.family.tokenizer(texts, add_special_tokens=False).input_ids
+        encoded: list[list[int]] = self.family.tokenizer(texts, add_special_tokens=False).input_ids
+        return encoded
 
     def _names(self) -> dict[int, list[tuple[list[int], int]]]:
         """Spellings of the categories by first token, longest first, each with its number plus 1."""

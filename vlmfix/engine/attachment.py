@@ -208,7 +208,8 @@ class Attachment:
                 "generate was called inside a generate call on the same model, for instance by a logits "
                 "processor or a stopping criterion, which methods do not follow; do it before or after"
             )
-        named = named_arguments(type(self.model).generate, args, kwargs)
+        kind: Any = type(self.model)
+        named = named_arguments(kind.generate, args, kwargs)
         compatibility.check_uncompiled(self.model)
         compatibility.check_generate(self.model, named)
         for method in methods:
@@ -285,7 +286,8 @@ class Attachment:
 
     def _calls_of_generate(self) -> int:
         """How many calls of the model's own `generate` this thread is inside of."""
-        code = inspect.unwrap(type(self.model).generate).__code__
+        kind: Any = type(self.model)  # with GenerationMixin, unknown to its type
+        code = inspect.unwrap(kind.generate).__code__
         calls, frame = 0, inspect.currentframe()
         while frame is not None:
             calls += frame.f_code is code and frame.f_locals.get("self") is self.model

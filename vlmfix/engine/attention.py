@@ -48,7 +48,10 @@ def attention(
     """
     attachment = vars(module).get(ATTRIBUTE)
     if attachment is None:  # an unsteered model that shares its configuration object with a steered one
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+        unsteered: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return unsteered
     context: DecodeContext | None = attachment.context
     if context is None:
         attachment.refuse_bypass()
@@ -186,7 +189,10 @@ def _own_kernel(
             attention_mask = layout.key_mask(key.shape[2], key.device)
         elif attention_mask is not None and attention_mask.ndim == 4:  # of a pass without a run
             attention_mask = attention_mask[:, 0, -1]
-    return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
+    output: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS[name](
+        module, query, key, value, attention_mask, **kwargs
+    )
+    return output
 
 
 def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -61,7 +61,7 @@ def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:
     """Let the caches of the branches follow that of the prompts, when beam search reorders it."""
     reorder = cache.reorder_cache
 
-    def reordered(beam_idx: Tensor) -> None:
+    def reordered(beam_idx: torch.LongTensor) -> None:
         reorder(beam_idx)
         for branch in context.engine.branches:
             _cache(branch).reorder_cache(beam_idx)

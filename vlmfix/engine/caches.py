@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 from torch import nn
 from transformers import Cache, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from vlmfix.errors import UnsupportedError
 

@@ -138,7 +138,8 @@ def _check_attention(decoder: PreTrainedModel) -> None:
             "copied inside its block; load the two models with configurations of their own"
         )
     if kernel == "eager":
-        kernels.eager_function(decoder.layers[0].self_attn)
+        layers: Any = decoder.layers
+        kernels.eager_function(layers[0].self_attn)
     elif kernel != "sdpa" and not is_flash(kernel):
         raise UnsupportedError(
             f"the attention kernel {kernel!r} is not supported; load the model with "

@@ -335,7 +335,7 @@ def _check_mask(mask: Any) -> None:
 
 def _positions(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor:
     """The positions given to the decoder, or those that it would count itself."""
-    given = kwargs.get("position_ids")
+    given: Tensor | None = kwargs.get("position_ids")
     if given is not None:
         return given
     embeddings = kwargs["inputs_embeds"]

@@ -22,7 +22,9 @@ def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | No
     Raises:
         UnsupportedError: the modeling file of `module` has none.
     """
-    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function: Callable[..., tuple[Tensor, Tensor | None]] | None = getattr(
+        sys.modules[type(module).__module__], "eager_attention_forward", None
+    )
     if function is None:
         raise UnsupportedError(
             f"{type(module).__name__} has no eager attention to delegate to; load the model with "

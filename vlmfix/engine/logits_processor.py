@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ class MethodLogitsProcessor(LogitsProcessor):
             raise self._stranger()
         source = same.int().argmax(dim=1)
         if copies > 1:
-            self._cache.reorder_cache(source)  # and the branches with it
+            self._cache.reorder_cache(cast("torch.LongTensor", source))  # and the branches with it
         positions = context.position_of(context.step)
         return {
             "input_ids": input_ids[:, -1:],

@@ -94,9 +94,11 @@ def visual_tokens(
         if input_ids is not None:
             return torch.zeros_like(input_ids).bool() if token is None else input_ids == token
         if token is None:
-            return embeddings.new_zeros(batch, length, dtype=torch.bool)
+            none: Tensor = embeddings.new_zeros(batch, length, dtype=torch.bool)
+            return none
         placeholder = model.get_input_embeddings()(torch.tensor([token], device=embeddings.device))
-        return (embeddings == placeholder).all(dim=-1)
+        same: Tensor = (embeddings == placeholder).all(dim=-1)
+        return same
 
     videos = is_token(video)
     visual = is_token(image) | videos

@@ -69,7 +69,8 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
         prefixes = DynamicCache()
         read(**with_cache(decoder, batch.prefixes(prefix), prefixes))
         prefix.is_read = True
-        for layer, cached in enumerate(prefixes.layers):
+        layers: list[Any] = prefixes.layers  # typed as their base class, without keys
+        for layer, cached in enumerate(layers):
             key, value = (
                 prefix.spread(each.transpose(1, 2)).transpose(1, 2) for each in (cached.keys, cached.values)
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class PromptBatch:
                 "alternatives are read on a cache that begins with the prompt; pass the whole prompt, with "
                 "use_cache=True and without a filled cache"
             )
-        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+        prepare: Any = model.prepare_inputs_for_generation  # of GenerationMixin, unknown to its type
+        inputs = prepare(input_ids, is_first_iteration=True, **model_kwargs)
         output = model(**inputs, return_dict=True)
         self.logits = output.logits[:, -1].to(device=input_ids.device, dtype=torch.float32)
         """Of the first token of each row, `(samples * sequences, vocabulary)` float32."""
@@ -139,7 +140,7 @@ class StepDecoder:
         self._pending = tokens.shape[1]
         if not self.one_by_one:
             return self._read(tokens, CandidateBlock(self.length, self._pending, alternatives=True))
-        layers = self._cache.layers
+        layers: list[Any] = self._cache.layers  # typed as their base class, without keys
         read, columns = [], []
         for token in tokens.split(1, dim=1):
             read.append(self._read(token, CandidateBlock(self.length, 1)))
@@ -158,7 +159,8 @@ class StepDecoder:
             sources: the sequence that each new one continues, `(sequences,)` int64.
             choices: which of its alternatives, `(sequences,)` int64.
         """
-        for layer in self._cache.layers:
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
             for states in (layer.keys, layer.values):
                 source, choice = sources.to(states.device), choices.to(states.device)
                 behind = states[:, :, states.shape[2] - self._pending - self.length :]
@@ -180,7 +182,7 @@ class StepDecoder:
         if self._pending:
             self._cache.crop(-self._pending)
             self._pending = 0
-        self._cache.reorder_cache(sources)
+        self._cache.reorder_cache(cast("torch.LongTensor", sources))
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits behind the next token of each sequence.
@@ -237,4 +239,5 @@ class StepDecoder:
         finally:
             if self.context is not None:
                 self.context.engine.candidates = None
-        return output.logits.to(device=tokens.device, dtype=torch.float32)
+        logits: Tensor = output.logits.to(device=tokens.device, dtype=torch.float32)
+        return logits

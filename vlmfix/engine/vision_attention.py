@@ -67,7 +67,7 @@ class EncoderTap:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.core = model.base_model
+        self.core: Any = model.base_model
         self.config = model.config
         self.images: list[EncodedImage] = []
         self.videos: list[EncodedImage] = []  # one a frame, or for two that are read as one

@@ -40,7 +40,8 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _caching(model: PreTrainedModel) -> Iterator[None]:
-    core, thread = model.base_model, threading.get_ident()
+    core: Any = model.base_model
+    thread = threading.get_ident()
     encode = core.get_image_features
     names = list(inspect.signature(encode).parameters)
     known: dict[bytes, Encoded] = {}
@@ -86,7 +87,7 @@ def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]
     """
     encoded: list[Encoded] = []
     for are_videos, group in itertools.groupby(images, key=is_video):
-        core = model.base_model
+        core: Any = model.base_model
         encode = core.get_video_features if are_videos else core.get_image_features
         inputs = _joined_inputs(list(group))
         pixels = inputs.pop(VIDEO_PIXELS if are_videos else "pixel_values")

@@ -52,7 +52,8 @@ def answer_batch(
             stack.enter_context(shared_prefix(model))
         numbers = _Numbers()
         processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
-        output = model.generate(**inputs, **generate_kwargs, logits_processor=processors)
+        generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
+        output = generate(**inputs, **generate_kwargs, logits_processor=processors)
     numbers.check()
     return read_answers(output, inputs["attention_mask"], end_tokens, processor)
 
@@ -88,7 +89,8 @@ def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
     Raises:
         ValueError: the tokenizer is another model's.
     """
-    size = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    size = embeddings.weight.shape[0]
     beyond = input_ids[(input_ids >= size) & (input_ids != getattr(model.config, "image_token_id", None))]
     if beyond.numel():
         raise ValueError(

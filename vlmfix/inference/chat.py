@@ -13,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.image_processing import each_image_once
-from vlmfix.inference.turns import Turns, takes_parts
+from vlmfix.inference.turns import Turns, chat_template, takes_parts
 
 # Rendered in the place of the question, and of a system message, to learn what the chat template puts around
 # them.
@@ -44,9 +44,10 @@ def prepare(
     flat = [picture for pictures in images for picture in pictures]
     try:
         with each_image_once(processor):
-            return processor(
+            inputs: BatchFeature = processor(
                 images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
             )
+            return inputs
     except ValueError as error:  # such as a picture 200 times as long as wide, for Qwen-VL
         raise ValueError(
             f"{type(processor).__name__} refuses the pictures or prompts ({' '.join(str(error).split())}); "
@@ -61,8 +62,9 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
         ValueError: the prompt is no text or holds the placeholder of a picture, or the chat template fails.
     """
     _check(prompt, processor)
-    template = _template(processor)
-    placeholders = "".join(f"{processor.image_token}\n" for _ in range(num_images))
+    template = chat_template(processor)
+    own: Any = processor  # `image_token` is of the processors of image-text models alone
+    placeholders = "".join(f"{own.image_token}\n" for _ in range(num_images))
     if template is None:
         return f"USER: {placeholders}{prompt} ASSISTANT:"
     content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
@@ -227,11 +229,12 @@ def text_and_spans(
     """The text of tokens, and which of its characters each covers: from the first to behind the last."""
 
     def decode(start: int, stop: int) -> str:
-        return processor.tokenizer.decode(
+        text: str = processor.tokenizer.decode(
             list(token_ids[start:stop]),
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
+        return text
 
     def lengths(block: int) -> list[int]:
         """Of the text up to each token; in blocks, since each decoding reads all that it is given."""
@@ -252,17 +255,13 @@ def text_and_spans(
     return text, list(pairwise(accumulate(ends, max)))
 
 
-def _template(processor: ProcessorMixin) -> str | None:
-    return processor.chat_template or processor.tokenizer.chat_template
-
-
 def _head(system: Any, processor: ProcessorMixin) -> str | None:
     """What the template writes in front of the user's first words; None: it refuses this, or there is none.
 
     Args:
         system: content of a system message; None: no such message.
     """
-    template = _template(processor)
+    template = chat_template(processor)
     turns: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     turns.append({"role": "user", "content": [{"type": "text", "text": _MARKER}]})
     if template is None:

@@ -141,7 +141,7 @@ def conversation(
         processor: of the model; without a template, the form `USER: ... ASSISTANT:`.
         answer: whether an answer is to follow.
     """
-    template = processor.chat_template or processor.tokenizer.chat_template
+    template = chat_template(processor)
     if template is None:
         texts = [f"{role.upper()}: {words}" for role, words in turns if role != "system"]
         return " ".join([*texts, "ASSISTANT:"] if answer else texts)
@@ -158,10 +158,17 @@ def conversation(
         return None
 
 
+def chat_template(processor: ProcessorMixin) -> str | None:
+    """The template of a processor, or of its tokenizer; None: it has none."""
+    own: Any = processor  # typed as if it could hold several templates by name
+    template: str | None = own.chat_template or own.tokenizer.chat_template
+    return template
+
+
 def takes_parts(processor: ProcessorMixin) -> bool:
     """Whether the processor's template takes content in parts, such as images, and no string alone."""
-    template = processor.chat_template or processor.tokenizer.chat_template
-    turns = [{"role": "user", "content": [{"type": "text", "text": _FIRST}]}]
+    template = chat_template(processor)
+    turns: list[Any] = [{"role": "user", "content": [{"type": "text", "text": _FIRST}]}]
     try:
         text = processor.apply_chat_template(turns, chat_template=template, tokenize=False)
     except (TemplateError, TypeError):

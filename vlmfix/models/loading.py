@@ -80,7 +80,8 @@ def load(
         "ignore_mismatched_sizes": True,
     }  # what is left out is refused here
     with telling_faults(source, revision):
-        model, loaded = AutoModelForImageTextToText.from_pretrained(source, **options)
+        read: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
+    model, loaded = read  # a pair, with output_loading_info
     check_weights(model, loaded, str(name_or_path), allow_missing=allow_missing)
     with telling_faults(source, revision, "the processor of "):
         processor = load_processor(source, **common)
@@ -137,9 +138,10 @@ def load_processor(source: str, **kwargs: Any) -> ProcessorMixin:
         **kwargs: for `from_pretrained`.
     """
     try:
-        return AutoProcessor.from_pretrained(source, **kwargs)
+        processor: ProcessorMixin = AutoProcessor.from_pretrained(source, **kwargs)
+        return processor
     except (ImportError, OSError):  # no torchvision, or saved where there was none
-        stock = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source, **kwargs)), None)
+        stock: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source, **kwargs)), None)
         if stock is None or "video_processor" not in stock.get_attributes():
             raise
     return image_only(stock).from_pretrained(source, **kwargs)
@@ -175,7 +177,7 @@ def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """`stock` without its video processor: transformers reads the components from the names in `__init__`."""
     options = set(inspect.signature(stock.__init__).parameters) - set(stock.get_attributes())
 
-    class ImageOnly(stock):
+    class ImageOnly(stock):  # type: ignore[valid-type,misc]  # a base that is known at run time
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
             super().__init__(image_processor, tokenizer, None, **kwargs)
 

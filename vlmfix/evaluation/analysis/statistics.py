@@ -184,7 +184,8 @@ def weighted_ratios(weights: np.ndarray, parts: np.ndarray, wholes: np.ndarray) 
         `(resamples, ratios)`; NaN where the denominator is zero.
     """
     below = weights @ wholes.T
-    return np.divide(weights @ parts.T, below, out=np.full_like(below, np.nan), where=below > 0)
+    ratios: np.ndarray = np.divide(weights @ parts.T, below, out=np.full_like(below, np.nan), where=below > 0)
+    return ratios
 
 
 def percentile_estimate(value: float, draws: np.ndarray, *, samples: int, clusters: int) -> Estimate:

@@ -35,7 +35,7 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     Args:
         comparisons: from `vlmfix.evaluation.analysis.comparison.compare`.
     """
-    return rounded(
+    summary: dict[str, Any] = rounded(
         {
             "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "clusters": "image"},
             "tasks": [
@@ -50,6 +50,7 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
             ],
         }
     )
+    return summary
 
 
 def costs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def costs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "inactive": outcome.inactive,
             }
         )
-    return rounded({"methods": found})
+    written: dict[str, Any] = rounded({"methods": found})
+    return written
 
 
 def relative_costs(outcome: Outcome, first: Outcome) -> dict[str, float | None]:

@@ -137,7 +137,8 @@ def _mean_length(run: Answered) -> float:
 
 def _length(record: Mapping[str, Any]) -> int:
     """Tokens of an answer, without the one that ended it."""
-    return record["n_new_tokens"] - (record["finish"] == "eos")
+    length: int = record["n_new_tokens"] - (record["finish"] == "eos")
+    return length
 
 
 def _label(baseline: str, method: Answered) -> str:

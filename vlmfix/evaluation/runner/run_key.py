@@ -87,7 +87,7 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
     config = model.config
     template = processor.chat_template or processor.tokenizer.chat_template
     quantization = getattr(config, "quantization_config", None)
-    return plain(
+    key: dict[str, Any] = plain(
         {
             "id": name,
             "revision": getattr(config, "_commit_hash", None) or fingerprint(Path(resolve(name))),
@@ -112,6 +112,7 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
             "chat_template": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
         }
     )
+    return key
 
 
 def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, Any]:
@@ -122,7 +123,10 @@ def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, 
     """
     profile = find_profile(model)
     resolved = method if method.is_identity else method.resolve(model.config, profile)
-    return plain({"name": method.name, "parameters": resolved.parameters} | _foreign_code(type(method)))
+    key: dict[str, Any] = plain(
+        {"name": method.name, "parameters": resolved.parameters} | _foreign_code(type(method))
+    )
+    return key
 
 
 def _foreign_code(method: type[vlmfix.Method]) -> dict[str, str]:

@@ -37,7 +37,7 @@ class SeededSampling(LogitsProcessor):
     ) -> None:
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64)
         self.temperature = temperature
-        self.warpers = [TopKLogitsWarper(top_k)] if top_k else []
+        self.warpers: list[LogitsProcessor] = [TopKLogitsWarper(top_k)] if top_k else []
         self.warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
         self._step = 0
 
@@ -69,4 +69,5 @@ def _mixed(values: Tensor) -> Tensor:
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """A shift to the right that fills with zeros."""
-    return (values >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (values >> bits) & (2 ** (64 - bits) - 1)
+    return shifted

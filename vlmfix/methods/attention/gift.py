@@ -250,7 +250,8 @@ class GIFT(Method, ReadsLastRowAgain):
             words = context.layout_at(layer).gather(context.state[self, "words"])
             before = torch.cat([words[:, 1:], words.new_zeros(len(words), 1)], dim=1)
             context.state[key] = Rows.where(words | before)
-        return context.state[key]
+        rows: Rows = context.state[key]
+        return rows
 
     def _groups(self, context: DecodeContext, layout: PromptLayout) -> TokenGroups:
         saliency: Tensor = layout.gather(context.state[self, "saliency"])

@@ -120,7 +120,8 @@ class VHR(Method, AddsAuxiliaryPrompt):
         factors, count = context.state[self, layer]
         context.count(self, layer, count, heads.shape[2])
         if context.reads_on(heads.shape[1]):
-            return heads * factors
+            scaled: Tensor = heads * factors
+            return scaled
         length = context.layout_at(layer).length
         scaled = heads.clone()
         scaled[:, :length] = self._scaled(heads[:, :length], factors)
@@ -188,7 +189,8 @@ def head_divergence(with_image: Tensor, without_image: Tensor) -> Tensor:
     Returns:
         Euclidean distances, `(..., heads)`.
     """
-    return torch.linalg.vector_norm(with_image - without_image, dim=-1)
+    distances: Tensor = torch.linalg.vector_norm(with_image - without_image, dim=-1)
+    return distances
 
 
 def select_heads(divergence: Tensor, without_image_energy: Tensor, *, outlier_filter: bool = True) -> Tensor:

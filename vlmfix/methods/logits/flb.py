@@ -53,5 +53,5 @@ class FLB(LogitsMixer):
 
     def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         # Beams of a prompt begin with the same logits, so that reordering them changes nothing.
-        first = context.state.setdefault((self, "first"), finite(logits))
+        first: Tensor = context.state.setdefault((self, "first"), finite(logits))
         return logits + self.gamma * -math.expm1(-self.decay * context.step) * first

@@ -90,7 +90,8 @@ def signal_shares() -> Tensor:
 def diffuse(pixels: Tensor, noise: Tensor, step: int) -> Tensor:
     """Pixels after `step` + 1 diffusion steps, given standard normal noise of their shape."""
     share = float(signal_shares()[step])
-    return share**0.5 * pixels + (1 - share) ** 0.5 * noise
+    noisy: Tensor = share**0.5 * pixels + (1 - share) ** 0.5 * noise
+    return noisy
 
 
 def add_noise(pixels: Tensor, step: int, seed: int, *, copies: int = 1) -> Tensor:

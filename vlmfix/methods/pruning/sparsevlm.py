@@ -295,7 +295,8 @@ def gravity(query_cos: Tensor, query_sin: Tensor, key_cos: Tensor, key_sin: Tens
     """
     turned = query_cos.float() @ key_cos.float().transpose(-1, -2)
     turned = turned + query_sin.float() @ key_sin.float().transpose(-1, -2)
-    return turned / query_cos.shape[-1] ** 0.5
+    scaled: Tensor = turned / query_cos.shape[-1] ** 0.5
+    return scaled
 
 
 def gravity_free(

@@ -71,7 +71,8 @@ class Rules:
         """
         if self.prompt_tokens is not None:
             length = max(self.prompt_tokens + length - (last in self.end_tokens), 1)
-        return score / length**self.length_penalty
+        scaled: float = score / length**self.length_penalty
+        return scaled
 
 
 @dataclass(frozen=True)

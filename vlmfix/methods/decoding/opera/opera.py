@@ -7,12 +7,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import GenerateBeamDecoderOnlyOutput, PrefixConstrainedLogitsProcessor
+from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
 from vlmfix.engine import kernels
 from vlmfix.engine.capabilities import ChoosesTokens
@@ -199,7 +200,8 @@ class OPERA(Method, ChoosesTokens):
             return sequences
         scores = torch.tensor([each.score for each in answers], device=heads.device)
         return GenerateBeamDecoderOnlyOutput(
-            sequences=sequences, sequences_scores=scores if generation_config.output_scores else None
+            sequences=cast("torch.LongTensor", sequences),
+            sequences_scores=scores if generation_config.output_scores else None,
         )
 
     def _check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -199,7 +199,9 @@ class Search:
         """
         answers = torch.tensor(beams.tokens, dtype=self.prompt_ids.dtype, device=scores.device)
         ids = torch.cat([self.prompt_ids, answers], dim=1)
-        totals = self.processors(ids, scores) + scores.new_tensor(beams.scores)[:, None]
+        totals = (
+            self.processors(cast("torch.LongTensor", ids), scores) + scores.new_tensor(beams.scores)[:, None]
+        )
         values, places = totals.flatten().topk(min(self.rules.continuations, totals.numel()))
         sources, tokens = places // totals.shape[1], places % totals.shape[1]
         ends = self.criteria(torch.cat([ids[sources], tokens[:, None]], dim=1), None)

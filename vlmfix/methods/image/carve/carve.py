@@ -428,7 +428,8 @@ def _map_pass(
     observer = _LastRowAttention(layers=layers)
     greedy = plain_decoding(model, {"max_new_tokens": max_tokens})
     with observer(model):
-        output = model.generate(**inputs, **greedy)
+        generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
+        output = generate(**inputs, **greedy)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]
     return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 

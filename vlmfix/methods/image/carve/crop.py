@@ -95,14 +95,15 @@ def to_image(grid: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
     """
     across = _interpolation(grid.shape[1], box[0], box[2], size[0])
     down = _interpolation(grid.shape[0], box[1], box[3], size[1])
-    return down @ grid @ across.T
+    resized: np.ndarray = down @ grid @ across.T
+    return resized
 
 
 def _interpolation(cells: int, start: float, end: float, pixels: int) -> np.ndarray:
     """Linear weights of the cells between `start` and `end` at each pixel, `(pixels, cells)`."""
     share = (np.arange(pixels) + 0.5 - start) / (end - start)
     place = np.clip(share * cells - 0.5, 0, cells - 1)
-    weights = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells)))
+    weights: np.ndarray = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells)))
     weights[(share < 0) | (share > 1)] = np.nan
     return weights
 
@@ -137,7 +138,8 @@ def select_regions(
     kept = max_regions if region_rule == "max" else max(max_regions, int(count * kept_pixel_fraction))
     chosen = np.zeros(count + 1, dtype=bool)
     chosen[1 + np.lexsort((first, -sums))[:kept]] = True
-    return chosen[labels]
+    mask: np.ndarray = chosen[labels]
+    return mask
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
