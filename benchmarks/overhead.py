@@ -172,8 +172,10 @@ def measure_once(
 ) -> Cost:
     """Generate once under the method."""
     clock = Clock()
-    with method(model, Processor()) if method else nullcontext():
-        output = model.generate(
+    processor: Any = Processor()  # in the place of one of transformers
+    with method(model, processor) if method else nullcontext():
+        generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
+        output = generate(
             **inputs,
             max_new_tokens=tokens + 1,
             min_new_tokens=tokens + 1,

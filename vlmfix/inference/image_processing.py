@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any
@@ -14,7 +14,10 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 # Outputs that list the parts of all images in one, and where the number of parts of each image stands.
-_PARTS = {"image_grid_thw": lambda grids: torch.as_tensor(grids).prod(dim=-1).tolist(), "num_patches": list}
+_PARTS: dict[str, Callable[[Any], list[int]]] = {
+    "image_grid_thw": lambda grids: torch.as_tensor(grids).prod(dim=-1).tolist(),
+    "num_patches": list,
+}
 
 
 @contextmanager

@@ -198,10 +198,8 @@ class Search:
             scores: log-probabilities, `(beams, vocabulary)`.
         """
         answers = torch.tensor(beams.tokens, dtype=self.prompt_ids.dtype, device=scores.device)
-        ids = torch.cat([self.prompt_ids, answers], dim=1)
-        totals = (
-            self.processors(cast("torch.LongTensor", ids), scores) + scores.new_tensor(beams.scores)[:, None]
-        )
+        ids = cast("torch.LongTensor", torch.cat([self.prompt_ids, answers], dim=1))
+        totals = self.processors(ids, scores) + scores.new_tensor(beams.scores)[:, None]
         values, places = totals.flatten().topk(min(self.rules.continuations, totals.numel()))
         sources, tokens = places // totals.shape[1], places % totals.shape[1]
         ends = self.criteria(torch.cat([ids[sources], tokens[:, None]], dim=1), None)
