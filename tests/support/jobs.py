@@ -1,4 +1,4 @@
-"""Jobs of tests: commands in this process, samples about drawn pictures, and what jobs leave behind."""
+"""Jobs of tests: commands in this process, samples about drawn pictures, and what jobs leave."""
 
 from __future__ import annotations
 

@@ -394,7 +394,7 @@ class Attachment:
 
     @contextmanager
     def part(self, rows: slice) -> Iterator[DecodeContext]:
-        """Within the block, passes read on behind some of the prompts alone."""
+        """Within the block, passes read on after some of the prompts alone."""
         whole = self.context
         assert whole is not None
         self.context = whole.part(rows)

@@ -28,7 +28,7 @@ def answer_batch(
     """Answers of one forward pass a token, under whatever methods are attached.
 
     Prompts about the same images, as objects or paths, share their vision encoding, and the reading of what
-    stands in front of the question where the methods allow it.
+    stands before the question where the methods allow it.
 
     Args:
         batch: images and text of each prompt.

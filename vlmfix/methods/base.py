@@ -1,12 +1,4 @@
-"""What a method is: a dataclass of numbers, and the hooks with which it acts.
-
-Methods on one model compose in the order in which they were attached, and within a forward pass in this one:
-companions join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer` sees those that
-go on, scores are edited (each method sees those of the model, and the edits add up), weights are edited one
-after the other, all methods observe the final weights, head outputs are edited; at the end of the prefill
-companions leave and, if a method asks for it, the last prompt row is read again under all edits; then the
-model turns its hidden states, branches and `extra_hidden_states` into logits at once, and these are edited.
-"""
+"""Base of all methods: a dataclass of numbers that attaches to a model."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class GIFT(Method, ReadsLastRowAgain):
     The released code knows words by themselves and their part of speech, so that of equal ones the last alone
     is informative; here all are, as in the paper. Without an informative word, where it gives NaN, here the
     whole question is informative. A prompt without a question, or whose words draw no gaze to the image (as
-    in front of it, where it is not seen yet), is left as it is, unless `query_gain` has something to do.
+    before it, where it is not seen yet), is left as it is, unless `query_gain` has something to do.
 
     Args:
         image_boost: strength on the image; 0 together with `query_gain` 1 leaves the model as it is; None:
@@ -185,7 +185,7 @@ class GIFT(Method, ReadsLastRowAgain):
             return
         layout, rows = context.layout_at(layer), self._reading_rows(context, layer)
         index = rows.index.to(weights.device)
-        # Rows stand in pairs: a word, and the token in front of it.
+        # Rows stand in pairs: a word, and the token before it.
         follows = torch.cat([index.new_zeros(1), index.diff()]) == 1
         words = layout.gather(context.state[self, "words"]).to(weights.device)[:, index] & follows
         shifts = gaze_shifts(weights, weights.roll(1, dims=2))
@@ -244,7 +244,7 @@ class GIFT(Method, ReadsLastRowAgain):
         return keyword_extractor(self.content_tags)
 
     def _reading_rows(self, context: DecodeContext, layer: int) -> Rows:
-        """The informative words and the tokens in front of them."""
+        """The informative words and the tokens before them."""
         key = (self, "rows")
         if key not in context.state:
             words = context.layout_at(layer).gather(context.state[self, "words"])
@@ -269,7 +269,7 @@ def gaze_shifts(attention: Tensor, before: Tensor) -> Tensor:
 
     Args:
         attention: weights of some rows, `(batch, heads, rows, keys)`.
-        before: weights of the row in front of each.
+        before: weights of the row before each.
     """
     return (attention - before).clamp_min(0)
 

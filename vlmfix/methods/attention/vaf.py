@@ -20,13 +20,13 @@ from vlmfix.methods.validation import check_range
 class VAF(ScoreEdit):
     """Visual Amplification Fusion, of ClearSight (arXiv 2503.13107).
 
-    Behind the last image and in all new rows, scores are multiplied before the softmax, those of image tokens
-    and those of the tokens in front of the first image. They keep their sign, so that negative scores of
+    After the last image and in all new rows, scores are multiplied before the softmax, those of image tokens
+    and those of the tokens before the first image. They keep their sign, so that negative scores of
     image tokens are pushed further down.
 
     Args:
         enhance: factor on scores of image tokens, above 0 and at most 100.
-        suppress: factor on scores of tokens in front of the first image, above 0 and at most 100; 1 in both
+        suppress: factor on scores of tokens before the first image, above 0 and at most 100; 1 in both
             leaves the model as it is.
     """
 
@@ -68,7 +68,7 @@ def column_factors(image_tokens: Tensor, system_tokens: Tensor, *, enhance: floa
 
     Args:
         image_tokens: `(batch, keys)` bool.
-        system_tokens: those in front of the first image, `(batch, keys)` bool.
+        system_tokens: those before the first image, `(batch, keys)` bool.
         enhance: factor at image tokens.
         suppress: factor at system tokens.
 

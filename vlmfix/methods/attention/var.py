@@ -36,7 +36,7 @@ class VAR(Method):
     Attention sinks are tokens with a massive activation in a few fixed dimensions. In heads that look at the
     image and are not themselves caught by visual sinks, part of the attention on all sinks goes to the
     non-sink image tokens, in proportion to what they have. Sinks are found per layer in the prefill and
-    frozen; rows behind the last image and generated rows are edited. The released code moves 0.4, which the
+    frozen; rows after the last image and generated rows are edited. The released code moves 0.4, which the
     text of the paper leaves uncertain. It means to leave the last layer alone, as the paper does, and as it
     runs it edits that, too: published figures are those of `skip_last_layer=False`.
 

@@ -125,7 +125,7 @@ class VHR(Method, AddsAuxiliaryPrompt):
         length = context.layout_at(layer).length
         scaled = heads.clone()
         scaled[:, :length] = self._scaled(heads[:, :length], factors)
-        if not context.is_prefill:  # without a cache, generated rows stand behind the prompt
+        if not context.is_prefill:  # without a cache, generated rows stand after the prompt
             scaled[:, length:] = heads[:, length:] * factors
         elif self.reinforce_text_stream:
             text = context.auxiliary_tokens(self, heads.shape[1])

@@ -28,7 +28,7 @@ class ICD(Contrastive):
 
     The instruction takes the place of the system message, or is put where the chat template would put one.
     Where no processor says how that template goes, where it has no place for a system message, and where a
-    prompt does not begin as it says, the instruction stands right in front of the first image. The released
+    prompt does not begin as it says, the instruction stands right before the first image. The released
     code goes through five instructions; this is one of them.
 
     Args:

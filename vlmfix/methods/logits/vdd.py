@@ -113,7 +113,7 @@ def debias(logits: Tensor, branches: Sequence[Tensor], alpha: float) -> Tensor:
 
 
 def image_spans(context: DecodeContext) -> list[list[tuple[int, int]]]:
-    """First column of each image and the one behind its last, markers of begin and end included.
+    """First column of each image and the one after its last, markers of begin and end included.
 
     Returns:
         For each prompt, copies of it counted once, its images in order.

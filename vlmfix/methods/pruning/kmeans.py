@@ -25,7 +25,7 @@ _TIE = 1e-4
 class KMeans(CountedPruning):
     """Cluster-aggregate (arXiv 2504.17892): image tokens become the means of their k-means clusters.
 
-    Acts on the image features in front of the language model; all images of a prompt are one pool. The mean
+    Acts on the image features before the language model; all images of a prompt are one pool. The mean
     of a cluster takes the place and the position of its medoid. A reconstruction: there is no released code,
     and the paper leaves the algorithm open.
 

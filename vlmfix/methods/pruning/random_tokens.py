@@ -21,7 +21,7 @@ from vlmfix.methods.validation import check_whole
 class RandomTokens(CountedPruning):
     """Random image tokens stay: a control, as in arXiv 2504.17892.
 
-    Acts on the image features in front of the language model; all images of a prompt are one pool. The draw
+    Acts on the image features before the language model; all images of a prompt are one pool. The draw
     depends on the seed and on the token ids of the prompt, so that a batch keeps what its samples keep alone.
 
     Args:

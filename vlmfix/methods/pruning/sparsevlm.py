@@ -43,10 +43,10 @@ _TOKENS_PER_CLUSTER = 10
 class SparseVLM(TokenPruning):
     """SparseVLM and SparseVLM+ (arXiv 2410.04417): the words about the image decide which tokens of it stay.
 
-    Words behind the image that draw more of it than others, by their input embeddings, are raters. After each
+    Words after the image that draw more of it than others, by their input embeddings, are raters. After each
     listed layer the image tokens to which the raters attend most go on. In versions 1.0 and 1.5 the best of
     the dropped tokens are merged in clusters; the mean takes the place of the cluster's centre, where the
-    released code appends it behind the kept tokens and numbers the positions anew. A prompt without a word
+    released code appends it after the kept tokens and numbers the positions anew. A prompt without a word
     after its image is left as it is.
 
     Args:
@@ -221,7 +221,7 @@ def text_relevance(embeddings: Tensor, text_tokens: Tensor, image_tokens: Tensor
 
     Args:
         embeddings: input embeddings with the image features in them, `(batch, tokens, hidden)`.
-        text_tokens: candidates behind the image, `(batch, tokens)` bool.
+        text_tokens: candidates after the image, `(batch, tokens)` bool.
         image_tokens: `(batch, tokens)` bool.
 
     Returns:

@@ -21,7 +21,7 @@ from vlmfix.models.image_grid import ImageTokens
 class UniformGrid(CountedPruning):
     """Image tokens on a uniform grid stay: a control, as in arXiv 2504.17892.
 
-    Acts on the image features in front of the language model. Several images of a prompt, the blocks of an
+    Acts on the image features before the language model. Several images of a prompt, the blocks of an
     image in tiles and the frames of a video share the budget in proportion to their tokens; newline tokens
     leave.
 

@@ -32,7 +32,7 @@ class VisionZip(TokenPruning, ReadsVisionAttention):
     padding off, so that it can be dominant there.
 
     Without a class token (Qwen-VL), dominant are the tokens whose patches receive most attention in the last
-    layer but one, or the last that sees the whole image; merging then comes behind the encoder's own merger.
+    layer but one, or the last that sees the whole image; merging then comes after the encoder's own merger.
 
     Args:
         dominant_tokens: of an image or tile, the class token included, 1 or more; None leaves the model as it

@@ -124,7 +124,7 @@ class CARVE(MultiPassMethod):
             `kept_pixel_fraction` of all regions, rounded down.
         final_images: "original+refined" or "refined", what the final question is asked about.
         general_instruction: the instruction without content.
-        answer_suffix: put behind the question and the instruction in all passes, so that they are answered
+        answer_suffix: put after the question and the instruction in all passes, so that they are answered
             briefly; "": none.
         max_map_tokens: length limit of the answers in the map passes, in tokens.
     """
