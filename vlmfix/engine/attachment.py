@@ -208,7 +208,7 @@ class Attachment:
                 "generate was called inside a generate call on the same model, for instance by a logits "
                 "processor or a stopping criterion, which methods do not follow; do it before or after"
             )
-        kind: Any = type(self.model)
+        kind: Any = type(self.model)  # with GenerationMixin, unknown to its type
         named = named_arguments(kind.generate, args, kwargs)
         compatibility.check_uncompiled(self.model)
         compatibility.check_generate(self.model, named)

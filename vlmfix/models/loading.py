@@ -81,7 +81,7 @@ def load(
     }  # what is left out is refused here
     with telling_faults(source, revision):
         read: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
-    model, loaded = read  # a pair, with output_loading_info
+        model, loaded = read  # a pair, with output_loading_info
     check_weights(model, loaded, str(name_or_path), allow_missing=allow_missing)
     with telling_faults(source, revision, "the processor of "):
         processor = load_processor(source, **common)
