@@ -178,7 +178,7 @@ def test_exits_are_read_after_edits(name: str, other: str, model: PreTrainedMode
     method: Any = acting(name).resolve(model.config, None)
     norm, head = model.get_decoder().norm, model.get_output_embeddings()
     for got, logits, states in zip(together.logits, alone.logits, alone.hidden_states, strict=True):
-        early_exits = torch.stack([states[each][:, -1] for each in method.early_exits], dim=1)
+        early_exits = torch.stack([states[each][:, -1] for each in method.exits], dim=1)
         with torch.no_grad():
             early = head(norm(early_exits) if method.normed else early_exits)
         if name == "dola":

@@ -125,9 +125,9 @@ def test_beside_attached_methods(model: PreTrainedModel, family: str) -> None:
 
 def test_comes_behind_the_processors_of_generate(llava: PreTrainedModel) -> None:
     inputs = families.prompt("llava", llava, (1, 2))
-    banned = tokens(llava, inputs, logits_processor=vcd(llava, inputs))[:, -6:]
+    banned = tokens(llava, inputs, logits_processor=vcd(llava, inputs))[:, -4:]
     kwargs = {"bad_words_ids": [[token] for token in set(banned.flatten().tolist())]}
-    got = tokens(llava, inputs, logits_processor=vcd(llava, inputs), **kwargs)[:, -6:]
+    got = tokens(llava, inputs, logits_processor=vcd(llava, inputs), **kwargs)[:, -4:]
     assert not set(got.flatten().tolist()) & set(banned.flatten().tolist())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmfix.engine.combination import check_combination
 from vlmfix.methods.registry import GREEDY, current_name, make_method, method_names
 from vlmfix.settings import parse_yaml
 
@@ -107,6 +106,8 @@ def make_methods(chosen: Mapping[str, Mapping[str, Any]]) -> list[Method]:
         ValueError: unknown method or parameter, or a value out of its range.
         UnsupportedError: methods that do not go together on any model.
     """
+    from vlmfix.engine.combination import check_combination  # with torch, which takes seconds
+
     methods = [make_method(name, **parameters) for name, parameters in chosen.items()]
     check_combination(methods)
     return methods
