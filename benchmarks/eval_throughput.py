@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 import vlmfix
-from vlmfix.engine import compatibility
+from vlmfix.engine import tokens
 from vlmfix.evaluation.datasets.items import pope_items
 from vlmfix.evaluation.datasets.synthetic.synthetic import SEED, synthetic_folder
 from vlmfix.evaluation.runner.run_store import Run
@@ -58,9 +58,7 @@ def in_batches(model: Any, processor: Any, items: Sequence[Item], size: int) -> 
             model.device, dtype=model.dtype
         )
         output = model.generate(**inputs, **kwargs)
-        answers = read_answers(
-            output, inputs["attention_mask"], compatibility.end_tokens(model, kwargs), processor
-        )
+        answers = read_answers(output, inputs["attention_mask"], tokens.end_tokens(model, kwargs), processor)
         texts += [answer.text for answer in answers]
     return texts
 

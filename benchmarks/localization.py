@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 import vlmfix
 from benchmarks.answers import Split
 from benchmarks.bootstrap import Ratio, compare, resample
-from vlmfix.engine import compatibility
+from vlmfix.engine import tokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.vision_attention import EncoderTap
@@ -98,7 +98,7 @@ def shown(model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image,
         boxes: left, top, width and height in pixels.
     """
     inputs = prepare([[image]], ["?"], processor)
-    image_tokens = inputs["input_ids"] == compatibility.image_token(model.config)
+    image_tokens = inputs["input_ids"] == tokens.image_token(model.config)
     ((located,),) = token_grids(model.config, inputs, image_tokens)
     (located,) = place([located], model.config, processor.image_processor, [image.size])
     covered = np.zeros((image.height, image.width))

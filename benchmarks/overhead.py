@@ -30,6 +30,7 @@ from transformers.generation import BaseStreamer
 
 import vlmfix
 from vlmfix.engine.caches import read_cache
+from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.models.profiles import Profile, configs_directory
 
 SIZES: dict[str, dict[str, int]] = {
@@ -236,7 +237,11 @@ def main(
     table.add_column("method")
     for column in columns:
         table.add_column(column, justify="right")
-    known = [name for name, cls in vlmfix.list_methods().items() if cls.attaches and not cls.decodes]
+    known = [
+        name
+        for name, cls in vlmfix.list_methods().items()
+        if cls.attaches and not issubclass(cls, ChoosesTokens)
+    ]
     rows: dict[str, vlmfix.Method | None] = {"greedy": None}
     for name in method or known:
         acts = acting(name, size)

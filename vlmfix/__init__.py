@@ -1,6 +1,7 @@
 """Decoding-time hallucination mitigation for vision-language models on stock Hugging Face transformers."""
 
 from vlmfix.api import generate
+from vlmfix.engine.state import PruneResult
 from vlmfix.engine.stats import EditStats, InactiveMethodWarning
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.attention.adhh import ADHH
@@ -10,7 +11,7 @@ from vlmfix.methods.attention.pai import PAI
 from vlmfix.methods.attention.vaf import VAF
 from vlmfix.methods.attention.var import VAR
 from vlmfix.methods.attention.vhr import VHR
-from vlmfix.methods.base import Method, MethodInfo, PruneResult
+from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.baselines.decoding import (
     BaselineBeam,
     BaselineGreedy,

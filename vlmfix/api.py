@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import compatibility
+from vlmfix.engine import compatibility, tokens
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.vision_cache import cached_vision
@@ -171,7 +171,7 @@ def answer_batch(
     inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
     check_token_ids(inputs["input_ids"], model)
     inputs = inputs.to(input_device(model), dtype=model.dtype)
-    end_tokens = compatibility.end_tokens(model, generate_kwargs)
+    end_tokens = tokens.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
         if len(pictures) < len(batch):
             stack.enter_context(cached_vision(model))

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import vlmfix
 from benchmarks import overhead
+from vlmfix.engine.capabilities import ChoosesTokens
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,9 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(overhead.SIZES, "tiny", TINY)
 
 
-NAMES = [name for name, cls in vlmfix.list_methods().items() if cls.attaches and not cls.decodes]
+NAMES = [
+    name for name, cls in vlmfix.list_methods().items() if cls.attaches and not issubclass(cls, ChoosesTokens)
+]
 
 
 @pytest.fixture(scope="module")

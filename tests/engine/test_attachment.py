@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,8 +23,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting
-from vlmfix.engine.attention import ATTRIBUTE
 from vlmfix.engine.caches import read_cache, with_cache
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.kernels import ATTRIBUTE
+from vlmfix.engine.layout import Rows
 
 VAR = acting("var")
 
@@ -294,3 +297,50 @@ def test_decoder_that_bypasses_the_registry_is_refused(inputs: dict[str, torch.T
     with VAR(model), pytest.raises(vlmfix.UnsupportedError, match=r"layers \[1\]"):
         generate(model, inputs)
     assert "generate" not in vars(model)
+
+
+class InPlace(vlmfix.Method):
+    """Changes what one hook is given."""
+
+    hook: ClassVar[str]
+
+    def rows(self, context: DecodeContext, layer: int) -> Rows:
+        return context.layout.last_row
+
+    def _changed(self, hook: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.mul_(2) if hook == self.hook else tensor
+
+    def edit_scores(self, context: DecodeContext, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        return self._changed("edit_scores", scores)
+
+    def edit_weights(self, context: DecodeContext, layer: int, weights: torch.Tensor) -> torch.Tensor:
+        return self._changed("edit_weights", weights)
+
+    def edit_heads(self, context: DecodeContext, layer: int, heads: torch.Tensor) -> torch.Tensor:
+        return self._changed("edit_heads", heads)
+
+    def observe(self, context: DecodeContext, layer: int, weights: torch.Tensor) -> None:
+        self._changed("observe", weights)
+
+    def enter_layer(self, context: DecodeContext, layer: int, hidden_states: torch.Tensor) -> None:
+        self._changed("enter_layer", hidden_states)
+
+    def edit_logits(
+        self, context: DecodeContext, logits: torch.Tensor, branches: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        return self._changed("edit_logits", logits)
+
+
+HOOKS = ("edit_scores", "edit_weights", "edit_heads", "observe", "enter_layer", "edit_logits")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_edit_in_place_is_refused_by_name(hook: str, mode: Any, llava: PreTrainedModel) -> None:
+    cls = type("Changing", (InPlace,), {"hook": hook})
+    with (
+        mode(),
+        cls()(llava),
+        pytest.raises(vlmfix.UnsupportedError, match=rf"^Changing\.{hook} changed its tensor in place"),
+    ):
+        llava.generate(**families.prompt("llava", llava), max_new_tokens=2)

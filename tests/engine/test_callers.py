@@ -51,13 +51,13 @@ def in_thread(work: Callable[[], Any]) -> Any:
     """What `work` gives in a thread that belongs to no block."""
     results: list[Any] = []
 
-    def context() -> None:
+    def run() -> None:
         try:
             results.append(work())
         except Exception as error:
             results.append(error)
 
-    thread = threading.Thread(target=context)
+    thread = threading.Thread(target=run)
     callers._start(thread)
     thread.join(30)
     [result] = results

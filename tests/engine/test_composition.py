@@ -18,6 +18,7 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import ATTACHED, UNLIKE, acting, attached, plain, representatives, under, values
 from tests.support.paths import ROOT
+from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens
 
 pytestmark = [
     pytest.mark.promises,
@@ -25,9 +26,9 @@ pytestmark = [
 ]
 
 REPRESENTATIVES = representatives(ATTACHED)
-PRUNING = [name for name in REPRESENTATIVES if acting(name).prunes]
+PRUNING = [name for name in REPRESENTATIVES if isinstance(acting(name), PrunesTokens)]
 LOGITS = [name for name in REPRESENTATIVES if acting(name).owns_logits]
-LOOPS = [name for name in REPRESENTATIVES if acting(name).decodes]
+LOOPS = [name for name in REPRESENTATIVES if isinstance(acting(name), ChoosesTokens)]
 ATTENTION = [name for name in REPRESENTATIVES if name not in PRUNING + LOGITS + LOOPS]
 
 

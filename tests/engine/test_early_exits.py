@@ -23,6 +23,7 @@ from transformers import (
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, pairs
+from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.methods.logits.base import plausible, rule_out
@@ -33,7 +34,7 @@ from vlmfix.models.digest import weights_digest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taps(vlmfix.Method):
+class Taps(vlmfix.Method, ReadsEarlyExits):
     """Notes what enters every layer at the newest position, step by step, and edits nothing."""
 
     identity_parameters: ClassVar = {"strength": 0}

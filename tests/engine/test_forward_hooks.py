@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 import vlmfix
 from tests.support import families
 from tests.support.methods import attached
-from vlmfix.engine.context import AuxiliaryPrompt, DecodeContext
+from vlmfix.engine.capabilities import AddsAuxiliaryPrompt
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.state import AuxiliaryPrompt
 
 
 def mask(text: str) -> Tensor:
@@ -64,7 +66,7 @@ def test_several_companions_stand_behind_the_prompt_in_order() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copy(vlmfix.Method):
+class Copy(vlmfix.Method, AddsAuxiliaryPrompt):
     """Reads a copy of the prompt as a companion, and notes the last head outputs of both."""
 
     def auxiliary_prompt(self, context: DecodeContext, inputs_embeds: Tensor) -> AuxiliaryPrompt | None:

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from vlmfix.engine.attention import ATTRIBUTE
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.kernels import ATTRIBUTE
 from vlmfix.engine.layout import PromptLayout, Rows
 
 

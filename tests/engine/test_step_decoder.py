@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, with_flash_attention
+from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
-from vlmfix.engine.step_decoder import CandidateBlock, PromptBatch, StepDecoder
+from vlmfix.engine.state import CandidateBlock
+from vlmfix.engine.step_decoder import PromptBatch, StepDecoder
 
 SEQUENCES = 2
 ALTERNATIVES = torch.tensor([[30, 31, 32], [40, 41, 42]])
@@ -57,7 +59,7 @@ class Nothing(vlmfix.Method):
 RUNNING = [
     acting(name)
     for name, cls in vlmfix.list_methods().items()
-    if cls.attaches and not (cls.decodes or acting(name).owns_logits)
+    if cls.attaches and not (issubclass(cls, ChoosesTokens) or acting(name).owns_logits)
 ]
 RENUMBERED = [
     vlmfix.make_method(name, **acting(name).parameters | {"position_scheme": "renumber"})
@@ -183,7 +185,7 @@ def test_an_error_leaves_no_block(llava: PreTrainedModel) -> None:
 
     with Nothing()(llava), pytest.raises(ZeroDivisionError):
         read(llava, families.prompt("llava", llava), fail)
-    assert runs[0].block is None
+    assert runs[0].engine.candidates is None
 
 
 @pytest.mark.parametrize("kwargs", [{"use_cache": False}, {"cache_implementation": "static"}])

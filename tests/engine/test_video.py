@@ -15,8 +15,8 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import ATTACHED, acting, attached, plain, representatives, values
 from tests.support.methods import REFUSED as REFUSED_FAMILIES
-from vlmfix.engine.branches import Branch
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import Branch
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.methods.logits.branch_prompts import unchanged
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import vlmfix
-from vlmfix.engine import compatibility
+from vlmfix.engine import tokens
 from vlmfix.evaluation.datasets import demo_scene, render
 from vlmfix.inference.chat import find_question, prepare, text_and_spans
 from vlmfix.models.loading import EMBEDDED
@@ -23,7 +23,7 @@ def loaded(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 def found(loaded: tuple[Any, Any], ids: list[int]) -> tuple[str, str]:
     """The question as text, and as the tokens found."""
     model, processor = loaded
-    question = find_question(ids, compatibility.image_token(model.config), processor)
+    question = find_question(ids, tokens.image_token(model.config), processor)
     return question.text.strip(), processor.tokenizer.decode([ids[place] for place in question.tokens])
 
 
@@ -43,7 +43,7 @@ def test_tokens_of_words(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     inputs = prepare([[render(demo_scene())]], [QUESTION], processor)
     ids = inputs["input_ids"][0].tolist()
-    question = find_question(ids, compatibility.image_token(model.config), processor)
+    question = find_question(ids, tokens.image_token(model.config), processor)
     start = question.text.index("red")
     places = question.tokens_of([(start, start + 3)])
     assert processor.tokenizer.decode([ids[place] for place in places]).strip() == "red"

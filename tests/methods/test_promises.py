@@ -23,6 +23,7 @@ from tests.support.methods import (
     under,
     values,
 )
+from vlmfix.engine.capabilities import ChoosesTokens
 
 pytestmark = [
     pytest.mark.promises,
@@ -93,7 +94,7 @@ def test_acts_in_other_ways_of_decoding(
     name: str, decoding: dict[str, Any], family: str, model: PreTrainedModel
 ) -> None:
     inputs = families.prompt(family, model, (1, 2))
-    if acting(name).decodes and decoding.get("do_sample"):
+    if isinstance(acting(name), ChoosesTokens) and decoding.get("do_sample"):
         with attached(name, model), pytest.raises(vlmfix.UnsupportedError, match="does not sample"):
             new_tokens(model, inputs, **decoding)
         return
@@ -116,7 +117,7 @@ def test_acts_in_other_ways_of_decoding(
 @on_families_in_turn
 def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 0, 2))
-    if acting(name).decodes:
+    if isinstance(acting(name), ChoosesTokens):
         with attached(name, model), pytest.raises(vlmfix.UnsupportedError, match="use_cache=True"):
             new_tokens(model, inputs, use_cache=False)
         return

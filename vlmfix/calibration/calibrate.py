@@ -23,7 +23,7 @@ from vlmfix.calibration.results import (
     prompt_inputs,
 )
 from vlmfix.calibration.schedules import change_point, dense_layers, kept_ratios
-from vlmfix.engine import compatibility
+from vlmfix.engine import compatibility, tokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.inference.pictures import ImageLike
@@ -142,7 +142,7 @@ def _middle_states(
     with torch.no_grad():
         hidden_states = model(**inputs, output_hidden_states=True).hidden_states
     states = torch.stack([hidden_states[layer][0].float().cpu() for layer in layers])
-    return states, (inputs["input_ids"][0] == compatibility.image_token(model.config)).cpu()
+    return states, (inputs["input_ids"][0] == tokens.image_token(model.config)).cpu()
 
 
 def calibrate_gift(

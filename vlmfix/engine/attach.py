@@ -5,21 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import attention, compatibility
+from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.attachment import Attachment
 from vlmfix.engine.callers import Turns, turns_of
+from vlmfix.engine.capabilities import ReadsEarlyExits, RunsLayerParts
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
-
-if TYPE_CHECKING:
-    from vlmfix.methods.base import Method
 
 
 class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
@@ -35,7 +34,7 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
         processor: of the model, for methods that read the words of the prompt or change its pixels.
     """
 
-    def __init__(self, model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> None:
+    def __init__(self, model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixin | None) -> None:
         self._model = model
         self._method = method
         self._processor = processor
@@ -65,7 +64,7 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
         resolved = fitted(model, self._method, self._processor)
         object.__setattr__(resolved, "_sums", self._method._sums)
         with turns.call():
-            attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE) or Attachment(model)
+            attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE) or Attachment(model)
             if attachment.model is not model:
                 raise UnsupportedError(
                     "another model with the same language model is being steered; leave that block first"
@@ -80,7 +79,7 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
             self._undo = None
 
 
-def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | None) -> Method:
+def fitted(model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixin | None) -> MethodHooks:
     """`method` with every value filled in that depends on the checkpoint.
 
     Raises:
@@ -96,9 +95,9 @@ def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | N
         )
     resolved = method.resolve(model.config, find_profile(model))
     modules = DecoderModules(model)
-    if resolved.needs_plain_layers:
+    if isinstance(resolved, RunsLayerParts):
         modules.check_layers()
-    if resolved.needs_final_norm:
+    if isinstance(resolved, ReadsEarlyExits) and resolved.needs_final_norm:
         modules.check_final_norm()
     return resolved
 
@@ -106,7 +105,7 @@ def fitted(model: PreTrainedModel, method: Method, processor: ProcessorMixin | N
 @contextmanager
 def alone(
     model: PreTrainedModel,
-    method: Method,
+    method: MethodHooks,
     context: DecodeContext | None,
     scores: Tensor,
     copies: int,
@@ -129,7 +128,7 @@ def alone(
     """
     turns = turns_of(model)
     with turns.block(f"a logits processor of {type(method).__name__}"), turns.call():
-        attached = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        attached = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
         attachment: Attachment = attached or Attachment(model)
         attachment.check(method)
         aside = dict(vars(attachment))

@@ -7,19 +7,27 @@ import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import attention, compatibility
+from vlmfix.engine import attention, compatibility, kernels, tokens
 from vlmfix.engine.branches import unfollow_beams
 from vlmfix.engine.caches import named_arguments, read_cache
 from vlmfix.engine.callers import turns_of
+from vlmfix.engine.capabilities import (
+    ChoosesTokens,
+    PrunesTokens,
+    ReadsEarlyExits,
+    ReadsVisionAttention,
+)
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.forward_hooks import ForwardHooks
+from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import (
     DecoderModules,
     Offsets,
@@ -28,12 +36,10 @@ from vlmfix.engine.modules import (
 )
 from vlmfix.engine.phases import is_prompt, visual_tokens
 from vlmfix.engine.scores import Received
+from vlmfix.engine.state import Encoded
 from vlmfix.engine.vision_attention import EncoderTap
-from vlmfix.engine.vision_cache import Encoded, encode_images
+from vlmfix.engine.vision_cache import encode_images
 from vlmfix.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from vlmfix.methods.base import Method
 
 
 class Attachment:
@@ -46,15 +52,15 @@ class Attachment:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.decoder = model.get_decoder()
-        self.image_token = compatibility.image_token(model.config)
-        self.video_token = compatibility.video_token(model.config)
+        self.image_token = tokens.image_token(model.config)
+        self.video_token = tokens.video_token(model.config)
         self.modules = DecoderModules(model)
         self.kernel: str = self.decoder.config._attn_implementation
-        self.methods: tuple[Method, ...] = ()
+        self.methods: tuple[MethodHooks, ...] = ()
         self.scores: Tensor | None = None
         self.copies = 1
         self.layers_seen: set[int] = set()
-        self._passes = ForwardHooks(self)
+        self._passes = ForwardHooks(self, self.decoder)
         self._turns = turns_of(model)
         self._acting: int | None = None  # the thread for which the run is there
         self._context: DecodeContext | None = None
@@ -94,7 +100,7 @@ class Attachment:
     def _names(self) -> str:
         return ", ".join(type(method).__name__ for method in self.methods) or "a method"
 
-    def check(self, method: Method) -> None:
+    def check(self, method: MethodHooks) -> None:
         """Refuse a method that does not go with those that are attached.
 
         Raises:
@@ -112,19 +118,19 @@ class Attachment:
                     "too; use one of them at a time"
                 )
             for one, another in ((method, other), (other, method)):
-                if one.decodes and another.owns_logits:
+                if isinstance(one, ChoosesTokens) and another.owns_logits:
                     raise UnsupportedError(
                         f"{type(one).__name__} tries tokens and takes them back, which "
                         f"{type(another).__name__}, which defines the logits, does not follow; use one of "
                         "them at a time"
                     )
-            if method.prunes and other.prunes:
+            if isinstance(method, PrunesTokens) and isinstance(other, PrunesTokens):
                 raise UnsupportedError(
                     f"{type(other).__name__} drops image tokens of this model already, and the counts of "
                     f"{name} would refer to tokens that are gone; use one pruning method at a time"
                 )
 
-    def attach(self, method: Method, processor: ProcessorMixin | None) -> None:
+    def attach(self, method: MethodHooks, processor: ProcessorMixin | None) -> None:
         """Add one method, after those that are attached; the first one installs the hooks."""
         if self._generating:
             raise UnsupportedError(
@@ -132,7 +138,7 @@ class Attachment:
                 "the block before the call"
             )
         self.check(method)
-        if method.needs_encoder:
+        if isinstance(method, ReadsVisionAttention):
             self._encoder = EncoderTap(self.model)
         self._processor = processor or self._processor
         if not self.methods:
@@ -143,15 +149,15 @@ class Attachment:
                 raise
         self._end_context()
         self.methods += (method,)
-        if method.needs_encoder and self._encoder is not None:
+        if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
             self._encoder.install()
 
-    def detach(self, method: Method) -> None:
+    def detach(self, method: MethodHooks) -> None:
         """Take one method off; the last one leaves the model as it was found."""
         with self._turns.call():
             self._end_context()
             self.methods = tuple(other for other in self.methods if other is not method)
-            if method.needs_encoder and self._encoder is not None:
+            if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
                 self._encoder.remove()
                 self._encoder = None
             if not self.methods:
@@ -160,21 +166,21 @@ class Attachment:
     def _install(self) -> None:
         attention.register()
         # First, and gone last: whoever looks at the configuration meanwhile finds out why it is as it is.
-        self._set(self.decoder, attention.ATTRIBUTE, self)
+        self._set(self.decoder, kernels.ATTRIBUTE, self)
         for module in self.decoder.modules():
             if isinstance(module, PreTrainedModel):
                 # Not by the public setter, which may look for kernels anew.
                 self._undo.callback(
                     setattr, module.config, "_attn_implementation", module.config._attn_implementation
                 )
-        self.decoder.set_attn_implementation(attention.NAME)
-        if self.decoder.config._attn_implementation != attention.NAME:
+        self.decoder.set_attn_implementation(kernels.NAME)
+        if self.decoder.config._attn_implementation != kernels.NAME:
             raise UnsupportedError(
                 f"{type(self.decoder).__name__} does not use the attention registry of transformers, so that "
                 "no method can see its attention"
             )
         for index, layer in enumerate(self.decoder.layers):
-            self._set(layer.self_attn, attention.ATTRIBUTE, self)
+            self._set(layer.self_attn, kernels.ATTRIBUTE, self)
             before_layer = functools.partial(self._passes.before_layer, index)
             self._undo.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
         before, after = self._passes.before_decoder, self._passes.after_decoder
@@ -227,13 +233,14 @@ class Attachment:
         compatibility.check_uncompiled(self.model)
         compatibility.check_generate(self.model, named)
         for method in methods:
-            method.check_generate(named)
+            if isinstance(method, ChoosesTokens):
+                method.check_generate(named)
         self._end_context()
         self._forget_images()
         self._generating, self._acting = True, threading.get_ident()
         self._prompt_ids = named.get("input_ids", named.get("inputs"))
         self._inputs = named
-        self._end_tokens = compatibility.end_tokens(self.model, named)
+        self._end_tokens = tokens.end_tokens(self.model, named)
         try:
             output = generate(*args, **kwargs)
             if self.methods != methods:
@@ -333,7 +340,7 @@ class Attachment:
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if tokens is None:
             return  # the model itself says best what it misses
-        if self.context is not None and self.context.block is not None:
+        if self.context is not None and self.context.engine.candidates is not None:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
         compatibility.check_cache(cache)
@@ -352,7 +359,7 @@ class Attachment:
             )
         if self.context is not None:
             kept = kwargs.get("logits_to_keep")
-            self.context.wants_last_logits = isinstance(kept, int) and kept == 1
+            self.context.engine.wants_last_logits = isinstance(kept, int) and kept == 1
 
     def _encode_images(self, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
         """What the vision encoder makes of other images than those of the prompt, whose attention stays."""
@@ -397,8 +404,11 @@ class Attachment:
         self.layers_seen = set()
         for method in self.methods:
             method.begin(self.context)
-        self.context.tapped_layers = frozenset(
-            layer for method in self.methods for layer in method.tapped_layers(self.context)
+        self.context.engine.tapped_layers = frozenset(
+            layer
+            for method in self.methods
+            if isinstance(method, ReadsEarlyExits)
+            for layer in method.tapped_layers(self.context)
         )
 
     @contextmanager
@@ -431,7 +441,7 @@ class Attachment:
 
     def _edit(self, output: Any) -> Any:
         missed = set(range(len(self.decoder.layers))) - self.layers_seen
-        if missed and self.decoder.config._attn_implementation != attention.NAME:
+        if missed and self.decoder.config._attn_implementation != kernels.NAME:
             raise UnsupportedError(
                 "the attention implementation of the model was changed inside the block to "
                 f"{self.decoder.config._attn_implementation!r}, where methods do not see it; set it before "
@@ -455,7 +465,8 @@ class Attachment:
                 received = Received.of(self.scores, last[:rows], type(owners[-1]).__name__)
                 own = received.logits
             for method in owners:
-                edited = method.edit_logits(context, own, others)
+                edit = functools.partial(method.edit_logits, context, branches=others)
+                edited = called(method, "edit_logits", own, edit)
                 context.counts_of(method).divergence.compare(own, edited)
                 own = edited
             if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
@@ -463,7 +474,7 @@ class Attachment:
             else:
                 output.logits = received.processed(own)[:, None]
         for method in self.methods:
-            if method.decodes:  # its steps end when a token is chosen
+            if isinstance(method, ChoosesTokens):  # its steps end when a token is chosen
                 continue
             taken = torch.ones_like(context.alive)
             for skipped in method.skipped(context).values():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +12,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmfix.engine.attention_rows import causal, observed_weights, with_explicit_rows
-from vlmfix.engine.branches import Branch, Parts
+from vlmfix.engine.branches import Parts
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.in_place import called
+from vlmfix.engine.kernels import ATTRIBUTE, NAME, eager_function
 from vlmfix.engine.layout import PromptLayout
-from vlmfix.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from vlmfix.engine.context import DecodeContext
-
-NAME = "vlmfix"
-ATTRIBUTE = "_vlmfix_attachment"
+from vlmfix.engine.state import Branch
 
 
 def register() -> None:
@@ -58,23 +53,27 @@ def attention(
     if context is None:
         attachment.refuse_bypass()
         return _own_kernel(attachment.kernel, None, module, query, key, value, attention_mask, **kwargs)
-    if context.active_branch is not None:
-        return _of_branch(attachment.kernel, context.active_branch, module, query, key, value, **kwargs)
+    if context.engine.active_branch is not None:
+        return _of_branch(
+            attachment.kernel, context.engine.active_branch, module, query, key, value, **kwargs
+        )
     if isinstance(key, Parts):
         return _with_branches(attachment, context, module, query, key, value, **kwargs)
     layer: int = vars(module)["layer_idx"]
     layout = context.layout_at(layer)
-    if context.peeking is not None:
+    if context.engine.peeking is not None:
         mask = layout.attention_mask(query.shape[2], key.shape[2], query.device)
-        context.peeked = observed_weights(module, query, key, context.peeking.index, mask, **kwargs)
+        context.engine.peeked = observed_weights(
+            module, query, key, context.engine.peeking.index, mask, **kwargs
+        )
         return torch.zeros_like(query).transpose(1, 2), None
     attachment.layers_seen.add(layer)
-    if context.prefix is not None and not context.prefix.is_read:  # where no method edits
-        layout = context.prefix.layout
+    if context.engine.prefix is not None and not context.engine.prefix.is_read:  # where no method edits
+        layout = context.engine.prefix.layout
         return _own_kernel(attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs)
     auxiliary_prompts: list[Tensor] = []
-    if context.block is not None:
-        attention_mask = context.block.attention_mask(layout, query.device)
+    if context.engine.candidates is not None:
+        attention_mask = context.engine.candidates.attention_mask(layout, query.device)
         kwargs["position_ids"] = None
     elif (
         layout is not context.layout or context.auxiliary_prompts
@@ -112,7 +111,7 @@ def attention(
     if auxiliary_prompts:
         output = torch.cat([output, *auxiliary_prompts], dim=1)
     for method in attachment.methods:
-        output = method.edit_heads(context, layer, output)
+        output = called(method, "edit_heads", output, functools.partial(method.edit_heads, context, layer))
     return output, weights
 
 
@@ -132,7 +131,7 @@ def _with_branches(
     mask = layout.attention_mask(1, prompts[1].shape[2], query.device)
     output, _ = attention(module, *prompts, mask, **kwargs)
     outputs = [output]
-    for branch, (own_query, own_key, own_value) in zip(context.branches, others, strict=True):
+    for branch, (own_query, own_key, own_value) in zip(context.engine.branches, others, strict=True):
         own, _ = _of_branch(attachment.kernel, branch, module, own_query, own_key, own_value, **kwargs)
         outputs.append(own)
     return torch.cat(outputs), None
@@ -188,21 +187,6 @@ def _own_kernel(
         elif attention_mask is not None and attention_mask.ndim == 4:  # of a pass without a run
             attention_mask = attention_mask[:, 0, -1]
     return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, attention_mask, **kwargs)
-
-
-def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The plain attention that a modeling file falls back to; it has no entry in the registry.
-
-    Raises:
-        UnsupportedError: the modeling file of `module` has none.
-    """
-    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if function is None:
-        raise UnsupportedError(
-            f"{type(module).__name__} has no eager attention to delegate to; load the model with "
-            "attn_implementation='sdpa'"
-        )
-    return function
 
 
 def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vlmfix.engine.capabilities import MeasuresScores
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.engine.method import MethodHooks
 from vlmfix.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from vlmfix.engine.context import DecodeContext
-    from vlmfix.methods.base import Method
 
 # Scores that are computed at once: 128 MiB in float32, and a few times that for what edits make of them.
 _BLOCK = 2**25
@@ -27,7 +27,7 @@ _FOREIGN_TERMS = ("softcap", "s_aux", "sliding_window", "position_bias")
 
 
 def with_explicit_rows(
-    asked: list[tuple[Method, Rows]],
+    asked: list[tuple[MethodHooks, Rows]],
     context: DecodeContext,
     layer: int,
     own_kernel: Callable[[], tuple[Tensor, Tensor | None]],
@@ -85,7 +85,8 @@ def with_explicit_rows(
         del weights
     context.attend = functools.partial(_attention_output, module, value)
     for number, (method, _) in enumerate(watching):
-        method.observe(context, layer, _joined([block.seen[number] for block in blocks], dim=2))
+        observed = _joined([block.seen[number] for block in blocks], dim=2)
+        called(method, "observe", observed, partial(method.observe, context, layer))
     context.attend = None
     edits = dict.fromkeys(edit for block in blocks for edit in block.changes)
     if not edits:
@@ -113,23 +114,23 @@ class _Block(NamedTuple):
     """
 
     rows: int
-    changes: dict[tuple[Method, str], Tensor]
+    changes: dict[tuple[MethodHooks, str], Tensor]
     attended: Tensor | None
     seen: list[Tensor]
 
-    def change(self, method: Method, hook: str, query: Tensor) -> Tensor:
+    def change(self, method: MethodHooks, hook: str, query: Tensor) -> Tensor:
         """Where an edit changed them; nowhere, if it gave back what it got."""
         found = self.changes.get((method, hook))
         return query.new_zeros(*query.shape[:2], self.rows, dtype=torch.bool) if found is None else found
 
 
 def _edited_weights(
-    asked: list[tuple[Method, Tensor | None]],
+    asked: list[tuple[MethodHooks, Tensor | None]],
     context: DecodeContext,
     layer: int,
     scores: Tensor,
     seen: Tensor | None,
-) -> tuple[Tensor, dict[tuple[Method, str], Tensor]]:
+) -> tuple[Tensor, dict[tuple[MethodHooks, str], Tensor]]:
     """Weights of some rows under all edits, and which heads and rows each edit changed.
 
     Args:
@@ -137,9 +138,9 @@ def _edited_weights(
         scores: scaled, `(batch, heads, rows, keys)` float32.
         seen: the mask of these rows; None: they see everything.
     """
-    changes: dict[tuple[Method, str], Tensor] = {}
+    changes: dict[tuple[MethodHooks, str], Tensor] = {}
 
-    def changed(method: Method, hook: str, before: Tensor, after: Tensor) -> Tensor:
+    def changed(method: MethodHooks, hook: str, before: Tensor, after: Tensor) -> Tensor:
         """Note where a method edited; an edit that returns its input had no part."""
         if after is not before:
             changes[method, hook] = (after != before).any(dim=-1)
@@ -147,19 +148,21 @@ def _edited_weights(
 
     edited_scores = scores
     for method, rows in asked:
-        edited = _where_wanted(rows, method.edit_scores(context, layer, scores), scores)
+        edited = called(method, "edit_scores", scores, partial(method.edit_scores, context, layer))
+        edited = _where_wanted(rows, edited, scores)
         if changed(method, "scores", scores, edited) is not scores:
             # What methods add to the same scores adds up, whatever their order.
             edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
     weights = _softmax(edited_scores, seen)
-    measuring = [method for method, _ in asked if method.measures_scores and context.has_newest_row]
-    if measuring:
+    measuring = [method for method, _ in asked if isinstance(method, MeasuresScores)]
+    if measuring and context.has_newest_row:
         newest = None if seen is None else seen[..., -1:, :]
         before = _softmax(scores[:, :, -1:], newest)[:, :, 0]
         for method in measuring:
             method.measure_scores(context, layer, before, weights[:, :, -1])
     for method, rows in asked:
-        edited = _where_wanted(rows, method.edit_weights(context, layer, weights), weights)
+        edited = called(method, "edit_weights", weights, partial(method.edit_weights, context, layer))
+        edited = _where_wanted(rows, edited, weights)
         weights = changed(method, "weights", weights, edited)
     return weights, changes
 
@@ -263,7 +266,7 @@ def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
 
 
 def _rows_of_step(
-    asked: list[tuple[Method, Rows]], context: DecodeContext, layout: PromptLayout, query: Tensor
+    asked: list[tuple[MethodHooks, Rows]], context: DecodeContext, layout: PromptLayout, query: Tensor
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Which queries are explicit rows and which of them each method wants; None stands for all."""
     queries = query.shape[2]

@@ -1,4 +1,4 @@
-"""What is refused, and why: wherever the correctness of a method could not be kept."""
+"""Compatibility checks: what is refused because the correctness of a method could not be kept."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
 
-from vlmfix.engine import attention
+from vlmfix.engine import kernels
 from vlmfix.engine.caches import check_cache_names, read_cache
+from vlmfix.engine.tokens import generation_setting, image_token
 from vlmfix.errors import UnsupportedError
 
 _ONE_TOKEN_AT_A_TIME = {
@@ -20,61 +21,6 @@ _ONE_TOKEN_AT_A_TIME = {
     "assistant_early_exit": "early-exit assisted decoding",
     "prefill_chunk_size": "chunked prefill",
 }
-
-
-def image_token(config: PreTrainedConfig) -> int:
-    """Id of the placeholder that image features replace.
-
-    Raises:
-        UnsupportedError: the configuration names none, as that of a text-only model.
-    """
-    for name in ("image_token_id", "image_token_index"):
-        token = getattr(config, name, None)
-        if token is not None:
-            return int(token)
-    raise UnsupportedError(
-        f"{type(config).__name__} names no image_token_id; methods need a vision-language model that puts "
-        "image features into its prompt"
-    )
-
-
-def video_token(config: PreTrainedConfig) -> int | None:
-    """Id of the placeholder that the features of videos replace; None: videos have none of their own."""
-    for name in ("video_token_id", "video_token_index"):
-        token = getattr(config, name, None)
-        if token is not None:
-            return int(token)
-    return None
-
-
-def visual_tokens(config: PreTrainedConfig) -> list[int]:
-    """Ids of the placeholders that features of images and videos replace.
-
-    Raises:
-        UnsupportedError: see `image_token`.
-    """
-    video = video_token(config)
-    return [image_token(config)] + ([] if video is None else [video])
-
-
-def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int | None, int | None]:
-    """Ids of the tokens that mark where an image, or a video or frame of it, begins and where it ends; None:
-    there is no such token.
-
-    Args:
-        config: of the whole model.
-        processor: of the model; that of InternVL names what its configuration does not.
-    """
-    pairs = (
-        (config, "vision_start_token_id", "vision_end_token_id"),
-        (config, "image_start_token_id", "image_end_token_id"),
-        (processor, "start_image_token_id", "end_image_token_id"),
-    )
-    for source, *names in pairs:
-        begin, end = (getattr(source, name, None) for name in names)
-        if begin is not None or end is not None:
-            return begin, end
-    return None, None
 
 
 def stock_model(model: Any) -> Any:
@@ -183,16 +129,16 @@ def _check_attention(decoder: PreTrainedModel) -> None:
             f"{type(decoder).__name__} has layers whose cache does not keep the whole prompt "
             f"({', '.join(sorted(partial))}), which methods do not support"
         )
-    if attention.ATTRIBUTE in vars(decoder):
+    if kernels.ATTRIBUTE in vars(decoder):
         return
     kernel = config._attn_implementation
-    if kernel == attention.NAME:
+    if kernel == kernels.NAME:
         raise UnsupportedError(
             "another model that shares this configuration object is being steered, or the configuration was "
             "copied inside its block; load the two models with configurations of their own"
         )
     if kernel == "eager":
-        attention.eager_function(decoder.layers[0].self_attn)
+        kernels.eager_function(decoder.layers[0].self_attn)
     elif kernel != "sdpa" and not is_flash(kernel):
         raise UnsupportedError(
             f"the attention kernel {kernel!r} is not supported; load the model with "
@@ -217,7 +163,7 @@ def check_generate(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
     """
 
     def asked(name: str) -> Any:
-        return _asked(model, kwargs, name)
+        return generation_setting(model, kwargs, name)
 
     for name, mode in _ONE_TOKEN_AT_A_TIME.items():
         if asked(name):
@@ -248,22 +194,6 @@ def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
         "continuous batching (generate_batch) reads text alone, from a cache in pages, which methods do not "
         "support; use generate"
     )
-
-
-def end_tokens(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Ids that end a sequence in a `generate` call with these named arguments; None: nothing does."""
-    ids = _asked(model, kwargs, "eos_token_id")
-    return None if ids is None else torch.as_tensor(ids).flatten()
-
-
-def _asked(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
-    """What a `generate` call says of a setting; what it leaves open, the configurations say."""
-    if name in kwargs:
-        return kwargs[name]
-    for source in (kwargs.get("generation_config"), model.generation_config):
-        if isinstance(source, GenerationConfig) and getattr(source, name, None) is not None:
-            return getattr(source, name)
-    return None
 
 
 def check_cache(cache: Any) -> None:

@@ -6,64 +6,20 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from vlmfix.engine.branches import Branch
-from vlmfix.engine.compatibility import image_markers
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.modules import DecoderModules
+from vlmfix.engine.state import AuxiliaryPrompt, Encoded, EngineState, PruningStage
 from vlmfix.engine.stats import Counts
+from vlmfix.engine.tokens import image_markers
 from vlmfix.engine.vision_attention import EncodedImage, EncoderTap
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.image_grid import ImageTokens, by_prompt, token_grids
-
-if TYPE_CHECKING:
-    from vlmfix.engine.prefix_cache import Prefix
-    from vlmfix.engine.step_decoder import CandidateBlock
-    from vlmfix.engine.vision_cache import Encoded
-
-
-@dataclass(eq=False)
-class AuxiliaryPrompt:
-    """A second prompt that is read behind the first in the same prefill; neither sees the other.
-
-    Args:
-        inputs_embeds: `(batch, tokens, hidden)`.
-        real_tokens: everything but padding, which is on the left, `(batch, tokens)` bool.
-    """
-
-    inputs_embeds: Tensor
-    real_tokens: Tensor
-
-    @cached_property
-    def layout(self) -> PromptLayout:
-        """Its padding, in the form in which attention wants it."""
-        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
-
-
-@dataclass(eq=False)
-class PruningStage:
-    """The tokens of the prompt from one layer on, after a pruning.
-
-    Args:
-        first_layer: the first layer that they alone enter.
-        layout: of the tokens that were kept.
-        index: where they stand among those of the layer before, `(batch, kept tokens)`.
-        merged: what took the place of the hidden states of image tokens, where some were merged.
-        renumbered: whether their positions count anew from 0.
-        position_embeddings: cosines and sines of the kept tokens, in the pass that reads the prompt.
-    """
-
-    first_layer: int
-    layout: PromptLayout
-    index: Tensor
-    merged: Tensor | None = None
-    renumbered: bool = False
-    position_embeddings: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(eq=False)
@@ -82,17 +38,11 @@ class DecodeContext:
         is_prefill: whether this pass reads the prompt for the first time.
         alive: sequences that have not ended, `(batch,)` bool.
         companions: what methods added behind the prompt; in the prefill only.
-        branches: what is decoded beside the prompts, of the method that owns the logits.
         reading: the branch that the decoder reads alone.
         modules: what methods may run of the text decoder by themselves.
         taps: layers of which `exits` is kept.
         exits: what entered these layers at the newest position in this pass, `(batch, hidden)`, by layer.
-        wants_last_logits: whether the model was asked for logits of the newest position alone in this pass.
-        followed: the cache of the prompts, where those of branches follow its beams.
-        block: the tokens that the pass reads behind the prompt, where these are not simply the next ones.
         stages: what pruning left, by layer.
-        cache: of the prompts, once they have been read; None: without one.
-        next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
             the prefill only.
         copies: sequences of each prompt in `inputs`, which beams multiply.
@@ -100,17 +50,15 @@ class DecodeContext:
         encode_images: what the vision encoder makes of images, see `vlmfix.engine.vision_cache`.
         embed_tokens: embeddings of token ids.
         encoder: what was seen of the vision encoder, if a method needs it.
-        prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
             in the prefill only.
         has_newest_row: whether the newest token is the last of the rows that a hook edits; the others are
             edited in blocks.
         peek: computes weights `(batch, heads, rows, keys)` of the layer that is about to run, for given
             rows; during `Method.prune` only.
-        peeking: the rows that `peek` is computing.
-        peeked: what it computed.
         attend: what the attention of the layer adds to the residual stream `(batch, rows, hidden)` under
             given weights `(batch, heads, rows, keys)`; during `Method.observe` only.
+        engine: what the engine alone knows of the run.
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`; the
             first dimension of tensors counts the sequences, or is 1 for all.
         counts: what each method did.
@@ -128,30 +76,20 @@ class DecodeContext:
     is_prefill: bool = True
     alive: Tensor = field(init=False)
     auxiliary_prompts: dict[Any, AuxiliaryPrompt] = field(default_factory=dict)
-    branches: list[Branch] = field(default_factory=list)
-    active_branch: Branch | None = None
     modules: DecoderModules | None = None
-    tapped_layers: frozenset[int] = frozenset()
     early_exits: dict[int, Tensor] = field(default_factory=dict)
-    wants_last_logits: bool = False
-    followed: DynamicCache | None = None
-    block: CandidateBlock | None = None
     pruning_stages: list[PruningStage] = field(default_factory=list)
-    cache: DynamicCache | None = None
-    next_position: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     copies: int = 1
     config: PreTrainedConfig | None = None
     encode_images: Callable[[Sequence[Mapping[str, Tensor]]], list[Encoded]] | None = None
     embed_tokens: Callable[[Tensor], Tensor] | None = None
     encoder: EncoderTap | None = None
-    prefix: Prefix | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
     has_newest_row: bool = True
     peek: Callable[[Rows], Tensor] | None = None
-    peeking: Rows | None = None
-    peeked: Tensor | None = None
     attend: Callable[[Tensor], Tensor] | None = None
+    engine: EngineState = field(default_factory=EngineState)
     state: dict[Hashable, Any] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
     declined: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
@@ -255,12 +193,12 @@ class DecodeContext:
     def position_of(self, generated: int) -> Tensor:
         """Position of a generated token, the first being 0: `(batch or 1, 1)`, or `(axes, batch, 1)`; the
         model may count from the first layer's cache, which a pruning makes short."""
-        assert self.next_position is not None
-        return self.next_position[..., None] + generated
+        assert self.engine.next_position is not None
+        return self.engine.next_position[..., None] + generated
 
     def reads_on(self, queries: int) -> bool:
         """Whether a pass of so many tokens reads new ones on the cache of the prompt."""
-        return not self.is_prefill and (queries == 1 or self.block is not None)
+        return not self.is_prefill and (queries == 1 or self.engine.candidates is not None)
 
     def part(self, rows: slice) -> DecodeContext:
         """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -11,13 +12,34 @@ from transformers import DynamicCache
 
 from vlmfix.engine.branches import follow_beams, join
 from vlmfix.engine.caches import read_cache, with_cache, write_cache
+from vlmfix.engine.capabilities import (
+    AddsAuxiliaryPrompt,
+    PrunesTokens,
+    ReadsEarlyExits,
+    ReadsLastRowAgain,
+)
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.token_pruning import PromptPruning, leave_out
 from vlmfix.errors import UnsupportedError
 
-if TYPE_CHECKING:
-    from vlmfix.engine.attachment import Attachment
+
+class Attached(Protocol):
+    """What hangs on a model, as the hooks around its parts see it."""
+
+    @property
+    def context(self) -> DecodeContext | None:
+        """The run in progress; None: there is none."""
+
+    @property
+    def methods(self) -> tuple[MethodHooks, ...]:
+        """Those that act."""
+
+    @property
+    def copies(self) -> int:
+        """Sequences of each prompt, which the text decoder reads, and not yet the model."""
 
 
 class ForwardHooks:
@@ -27,9 +49,9 @@ class ForwardHooks:
         steering: whose methods act and whose run is read.
     """
 
-    def __init__(self, attachment: Attachment) -> None:
+    def __init__(self, attachment: Attached, decoder: Any) -> None:
         self.attachment = attachment
-        self.decoder = attachment.decoder
+        self.decoder = decoder
         self._given: dict[str, Any] = {}
         self._pruning = PromptPruning(self.decoder)
         self._is_reading_again = False
@@ -39,7 +61,11 @@ class ForwardHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Append companions in the prefill; keep positions right behind tokens that never entered."""
         context, methods = self.attachment.context, self.attachment.methods
-        if context is None or context.active_branch is not None or context.block is not None:
+        if (
+            context is None
+            or context.engine.active_branch is not None
+            or context.engine.candidates is not None
+        ):
             return None
         if kwargs.get("inputs_embeds") is None:
             return None
@@ -52,18 +78,21 @@ class ForwardHooks:
             context.auxiliary_prompts = {
                 method: auxiliary_prompt
                 for method in methods
-                if (auxiliary_prompt := method.auxiliary_prompt(context, embeddings)) is not None
+                if isinstance(method, AddsAuxiliaryPrompt)
+                and (auxiliary_prompt := method.auxiliary_prompt(context, embeddings)) is not None
             }
-            context.branches = [
+            context.engine.branches = [
                 branch for method in methods for branch in method.branches(context, embeddings, self._given)
             ]
-        elif context.branches and not self._is_reading_again:
+        elif context.engine.branches and not self._is_reading_again:
             self._given = dict(kwargs)
         if context.is_prefill:
             # Not the largest: the times of a video may lie far behind the text that follows it.
-            context.next_position = _positions(kwargs, context.layout)[..., context.layout.length - 1] + 1
-        prunes = any(method.prunes for method in methods)
-        if not context.auxiliary_prompts and not prunes and not context.branches:
+            context.engine.next_position = (
+                _positions(kwargs, context.layout)[..., context.layout.length - 1] + 1
+            )
+        prunes = any(isinstance(method, PrunesTokens) for method in methods)
+        if not context.auxiliary_prompts and not prunes and not context.engine.branches:
             return args, kwargs
         _check_mask(kwargs.get("attention_mask"))
         kwargs = dict(kwargs)
@@ -78,7 +107,7 @@ class ForwardHooks:
                 kwargs["position_ids"] = context.position_of(context.step - 1)
         if context.auxiliary_prompts:
             _append_auxiliary_prompts(context, kwargs)
-        if context.branches and not context.is_prefill and _is_joined(context):
+        if context.engine.branches and not context.is_prefill and _is_joined(context):
             kwargs = join(context, self.decoder, kwargs)
         return args, kwargs
 
@@ -87,14 +116,14 @@ class ForwardHooks:
     ) -> Any:
         """End a pass; put behind the prompts what else the model shall turn into logits."""
         context = self.attachment.context
-        if context is None or context.active_branch is not None or self._is_reading_again:
+        if context is None or context.engine.active_branch is not None or self._is_reading_again:
             return None
-        if context.block is None:
+        if context.engine.candidates is None:
             self._check_cache(context, kwargs, output)
         if context.is_prefill:
             self._end_prefill(context, output)
         rows = []
-        if context.branches:
+        if context.engine.branches:
             if context.step and _is_joined(context):
                 write_cache(output, read_cache(self._given))
             else:
@@ -102,7 +131,8 @@ class ForwardHooks:
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
         for method in self.attachment.methods:
-            rows += method.extra_hidden_states(context, newest)
+            if isinstance(method, ReadsEarlyExits):
+                rows += method.extra_hidden_states(context, newest)
         if rows:
             _append_rows(context, output, rows)
         return output
@@ -126,7 +156,7 @@ class ForwardHooks:
 
     def _end_prefill(self, context: DecodeContext, output: Any) -> None:
         """End the first pass over the prompt: companions leave, and the last row is read again if asked."""
-        context.cache = cache = read_cache(output)  # the decoder may have made it
+        context.engine.cache = cache = read_cache(output)  # the decoder may have made it
         if context.auxiliary_prompts:
             extra = context.auxiliary_length
             _replace_rows(output, lambda states: states[:, :-extra])
@@ -134,12 +164,15 @@ class ForwardHooks:
                 cache.crop(-extra)
             context.auxiliary_prompts = {}
         context.is_prefill = False
-        if any(method.reads_last_row_again(context) for method in self.attachment.methods):
+        if any(
+            isinstance(method, ReadsLastRowAgain) and method.reads_last_row_again(context)
+            for method in self.attachment.methods
+        ):
             again = self._read_last_row_again(cache)
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
-        if context.branches:
-            for branch in context.branches:
+        if context.engine.branches:
+            for branch in context.engine.branches:
                 branch.cache = None if cache is None else DynamicCache()
             if cache is not None:
                 follow_beams(context, cache)
@@ -152,12 +185,12 @@ class ForwardHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Let methods see what enters a layer, in the prompt all of it, and leave out what they prune."""
         context = self.attachment.context
-        if context is None or context.active_branch is not None:
+        if context is None or context.engine.active_branch is not None:
             return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
-        if context.prefix is not None and not context.prefix.is_read:
+        if context.engine.prefix is not None and not context.engine.prefix.is_read:
             if any(method.sees_layers for method in self.attachment.methods):
-                context.prefix.hidden_states.append(hidden_states)
+                context.engine.prefix.hidden_states.append(hidden_states)
             return None
         is_decode = context.reads_on(hidden_states.shape[1])
         if is_decode and context.pruning_stage_at(index) is None:
@@ -178,7 +211,7 @@ class ForwardHooks:
                 context.position_embeddings = kwargs["position_embeddings"]
                 prompt = self._prompt(context, index, hidden_states)
                 for method in self.attachment.methods:
-                    method.enter_layer(context, index, prompt)
+                    called(method, "enter_layer", prompt, partial(method.enter_layer, context, index))
         _tap(context, index, hidden_states)
         if args:
             return (hidden_states, *args[1:]), kwargs
@@ -186,8 +219,8 @@ class ForwardHooks:
 
     def _prompt(self, context: DecodeContext, index: int, hidden_states: Tensor) -> Tensor:
         """What enters a layer at the tokens of the prompt that are present in it."""
-        if context.prefix is not None and context.prefix.hidden_states:
-            prefixes = context.prefix.spread(context.prefix.hidden_states[index])
+        if context.engine.prefix is not None and context.engine.prefix.hidden_states:
+            prefixes = context.engine.prefix.spread(context.engine.prefix.hidden_states[index])
             return torch.cat([prefixes, hidden_states], dim=1)
         return hidden_states[:, : context.layout_at(index).length]
 
@@ -216,7 +249,7 @@ class ForwardHooks:
         embeddings = self._given["inputs_embeds"]
         first = context.step == 0
         rows = []
-        for branch in context.branches:
+        for branch in context.engine.branches:
             new = embeddings[:, context.layout.length :] if branch.cache is None else embeddings[:, -1:]
             whole = first or branch.cache is None
             read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
@@ -228,7 +261,7 @@ class ForwardHooks:
                 given["visual_pos_masks"] = nn.functional.pad(given["visual_pos_masks"], (0, behind))
             positions = branch.positions(_positions(self._given, context.layout), context.step)
             given["position_ids"] = positions[..., -read.shape[1] :]
-            context.active_branch = branch
+            context.engine.active_branch = branch
             try:
                 states = self.decoder(
                     inputs_embeds=read,
@@ -237,14 +270,14 @@ class ForwardHooks:
                     **with_cache(self.decoder, given, branch.cache),
                 ).last_hidden_state
             finally:
-                context.active_branch = None
+                context.engine.active_branch = None
             rows.append(states[:, -1])
         return rows
 
 
 def _tap(context: DecodeContext, index: int, hidden_states: Tensor) -> None:
     """Keep what enters a tapped layer at the newest position; a copy, to let go of the rest."""
-    if index in context.tapped_layers:
+    if index in context.engine.tapped_layers:
         newest = hidden_states.shape[1] - context.auxiliary_length - 1
         context.early_exits[index] = hidden_states[: context.layout.batch_size, newest].clone()
 
@@ -252,7 +285,7 @@ def _tap(context: DecodeContext, index: int, hidden_states: Tensor) -> None:
 def _append_rows(context: DecodeContext, output: Any, rows: list[Tensor]) -> None:
     """Put hidden states `(batch, hidden)` behind the last ones of the prompts, at the newest position."""
     states = output.last_hidden_state
-    if context.wants_last_logits:
+    if context.engine.wants_last_logits:
         states = states[:, -1:]
     added = torch.cat([each.to(states) for each in rows])[:, None]
     padded = nn.functional.pad(added, (0, 0, states.shape[1] - 1, 0))
@@ -261,7 +294,7 @@ def _append_rows(context: DecodeContext, output: Any, rows: list[Tensor]) -> Non
 
 def _is_joined(context: DecodeContext) -> bool:
     """Whether branches are decoded in one pass with the prompts."""
-    return all(branch.fused and branch.cache is not None for branch in context.branches)
+    return all(branch.fused and branch.cache is not None for branch in context.engine.branches)
 
 
 def _copied(kwargs: dict[str, Any], copies: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,10 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, Process
 
 from vlmfix.engine.attach import alone
 from vlmfix.engine.caches import with_cache
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import offsets, swap_offsets
 from vlmfix.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from vlmfix.engine.context import DecodeContext
-    from vlmfix.methods.base import Method
 
 
 class MethodLogitsProcessor(LogitsProcessor):
@@ -35,7 +33,7 @@ class MethodLogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         model: PreTrainedModel,
-        method: Method,
+        method: MethodHooks,
         inputs: Mapping[str, Any],
         processor: ProcessorMixin | None = None,
     ) -> None:

@@ -9,8 +9,8 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from vlmfix.engine.compatibility import image_token, video_token
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.tokens import image_token, video_token
 from vlmfix.errors import UnsupportedError
 
 
@@ -32,7 +32,11 @@ def is_prompt(
     if seen == 0:
         if context is None or not in_generate:
             return True
-        if cache is None and context.cache is None and queries == context.layout.length + context.step + 1:
+        if (
+            cache is None
+            and context.engine.cache is None
+            and queries == context.layout.length + context.step + 1
+        ):
             return False  # with use_cache=False every step reads the whole sequence again
         raise UnsupportedError(
             f"a pass of {queries} tokens without the cache of the prompt ({context.layout.length} tokens) "
@@ -45,7 +49,7 @@ def is_prompt(
             "generation starts from a filled cache, whose prompt the method has not seen; pass the "
             "whole prompt without a cache"
         )
-    if cache is not context.cache:
+    if cache is not context.engine.cache:
         raise UnsupportedError(
             "the step goes on from another cache than that of the prompt read last, which the method "
             "does not follow; read the prompt and go on from the cache of its output"

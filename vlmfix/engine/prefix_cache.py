@@ -5,45 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from vlmfix.engine import attention, compatibility
+from vlmfix.engine import compatibility, kernels, tokens
 from vlmfix.engine.caches import read_cache, with_cache, without_cache
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.layout import PromptLayout
-
-
-@dataclass(eq=False)
-class Prefix:
-    """The beginnings of the prompts of a batch, each one once.
-
-    Args:
-        layout: of the beginnings, `(beginnings, tokens)`; left-padded.
-        first_rows: the first prompt with each beginning, `(beginnings,)` int64.
-        owner: which beginning each prompt has, `(batch,)` int64.
-        places: where the first tokens of each prompt stand in its beginning, `(batch, columns)` int64;
-            arbitrary at padding.
-        hidden_states: what entered each layer, `(beginnings, tokens, hidden)`; empty if no method looks.
-        is_read: whether the pass over the beginnings is over.
-    """
-
-    layout: PromptLayout
-    first_rows: Tensor
-    owner: Tensor
-    places: Tensor
-    hidden_states: list[Tensor] = field(default_factory=list)
-    is_read: bool = False
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Of `(beginnings, tokens, ...)` values, those of the first columns of each prompt, `(batch, columns,
-        ...)`."""
-        owner, places = self.owner.to(values.device), self.places.to(values.device)
-        return values[owner[:, None], places]
+from vlmfix.engine.state import Prefix
 
 
 @contextmanager
@@ -68,7 +41,7 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
 def _sharing(model: PreTrainedModel) -> Iterator[None]:
     decoder, thread = model.get_decoder(), threading.get_ident()
     read = decoder.forward
-    visual_tokens = compatibility.visual_tokens(model.config)
+    visual_tokens = tokens.visual_tokens(model.config)
     prompt_ids: Tensor | None = None
 
     def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -79,9 +52,11 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
         prompt_ids = kwargs.get("input_ids") if kwargs.get("logits_to_keep") == 1 else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        attachment = vars(decoder).get(attention.ATTRIBUTE)
+        attachment = vars(decoder).get(kernels.ATTRIBUTE)
         context = None if attachment is None else attachment.context
-        if threading.get_ident() != thread or (context is not None and context.active_branch is not None):
+        if threading.get_ident() != thread or (
+            context is not None and context.engine.active_branch is not None
+        ):
             return read(*args, **kwargs)
         if attachment is not None and not all(method.keeps_prefix for method in attachment.methods):
             return read(*args, **kwargs)
@@ -90,7 +65,7 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
         if batch is None or prefix is None:
             return read(*args, **kwargs)
         if context is not None:
-            context.prefix = prefix
+            context.engine.prefix = prefix
         prefixes = DynamicCache()
         read(**with_cache(decoder, batch.prefixes(prefix), prefixes))
         prefix.is_read = True
@@ -103,7 +78,7 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
             return read(**with_cache(decoder, batch.rest(prefix), batch.cache))
         finally:
             if context is not None:
-                context.prefix = None
+                context.engine.prefix = None
 
     attributes = vars(decoder)
     before = {name: attributes[name] for name in ("forward",) if name in attributes}

@@ -5,59 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from vlmfix.engine import attention, compatibility
+from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.caches import read_cache, with_cache
-from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import CandidateBlock
 from vlmfix.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from vlmfix.engine.context import DecodeContext
-
-
-@dataclass(eq=False)
-class CandidateBlock:
-    """Tokens behind a prompt that one pass reads on its cache.
-
-    Args:
-        before: number of tokens between the prompt and these.
-        size: number of these.
-        alternatives: whether each may stand in the place of the others, which it does not see; if not, they
-            follow each other.
-    """
-
-    before: int
-    size: int
-    alternatives: bool = False
-    _masks: dict[PromptLayout, Tensor] = field(default_factory=dict)
-
-    def places(self, device: torch.device) -> Tensor:
-        """How far behind the last token of the prompt each stands, `(size,)`."""
-        steps = torch.arange(self.size, device=device)
-        return self.before + 1 + (torch.zeros_like(steps) if self.alternatives else steps)
-
-    def attention_mask(self, layout: PromptLayout, device: torch.device) -> Tensor | None:
-        """What they see, `(batch or 1, 1, size, keys)` bool; None: everything.
-
-        Args:
-            layout: of the tokens of the prompt that are present.
-        """
-        if self.size == 1:
-            return layout.attention_mask(1, layout.length + self.before + 1, device)
-        if layout not in self._masks:  # one serves all layers
-            own = torch.ones(self.size, self.size, dtype=torch.bool, device=device)
-            own = own.tril().triu() if self.alternatives else own.tril()
-            behind = torch.cat([own.new_ones(self.size, self.before), own], dim=1)[None, None]
-            prompt = layout.real_tokens if layout.has_padding else layout.real_tokens[:1]
-            prompt = prompt.to(device)[:, None, None].expand(-1, 1, self.size, -1)
-            self._masks[layout] = torch.cat([prompt, behind.expand(len(prompt), -1, -1, -1)], dim=-1)
-        return self._masks[layout].to(device)
 
 
 class PromptBatch:
@@ -87,7 +45,7 @@ class PromptBatch:
         output = model(**inputs, return_dict=True)
         self.logits = output.logits[:, -1].to(device=input_ids.device, dtype=torch.float32)
         """Of the first token of each row, `(samples * sequences, vocabulary)` float32."""
-        self._attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        self._attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
         self.context: DecodeContext | None = None if self._attachment is None else self._attachment.context
         """Of all rows; None if no method is attached."""
         self._model = model
@@ -258,7 +216,7 @@ class StepDecoder:
             given["logits_to_keep"] = block.size if block.alternatives else 1
         positions = self._position + block.places(self._position.device)
         if self.context is not None:
-            self.context.block, self.context.step = (
+            self.context.engine.candidates, self.context.step = (
                 block,
                 block.before + (1 if block.alternatives else block.size),
             )
@@ -278,5 +236,5 @@ class StepDecoder:
             )
         finally:
             if self.context is not None:
-                self.context.block = None
+                self.context.engine.candidates = None
         return output.logits.to(device=tokens.device, dtype=torch.float32)

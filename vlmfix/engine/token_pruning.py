@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlmfix.engine.caches import without_cache
-from vlmfix.engine.context import DecodeContext, PruningStage
+from vlmfix.engine.capabilities import PrunesTokens
+from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.engine.method import MethodHooks
+from vlmfix.engine.state import PruningStage
 from vlmfix.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from vlmfix.methods.base import Method
 
 
 class PromptPruning:
@@ -56,7 +56,7 @@ class PromptPruning:
     def prune(
         self,
         context: DecodeContext,
-        methods: Sequence[Method],
+        methods: Sequence[MethodHooks],
         index: int,
         layer: nn.Module,
         hidden_states: Tensor,
@@ -64,7 +64,7 @@ class PromptPruning:
     ) -> None:
         """Ask the methods what goes on to a layer, and open a stage if it is not everything."""
         for method in methods:
-            if not method.prunes:
+            if not isinstance(method, PrunesTokens):
                 continue
             layout = context.layout_at(index)
             prompt = hidden_states[:, : layout.length]
@@ -94,14 +94,14 @@ class PromptPruning:
         stage = context.pruning_stage_at(index)
         embeddings = (stage and stage.position_embeddings) or kwargs["position_embeddings"]
         positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
-        context.peeking = rows
+        context.engine.peeking = rows
         try:
             given = without_cache(kwargs) | {"position_embeddings": positions, "position_ids": None}
             layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
         finally:
-            context.peeking = None
-        assert context.peeked is not None
-        return context.peeked
+            context.engine.peeking = None
+        assert context.engine.peeked is not None
+        return context.engine.peeked
 
     def set_positions(
         self,
@@ -118,8 +118,8 @@ class PromptPruning:
             if stage.first_layer == index:
                 behind = (
                     context.step
-                    if context.block is None
-                    else context.block.places(stage.layout.real_tokens.device)
+                    if context.engine.candidates is None
+                    else context.engine.candidates.places(stage.layout.real_tokens.device)
                 )
                 positions = stage.layout.counted_positions[:, -1:] + behind
                 own = self.decoder.rotary_emb(hidden_states, positions)

@@ -9,29 +9,19 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vlmfix.engine import attention, compatibility
+from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.callers import turns_of
+from vlmfix.engine.capabilities import ReadsVisionAttention
+from vlmfix.engine.state import Encoded
 
 VIDEO_PIXELS = "pixel_values_videos"
 _VIDEO_GRIDS = "video_grid_thw"
-
-
-class Encoded(NamedTuple):
-    """What the vision encoder made of one image or video, for the language model.
-
-    Args:
-        features: image tokens, `(tokens, hidden)`.
-        injected: what Qwen3-VL adds behind its first layers, one `(tokens, hidden)` a layer.
-    """
-
-    features: Tensor
-    injected: list[Tensor]
 
 
 @contextmanager
@@ -39,7 +29,7 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, no image is encoded twice in a pass, nor if it was part of the pass before.
 
     Images are compared by value, so that a changed pixel or grid is encoded anew. Under a method that watches
-    the encoder (`Method.needs_encoder`), and in other threads, all are encoded.
+    the encoder (`ReadsVisionAttention`), and in other threads, all are encoded.
 
     Args:
         model: an image-text-to-text model of transformers; it leaves the block as it entered.
@@ -59,8 +49,10 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
     @functools.wraps(encode)
     def cached(*args: Any, **kwargs: Any) -> Any:
         nonlocal known, form
-        attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
-        watched = attachment is not None and any(method.needs_encoder for method in attachment.methods)
+        attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
+        watched = attachment is not None and any(
+            isinstance(method, ReadsVisionAttention) for method in attachment.methods
+        )
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         images = None if watched or threading.get_ident() != thread else split_images(inputs)
         if images is None:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from vlmfix.engine.attention import ATTRIBUTE
 from vlmfix.engine.caches import read_cache
+from vlmfix.engine.kernels import ATTRIBUTE
 from vlmfix.methods.attention.vhr import head_divergence, select_heads
 
 WITH_IMAGE = torch.tensor([[1, 0], [0, 2], [3, 4], [0.5, 0.5], [2, 2], [0, 0]])

@@ -13,6 +13,7 @@ import vlmfix
 from tests.support import families, layer_reference
 from vlmfix.cli.options import parse_methods
 from vlmfix.evaluation.datasets import render, sample_scene
+from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.baselines.output_shift import (
     answer_ids,
     answer_margins,
@@ -26,7 +27,9 @@ from vlmfix.methods.logits.base import contrast, plausible
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 ANSWER = torch.tensor([[1.0, 1.4, 0.2, -2.0]])
 YES, NO = torch.tensor([0]), torch.tensor([1])
-OUTSIDE = [cls for cls in vlmfix.list_methods().values() if not cls.attaches and not cls.is_multi_pass]
+OUTSIDE = [
+    cls for cls in vlmfix.list_methods().values() if not cls.attaches and not issubclass(cls, MultiPassMethod)
+]
 QUESTION = "Is there a dog in the image?"
 PICTURES = [render(sample_scene(3, index)) for index in range(4)]
 

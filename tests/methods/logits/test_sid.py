@@ -79,7 +79,7 @@ def test_tokens_change_from_step_to_step(llava: PreTrainedModel) -> None:
 
     class Watched(vlmfix.SID):
         def combine(self, context: Any, logits: Tensor, branches: Any) -> Tensor:
-            seen.append(context.branches[0].selection.seen[0, 0, -1])
+            seen.append(context.engine.branches[0].selection.seen[0, 0, -1])
             return super().combine(context, logits, branches)
 
     inputs = families.prompt("llava", llava)

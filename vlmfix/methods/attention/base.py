@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import MeasuresScores, ReadsLastRowAgain
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
@@ -21,7 +22,7 @@ _PUBLISHED_DEPTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyEdit(Method, ABC):
+class KeyEdit(Method, ReadsLastRowAgain, ABC):
     """Base of the methods that edit rows behind the last image."""
 
     keeps_prefix: ClassVar = True
@@ -59,7 +60,7 @@ class KeyEdit(Method, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreEdit(KeyEdit):
+class ScoreEdit(KeyEdit, MeasuresScores):
     """Base of the methods that edit the scores of all heads.
 
     Args:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ReadsLastRowAgain
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
@@ -25,7 +26,7 @@ DEFAULT_BOOST = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class GIFT(Method):
+class GIFT(Method, ReadsLastRowAgain):
     """Gaze Shift-Guided Cross-modal Fusion Enhancement (arXiv 2510.22067).
 
     While the question's informative words are read, the increases of attention to image tokens in one layer
@@ -383,16 +384,16 @@ class TokenGroups(NamedTuple):
         image, question, boosted = (prompt @ self.members.to(prompt.dtype)).unbind(dim=-1)
         # By factors of 1 the sum of a row would still be rounded.
         looks_at_image = top_heads(image, head_keep_fraction) & self.has_boost
-        is_multi_pass = top_heads(question, head_keep_fraction) & (
+        asking = top_heads(question, head_keep_fraction) & (
             self.has_boost if query_gain == 1 else self.has_image
         )
         mass = (image * looks_at_image).sum(dim=1, keepdim=True)
         gain = (boosted * looks_at_image).sum(dim=1, keepdim=True) / mass
-        more = is_multi_pass * (query_gain * torch.where(mass > 0, gain, 1.0) - 1)
+        more = asking * (query_gain * torch.where(mass > 0, gain, 1.0) - 1)
         change = (
             looks_at_image[..., None] * self.changes[..., 0, :] + more[..., None] * self.changes[..., 1, :]
         )
         edited = torch.cat([torch.addcmul(prompt, prompt, change.to(prompt.dtype)), generated], dim=-1)
         edited = edited / edited.sum(dim=-1, keepdim=True)
-        chosen = (looks_at_image | is_multi_pass)[..., None]
+        chosen = (looks_at_image | asking)[..., None]
         return torch.where(chosen, edited, attention).to(weights.dtype)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.context import AuxiliaryPrompt, DecodeContext
+from vlmfix.engine.capabilities import AddsAuxiliaryPrompt
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import AuxiliaryPrompt
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.branch_prompts import text_alone
@@ -30,7 +32,7 @@ _TVHD_TOP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class VHR(Method):
+class VHR(Method, AddsAuxiliaryPrompt):
     """Vision-aware Head Reinforcement (arXiv 2412.13949).
 
     In the prefill the prompt is read a second time without its image tokens, beside the first in one pass.

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.engine.branches import Branch
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.kl import RULED_OUT
+from vlmfix.engine.state import Branch
 from vlmfix.methods.base import Method
 from vlmfix.methods.logits.branch_prompts import without_image
 from vlmfix.methods.validation import check_flag, check_range

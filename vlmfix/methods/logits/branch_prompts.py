@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlmfix.engine.branches import Branch, Selection
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import Branch, Selection
 from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video, split_images
 from vlmfix.errors import UnsupportedError
 

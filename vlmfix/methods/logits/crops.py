@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.branches import Branch, Selection
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import Branch, Selection
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, plausible
 from vlmfix.methods.logits.branch_prompts import unchanged, without_image

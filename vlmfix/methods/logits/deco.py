@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
@@ -24,7 +25,7 @@ _EXITS = 0.625, 0.875
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeCo(Method):
+class DeCo(Method, ReadsEarlyExits):
     """Dynamic Correction Decoding (arXiv 2410.11779): the logits of the inner layer that is surest of one of
     the likely tokens are added, weighted by how sure it is; it needs no image.
 

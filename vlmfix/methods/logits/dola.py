@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
@@ -25,7 +26,7 @@ _DEEP, _CANDIDATE_LAYERS = 40, 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoLa(LogitsMixer):
+class DoLa(LogitsMixer, ReadsEarlyExits):
     """Decoding by Contrasting Layers (arXiv 2309.03883): away from the early exit that differs most from the
     last layer; it needs no image.
 

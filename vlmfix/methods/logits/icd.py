@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.branches import Branch
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import Branch
 from vlmfix.inference.chat import SystemSlot
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ReadsEarlyExits, RunsLayerParts
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
@@ -24,7 +25,7 @@ _STREAM_SHARE, _FINAL_SHARE = 0.2, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ONLY(LogitsMixer):
+class ONLY(LogitsMixer, ReadsEarlyExits, RunsLayerParts):
     """One-Layer Intervention (arXiv 2507.00898): a branch of the decoder that costs one attention row and one
     feed-forward part in place of a second pass.
 
@@ -57,7 +58,6 @@ class ONLY(LogitsMixer):
         families="LLaVA, Qwen-VL, InternVL",
     )
     identity_parameters: ClassVar = {"alpha_agree": 0, "alpha_differ": 0, "beta": 0}
-    needs_plain_layers: ClassVar = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,10 +67,6 @@ class ONLY(LogitsMixer):
         if type(self.layer) is not int:
             raise ValueError(f"layer is {self.layer!r}; it must be a layer index, 0 or more")
         layer_indices("layer", self.layer)
-
-    @property
-    def needs_final_norm(self) -> bool:
-        return True
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         depth = config.get_text_config().num_hidden_layers

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 
-from vlmfix.engine.branches import Branch
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import Branch
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, finite

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.engine.branches import Branch
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import Branch
 from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import PrunesTokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.state import PruneResult
 from vlmfix.engine.stats import Sums
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Method, PruneResult
+from vlmfix.methods.base import Method
 from vlmfix.methods.validation import check_choice
 from vlmfix.models.profiles import Profile
 
@@ -23,7 +25,7 @@ POSITION_SCHEMES = ("original", "renumber")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenPruning(Method, ABC):
+class TokenPruning(Method, PrunesTokens, ABC):
     """Base of the methods that drop image tokens in the prefill; decoding never drops again.
 
     Layers behind a pruning, and their caches, hold the kept tokens alone. With original positions the result

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmfix.engine.context import DecodeContext
-from vlmfix.methods.base import MethodInfo, PruneResult
+from vlmfix.engine.state import PruneResult
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
 from vlmfix.methods.validation import check_whole
 

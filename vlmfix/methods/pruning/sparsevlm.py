@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.methods.base import MethodInfo, PruneResult
+from vlmfix.engine.state import PruneResult
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import (
     TokenPruning,
     as_stages,

@@ -8,14 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from vlmfix.engine.capabilities import ReadsVisionAttention
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.state import PruneResult
 from vlmfix.engine.vision_attention import EncodedBlock
-from vlmfix.methods.base import MethodInfo, PruneResult
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionZip(TokenPruning):
+class VisionZip(TokenPruning, ReadsVisionAttention):
     """VisionZip (arXiv 2412.04467): what the vision encoder attends to stays, the rest is merged.
 
     Acts on each image, each tile of an image or each frame of a video (two, where Qwen-VL reads two as one),
@@ -38,8 +40,6 @@ class VisionZip(TokenPruning):
 
     dominant_tokens: int | None = 54
     contextual_tokens: int = 10
-
-    needs_encoder = True
 
     info = MethodInfo(
         stage="pruning",

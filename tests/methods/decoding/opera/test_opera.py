@@ -16,7 +16,7 @@ from transformers.generation import BaseStreamer
 import vlmfix
 from tests.support import families, opera_reference
 from tests.support.methods import pairs
-from vlmfix.engine.attention import ATTRIBUTE
+from vlmfix.engine.kernels import ATTRIBUTE
 from vlmfix.engine.step_decoder import StepDecoder
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.methods.decoding.opera.beam import Beams, Continuation, Rules

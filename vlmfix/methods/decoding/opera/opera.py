@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerateBeamDecoderOnlyOutput, PrefixConstrainedLogitsProcessor
 
-from vlmfix.engine import attention
+from vlmfix.engine import kernels
+from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.stats import Sums
@@ -23,14 +24,14 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.decoding.opera.beam import Finished, Rules
 from vlmfix.methods.decoding.opera.penalty import attention_rows
-from vlmfix.methods.decoding.opera.search import Search, Seen
+from vlmfix.methods.decoding.opera.search import Search, SearchSettings, Seen
 from vlmfix.methods.validation import check_choice, check_range, check_whole
 
 RANKED_LENGTHS = ("prompt+answer", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OPERA(Method):
+class OPERA(Method, ChoosesTokens):
     """Over-trust Penalty and Retrospection-Allocation (arXiv 2311.17911).
 
     A beam search that tries the likeliest tokens of every beam before it chooses. Each is penalised by how
@@ -80,7 +81,6 @@ class OPERA(Method):
         decoding="beams",
     )
     identity_parameters: ClassVar = {"penalty_weights": 0, "threshold": None}
-    decodes: ClassVar = True
     needs_image: ClassVar = False  # the attention to it is 0 then
     keeps_prefix: ClassVar = True
 
@@ -158,6 +158,14 @@ class OPERA(Method):
             max_new_tokens=generation_config.max_length - input_ids.shape[1],
             end_tokens=end_tokens,
         )
+        settings = SearchSettings(
+            threshold=math.inf if self.threshold is None else self.threshold,
+            num_attn_candidates=self.num_attn_candidates,
+            window_size=self.window_size,
+            scale_factor=self.scale_factor,
+            penalty_weights=self.penalty_weights,
+            is_plain=self.is_identity,
+        )
         prompts = PromptBatch(model, input_ids, model_kwargs, beams)
         lengths: list[int | None] = [None] * prompts.samples
         ranks = beams > 1 and not self.is_identity
@@ -170,8 +178,10 @@ class OPERA(Method):
             processors = _of_rows(logits_processor, rows, len(input_ids))
             with prompts.sample(sample) as step_decoder:
                 own = dataclasses.replace(rules, prompt_tokens=lengths[sample])
-                search = Search(self, own, step_decoder, input_ids[rows], processors, stopping_criteria)
-                found = search.context()[:wanted]
+                search = Search(
+                    self, settings, own, step_decoder, input_ids[rows], processors, stopping_criteria
+                )
+                found = search.run()[:wanted]
             # Where fewer sequences could be found than asked for, the others are empty.
             answers += [*found, *[Finished(-math.inf, ())] * (wanted - len(found))]
             taken_back.append((search.rollbacks.times.total(), search.tokens_taken_back))
@@ -197,7 +207,7 @@ class OPERA(Method):
         config: GenerationConfig,
         sequences: int,
     ) -> None:
-        attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
         if not self.is_identity and (attachment is None or self not in attachment.methods):
             raise UnsupportedError(
                 "OPERA.decode reads attention, for which it must be attached: 'opera = OPERA(); with "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.step_decoder import StepDecoder
 from vlmfix.methods.decoding.opera.beam import (
     Beams,
@@ -27,9 +28,6 @@ from vlmfix.methods.decoding.opera.penalty import (
     penalties,
 )
 
-if TYPE_CHECKING:
-    from vlmfix.methods.decoding.opera.opera import OPERA
-
 
 class Seen(NamedTuple):
     """What the last layer attends to from tokens behind the prompt.
@@ -41,6 +39,17 @@ class Seen(NamedTuple):
 
     image: Tensor
     answer: Tensor
+
+
+class SearchSettings(NamedTuple):
+    """Numbers of OPERA, see `vlmfix.methods.decoding.opera.opera.OPERA`; `is_plain`: no token is tried."""
+
+    threshold: float
+    num_attn_candidates: int
+    window_size: int
+    scale_factor: float
+    penalty_weights: float
+    is_plain: bool
 
 
 class Tried(NamedTuple):
@@ -69,7 +78,8 @@ class Search:
     """A beam search that tries tokens before it chooses, and takes them back.
 
     Args:
-        opera: the method.
+        method: under which steps are counted.
+        settings: its numbers.
         rules: of the beams.
         reader: of the prompt.
         prompt_ids: `(beams, prompt)`.
@@ -79,30 +89,31 @@ class Search:
 
     def __init__(
         self,
-        opera: OPERA,
+        method: MethodHooks,
+        settings: SearchSettings,
         rules: Rules,
         step_decoder: StepDecoder,
         prompt_ids: Tensor,
         processors: LogitsProcessorList,
         criteria: StoppingCriteriaList,
     ) -> None:
-        self.opera = opera
+        self.method, self.settings = method, settings
         self.rules = rules
         self.step_decoder = step_decoder
         self.prompt_ids = prompt_ids
         self.processors = processors
         self.criteria = criteria
         self.rollbacks = Rollbacks(
-            math.inf if opera.threshold is None else opera.threshold,
-            opera.num_attn_candidates,
-            opera.window_size,
+            settings.threshold,
+            settings.num_attn_candidates,
+            settings.window_size,
         )
         self.tokens_taken_back = 0
         self._saved: dict[int, tuple[Beams, Tensor]] = {}
         self._chosen: dict[int, set[tuple[int, int]]] = {}
         self._banned: dict[int, set[tuple[int, int]]] = {}
 
-    def context(self) -> tuple[Finished, ...]:
+    def run(self) -> tuple[Finished, ...]:
         """The answers, best first."""
         beams, logits = Beams.start(self.rules), self.step_decoder.logits
         columns = logits.new_zeros(len(logits), 0)
@@ -110,8 +121,8 @@ class Search:
         while not beams.done:
             length = beams.length
             self._saved[length] = beams, columns
-            self._saved.pop(length - self.opera.window_size - 1, None)
-            tried = None if anew or self.opera.is_identity else self._try(logits, columns)
+            self._saved.pop(length - self.settings.window_size - 1, None)
+            tried = None if anew or self.settings.is_plain else self._try(logits, columns)
             scores = self._scores(logits, tried, self._banned[length] if anew else None)
             best, candidates, locations = self._best(beams, scores, tried)
             target = None if tried is None else self._report(beams, locations)
@@ -131,19 +142,19 @@ class Search:
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The largest logits of each beam and their tokens, `(beams, candidates)` each."""
-        largest, tokens = logits.topk(min(self.opera.num_attn_candidates, logits.shape[-1]), dim=-1)
+        largest, tokens = logits.topk(min(self.settings.num_attn_candidates, logits.shape[-1]), dim=-1)
         return largest, tokens
 
     def _try(self, logits: Tensor, columns: Tensor) -> Tried:
         """Read the candidates of every beam, and penalise them."""
         likeliest, tokens = self._candidates(logits)
         following, seen = self._watch(lambda: self.step_decoder.alternatives(tokens))
-        extended = extend_columns(columns[:, None], seen.answer, self.opera.scale_factor)
+        extended = extend_columns(columns[:, None], seen.answer, self.settings.scale_factor)
         column = column_scores(extended)
         penalty = penalties(column, seen.image)
         return Tried(
             tokens=tokens,
-            scores=candidate_scores(likeliest, self.opera.penalty_weights * penalty),
+            scores=candidate_scores(likeliest, self.settings.penalty_weights * penalty),
             penalties=penalty,
             locations=column.argmax(dim=-1),
             image_attention=seen.image,
@@ -155,11 +166,11 @@ class Search:
         """What `read` returns, and what the last layer attended to meanwhile."""
         context = self.step_decoder.context
         assert context is not None
-        seen = context.state[self.opera, "seen"] = []
+        seen = context.state[self.method, "seen"] = []
         try:
             logits = read()
         finally:
-            del context.state[self.opera, "seen"]
+            del context.state[self.method, "seen"]
         image, answer = (torch.cat(parts, dim=1).to(logits.device) for parts in zip(*seen, strict=True))
         return logits, Seen(image, answer)
 
@@ -219,10 +230,10 @@ class Search:
             return tried.columns[sources, choices], tried.logits[sources, choices]
         self.step_decoder.follow(sources)
         tokens = torch.tensor([each.token for each in going], device=device)
-        if self.opera.is_identity:
+        if self.settings.is_plain:
             return columns, self.step_decoder.step(tokens)
         logits, seen = self._watch(lambda: self.step_decoder.step(tokens))
-        return extend_columns(columns[sources], seen.answer[:, 0], self.opera.scale_factor), logits
+        return extend_columns(columns[sources], seen.answer[:, 0], self.settings.scale_factor), logits
 
     def _take_back(self, length: int, target: int) -> tuple[Beams, Tensor, Tensor]:
         """Beams, column products and logits as they were when token `target` was to be chosen."""
@@ -244,18 +255,18 @@ class Search:
         if context is None:
             return
         context.alive = torch.tensor(beams.scores, device=context.layout.image_tokens.device) > -math.inf
-        if self.opera.is_identity:
+        if self.settings.is_plain:
             return
         if tried is not None:
             changed = tried.scores.argmax(dim=1).to(context.alive.device) != 0
             context.count(
-                self.opera, 0, ((changed | taken_back) & context.alive).long(), context.alive.long()
+                self.method, 0, ((changed | taken_back) & context.alive).long(), context.alive.long()
             )
-            context.measure(self.opera, image_attention=tried.image_attention.mean(dim=1, keepdim=True))
+            context.measure(self.method, image_attention=tried.image_attention.mean(dim=1, keepdim=True))
             if beams.length >= FIRST_TOKENS:
                 low, high = tried.penalties.aminmax(dim=1, keepdim=True)
-                context.measure(self.opera, size=high - low)
-        context.counts_of(self.opera).end_step(context.alive, context.alive, is_prefill=False)
+                context.measure(self.method, size=high - low)
+        context.counts_of(self.method).end_step(context.alive, context.alive, is_prefill=False)
 
 
 def on_host(*tensors: Tensor) -> list[Any]:

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import attention, compatibility
+from vlmfix.engine import compatibility, kernels, tokens
+from vlmfix.engine.capabilities import PrunesTokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.modules import input_device
@@ -264,10 +265,10 @@ class CARVE(MultiPassMethod):
     ) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
         compatibility.check_model(model)
-        attachment = vars(model.get_decoder()).get(attention.ATTRIBUTE)
+        attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
         attached = () if attachment is None else attachment.methods
         for other in attached:
-            if other.prunes:
+            if isinstance(other, PrunesTokens):
                 raise UnsupportedError(
                     f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; "
                     "use one of them"
@@ -412,7 +413,7 @@ def _locate(
     model: PreTrainedModel, processor: ProcessorMixin, inputs: Mapping[str, Any], pictures: list[Image.Image]
 ) -> list[ImageTokens]:
     """The images of a prompt of one, with the boxes of their tokens."""
-    image_tokens = inputs["input_ids"] == compatibility.image_token(model.config)
+    image_tokens = inputs["input_ids"] == tokens.image_token(model.config)
     (images,) = token_grids(model.config, inputs, image_tokens)
     sizes = [picture.size for picture in pictures]
     return place(images, model.config, processor.image_processor, sizes)

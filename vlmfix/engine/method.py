@@ -1,0 +1,193 @@
+"""Hooks by which a method acts, as the engine calls them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.layout import Rows
+from vlmfix.engine.state import Branch
+from vlmfix.engine.stats import InactiveMethodWarning, Sums
+from vlmfix.models.profiles import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodHooks:
+    """What the engine calls; a method overrides one to three of these, and inherits from the classes of
+    `vlmfix.engine.capabilities` for what few methods need.
+
+    Methods on one model compose in the order in which they were attached, and within a forward pass in this
+    one: auxiliary prompts join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer`
+    sees those that go on, scores are edited (each method sees the scores of the model, and the edits add up),
+    weights are edited one after the other, all methods observe the final weights, head outputs are edited; at
+    the end of the prefill auxiliary prompts leave and, if a method asks for it, the last prompt row is read
+    again under all edits; then the model turns its hidden states, branches and extra hidden states into
+    logits at once, and these are edited.
+
+    What a hook is given belongs to the model: an edit returns a new tensor, and one in place is refused.
+    Tensors cover the tokens that are present in the layer; `context.layout_at(layer)` tells where the image
+    and the text are among them.
+    """
+
+    identity_parameters: ClassVar[Mapping[str, Any]] = {}
+    """Values that switch the method off, all of them together."""
+    edits: ClassVar[bool] = True
+    """Whether it edits at all; what an observer does is neither counted nor worth a warning."""
+    needs_image: ClassVar[bool] = True
+    """Whether it leaves prompts without an image or a video as they are."""
+    keeps_prefix: ClassVar[bool] = False
+    """Whether nothing that it edits or observes by rows stands in front of the last image token, so that
+    prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
+    _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the numbers leave the model as it is; the stock model then runs untouched."""
+        off = [getattr(self, name) == value for name, value in self.identity_parameters.items()]
+        return bool(off) and all(off)
+
+    @property
+    def needs_processor(self) -> bool:
+        """Whether it cannot do without the processor of the model, to read words or to make pixels."""
+        return False
+
+    @property
+    def owns_logits(self) -> bool:
+        """Whether it says what the logits are."""
+        return type(self).edit_logits is not MethodHooks.edit_logits
+
+    @property
+    def sees_layers(self) -> bool:
+        """Whether it looks at what enters the layers."""
+        return type(self).enter_layer is not MethodHooks.enter_layer
+
+    @property
+    def observes(self) -> bool:
+        """Whether it looks at final weights."""
+        return type(self).observe is not MethodHooks.observe
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        """This method with every value filled in that depends on the checkpoint.
+
+        Args:
+            config: of the whole model.
+            profile: what is known about the checkpoint; None if nothing is.
+
+        Raises:
+            ValueError: a value is missing or does not fit the model; the message says how to get one.
+        """
+        return self
+
+    def begin(self, context: DecodeContext) -> None:
+        """See a new prompt before the model reads it."""
+
+    def branches(
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> Sequence[Branch]:
+        """Other forms of the prompts to be decoded beside them, whose logits `edit_logits` gets; in the
+        prefill.
+
+        Args:
+            inputs_embeds: of the prompts, image features merged, `(batch, prompt, hidden)`.
+            decoder_inputs: what else the text decoder was given, such as positions.
+        """
+        return ()
+
+    def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        """Logits of the next token, before the processors of `generate`, `(batch, vocabulary)` float32.
+
+        Args:
+            logits: of the prompts.
+            branches: of each branch and of each readout, in the same form.
+        """
+        return logits
+
+    def enter_layer(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> None:
+        """See the residual stream that enters a layer, `(batch, tokens, hidden)`; in the prefill only."""
+
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        """The prompt rows this method wants explicitly in this layer and step; None: no part in it.
+
+        Generated rows always belong to the rows of a method that takes part.
+        """
+        return None
+
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
+        """Scaled scores before mask and softmax, `(batch, heads, rows, keys)` float32; returns them.
+
+        Each row is edited by itself: those of a long prompt come in blocks (`context.has_newest_row`).
+        Every method sees the scores of the model; what several add to them adds up.
+        """
+        return scores
+
+    def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
+        """Weights after the softmax, `(batch, heads, rows, keys)` float32; returns them, never in place."""
+        return weights
+
+    def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
+        """Outputs of all heads and rows before the output projection, `(batch, queries, heads, head_dim)`.
+
+        In the prefill the rows of companions come behind those of the prompt.
+        """
+        return heads
+
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        """See the final weights of the rows asked for, `(batch, heads, rows, keys)` float32.
+
+        `context.attend(weights)` gives what the layer would make of other weights.
+        """
+
+    def edit_sites(self, layer: int, heads: int) -> int:
+        """How many of the heads of a layer it could edit in a step, for its activity."""
+        return heads
+
+    def skipped(self, context: DecodeContext) -> dict[str, Tensor]:
+        """Sequences that the method declines, by reason, `(batch,)` bool each: those without an image, and
+        those that it noted by `context.decline`. One prompt that it cannot take must not fail the others."""
+        without = {"no_image": ~context.layout.image_tokens.any(dim=1)} if self.needs_image else {}
+        return without | context.declined.get(self, {})
+
+    def takes(self, context: DecodeContext) -> Tensor:
+        """Sequences that the method does not decline, `(batch,)` bool; it leaves all others as they are."""
+        taken = torch.ones_like(context.layout.image_tokens[:, 0])
+        for declined in self.skipped(context).values():
+            taken = taken & ~declined
+        return taken
+
+    def report(self, context: DecodeContext, sums: Sums) -> None:
+        """Add `size` and `details` of this run to its sums."""
+
+    def inactive_reason(self, context: DecodeContext) -> str:
+        """Why nothing was edited in a run with an image, and what to do; for the warning."""
+        return "no site met its conditions; see its parameters"
+
+    def end(self, context: DecodeContext) -> None:
+        """Take over what was counted in a run; warns, once an object, if the method did nothing."""
+        if not self.edits:
+            return
+        skipped = self.skipped(context)
+        sums = context.counts_of(self).close(skipped)
+        self.report(context, sums)
+        if sums.did_nothing and not self._sums.warned:
+            self._sums.warned = True
+            reasons = dict.fromkeys(row.skipped for row in sums.latest)
+            reason = self.inactive_reason(context) if "" in reasons else ", ".join(_in_words(reasons))
+            moved = f", none by more than {sums.divergence.kl_max:.1g} nats" if sums.edited else ""
+            warnings.warn(
+                f"{type(self).__name__} edited {sums.edited} of {sums.eligible} sites in {sums.steps} steps "
+                f"of {sums.rows} sequences{moved}: {reason}",
+                InactiveMethodWarning,
+                stacklevel=2,
+            )
+        self._sums.add(sums)
+
+
+def _in_words(reasons: Iterable[str]) -> Iterable[str]:
+    return ("no image in the prompt" if reason == "no_image" else reason for reason in reasons)

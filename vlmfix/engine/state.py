@@ -1,0 +1,249 @@
+"""State of a decoding run: what rides along with the prompts, and what is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vlmfix.engine.layout import PromptLayout, Rows
+
+
+@dataclass(eq=False)
+class AuxiliaryPrompt:
+    """A second prompt that is read behind the first in the same prefill; neither sees the other.
+
+    Args:
+        inputs_embeds: `(batch, tokens, hidden)`.
+        real_tokens: everything but padding, which is on the left, `(batch, tokens)` bool.
+    """
+
+    inputs_embeds: Tensor
+    real_tokens: Tensor
+
+    @cached_property
+    def layout(self) -> PromptLayout:
+        """Its padding, in the form in which attention wants it."""
+        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
+
+
+class PruneResult(NamedTuple):
+    """What a pruning keeps of the tokens that are about to enter a layer.
+
+    Args:
+        mask: `(batch, tokens)` bool; samples may keep different numbers.
+        hidden_states: what the image tokens are from now on, where some were merged into others, `(batch,
+            tokens, hidden)`; None: what they are.
+        renumbered: whether positions count anew over the kept tokens.
+    """
+
+    mask: Tensor
+    hidden_states: Tensor | None = None
+    renumbered: bool = False
+
+
+@dataclass(eq=False)
+class PruningStage:
+    """The tokens of the prompt from one layer on, after a pruning.
+
+    Args:
+        first_layer: the first layer that they alone enter.
+        layout: of the tokens that were kept.
+        index: where they stand among those of the layer before, `(batch, kept tokens)`.
+        merged: what took the place of the hidden states of image tokens, where some were merged.
+        renumbered: whether their positions count anew from 0.
+        position_embeddings: cosines and sines of the kept tokens, in the pass that reads the prompt.
+    """
+
+    first_layer: int
+    layout: PromptLayout
+    index: Tensor
+    merged: Tensor | None = None
+    renumbered: bool = False
+    position_embeddings: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(eq=False)
+class Selection:
+    """The tokens that a branch sees in its deeper layers, chosen in every step by its own attention.
+
+    What was chosen in a step holds for all tokens that are read in it; they keep what they became. A token
+    that comes before all chosen ones sees itself alone.
+
+    Args:
+        layer: the first layer in which only chosen tokens are seen.
+        choose: from the attention of the newest token in the layer before, averaged over the heads, and the
+            tokens that it sees at all, to those that are chosen, `(prompts, newest, keys)` each. Without a
+            cache, the newest tokens of earlier steps come along; else there is one.
+        seen: what the tokens of this step see from `layer` on, `(prompts, 1, queries, keys)` bool.
+    """
+
+    layer: int
+    choose: Callable[[Tensor, Tensor], Tensor]
+    seen: Tensor | None = None
+
+    def update(self, weights: Tensor, visible: Tensor) -> None:
+        """Choose for a step.
+
+        Args:
+            weights: attention of the newest tokens, `(prompts, heads, newest, keys)`.
+            visible: what the tokens of this step see, `(prompts or 1, queries, keys)` bool.
+        """
+        (queries, keys), newest = visible.shape[-2:], weights.shape[2]
+        chosen = self.choose(weights.mean(dim=1), visible[:, -newest:])
+        step = (torch.arange(queries, device=weights.device) - (queries - newest)).clamp_min(0)
+        seen = visible & chosen[:, step]
+        itself = torch.ones_like(visible[0]).tril(keys - queries).triu(keys - queries)
+        self.seen = (seen | (itself & ~seen.any(dim=-1, keepdim=True)))[:, None]
+
+
+@dataclass(eq=False)
+class Branch:
+    """A degraded or enriched form of each prompt, with a cache of its own; neither sees the other.
+
+    Args:
+        inputs_embeds: `(prompts, tokens, hidden)`, image features merged.
+        real_tokens: everything but padding, which is on the left, `(prompts, tokens)` bool.
+        position_ids: of the rotary embedding, `(prompts, tokens)` or `(axes, prompts, tokens)`; None: counted
+            from the first real token.
+        decoder_inputs: what else the text decoder wants, such as injected visual features.
+        fused: whether it is decoded in one pass with the prompts, or in one of its own.
+        selection: which tokens its deeper layers see; None: all.
+        cache: None without one.
+    """
+
+    inputs_embeds: Tensor
+    real_tokens: Tensor
+    position_ids: Tensor | None = None
+    decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
+    fused: bool = True
+    selection: Selection | None = None
+    cache: DynamicCache | None = None
+
+    @cached_property
+    def layout(self) -> PromptLayout:
+        """Its padding, in the form in which attention wants it."""
+        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
+
+    def positions(self, like: Tensor, generated: int) -> Tensor:
+        """Positions of its tokens and of so many generated ones, with the axes of `like`."""
+        own = self.layout.counted_positions if self.position_ids is None else self.position_ids
+        own = own.to(like.device)
+        own = own.expand(*like.shape[:-2], *own.shape[-2:])
+        ahead = torch.arange(1, generated + 1, device=own.device)
+        return torch.cat([own, own[..., -1:] + ahead], dim=-1)
+
+
+@dataclass(eq=False)
+class Prefix:
+    """The beginnings of the prompts of a batch, each one once.
+
+    Args:
+        layout: of the beginnings, `(beginnings, tokens)`; left-padded.
+        first_rows: the first prompt with each beginning, `(beginnings,)` int64.
+        owner: which beginning each prompt has, `(batch,)` int64.
+        places: where the first tokens of each prompt stand in its beginning, `(batch, columns)` int64;
+            arbitrary at padding.
+        hidden_states: what entered each layer, `(beginnings, tokens, hidden)`; empty if no method looks.
+        is_read: whether the pass over the beginnings is over.
+    """
+
+    layout: PromptLayout
+    first_rows: Tensor
+    owner: Tensor
+    places: Tensor
+    hidden_states: list[Tensor] = field(default_factory=list)
+    is_read: bool = False
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Of `(beginnings, tokens, ...)` values, those of the first columns of each prompt, `(batch, columns,
+        ...)`."""
+        owner, places = self.owner.to(values.device), self.places.to(values.device)
+        return values[owner[:, None], places]
+
+
+@dataclass(eq=False)
+class CandidateBlock:
+    """Tokens behind a prompt that one pass reads on its cache.
+
+    Args:
+        before: number of tokens between the prompt and these.
+        size: number of these.
+        alternatives: whether each may stand in the place of the others, which it does not see; if not, they
+            follow each other.
+    """
+
+    before: int
+    size: int
+    alternatives: bool = False
+    _masks: dict[PromptLayout, Tensor] = field(default_factory=dict)
+
+    def places(self, device: torch.device) -> Tensor:
+        """How far behind the last token of the prompt each stands, `(size,)`."""
+        steps = torch.arange(self.size, device=device)
+        return self.before + 1 + (torch.zeros_like(steps) if self.alternatives else steps)
+
+    def attention_mask(self, layout: PromptLayout, device: torch.device) -> Tensor | None:
+        """What they see, `(batch or 1, 1, size, keys)` bool; None: everything.
+
+        Args:
+            layout: of the tokens of the prompt that are present.
+        """
+        if self.size == 1:
+            return layout.attention_mask(1, layout.length + self.before + 1, device)
+        if layout not in self._masks:  # one serves all layers
+            own = torch.ones(self.size, self.size, dtype=torch.bool, device=device)
+            own = own.tril().triu() if self.alternatives else own.tril()
+            behind = torch.cat([own.new_ones(self.size, self.before), own], dim=1)[None, None]
+            prompt = layout.real_tokens if layout.has_padding else layout.real_tokens[:1]
+            prompt = prompt.to(device)[:, None, None].expand(-1, 1, self.size, -1)
+            self._masks[layout] = torch.cat([prompt, behind.expand(len(prompt), -1, -1, -1)], dim=-1)
+        return self._masks[layout].to(device)
+
+
+class Encoded(NamedTuple):
+    """What the vision encoder made of one image or video, for the language model.
+
+    Args:
+        features: image tokens, `(tokens, hidden)`.
+        injected: what Qwen3-VL adds behind its first layers, one `(tokens, hidden)` a layer.
+    """
+
+    features: Tensor
+    injected: list[Tensor]
+
+
+@dataclass(eq=False)
+class EngineState:
+    """What the engine alone knows of a run.
+
+    Args:
+        branches: what is decoded beside the prompts, of the method that owns the logits.
+        active_branch: the branch that the decoder reads alone.
+        tapped_layers: layers of which `DecodeContext.early_exits` is kept.
+        wants_last_logits: whether the model was asked for logits of the newest position alone in this pass.
+        followed: the cache of the prompts, where the caches of branches follow its beams.
+        candidates: the tokens that the pass reads after the prompt, where these are not simply the next ones.
+        cache: of the prompts, once they have been read; None: without one.
+        next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
+        prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
+        peeking: the rows that `DecodeContext.peek` is computing.
+        peeked: what it computed.
+    """
+
+    branches: list[Branch] = field(default_factory=list)
+    active_branch: Branch | None = None
+    tapped_layers: frozenset[int] = frozenset()
+    wants_last_logits: bool = False
+    followed: DynamicCache | None = None
+    candidates: CandidateBlock | None = None
+    cache: DynamicCache | None = None
+    next_position: Tensor | None = None
+    prefix: Prefix | None = None
+    peeking: Rows | None = None
+    peeked: Tensor | None = None
