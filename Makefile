@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 PARALLEL := --numprocesses auto
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test quick coverage lint types test-oldest clean
+.PHONY: demo test quick coverage lint types docs test-oldest clean
 
 demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
 
-test: lint types
+test: lint types docs
 	$(BIN)/pytest $(PARALLEL)
 
 quick: $(VENV)/ready
@@ -25,9 +25,13 @@ coverage: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/ready
 	$(BIN)/mypy
+
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/pytest $(PARALLEL) -m promises
@@ -44,4 +48,4 @@ $(OLDEST)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist
+	rm -rf $(VENV) $(OLDEST) build dist site

@@ -1,5 +1,5 @@
 """The command line from a checkout: `python cli.py` and `accelerate launch cli.py`."""
 
-from vlmfix.cli.app import run
+from vlmfix.cli import main
 
-run()
+main()

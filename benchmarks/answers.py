@@ -22,6 +22,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.evaluation.datasets import Scene, render, sample_scene
 from vlmfix.evaluation.datasets.synthetic.language import with_article
 from vlmfix.methods.baselines.output_shift import answer_ids, answer_margins
+from vlmfix.methods.grammar import make_methods, parse_methods
 
 NEW_TOKENS = {"captions": 80, "yes-no": 2}
 """Kinds of prompts, and the length limit of their answers in tokens."""
@@ -38,10 +39,8 @@ class Setting:
 
     def build(self) -> list[vlmfix.Method]:
         """The methods, new and without counts of earlier runs."""
-        if self.method == "greedy":
-            return []
-        *others, last = self.method.split("+")
-        return [*map(vlmfix.make_method, others), vlmfix.make_method(last, **self.parameters)]
+        last = self.method.rpartition("+")[2]
+        return make_methods(parse_methods(self.method, {last: self.parameters}))
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.parameters.items()) or "defaults"

@@ -22,15 +22,15 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from vlmfix.evals.pope.dataset import pope_samples
 
 import vlmfix
 from vlmfix.engine import tokens
-from vlmfix.evaluation.datasets.items import pope_items
 from vlmfix.evaluation.datasets.synthetic.synthetic import SEED, synthetic_folder
-from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, Worker
-from vlmfix.evaluation.tasks.base import Item
-from vlmfix.evaluation.tasks.protocols import default_protocol
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.inference.chat import prepare
 from vlmfix.inference.output import read_answers
 from vlmfix.inference.pictures import open_images
@@ -38,23 +38,24 @@ from vlmfix.inference.pictures import open_images
 PROTOCOL = default_protocol("pope", "synthetic").on("synthetic")
 
 
-def questions(folder: Path, images: int) -> list[Item]:
+def questions(folder: Path, images: int) -> list[Sample]:
     """The synthetic POPE questions about the first images that have some, image by image."""
-    items = pope_items(synthetic_folder(folder, count=4 * images, seed=SEED), PROTOCOL)
-    chosen = sorted({item.cluster for item in items})[:images]
+    samples = pope_samples(synthetic_folder(folder, count=4 * images, seed=SEED), PROTOCOL)
+    chosen = sorted({sample.cluster for sample in samples})[:images]
     return sorted(
-        (item for item in items if item.cluster in chosen), key=lambda item: (item.cluster, item.id)
+        (sample for sample in samples if sample.cluster in chosen),
+        key=lambda sample: (sample.cluster, sample.id),
     )
 
 
-def in_batches(model: Any, processor: Any, items: Sequence[Item], size: int) -> list[str]:
+def in_batches(model: Any, processor: Any, samples: Sequence[Sample], size: int) -> list[str]:
     """Answers of plain `generate` calls, without anything shared between prompts."""
     texts = []
     kwargs = {"max_new_tokens": PROTOCOL.max_new_tokens, "do_sample": False}
-    for start in range(0, len(items), size):
-        batch = items[start : start + size]
-        pictures = [open_images(item.image) for item in batch]
-        inputs = prepare(pictures, [item.prompt for item in batch], processor).to(
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        pictures = [open_images(sample.image) for sample in batch]
+        inputs = prepare(pictures, [sample.prompt for sample in batch], processor).to(
             model.device, dtype=model.dtype
         )
         output = model.generate(**inputs, **kwargs)
@@ -67,23 +68,23 @@ def in_harness(
     model: Any,
     processor: Any,
     methods: Sequence[vlmfix.Method],
-    items: Sequence[Item],
+    samples: Sequence[Sample],
     size: int,
     folder: Path,
 ) -> list[str]:
     """Answers of a worker of the harness."""
-    run = Run.start(folder, {}, {}, info={})
-    worker = Worker(model, processor, methods, PROTOCOL, lambda *_: None, "0-of-1", size)
-    worker.work(run, [Draw(item, 0, 0, "") for item in items], max_errors=0)
-    done = run.read({(item.id, 0): None for item in items}).done
-    return [done[item.id, 0]["text"] for item in items]
+    run = RunStore.start(folder, {}, {}, info={})
+    worker = Worker(model, processor, methods, PROTOCOL, lambda *_: {}, "0-of-1", size)
+    worker.work(run, [Draw(sample, 0, 0, "") for sample in samples], max_errors=0)
+    done = run.read({(sample.id, 0): None for sample in samples}).done
+    return [done[sample.id, 0]["text"] for sample in samples]
 
 
-def timed(work: Callable[[], list[str]], items: int) -> tuple[float, list[str]]:
+def timed(work: Callable[[], list[str]], samples: int) -> tuple[float, list[str]]:
     """Questions a second, and the answers."""
     start = time.perf_counter()
     texts = work()
-    return items / (time.perf_counter() - start), texts
+    return samples / (time.perf_counter() - start), texts
 
 
 def main(
@@ -99,7 +100,7 @@ def main(
     loaded = vlmfix.load(model, dtype=dtype, device_map=None if device == "cpu" else device)
     table = Table("method", "one at a time", "batches", "harness", "gain", "answers that differ")
     with TemporaryDirectory() as temporary:
-        items = questions(Path(temporary), images)
+        samples = questions(Path(temporary), images)
         for name in method or ["greedy", "var", "gift"]:
             methods = [] if name == "greedy" else [vlmfix.make_method(name)]
             speeds: list[list[float]] = [[], [], []]
@@ -108,11 +109,11 @@ def main(
                 with ExitStack() as stack:
                     for each in methods:
                         stack.enter_context(each(*loaded))
-                    works = [partial(in_batches, *loaded, items, size) for size in (1, batch_size)]
-                    results = [timed(work, len(items)) for work in works]
+                    works = [partial(in_batches, *loaded, samples, size) for size in (1, batch_size)]
+                    results = [timed(work, len(samples)) for work in works]
                 folder = Path(temporary) / f"{name}-{number}"
-                work = partial(in_harness, *loaded, methods, items, batch_size, folder)
-                results.append(timed(work, len(items)))
+                work = partial(in_harness, *loaded, methods, samples, batch_size, folder)
+                results.append(timed(work, len(samples)))
                 for column, (speed, answers) in enumerate(results):
                     speeds[column].append(speed)
                     texts[column] = answers
@@ -122,7 +123,7 @@ def main(
                 name,
                 *(f"{each:.0f}/s" for each in best),
                 f"{best[2] / best[0]:.1f}",
-                f"{differing} of {len(items)}",
+                f"{differing} of {len(samples)}",
             )
     Console(width=100).print(table)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import vlmfix
-from vlmfix.cli import app
+from vlmfix.cli import generate as generate_command
+from vlmfix.cli.app import app
+from vlmfix.evaluation.datasets import demo_scene, render
 from vlmfix.failures import Failure, failure_of, one_line
 from vlmfix.inference import chat
 from vlmfix.methods import validation
@@ -56,6 +59,27 @@ def test_memory(error: Exception) -> None:
     assert "out of memory" in failure_of(error).message
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+        ("from json import nothing", "cannot import name 'nothing' from 'json'"),
+        ("raise OSError('libc10.so: cannot open shared object file')", "libc10.so: cannot open"),
+    ],
+)
+def test_a_broken_installation(
+    content: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    found = failure(lambda: exec("import broken", {"__name__": "vlmfix.somewhere"}))
+    assert (found.kind, found.exit_code) == ("error", 1)
+    assert found.message.startswith("a package cannot be imported (")
+    assert said in found.message
+    assert failure(lambda: exec("import broken", {"__name__": "elsewhere"})) != found
+
+
 def test_messages_are_one_line_that_no_terminal_obeys() -> None:
     assert one_line("a\nb \x1b[31m \udcff\u2028\ud800") == "a b \\x1b[31m \\xff \\ud800"
 
@@ -78,7 +102,7 @@ def test_every_exception_ends_in_one_line(
         raise error
 
     monkeypatch.setattr(vlmfix, "list_methods", fail)
-    result = CliRunner().invoke(app.app, command)
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == code
     assert isinstance(result.exception, SystemExit)
     lines = result.stderr.strip().splitlines()
@@ -88,18 +112,18 @@ def test_every_exception_ends_in_one_line(
 
 
 def test_a_bug_in_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "Table", None)
-    result = CliRunner().invoke(app.app, ["methods"])
+    monkeypatch.setattr("rich.table.Table", None)
+    result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 1
     [line] = result.stderr.strip().splitlines()
-    assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (app.py:")
+    assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (methods.py:")
 
 
 def test_json_of_a_run_that_breaks_off_has_what_was_answered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    app.render(app.demo_scene()).save(tmp_path / "a.png")
-    monkeypatch.setattr(app, "BATCH_SIZE", 1)
+    render(demo_scene()).save(tmp_path / "a.png")
+    monkeypatch.setattr(generate_command, "BATCH_SIZE", 1)
     real, calls = vlmfix.generate, []
 
     def generate(*arguments: Any, **options: Any) -> Any:
@@ -110,7 +134,7 @@ def test_json_of_a_run_that_breaks_off_has_what_was_answered(
 
     monkeypatch.setattr(vlmfix, "generate", generate)
     image = ["--image", str(tmp_path / "a.png")]
-    result = CliRunner().invoke(app.app, ["generate", *image, *image, "--json", "--max-new-tokens", "2"])
+    result = CliRunner().invoke(app, ["generate", *image, *image, "--json", "--max-new-tokens", "2"])
     document = json.loads(result.stdout)
     assert result.exit_code == 2
     assert len(document["results"]) == 1

@@ -1,52 +1,72 @@
 """Decoding-time hallucination mitigation for vision-language models on stock Hugging Face transformers."""
 
-from vlmfix.api import generate
-from vlmfix.engine.state import PruneResult
-from vlmfix.engine.stats import EditStats, InactiveMethodWarning
-from vlmfix.errors import UnsupportedError
-from vlmfix.methods.attention.adhh import ADHH
-from vlmfix.methods.attention.devils import Devils
-from vlmfix.methods.attention.gift import GIFT
-from vlmfix.methods.attention.pai import PAI
-from vlmfix.methods.attention.vaf import VAF
-from vlmfix.methods.attention.var import VAR
-from vlmfix.methods.attention.vhr import VHR
-from vlmfix.methods.base import Method, MethodInfo
-from vlmfix.methods.baselines.decoding import (
-    BaselineBeam,
-    BaselineGreedy,
-    BaselinePromptBias,
-    BaselineSample,
-)
-from vlmfix.methods.baselines.output_shift import BaselineOutputShift
-from vlmfix.methods.baselines.plausibility import BaselinePlausibility, BaselineSharpen
-from vlmfix.methods.baselines.text_contrast import BaselineTextContrast
-from vlmfix.methods.decoding.opera.opera import OPERA
-from vlmfix.methods.image.carve.carve import CARVE
-from vlmfix.methods.image.carve.crop import Refinement
-from vlmfix.methods.logits.crops import CRoPS
-from vlmfix.methods.logits.deco import DeCo
-from vlmfix.methods.logits.dola import DoLa
-from vlmfix.methods.logits.flb import FLB
-from vlmfix.methods.logits.icd import ICD
-from vlmfix.methods.logits.lcd import LCD
-from vlmfix.methods.logits.m3id import M3ID
-from vlmfix.methods.logits.only import ONLY
-from vlmfix.methods.logits.ritual import RITUAL
-from vlmfix.methods.logits.sid import SID
-from vlmfix.methods.logits.vcd import VCD
-from vlmfix.methods.logits.vdd import VDD
-from vlmfix.methods.pruning.adaptinfer import AdaptInfer
-from vlmfix.methods.pruning.divprune import DivPrune
-from vlmfix.methods.pruning.fastv import FastV
-from vlmfix.methods.pruning.kmeans import KMeans
-from vlmfix.methods.pruning.pyramid_drop import PyramidDrop
-from vlmfix.methods.pruning.random_tokens import RandomTokens
-from vlmfix.methods.pruning.sparsevlm import SparseVLM
-from vlmfix.methods.pruning.uniform_grid import UniformGrid
-from vlmfix.methods.pruning.visionzip import VisionZip
-from vlmfix.methods.registry import list_methods, make_method
-from vlmfix.models.loading import load
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlmfix.api import generate
+    from vlmfix.engine.capabilities import (
+        AddsAuxiliaryPrompt,
+        ChoosesTokens,
+        MeasuresScores,
+        PrunesTokens,
+        ReadsEarlyExits,
+        ReadsLastRowAgain,
+        ReadsVisionAttention,
+        RunsLayerParts,
+    )
+    from vlmfix.engine.context import DecodeContext
+    from vlmfix.engine.layout import PromptLayout, Rows
+    from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
+    from vlmfix.engine.stats import EditStats, InactiveMethodWarning
+    from vlmfix.errors import UnsupportedError
+    from vlmfix.methods.attention.adhh import ADHH
+    from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
+    from vlmfix.methods.attention.devils import Devils
+    from vlmfix.methods.attention.gift import GIFT
+    from vlmfix.methods.attention.pai import PAI
+    from vlmfix.methods.attention.vaf import VAF
+    from vlmfix.methods.attention.var import VAR
+    from vlmfix.methods.attention.vhr import VHR
+    from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod
+    from vlmfix.methods.baselines.decoding import (
+        BaselineBeam,
+        BaselineGreedy,
+        BaselinePromptBias,
+        BaselineSample,
+    )
+    from vlmfix.methods.baselines.output_shift import BaselineOutputShift
+    from vlmfix.methods.baselines.plausibility import BaselinePlausibility, BaselineSharpen
+    from vlmfix.methods.baselines.text_contrast import BaselineTextContrast
+    from vlmfix.methods.decoding.opera.opera import OPERA
+    from vlmfix.methods.image.carve.carve import CARVE
+    from vlmfix.methods.image.carve.crop import Refinement
+    from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
+    from vlmfix.methods.logits.crops import CRoPS
+    from vlmfix.methods.logits.deco import DeCo
+    from vlmfix.methods.logits.dola import DoLa
+    from vlmfix.methods.logits.flb import FLB
+    from vlmfix.methods.logits.icd import ICD
+    from vlmfix.methods.logits.lcd import LCD
+    from vlmfix.methods.logits.m3id import M3ID
+    from vlmfix.methods.logits.only import ONLY
+    from vlmfix.methods.logits.ritual import RITUAL
+    from vlmfix.methods.logits.sid import SID
+    from vlmfix.methods.logits.vcd import VCD
+    from vlmfix.methods.logits.vdd import VDD
+    from vlmfix.methods.pruning.adaptinfer import AdaptInfer
+    from vlmfix.methods.pruning.base import CountedPruning, TokenPruning
+    from vlmfix.methods.pruning.divprune import DivPrune
+    from vlmfix.methods.pruning.fastv import FastV
+    from vlmfix.methods.pruning.kmeans import KMeans
+    from vlmfix.methods.pruning.pyramid_drop import PyramidDrop
+    from vlmfix.methods.pruning.random_tokens import RandomTokens
+    from vlmfix.methods.pruning.sparsevlm import SparseVLM
+    from vlmfix.methods.pruning.uniform_grid import UniformGrid
+    from vlmfix.methods.pruning.visionzip import VisionZip
+    from vlmfix.methods.registry import list_methods, make_method, method_names, register_method
+    from vlmfix.models.loading import load
+    from vlmfix.models.profiles import Profile
 
 __version__ = "0.1.0"
 
@@ -69,6 +89,9 @@ __all__ = [
     "VDD",
     "VHR",
     "AdaptInfer",
+    "AddsAuxiliaryPrompt",
+    "AgainstText",
+    "AuxiliaryPrompt",
     "BaselineBeam",
     "BaselineGreedy",
     "BaselineOutputShift",
@@ -77,8 +100,13 @@ __all__ = [
     "BaselineSample",
     "BaselineSharpen",
     "BaselineTextContrast",
+    "Branch",
     "CRoPS",
+    "ChoosesTokens",
+    "Contrastive",
+    "CountedPruning",
     "DeCo",
+    "DecodeContext",
     "Devils",
     "DivPrune",
     "DoLa",
@@ -86,13 +114,27 @@ __all__ = [
     "FastV",
     "InactiveMethodWarning",
     "KMeans",
+    "KeyEdit",
+    "LogitsMixer",
+    "MeasuresScores",
     "Method",
     "MethodInfo",
+    "MultiPassMethod",
+    "Profile",
+    "PromptLayout",
     "PruneResult",
+    "PrunesTokens",
     "PyramidDrop",
     "RandomTokens",
+    "ReadsEarlyExits",
+    "ReadsLastRowAgain",
+    "ReadsVisionAttention",
     "Refinement",
+    "Rows",
+    "RunsLayerParts",
+    "ScoreEdit",
     "SparseVLM",
+    "TokenPruning",
     "UniformGrid",
     "UnsupportedError",
     "VisionZip",
@@ -100,4 +142,74 @@ __all__ = [
     "list_methods",
     "load",
     "make_method",
+    "method_names",
+    "register_method",
 ]
+
+# Where the public names are: each is imported when it is wanted, since torch and transformers take seconds.
+_NAMES = {
+    "vlmfix.api": "generate",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
+    "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
+    "vlmfix.engine.context": "DecodeContext",
+    "vlmfix.engine.layout": "PromptLayout Rows",
+    "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
+    "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
+    "vlmfix.errors": "UnsupportedError",
+    "vlmfix.methods.attention.adhh": "ADHH",
+    "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
+    "vlmfix.methods.attention.devils": "Devils",
+    "vlmfix.methods.attention.gift": "GIFT",
+    "vlmfix.methods.attention.pai": "PAI",
+    "vlmfix.methods.attention.vaf": "VAF",
+    "vlmfix.methods.attention.var": "VAR",
+    "vlmfix.methods.attention.vhr": "VHR",
+    "vlmfix.methods.base": "Method MethodInfo MultiPassMethod",
+    "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
+    "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
+    "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
+    "vlmfix.methods.baselines.text_contrast": "BaselineTextContrast",
+    "vlmfix.methods.decoding.opera.opera": "OPERA",
+    "vlmfix.methods.image.carve.carve": "CARVE",
+    "vlmfix.methods.image.carve.crop": "Refinement",
+    "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
+    "vlmfix.methods.logits.crops": "CRoPS",
+    "vlmfix.methods.logits.deco": "DeCo",
+    "vlmfix.methods.logits.dola": "DoLa",
+    "vlmfix.methods.logits.flb": "FLB",
+    "vlmfix.methods.logits.icd": "ICD",
+    "vlmfix.methods.logits.lcd": "LCD",
+    "vlmfix.methods.logits.m3id": "M3ID",
+    "vlmfix.methods.logits.only": "ONLY",
+    "vlmfix.methods.logits.ritual": "RITUAL",
+    "vlmfix.methods.logits.sid": "SID",
+    "vlmfix.methods.logits.vcd": "VCD",
+    "vlmfix.methods.logits.vdd": "VDD",
+    "vlmfix.methods.pruning.adaptinfer": "AdaptInfer",
+    "vlmfix.methods.pruning.base": "CountedPruning TokenPruning",
+    "vlmfix.methods.pruning.divprune": "DivPrune",
+    "vlmfix.methods.pruning.fastv": "FastV",
+    "vlmfix.methods.pruning.kmeans": "KMeans",
+    "vlmfix.methods.pruning.pyramid_drop": "PyramidDrop",
+    "vlmfix.methods.pruning.random_tokens": "RandomTokens",
+    "vlmfix.methods.pruning.sparsevlm": "SparseVLM",
+    "vlmfix.methods.pruning.uniform_grid": "UniformGrid",
+    "vlmfix.methods.pruning.visionzip": "VisionZip",
+    "vlmfix.methods.registry": "list_methods make_method method_names register_method",
+    "vlmfix.models.loading": "load",
+    "vlmfix.models.profiles": "Profile",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+if not TYPE_CHECKING:  # a checker would take any name for one of this package
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module 'vlmfix' has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

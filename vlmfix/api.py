@@ -7,18 +7,12 @@ from contextlib import ExitStack
 from functools import reduce
 from typing import Any, overload
 
-from PIL import Image
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import compatibility, tokens
-from vlmfix.engine.modules import input_device
-from vlmfix.engine.prefix_cache import shared_prefix
-from vlmfix.engine.vision_cache import cached_vision
-from vlmfix.errors import UnsupportedError
-from vlmfix.inference.chat import prepare
+from vlmfix.engine import compatibility
+from vlmfix.engine.combination import check_combination
+from vlmfix.inference.batch import answer_batch, identity
 from vlmfix.inference.decoding import plain_decoding
-from vlmfix.inference.output import Answer, read_answers
 from vlmfix.inference.pictures import (
     ImageLike,
     Images,
@@ -26,8 +20,8 @@ from vlmfix.inference.pictures import (
     open_images,
 )
 from vlmfix.methods.base import Method, MultiPassMethod
+from vlmfix.methods.grammar import make_methods, parse_methods
 from vlmfix.methods.image.carve.crop import Refinement
-from vlmfix.methods.registry import make_method
 
 
 @overload
@@ -76,8 +70,8 @@ def generate(
             shown.
         prompts: what the user asks, without any template; a single one is asked about every image.
         method: a method, the name of one (at its defaults), or several of either, attached in that order; a
-            name may be several joined by `+`, such as "var+vhr". None is plain decoding. With one that asks
-            several times, such as CARVE, the others act in all its passes.
+            name may be several joined by `+`, such as "var+vhr". None or "greedy" is plain decoding. With one
+            that asks several times, such as CARVE, the others act in all its passes.
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
@@ -104,16 +98,14 @@ def generate(
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
     model = compatibility.stock_model(model)
     methods = as_methods(method)
+    check_combination(methods)
     asking = [each for each in methods if isinstance(each, MultiPassMethod)]
-    if len(asking) > 1:
-        names = " and ".join(type(each).__name__ for each in asking)
-        raise UnsupportedError(f"{names} ask the model several times each; use one of them")
     wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
     generate_kwargs = plain_decoding(model, wanted)
     pairs = [(pictures, prompt_under(methods, text)) for pictures, text in pairs]
     size = 1 if asking else batch_size
     if len(pairs) > size:  # a broken picture must not show after an hour of work
-        for pictures in {_identity(pictures): pictures for pictures, _ in pairs}.values():
+        for pictures in {identity(pictures): pictures for pictures, _ in pairs}.values():
             open_images(pictures)
     answers: list[str] = []
     with ExitStack() as stack:
@@ -145,89 +137,6 @@ def decoding_under(methods: Sequence[Method], generate_kwargs: Mapping[str, Any]
     return reduce(lambda kwargs, method: method.decoding(kwargs), methods, dict(generate_kwargs))
 
 
-def answer_batch(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    batch: Sequence[tuple[Images, str]],
-    **generate_kwargs: Any,
-) -> list[Answer]:
-    """Answers of one forward pass a token, under whatever methods are attached.
-
-    Prompts about the same images, as objects or paths, share their vision encoding, and the reading of what
-    stands in front of the question where the methods allow it.
-
-    Args:
-        batch: images and text of each prompt.
-        **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
-
-    Raises:
-        ValueError: a prompt or picture cannot be read, or the model gives no numbers.
-    """
-    pictures: dict[Any, list[Image.Image]] = {}
-    keys = [_identity(images) for images, _ in batch]
-    for key, (images, _) in zip(keys, batch, strict=True):
-        if key not in pictures:
-            pictures[key] = open_images(images)
-    inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
-    check_token_ids(inputs["input_ids"], model)
-    inputs = inputs.to(input_device(model), dtype=model.dtype)
-    end_tokens = tokens.end_tokens(model, generate_kwargs)
-    with ExitStack() as stack:
-        if len(pictures) < len(batch):
-            stack.enter_context(cached_vision(model))
-            stack.enter_context(shared_prefix(model))
-        numbers = _Numbers()
-        processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
-        output = model.generate(**inputs, **generate_kwargs, logits_processor=processors)
-    numbers.check()
-    return read_answers(output, inputs["attention_mask"], end_tokens, processor)
-
-
-class _Numbers(LogitsProcessor):
-    """Watches whether scores are numbers; what is not would be read as the first token of the vocabulary."""
-
-    def __init__(self) -> None:
-        self._broken: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        broken = scores.isnan().any()
-        self._broken = broken if self._broken is None else self._broken | broken
-        return scores
-
-    def check(self) -> None:
-        """Read the device, once a call.
-
-        Raises:
-            ValueError: some were not.
-        """
-        if self._broken is not None and bool(self._broken):
-            raise ValueError(
-                "the model gives scores that are not numbers (NaN), so that there is no answer; float16 "
-                "overflows in models trained in bfloat16 (use bfloat16 or float32), or weights or settings "
-                "of the checkpoint are broken"
-            )
-
-
-def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
-    """Refuse a prompt with tokens that the model has no embedding for, image tokens apart.
-
-    Raises:
-        ValueError: the tokenizer is another model's.
-    """
-    size = model.get_input_embeddings().weight.shape[0]
-    beyond = input_ids[(input_ids >= size) & (input_ids != getattr(model.config, "image_token_id", None))]
-    if beyond.numel():
-        raise ValueError(
-            f"the tokenizer gives token {int(beyond[0])}, but the embedding of the model has {size} rows; "
-            "use the tokenizer of this checkpoint, or resize_token_embeddings and train the new rows"
-        )
-
-
-def _identity(images: Images) -> Any:
-    """Equal for the same pictures."""
-    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in listed(images))
-
-
 def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Method]:
     """The methods that `method` names, in order."""
     if method is None:
@@ -236,7 +145,7 @@ def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Met
     return [
         made
         for each in several
-        for made in (map(make_method, each.split("+")) if isinstance(each, str) else [each])
+        for made in (make_methods(parse_methods(each)) if isinstance(each, str) else [each])
     ]
 
 

@@ -1,5 +1,8 @@
 """What vlmfix raises beside ``ValueError`` (arguments out of range) and ``OSError`` (files)."""
 
+PACKAGES = {"vlmfix"}
+"""Packages whose ``ValueError`` is written for users: this one, and those that registered something here."""
+
 
 class UnsupportedError(RuntimeError):
     """A model, decoding mode or combination in which a method could not keep its promises.

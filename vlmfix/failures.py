@@ -18,13 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-import torch
+from vlmfix.errors import PACKAGES, UnsupportedError
 
-from vlmfix.errors import UnsupportedError
-
-OURS = ("vlmfix", "evals", "cli", "__main__")
+OURS = ("vlmfix", "__main__")
 DEBUG_HINT = "--debug shows the traceback"
 _RAISE = opcode.opmap["RAISE_VARARGS"]
+_IMPORTS = (opcode.opmap["IMPORT_NAME"], opcode.opmap["IMPORT_FROM"])
 _LONGEST, _LONGEST_NAME = 2000, 300
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
 
@@ -56,6 +55,9 @@ def failure_of(error: BaseException) -> Failure:
             "another --device",
             2,
         )
+    if _is_of_installation(error):
+        message = f"a package cannot be imported ({words(error)}); install vlmfix again"
+        return Failure("error", message, 1)
     if is_for_users(error):
         return Failure("error", words(error), 2)
     kind = type(error).__name__
@@ -88,9 +90,17 @@ def is_foreign(error: BaseException) -> bool:
     return not is_for_users(error) and _package(error) not in OURS
 
 
+def _is_of_installation(error: BaseException) -> bool:
+    """Whether an `import` statement of this package failed; an OSError is then of a shared library."""
+    return isinstance(error, ImportError | OSError) and any(
+        _package_of(place) in OURS and _operation(place) in _IMPORTS for place in _trace(error)
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the device or of the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    torch = sys.modules.get("torch")  # where it is not imported, nothing of it was raised
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -141,6 +151,11 @@ def _package_of(place: TracebackType) -> str:
     return str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
+def _operation(place: TracebackType) -> int:
+    """What the interpreter did there."""
+    return place.tb_frame.f_code.co_code[place.tb_lasti]
+
+
 def _raised_at(error: BaseException) -> TracebackType | None:
     """The innermost place outside the standard library, whose functions fail for those who call them."""
     hidden = sys.stdlib_module_names - set(OURS)
@@ -154,11 +169,9 @@ def _package(error: BaseException) -> str:
 
 
 def _was_raised_here(error: BaseException) -> bool:
-    """Whether a `raise` statement of this package made it, and not an operation that failed."""
+    """Whether a `raise` statement of this package or a plugin made it, and not an operation that failed."""
     place = next(_trace(error), None)
-    return place is None or (
-        _package_of(place) in OURS and place.tb_frame.f_code.co_code[place.tb_lasti] == _RAISE
-    )
+    return place is None or (_package_of(place) in PACKAGES.union(OURS) and _operation(place) == _RAISE)
 
 
 def _tracker() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,9 @@ def read_yaml(path: Path) -> Any:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is no YAML ({error})") from error
+
+
+def closest(word: str, choices: Iterable[str]) -> str:
+    """What a message adds about a misspelt name: " (did you mean 'pope'?)", or "" where nothing is close."""
+    match = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,4 +1,4 @@
-"""What is in COCO images: their annotated objects, and those that their reference captions name."""
+"""Content of COCO images: their annotated objects, and those that their reference captions name."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class _Collected:
 
 def _whole(value: Any, what: str, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{where}: the {what} {shown(value)} is no whole number; those of COCO are")
+        raise ValueError(f"{where}: the {what} {shown(value)} is no whole number, as in COCO")
     return value
 
 
@@ -152,10 +152,10 @@ def _objects_in(content: Any, key: str, where: str, *, required: bool = True) ->
         raise ValueError(f"{where}: {shown(content)} is no object; a COCO file is one, with {key!r} in it")
     if key not in content and not required:
         return []
-    items = content.get(key)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    samples = content.get(key)
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         found = examples(map(repr, content), 6) or "none"
         raise ValueError(
             f"{where}: no list of objects under {key!r}, found the keys {found}; give a COCO file"
         )
-    return items
+    return samples

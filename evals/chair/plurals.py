@@ -92,7 +92,7 @@ def singular_forms(entries: Iterable[str], *, clipped: bool) -> dict[str, str]:
     """The words that change when they are made singular, and those that must not.
 
     Args:
-        entries: of the vocabulary in use; only its words and those of `BIGRAMS` have plurals.
+        entries: of the vocabulary in use; only its words and the words of `BIGRAMS` have plurals.
         clipped: follow the official pipeline where it errs: "bus" loses its s, "ties" keeps it.
     """
     known = {word for entry in (*entries, *BIGRAMS) for word in entry.split()}

@@ -16,6 +16,8 @@ from vlmfix.evaluation.files.readers import (
     sha256_of,
     text_of,
 )
+from vlmfix.evaluation.tasks import lengths
+from vlmfix.evaluation.tasks.ratios import object_errors
 
 from . import scorer
 from .scorer import (
@@ -116,7 +118,9 @@ def score_file(
         else:
             kept[image_id] = text
     _refuse(captions, problems, allow_partial)
-    shortened = {key: scorer.drop_incomplete(text) for key, text in kept.items()} if drop_incomplete else kept
+    shortened = kept
+    if drop_incomplete:
+        shortened = {key: lengths.drop_incomplete(text) for key, text in kept.items()}
     judgements = [scorer.judge(text, image_id, truth) for image_id, text in shortened.items()]
     if not judgements:
         raise ValueError(f"{captions}: no caption is of a known image; give the COCO files that have them")
@@ -138,7 +142,13 @@ def score_file(
 def as_json(report: Report) -> dict[str, Any]:
     """The report as one JSON document, with every caption."""
     vocabulary = report.vocabulary
-    errors = scorer.object_errors(report.judgements)
+    errors = object_errors(
+        [
+            (mention.category, mention not in each.hallucinated)
+            for each in report.judgements
+            for mention in each.mentions
+        ]
+    )
     return {
         "task": "chair",
         "variant": vocabulary.variant,
@@ -172,7 +182,7 @@ def _refuse(path: str | Path, problems: Mapping[str, Sequence[str]], allow_parti
     found = [f"{len(ids)} {told[name]} ({examples(ids)})" for name, ids in problems.items() if ids]
     if found and not allow_partial:
         raise ValueError(
-            f"{path}: {'; '.join(found)}; mend the file or pass --allow-partial to leave them out"
+            f"{path}: {'; '.join(found)}; fix the file or pass --allow-partial to leave them out"
         )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmfix.evaluation.tasks.ratios import harmonic_mean, ratio, undefined
 
 from .ground_truth import GroundTruth
-from .tokens import drop_incomplete
 from .vocabulary import (
     VARIANTS,
     Mention,
@@ -25,9 +23,7 @@ __all__ = [
     "Score",
     "Variant",
     "Vocabulary",
-    "drop_incomplete",
     "judge",
-    "object_errors",
     "score",
 ]
 
@@ -40,7 +36,7 @@ class CaptionJudgement:
         image_id: COCO id.
         caption: as it was judged.
         mentions: the objects in order, repeated ones included.
-        hallucinated: those of them that are not in the image.
+        hallucinated: the mentions whose object is not in the image.
         classes: the classes of the mentions, once each, sorted.
         truth: the classes in the image, sorted.
         tokens: words and marks, merged pairs being one.
@@ -67,7 +63,7 @@ class Score:
     Args:
         captions: number of captions.
         mentions: mentions in all.
-        hallucinated_mentions: those of objects that are not there.
+        hallucinated_mentions: mentions of objects that are not there.
         hallucinated_captions: captions with at least one of these.
         named: sum over captions of the number of classes named.
         found: of these, the ones that are there.
@@ -164,11 +160,3 @@ def score(judgements: Sequence[CaptionJudgement]) -> Score:
         mean_words=ratio(words, captions),
         undefined=undefined(wholes),
     )
-
-
-def object_errors(judgements: Sequence[CaptionJudgement]) -> Mapping[str, tuple[int, int]]:
-    """For each named class its hallucinated mentions and all its mentions, the most errors first."""
-    named = Counter(mention.category for each in judgements for mention in each.mentions)
-    wrong = Counter(mention.category for each in judgements for mention in each.hallucinated)
-    order = sorted(named, key=lambda name: (-wrong[name], name))
-    return {name: (wrong[name], named[name]) for name in order}

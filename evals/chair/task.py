@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,23 +11,15 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData, hub_items
-from vlmfix.evaluation.datasets.items import chair_items
-from vlmfix.evaluation.tasks.base import (
-    Item,
-    Judgement,
-    Scores,
-    Task,
-)
-from vlmfix.evaluation.tasks.lengths import length_metrics
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
+from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
+from vlmfix.evaluation.tasks.protocols import JOIN, PROMPT, SWITCH, TEXT, count, one_of
+from vlmfix.evaluation.tasks.ratios import object_errors
 
-from .scorer import (
-    CaptionJudgement,
-    GroundTruth,
-    drop_incomplete,
-    judge,
-    object_errors,
-)
+from .dataset import chair_samples
+from .scorer import GroundTruth, judge
 from .vocabulary import VARIANTS, Vocabulary
 
 
@@ -35,43 +27,80 @@ class Chair(Task):
     """Captions, whose objects are looked up in the annotations and reference captions of the image."""
 
     name: ClassVar = "chair"
+    settings: ClassVar = {
+        "prompt": PROMPT,
+        "suffix": TEXT,
+        "join": JOIN,
+        "scorer": one_of(VARIANTS, required=True),
+        "drop_incomplete": SWITCH,
+        "subset": TEXT,
+        "subset_size": count(),
+    }
     running: ClassVar = "captions without hallucination"
-    controls: ClassVar = ("baseline.truncate",)
+    baselines: ClassVar = ("baseline.truncate",)
     tradeoff: ClassVar = ("CHAIRi", "recall")
 
-    def items(self, built: Path) -> list[Item]:
+    def samples(self, built: Path) -> list[Sample]:
         if isinstance(self.data, HubData):
-            return hub_items(self.data, self.protocol, built)
-        items = chair_items(self.data, self.protocol)
+            raise ValueError(
+                f"chair cannot use the data set {self.data.name}: it needs instances and captions of COCO; "
+                "give data: {root: FOLDER}"
+            )
+        samples = chair_samples(self.data, self.protocol)
         self._truth(self.protocol.scorer)  # what the scorer refuses is told before any work
-        return items
+        return samples
 
-    def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
-        judged = self._judged(self.protocol.scorer, item, text, cut)
-        wrong = list(dict.fromkeys(mention.category for mention in judged.hallucinated))
-        named = f"not there: {', '.join(wrong)}" if wrong else f"there: {', '.join(judged.classes)}"
-        verdict = named if judged.classes else "names no object"
-        return Judgement({"named": list(judged.classes), "not there": wrong}, verdict, float(not wrong))
+    def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
+        parsed = self._parsed(self.protocol.scorer, sample, text, truncated)
+        wrong = parsed["not there"]
+        named = f"not there: {', '.join(wrong)}" if wrong else f"there: {', '.join(parsed['named'])}"
+        verdict = named if parsed["named"] else "names no object"
+        return Score(parsed, verdict, float(not wrong))
 
-    def scores(self, items: Sequence[Item], texts: Sequence[str | None], cut: Sequence[bool]) -> Scores:
-        found = {}
-        for scorer in dict.fromkeys([self.protocol.scorer, *self._other_scorers]):
-            judged = [
-                None if text is None else self._judged(scorer, item, text, is_cut)
-                for item, text, is_cut in zip(items, texts, cut, strict=True)
-            ]
-            found[scorer] = _metrics(judged)
-            if scorer == self.protocol.scorer:
-                objects = object_errors([each for each in judged if each is not None])
-        headline = found[self.protocol.scorer]
-        return Scores(metrics=[*headline, *length_metrics(texts, cut)], parsers=found, objects=objects)
+    def metrics(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str | None],
+        truncated: Sequence[bool],
+        scores: Sequence[Score | None],
+    ) -> TaskMetrics:
+        own = self.protocol.scorer
+        parsed: dict[str, list[Any]] = {own: [None if score is None else score.parsed for score in scores]}
+        for scorer in self._other_scorers:
+            if scorer != own:
+                parsed[scorer] = [
+                    None if text is None else self._parsed(scorer, sample, text, is_truncated)
+                    for sample, text, is_truncated in zip(samples, texts, truncated, strict=True)
+                ]
+        found = {
+            scorer: _metrics(each, [len(self._there(scorer, sample)) for sample in samples])
+            for scorer, each in parsed.items()
+        }
+        mentions = [
+            (name, name not in each["not there"]) for each in parsed[own] if each for name in each["mentions"]
+        ]
+        return TaskMetrics(
+            metrics=[*found[own], *length_metrics(texts, truncated)],
+            parsers=found,
+            objects=object_errors(mentions),
+        )
 
-    def gold(self, item: Item) -> str:
-        return ", ".join(sorted(self._truth(self.protocol.scorer).objects[item.meta["image_id"]]))
+    def target(self, sample: Sample) -> str:
+        return ", ".join(sorted(self._there(self.protocol.scorer, sample)))
 
-    def _judged(self, scorer: str, item: Item, text: str, cut: bool) -> CaptionJudgement:
-        caption = drop_incomplete(text) if cut and self.protocol.drop_incomplete else text
-        return judge(caption, item.meta["image_id"], self._truth(scorer))
+    def _there(self, scorer: str, sample: Sample) -> Collection[str]:
+        """The classes in the image."""
+        return self._truth(scorer).objects[sample.meta["image_id"]]
+
+    def _parsed(self, scorer: str, sample: Sample, text: str, truncated: bool) -> dict[str, list[str]]:
+        """Mentions in order, classes named, and the classes named that are not there."""
+        caption = drop_incomplete(text) if truncated and self.protocol.own["drop_incomplete"] else text
+        judged = judge(caption, sample.meta["image_id"], self._truth(scorer))
+        return {
+            "mentions": [mention.category for mention in judged.mentions],
+            "named": list(judged.classes),
+            "not there": list(dict.fromkeys(mention.category for mention in judged.hallucinated)),
+        }
 
     @cached_property
     def _other_scorers(self) -> list[str]:
@@ -101,17 +130,23 @@ class Chair(Task):
         return {}
 
 
-def _metrics(judged: Sequence[CaptionJudgement | None]) -> list[Metric]:
-    """The figures of one scorer."""
-    answered = np.array([each is not None for each in judged], dtype=float)
+def _metrics(parsed: Sequence[Mapping[str, Sequence[str]] | None], there: Sequence[int]) -> list[Metric]:
+    """The figures of one scorer: what it read in each caption, and the number of classes in each image."""
+    answered = np.array([each is not None for each in parsed], dtype=float)
     rows = [
         [0] * 5
         if each is None
-        else [len(each.hallucinated), len(each.mentions), len(each.found), len(each.classes), len(each.truth)]
-        for each in judged
+        else [
+            sum(name in each["not there"] for name in each["mentions"]),
+            len(each["mentions"]),
+            len(each["named"]) - len(each["not there"]),
+            len(each["named"]),
+            count,
+        ]
+        for each, count in zip(parsed, there, strict=True)
     ]
-    terms = np.array(rows, dtype=float).reshape(len(judged), 5)
-    wrong, mentions, found, named, there = terms.T
+    terms = np.array(rows, dtype=float).reshape(len(parsed), 5)
+    wrong, mentions, found, named, classes = terms.T
 
     def metric(
         name: str, parts: np.ndarray, wholes: np.ndarray, better: Any, *, percent: bool = True
@@ -121,8 +156,8 @@ def _metrics(judged: Sequence[CaptionJudgement | None]) -> list[Metric]:
     return [
         metric("CHAIRs", (wrong > 0).astype(float), answered, "lower"),
         metric("CHAIRi", wrong, mentions, "lower"),
-        metric("recall", found, there, "higher"),
+        metric("recall", found, classes, "higher"),
         metric("precision", found, named, "higher"),
-        metric("F1", 2 * found, named + there, "higher"),
+        metric("F1", 2 * found, named + classes, "higher"),
         metric("mentions", mentions, answered, "", percent=False),
     ]

@@ -9,7 +9,6 @@ _AFTER_END = rf"[{_CLOSING}({{\[;:*@?!\s]"
 _SENTENCE_END = re.compile(
     rf"[.!?](?={_AFTER_END})(?!\S*[.!?]{_AFTER_END})(?:\s*[{_CLOSING}]+(?=\s|--|$))?(\s*)"
 )
-_LAST_END = re.compile(rf"[.!?][{_CLOSING}]*(?=\s|$)")
 _FINAL_DOT = re.compile(rf"(?<!\.)\.(?=[{_CLOSING}>\s]*$)")
 _OPENING_APOSTROPHE = re.compile(r"(?<!\w)'(?=\w)(?!(?:re|ve|ll|[mtsdn])\b)")
 _ALONE = re.compile(
@@ -53,12 +52,3 @@ def sentences(text: str) -> list[str]:
         found.append(text[start : end.start(1)])
         start = end.end()
     return [*found, text[start:]]
-
-
-def drop_incomplete(caption: str) -> str:
-    """The caption without what follows its last complete sentence; all of it if it has none.
-
-    A length limit cuts captions in the middle of a sentence, whose objects a longer one might explain.
-    """
-    ends = [found.end() for found in _LAST_END.finditer(caption)]
-    return caption[: ends[-1]] if ends else caption

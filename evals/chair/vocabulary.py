@@ -1,4 +1,4 @@
-"""Which words of a caption are COCO objects (arXiv 1809.02156, LisaAnne/Hallucination)."""
+"""Words of a caption that are COCO objects (arXiv 1809.02156, LisaAnne/Hallucination)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Vocabulary:
         entries: for each class its words, the name of the class first. Without them, words of our own
             making, with which figures differ from published ones.
         variant: "official" follows the script of the paper: singular forms by table, errors included
-            ("bus" and "ties" are not found). "corrected" mends these. "lemma" is the second family in
+            ("bus" and "ties" are not found). "corrected" fixes these. "lemma" is the second family in
             use (shikiw/OPERA, lmms-eval): lemmas by part of speech, for which it needs NLTK and its data.
         source: where the entries come from, as reports name it.
         sha256: of their file; without it, of the entries themselves.

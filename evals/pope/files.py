@@ -16,8 +16,9 @@ from vlmfix.evaluation.files.readers import (
     shown,
     text_of,
 )
+from vlmfix.evaluation.tasks.yes_no import Verdict
 
-from .parsers import Verdict, asked_object
+from .parsers import asked_object
 
 Join = Literal["position", "id"]
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from vlmfix.evaluation.tasks.ratios import harmonic_mean, ratio, undefined
-
-Verdict = Literal["yes", "no"]
-Parser = Callable[[str, Verdict], Verdict | None]
+from vlmfix.evaluation.tasks.yes_no import Parser, Verdict, exactly, strict
 
 PARSERS: dict[str, Parser] = {}
-"""Rules that read an answer, by name: `PARSERS["strict"](text, gold)`; None is unparsed."""
+"""Rules that read an answer, by name: `PARSERS["strict"](text, target)`; None is unparsed."""
 
 DEFAULT_PARSER = "strict"
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed_share")
 """The figures of a `Score` that are averaged over splits."""
 
 _SPLITTING = ';/[]"{}()=+\\_-><@`,?!'
-_DECISIVE = {"yes": "yes", "no": "no", "not": "no", "nope": "no"}
 
 
 def register_parser(name: str) -> Callable[[Parser], Parser]:
-    """Make a function of `(text, gold)` a parser of that name.
+    """Make a function of `(text, target)` a parser of that name.
 
     Raises:
         ValueError: if there is one already.
@@ -52,14 +48,14 @@ def parser_named(name: str) -> Parser:
 
 
 @register_parser("official")
-def official(text: str, gold: Verdict) -> Verdict:
+def official(text: str, target: Verdict) -> Verdict:
     """RUCAIBox/POPE: no, if a piece of the first sentence is a negation; yes for everything else."""
     pieces = text.partition(".")[0].replace(",", "").split(" ")
     return "yes" if {"No", "not", "no"}.isdisjoint(pieces) else "no"
 
 
 @register_parser("opera")
-def opera(text: str, gold: Verdict) -> Verdict:
+def opera(text: str, target: Verdict) -> Verdict:
     """shikiw/OPERA: as the official one, over all sentences, with contractions."""
     pieces = text.replace(".", "").replace(",", "").split(" ")
     negated = any(piece in {"No", "not", "no", "NO"} or piece.endswith("n't") for piece in pieces)
@@ -67,20 +63,20 @@ def opera(text: str, gold: Verdict) -> Verdict:
 
 
 @register_parser("vcd")
-def vcd(text: str, gold: Verdict) -> Verdict:
+def vcd(text: str, target: Verdict) -> Verdict:
     """DAMO-NLP-SG/VCD: looks for the right answer as a substring, so it depends on what is right."""
-    other: Verdict = "no" if gold == "yes" else "yes"
-    return gold if gold in text.lower() else other
+    other: Verdict = "no" if target == "yes" else "yes"
+    return target if target in text.lower() else other
 
 
 @register_parser("lmms_eval")
-def lmms_eval(text: str, gold: Verdict) -> Verdict | None:
+def lmms_eval(text: str, target: Verdict) -> Verdict | None:
     """EvolvingLMMs-Lab/lmms-eval: the whole answer has to be the word."""
-    return _exactly(text.lower().strip())
+    return exactly(text.lower().strip())
 
 
 @register_parser("vlmevalkit")
-def vlmevalkit(text: str, gold: Verdict) -> Verdict | None:
+def vlmevalkit(text: str, target: Verdict) -> Verdict | None:
     """open-compass/VLMEvalKit: one of the two words, and not the other."""
     lowered = text.lower()
     deleting = re.search(r"\d,\d", lowered) is not None
@@ -95,10 +91,10 @@ def vlmevalkit(text: str, gold: Verdict) -> Verdict | None:
 
 
 @register_parser("mme")
-def mme(text: str, gold: Verdict) -> Verdict | None:
+def mme(text: str, target: Verdict) -> Verdict | None:
     """MME's rule (arXiv 2306.13394): the word, its first letter, or the word within four characters."""
     cleaned = text.lower().strip().replace(".", "")
-    whole = _exactly({"y": "yes", "n": "no"}.get(cleaned, cleaned))
+    whole = exactly({"y": "yes", "n": "no"}.get(cleaned, cleaned))
     if whole is not None:
         return whole
     start = cleaned[:4]
@@ -107,14 +103,7 @@ def mme(text: str, gold: Verdict) -> Verdict | None:
     return "no" if "no" in start else None
 
 
-@register_parser("strict")
-def strict(text: str, gold: Verdict) -> Verdict | None:
-    """The first word among yes, no, not, nope and contractions in n't decides."""
-    for word in re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower()):
-        decided = "no" if word.endswith("n't") else _DECISIVE.get(word)
-        if decided is not None:
-            return _exactly(decided)
-    return None
+register_parser("strict")(strict)
 
 
 @dataclass(frozen=True)
@@ -220,25 +209,7 @@ def mean_of_splits(scores: Sequence[Score]) -> dict[str, float]:
     return {name: sum(getattr(each, name) for each in scores) / len(scores) for name in FIGURES}
 
 
-def object_errors(asked: Sequence[tuple[str, bool]]) -> Mapping[str, tuple[int, int]]:
-    """For each object the wrong answers and the number of questions, the most errors first.
-
-    Args:
-        asked: the object of each question and whether the answer was right.
-    """
-    questions = Counter(name for name, _ in asked)
-    wrong = Counter(name for name, right in asked if not right)
-    order = sorted(questions, key=lambda name: (-wrong[name], name))
-    return {name: (wrong[name], questions[name]) for name in order}
-
-
 def asked_object(question: str) -> str | None:
     """The object in a question of the form "Is there a dog in the image?"; None for other forms."""
     found = re.search(r"\bis there (?:an?|the) (.+?) in the \w+\?", question, re.IGNORECASE)
     return found[1].lower() if found else None
-
-
-def _exactly(text: str) -> Verdict | None:
-    if text == "yes":
-        return "yes"
-    return "no" if text == "no" else None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vlmfix.evaluation.datasets.layouts import SPLITS
 from vlmfix.evaluation.datasets.synthetic.language import with_article
+from vlmfix.evaluation.files.atomic import write_text
 from vlmfix.evaluation.files.readers import (
     Record,
     examples,
@@ -22,10 +22,9 @@ from vlmfix.evaluation.files.readers import (
     shown,
     text_of,
 )
+from vlmfix.evaluation.tasks.yes_no import yes_or_no
 
 from .parsers import asked_object
-
-SPLITS = ("random", "popular", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -84,18 +83,6 @@ def read_pope(path: str | Path) -> list[PopeQuestion]:
             f"{path}: {len(both)} questions are answered both yes and no: {examples(both)}", stacklevel=2
         )
     return questions
-
-
-def yes_or_no(label: Any, where: str) -> str:
-    """A label in lower case.
-
-    Raises:
-        ValueError: it is neither yes nor no.
-    """
-    word = label.strip().lower() if isinstance(label, str) else ""
-    if word not in ("yes", "no"):
-        raise ValueError(f"{where}: the label is {shown(label)}; it must be yes or no")
-    return word
 
 
 def build_pope(
@@ -170,9 +157,7 @@ def write_pope(built: Mapping[str, Sequence[PopeQuestion]], folder: str | Path, 
             {"question_id": each.id, "image": each.image, "text": each.text, "label": each.label}
             for each in questions
         ]
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
         paths.append(path)
     return paths
 

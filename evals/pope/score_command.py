@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.files.readers import sha256_of
-from vlmfix.evaluation.tasks.ratios import ratio
+from vlmfix.evaluation.tasks.ratios import object_errors, ratio
+from vlmfix.evaluation.tasks.yes_no import Verdict
 
 from . import parsers as pope
 from .files import (
@@ -22,7 +23,7 @@ from .files import (
     read_answers,
     read_labels,
 )
-from .parsers import Score, Verdict
+from .parsers import Score
 
 PAIRINGS = ("auto", "position", "id")
 
@@ -134,24 +135,24 @@ def score_files(
     names = _split_names(labels)
     splits = []
     for name, answer_path, label_path in zip(names, answers, labels, strict=True):
-        given, gold = read_answers(answer_path, answer_key), read_labels(label_path)
+        given, target = read_answers(answer_path, answer_key), read_labels(label_path)
         judged: dict[str, list[Judged]] = {}
         counts: dict[str, Mapping[str, float | str]] = {}
         scores = {}
         for parser in parsers:
-            join = _join(parser, given, gold, pairing)
-            paired = pair(given, gold, join, partial=allow_partial, truncate=parser == "official")
+            join = _join(parser, given, target, pairing)
+            paired = pair(given, target, join, partial=allow_partial, truncate=parser == "official")
             judged[parser] = [
                 (each, label, _verdict(parser, each, label.label)) for each, label in paired.pairs
             ]
             # only the official script reads answers without a label, for its yes ratio
             beyond = [_verdict(parser, each, "yes") for each in paired.surplus if parser == "official"]
             scores[parser] = _score(parser, judged[parser], beyond)
-            counts[parser] = _counts(paired, given, gold)
+            counts[parser] = _counts(paired, given, target)
         data = {
-            "rows": len(gold),
-            "images": len({label.image for label in gold}),
-            "yes_share": sum(label.label == "yes" for label in gold) / len(gold),
+            "rows": len(target),
+            "images": len({label.image for label in target}),
+            "yes_share": sum(label.label == "yes" for label in target) / len(target),
         }
         files = {
             "answers": str(answer_path),
@@ -181,7 +182,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "counts": split.counts,
                 "scores": {name: vars(each) for name, each in split.scores.items()},
                 "objects": {name: _objects(rows) for name, rows in split.judged.items()},
-                "items": {name: [_item(*row) for row in rows] for name, rows in split.judged.items()},
+                "samples": {name: [_sample(*row) for row in rows] for name, rows in split.judged.items()},
             }
             for split in report.splits
         ],
@@ -198,8 +199,8 @@ def _join(parser: str, answers: Sequence[Answer], labels: Sequence[Label], pairi
     return "id" if pairing == "id" or ids_on_both(answers, labels) else "position"
 
 
-def _verdict(parser: str, answer: Answer, gold: Verdict) -> Verdict | None:
-    return None if answer.text is None else pope.PARSERS[parser](answer.text, gold)
+def _verdict(parser: str, answer: Answer, target: Verdict) -> Verdict | None:
+    return None if answer.text is None else pope.PARSERS[parser](answer.text, target)
 
 
 def _score(parser: str, rows: Sequence[Judged], beyond: Sequence[Verdict | None] = ()) -> Score:
@@ -240,11 +241,11 @@ def _distinct(rows: Sequence[Judged]) -> list[Judged]:
 
 def _objects(rows: Sequence[Judged]) -> dict[str, dict[str, int]]:
     asked = [(label.object, verdict == label.label) for _, label, verdict in rows]
-    errors = pope.object_errors([(name, right) for name, right in asked if name is not None])
+    errors = object_errors([(name, right) for name, right in asked if name is not None])
     return {name: {"wrong": wrong, "asked": count} for name, (wrong, count) in errors.items()}
 
 
-def _item(answer: Answer, label: Label, verdict: Verdict | None) -> dict[str, Any]:
+def _sample(answer: Answer, label: Label, verdict: Verdict | None) -> dict[str, Any]:
     question_id = answer.id if label.id is None else label.id
     return {
         "question_id": question_id,

@@ -1,1 +1,1 @@
-"""VQA v2: short answers beside those of ten people (arXiv 1612.00837)."""
+"""VQA v2: short answers beside the answers of ten people (arXiv 1612.00837)."""

@@ -85,5 +85,5 @@ def normalized(answer: str, *, dots: int = 0) -> str:
 
 def m4c_normalized(answer: str) -> str:
     """The steps of TextVQA's evaluator (EvalAI, M4C), which drops commas before it looks at numbers."""
-    prepared = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return normalized(prepared, dots=OFFICIAL_DOTS)
+    task_plan = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return normalized(task_plan, dots=OFFICIAL_DOTS)

@@ -157,7 +157,7 @@ def _by_id(records: Sequence[Record], path: str | Path) -> dict[int | str, Recor
 
 def _refuse(ids: Collection[object], what: str) -> None:
     if ids:
-        raise ValueError(f"{what}: {len(ids)} ({examples(ids)}); mend the file")
+        raise ValueError(f"{what}: {len(ids)} ({examples(ids)}); fix the file")
 
 
 def _judged(key: int | str, record: Record, answer: str | None, mode: Mode, leave_one_out: str) -> Judged:

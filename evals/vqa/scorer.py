@@ -116,7 +116,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Score:
-    """The mean over all questions, and over those of each question type and each answer type."""
+    """The mean over all questions, over each question type and over each answer type."""
 
     overall: Group
     question_types: Mapping[str, Group]

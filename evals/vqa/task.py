@@ -9,53 +9,70 @@ from typing import ClassVar
 import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
-from vlmfix.evaluation.datasets.hub import HubData, hub_items
-from vlmfix.evaluation.datasets.items import vqa_items
+from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.files.readers import examples
-from vlmfix.evaluation.tasks.base import (
-    Item,
-    Judgement,
-    Scores,
-    Task,
-)
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import length_metrics
+from vlmfix.evaluation.tasks.protocols import JOIN, SWITCH, TEXT, Setting, one_of
 
 from . import scorer
+from .dataset import vqa_rows, vqa_samples
 
 
 class Vqa(Task):
     """Short answers, right as far as people agree with them."""
 
     name: ClassVar = "vqa"
+    settings: ClassVar = {
+        "suffix": TEXT,
+        "join": JOIN,
+        "capitalize": SWITCH,
+        "ocr_tokens": Setting(
+            lambda value: value == "none", "none: text found in images is not offered", default="none"
+        ),
+        "scorer": one_of(scorer.MODES, required=True),
+    }
     running: ClassVar = "accuracy"
 
-    def items(self, built: Path) -> list[Item]:
+    def samples(self, built: Path) -> list[Sample]:
         if isinstance(self.data, HubData):
-            items = hub_items(self.data, self.protocol, built / "pictures")
+            samples = vqa_rows(self.data, self.protocol, built / "pictures")
         else:
-            items = vqa_items(self.data, self.protocol)
-        odd = [item.id for item in items if len(item.gold) != scorer.M4C_ANSWERS]
+            samples = vqa_samples(self.data, self.protocol)
+        odd = [sample.id for sample in samples if len(sample.target) != scorer.M4C_ANSWERS]
         if odd and scorer.mode_named(self.protocol.scorer) == "m4c":
             raise ValueError(
-                f"{self.protocol.id} needs ten answers to each question, and {len(odd)} of {len(items)} have "
-                f"fewer or more ({examples(odd)}); choose scorer=always or scorer=official"
+                f"{self.protocol.id} needs ten answers to each question, and {len(odd)} of {len(samples)} "
+                f"have fewer or more ({examples(odd)}); choose scorer=always or scorer=official"
             )
-        return items
+        return samples
 
-    def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
-        score = scorer.accuracy(text, item.gold, self.protocol.scorer)
-        return Judgement(text.strip(), f"{score:.0%}", score)
+    def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
+        value = scorer.accuracy(text, sample.target, self.protocol.scorer)
+        return Score(text.strip(), f"{value:.0%}", value)
 
-    def scores(self, items: Sequence[Item], texts: Sequence[str | None], cut: Sequence[bool]) -> Scores:
+    def metrics(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str | None],
+        truncated: Sequence[bool],
+        scores: Sequence[Score | None],
+    ) -> TaskMetrics:
         modes: dict[str, list[Metric]] = {}
-        types = np.array([item.meta.get("answer_type") or "" for item in items])
+        types = np.array([sample.meta.get("answer_type") or "" for sample in samples])
         answered = np.array([text is not None for text in texts], dtype=float)
-        others = scorer.MODES if all(len(item.gold) == scorer.M4C_ANSWERS for item in items) else ()
+        others = scorer.MODES if all(len(sample.target) == scorer.M4C_ANSWERS for sample in samples) else ()
         for mode in dict.fromkeys([self.protocol.scorer, *others]):
+            own = mode == self.protocol.scorer
             accuracy = np.array(
                 [
-                    0.0 if text is None else scorer.accuracy(text, item.gold, mode)
-                    for item, text in zip(items, texts, strict=True)
+                    0.0
+                    if text is None or score is None
+                    else score.value
+                    if own
+                    else scorer.accuracy(text, sample.target, mode)
+                    for sample, text, score in zip(samples, texts, scores, strict=True)
                 ]
             )
             groups = {"": np.ones_like(answered)} | {
@@ -65,10 +82,12 @@ class Vqa(Task):
                 Metric("accuracy", (accuracy * member)[None], (answered * member)[None], group, "higher")
                 for group, member in groups.items()
             ]
-        return Scores(metrics=[*modes[self.protocol.scorer], *length_metrics(texts, cut)], parsers=modes)
+        return TaskMetrics(
+            metrics=[*modes[self.protocol.scorer], *length_metrics(texts, truncated)], parsers=modes
+        )
 
-    def gold(self, item: Item) -> str:
-        counts = {answer: item.gold.count(answer) for answer in item.gold}
+    def target(self, sample: Sample) -> str:
+        counts = {answer: sample.target.count(answer) for answer in sample.target}
         return ", ".join(
             f"{answer} ({count})" for answer, count in sorted(counts.items(), key=lambda e: -e[1])
         )

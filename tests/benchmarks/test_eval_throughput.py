@@ -17,29 +17,29 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def items(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return eval_throughput.questions(tmp_path_factory.mktemp("scenes"), 1)
 
 
-def test_questions_come_image_by_image(tmp_path: Path, items: list[Any]) -> None:
-    assert len(items) == 18
-    assert {item.cluster for item in items} == {items[0].cluster}
+def test_questions_come_image_by_image(tmp_path: Path, samples: list[Any]) -> None:
+    assert len(samples) == 18
+    assert {sample.cluster for sample in samples} == {samples[0].cluster}
     several = eval_throughput.questions(tmp_path, 3)
-    clusters = [item.cluster for item in several]
+    clusters = [sample.cluster for sample in several]
     assert clusters == sorted(clusters)
     assert len(set(clusters)) == 3
 
 
 @pytest.mark.parametrize("name", ["greedy", "var"])
 def test_all_ways_give_the_same_answers(
-    name: str, loaded: tuple[Any, Any], items: list[Any], tmp_path: Path
+    name: str, loaded: tuple[Any, Any], samples: list[Any], tmp_path: Path
 ) -> None:
     methods = [] if name == "greedy" else [vlmfix.make_method(name)]
-    harness = eval_throughput.in_harness(*loaded, methods, items, 8, tmp_path / "run")
+    harness = eval_throughput.in_harness(*loaded, methods, samples, 8, tmp_path / "run")
     with ExitStack() as stack:
         for method in methods:
             stack.enter_context(method(*loaded))
-        alone, batches = (eval_throughput.in_batches(*loaded, items, size) for size in (1, 8))
+        alone, batches = (eval_throughput.in_batches(*loaded, samples, size) for size in (1, 8))
     assert alone == batches == harness
     assert {text.strip().lower() for text in alone} <= {"yes", "no"}
 

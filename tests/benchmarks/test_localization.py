@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import vlmfix
 from benchmarks import localization
-from vlmfix.models.loading import EMBEDDED
+from vlmfix.models.embedded import EMBEDDED
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)

@@ -35,7 +35,7 @@ ANSWER = [20, 31, 42, 53, 64, 75]
 def by_hand(
     model: PreTrainedModel, inputs: dict[str, Tensor], place: int, layer: int = -1, head: int = 0
 ) -> float:
-    """Probability of a token of the answer where a head gives zeros in the row in front of it."""
+    """Probability of a token of the answer where a head gives zeros in the row before it."""
     new = torch.tensor([ANSWER[:place]], dtype=torch.long)
     whole = {**inputs, "input_ids": torch.cat([inputs["input_ids"], new], dim=1)}
     whole["attention_mask"] = torch.ones_like(whole["input_ids"])

@@ -22,13 +22,13 @@ from PIL import Image
 
 from tests.support import jobs
 from tests.support.paths import ROOT
-from vlmfix.cli import eval as module
+from vlmfix.cli import jobs as module
 from vlmfix.cli.app import app
 
 pytestmark = pytest.mark.slow
 
 TASKS = ("pope", "chair", "vqa")
-METHODS = ("--method", "greedy", "--method", "var", "--no-controls")
+METHODS = ("--method", "greedy", "--method", "var", "--no-baselines")
 SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit", "4", "--batch-size", "2")
 
 
@@ -71,7 +71,7 @@ def test_three_tasks_from_end_to_end(whole: tuple[Path, Any]) -> None:
     for task in found:
         assert [method["method"] for method in task["methods"]] == ["greedy", "var"]
         for method in task["methods"]:
-            assert method["counts"]["items"] == method["counts"]["answered"] == 4
+            assert method["counts"]["samples"] == method["counts"]["answered"] == 4
     for name in (
         "pope (pope.tiny/synthetic)",
         "chair (chair.tiny/synthetic+max_new_tokens=12)",
@@ -107,11 +107,11 @@ def test_shares_in_any_order_come_to_the_same(
         assert (tmp_path / "metrics.json").exists() == last
         assert ("report.html" in result.stdout) == last
         told = (
-            "items are left to other workers; the last of them writes the report. To see what there is: "
+            "samples are left to other workers; the last of them writes the report. To see what there is: "
             f"vlmfix report {tmp_path}"
         )
         assert (told in result.stdout) == (not last)
-        assert "items/s" in result.stderr
+        assert "samples/s" in result.stderr
     assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
 
 
@@ -164,9 +164,11 @@ def test_a_report_of_a_job_that_is_not_finished(world: Path, tmp_path: Path) -> 
     result = jobs.cli("report", tmp_path)
     assert result.exit_code == 0
     found = jobs.results(tmp_path)["counts"]
-    assert 0 < found["answered"] < found["items"]
-    [note] = [note for note in jobs.read(tmp_path / "metrics.json")["tasks"][0]["notes"] if "partial" in note]
-    assert note == f"greedy: partial ({found['answered']} of {found['items']} items)."
+    assert 0 < found["answered"] < found["samples"]
+    [note] = [
+        note for note in jobs.read(tmp_path / "metrics.json")["tasks"][0]["caveats"] if "partial" in note
+    ]
+    assert note == f"greedy: partial ({found['answered']} of {found['samples']} samples)."
     assert "partial" in result.stdout
     assert "partial" in (tmp_path / "report.html").read_text()
 
@@ -184,7 +186,7 @@ def test_a_report_of_a_job_without_any_answer(
 
 
 def test_changed_settings_start_another_run_and_say_why(world: Path, tmp_path: Path) -> None:
-    command = ("pope", "--data", world, "--limit", 3, "--method", "var", "--no-controls")
+    command = ("pope", "--data", world, "--limit", 3, "--method", "var", "--no-baselines")
     jobs.evaluate(tmp_path, *command)
     result = jobs.evaluate(tmp_path, *command, "--set", "moved_fraction=0.6")
     [note] = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
@@ -203,7 +205,7 @@ def test_going_on_or_not(world: Path, tmp_path: Path) -> None:
     assert "holds such a run already" in jobs.refused("eval", *command, 3, "--resume", "never")
     result = jobs.cli("eval", *command, 5, "--resume", "always")
     assert result.exit_code == 0
-    assert "pope · greedy: 3 of 5 items are there" in result.stderr
+    assert "pope · greedy: 3 of 5 samples are there" in result.stderr
     assert len(jobs.records(tmp_path)) == 5
 
 
@@ -233,7 +235,7 @@ def test_failures_tried_again(option: str, copy: Path, tmp_path: Path) -> None:
     result = jobs.evaluate(tmp_path / "out", *command)
     assert "chair · greedy: 6 of 6, 1 failed" in result.stderr
     again = jobs.evaluate(tmp_path / "out", *command)
-    assert ("5 of 6 items are there" in again.stderr) == (option == "--retry-errors")
+    assert ("5 of 6 samples are there" in again.stderr) == (option == "--retry-errors")
     assert len(jobs.records(tmp_path / "out")) == 6 + (option == "--retry-errors")
     path.write_bytes(content)
     jobs.evaluate(tmp_path / "out", *command)
@@ -266,7 +268,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
         data=str(world),
         methods=["greedy", {"var": {"moved_fraction": 0.6}}, {"var+vhr": {"vhr": {"head_scale": 1.5}}}],
         protocol=["pope.llava+max_new_tokens=3+parser=vlmevalkit", "vqa.tiny"],
-        controls=False,
+        baselines=False,
         limit=4,
         batch_size=2,
         max_errors=0,
@@ -309,7 +311,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
 def test_methods_with_settings_on_the_command_line(world: Path, tmp_path: Path) -> None:
     jobs.evaluate(
         tmp_path, "pope", "--data", world, "--limit", 2, "--method", "greedy", "--method", "var+vhr",
-        "--method", "vhr", "--set", "var.moved_fraction=0.7", "--set", "vhr.head_scale=1.5", "--no-controls",
+        "--method", "vhr", "--set", "var.moved_fraction=0.7", "--set", "vhr.head_scale=1.5", "--no-baselines",
     )  # fmt: skip
     [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
     assert [each["method"] for each in task["methods"]] == [
@@ -359,7 +361,7 @@ def test_a_data_set_with_named_columns(
     assert jobs.cli("report", tmp_path / "out").exit_code == 0
 
 
-def test_several_samples_of_each_item(world: Path, tmp_path: Path) -> None:
+def test_several_repeats_of_each_sample(world: Path, tmp_path: Path) -> None:
     found = []
     for name, size in (("a", "1"), ("b", "16")):
         jobs.evaluate(
@@ -368,12 +370,12 @@ def test_several_samples_of_each_item(world: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         found.append(jobs.metrics(tmp_path / name))
     assert found[0] == found[1]
-    assert jobs.results(tmp_path / "a")["counts"]["items"] == 12
-    assert jobs.results(tmp_path / "a")["metrics"][0]["samples"] is not None
+    assert jobs.results(tmp_path / "a")["counts"]["samples"] == 12
+    assert jobs.results(tmp_path / "a")["metrics"][0]["repeats"] is not None
 
 
 def test_carve_is_asked_one_by_one(world: Path, tmp_path: Path) -> None:
-    methods = ("--method", "greedy", "--method", "carve", "--no-controls")
+    methods = ("--method", "greedy", "--method", "carve", "--no-baselines")
     jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, *methods)
     costs = {each["method"]: each for each in jobs.read(tmp_path / "costs.json")["methods"]}
     assert costs["carve"]["costs"]["forwards per token"] > costs["greedy"]["costs"]["forwards per token"]
@@ -381,7 +383,7 @@ def test_carve_is_asked_one_by_one(world: Path, tmp_path: Path) -> None:
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Let a signal arrive after so many batches."""
-    original = module.ConsoleWatcher.advance
+    original = module.ConsoleProgress.advance
     batches: list[int] = []
 
     def advance(self: Any, *arguments: Any) -> None:
@@ -390,7 +392,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         if len(batches) == after:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(module.ConsoleWatcher, "advance", advance)
+    monkeypatch.setattr(module.ConsoleProgress, "advance", advance)
 
 
 def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
@@ -411,7 +413,7 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
     assert len(jobs.records(tmp_path)) == 6
     again = jobs.cli("eval", *command)
     assert again.exit_code == 0
-    assert "pope · var: 2 of 4 items are there" in again.stderr
+    assert "pope · var: 2 of 4 samples are there" in again.stderr
     assert jobs.metrics(tmp_path / "an output") == jobs.metrics(whole[0])
 
 
@@ -517,7 +519,7 @@ def test_killed_at_ten_moments_and_resumed_with_other_numbers_of_workers(
     for share in ("2/3", "0/3", "1/3"):
         assert jobs.cli(*command, "--shard", share).exit_code == 0
     assert jobs.metrics(tmp_path / "out") == jobs.metrics(whole[0])
-    ids = [(record["id"], record["sample"]) for record in jobs.records(tmp_path / "out" / "vqa")]
+    ids = [(record["id"], record["repeat"]) for record in jobs.records(tmp_path / "out" / "vqa")]
     assert len(ids) == len(set(ids)) * 2 == 8
 
 
@@ -532,7 +534,7 @@ def test_signals_end_a_command_cleanly(number: int, world: Path, tmp_path: Path)
     done = len(jobs.records(tmp_path))
     assert done > 0
     assert jobs.cli(*command).exit_code == 0
-    assert len(jobs.records(tmp_path)) == jobs.results(tmp_path / "out")["counts"]["items"]
+    assert len(jobs.records(tmp_path)) == jobs.results(tmp_path / "out")["counts"]["samples"]
 
 
 def start(*arguments: object, log: Path) -> subprocess.Popen[bytes]:
@@ -581,3 +583,14 @@ def test_accelerate_gives_each_process_a_share(whole: tuple[Path, Any], world: P
     files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
     assert {name[1:] for name in files} == {"-of-2-000.jsonl"}
     assert len({name[0] for name in files}) > 1
+
+
+@pytest.mark.parametrize(("option", "rows"), [("--no-controls", 1), ("--controls", 4)])
+def test_the_old_spelling_of_baselines_says_its_new_one(
+    option: str, rows: int, world: Path, tmp_path: Path
+) -> None:
+    result = jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2, "--method", "var", option)
+    new = option.replace("controls", "baselines")
+    assert f"warning: {option} is called {new} now" in result.stderr.splitlines()
+    [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
+    assert len(task["methods"]) == rows

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.promises
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(vlmfix.Method):
-    """Asks for the rows behind the last image in every layer; subclasses edit."""
+    """Asks for the rows after the last image in every layer; subclasses edit."""
 
     identity_parameters: ClassVar = {"strength": 0.0}
     strength: float = 1.0

@@ -110,12 +110,12 @@ def test_a_cache_that_does_not_arrive_is_refused(inputs: dict[str, torch.Tensor]
 def test_a_pass_without_the_cache_inside_generate_is_refused(
     llava: PreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> None:
-    def is_multi_pass(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def asks(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         llava(input_ids=ids[:, -1:])
         return scores
 
     with acting("var")(llava), pytest.raises(vlmfix.UnsupportedError, match="calls the model by itself"):
-        llava.generate(**inputs, max_new_tokens=4, logits_processor=[is_multi_pass])
+        llava.generate(**inputs, max_new_tokens=4, logits_processor=[asks])
 
 
 @torch.no_grad()

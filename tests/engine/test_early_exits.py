@@ -116,7 +116,7 @@ def test_readouts_are_the_logits_of_the_model(
         extra_hidden_states.logits, extra_hidden_states.steps, strict=True
     ):
         normed, raw, last = others[: depth + 1], others[depth + 1 : -1], others[-1]
-        for same in (normed[-1], last):  # the exit behind the last layer, with the norm
+        for same in (normed[-1], last):  # the exit after the last layer, with the norm
             torch.testing.assert_close(same, logits, atol=1e-5, rtol=1e-5)
         with torch.no_grad():
             for each, with_norm, without in zip(early_exits, normed[:-1], raw, strict=True):
@@ -178,7 +178,7 @@ def test_exits_are_read_after_edits(name: str, other: str, model: PreTrainedMode
     method: Any = acting(name).resolve(model.config, None)
     norm, head = model.get_decoder().norm, model.get_output_embeddings()
     for got, logits, states in zip(together.logits, alone.logits, alone.hidden_states, strict=True):
-        early_exits = torch.stack([states[each][:, -1] for each in method.early_exits], dim=1)
+        early_exits = torch.stack([states[each][:, -1] for each in method.exits], dim=1)
         with torch.no_grad():
             early = head(norm(early_exits) if method.normed else early_exits)
         if name == "dola":
@@ -254,7 +254,7 @@ def test_a_final_norm_of_another_name(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class Capped(LlavaForConditionalGeneration):
-    """A family that bends its logits behind the output embeddings."""
+    """A family that bends its logits after the output embeddings."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)

@@ -140,6 +140,6 @@ def test_injection_behind_the_last_layer_is_refused() -> None:
     inputs = families.prompt("qwen3_vl", model)
     with (
         vlmfix.RandomTokens(kept_tokens=2)(model),
-        pytest.raises(vlmfix.UnsupportedError, match="behind its last layer"),
+        pytest.raises(vlmfix.UnsupportedError, match="after its last layer"),
     ):
         model.generate(**inputs, max_new_tokens=1)

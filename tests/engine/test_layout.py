@@ -1,4 +1,4 @@
-"""Prompt layouts: image tokens that need not be contiguous, padding, and the rows behind the last image."""
+"""Prompt layouts: image tokens that need not be contiguous, padding, and the rows after the last image."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ ANSWERS: list[Any] = [
     [[20, 21, 42, 50, 60], [20, 21, 42, 50, 61]],
     AGAIN.tolist(),
 ]
-"""What the logits stand behind that `read_on` returns."""
+"""What the logits stand after that `read_on` returns."""
 
 
 def read_on(step_decoder: StepDecoder) -> list[Tensor]:
@@ -93,7 +93,7 @@ def read(
 
 
 def behind(model: PreTrainedModel, inputs: dict[str, Tensor], answers: Any) -> Tensor:
-    """Logits behind a prompt and each of nested answers, from whole passes without a cache."""
+    """Logits after a prompt and each of nested answers, from whole passes without a cache."""
     if isinstance(answers[0], list):
         return torch.stack([behind(model, inputs, each) for each in answers])
     new = torch.tensor([answers])

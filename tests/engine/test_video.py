@@ -57,7 +57,7 @@ def test_acts_on_videos_or_says_why_not(name: str, family: str, model: PreTraine
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_positions_behind_a_video(kind: str, fused: bool, models: dict[str, PreTrainedModel]) -> None:
-    """What follows counts from the last token, however far the times of the frames lie behind it."""
+    """What follows counts from the last token, however far the times of the frames lie after it."""
     model = models[kind]
     inputs = families.prompt(kind, model, (0, 1), videos=(1, 0))
     seen: list[tuple[Tensor, Tensor]] = []
@@ -82,7 +82,7 @@ def test_positions_behind_a_video(kind: str, fused: bool, models: dict[str, PreT
 
 
 def test_positions_after_pruning_a_video(models: dict[str, PreTrainedModel]) -> None:
-    """Tokens that leave change no position: as if their keys were masked, also behind the times of frames."""
+    """Tokens that leave change no position: as if their keys were masked, also after the times of frames."""
     model = models["qwen2_5_vl"]
     inputs = families.prompt("qwen2_5_vl", model, (0,), videos=(1,))
     positions: list[Tensor] = []

@@ -123,7 +123,7 @@ BROKEN_FOLDERS: list[tuple[str, str, Edit, str]] = [
     # task, what is wrong, how it comes about, what is said
     ("pope", "empty file", pope(""), "custom_pope_random.json is empty; check what wrote it"),
     ("pope", "blank file", pope(" \n\t"), "is empty"),
-    ("pope", "zero items", pope("[]"), "holds no records; at least one is needed"),
+    ("pope", "zero samples", pope("[]"), "holds no records; at least one is needed"),
     ("pope", "no records", pope("5"), "5 is no object"),
     ("pope", "not JSON", pope('{"question_id": 1,'), "not valid JSON"),
     ("pope", "cut in the middle", pope(json.dumps(rows())[:-30]), "not valid JSON"),
@@ -270,7 +270,7 @@ def all_of(*edits: Edit) -> Edit:
 
 
 # The first question and the fourth one are about the second picture.
-BROKEN_ITEMS: list[tuple[str, Edit, int, str]] = [
+BROKEN_SAMPLES: list[tuple[str, Edit, int, str]] = [
     ("missing image", all_of(pope(rows()), removed(FIRST)), 2, "no image file"),
     ("empty image", all_of(pope(rows()), raw(FIRST, b"")), 2, "is not a readable image"),
     ("text as image", all_of(pope(rows()), raw(FIRST, b"<html>404</html>")), 2, "is not a readable image"),
@@ -297,10 +297,10 @@ BROKEN_ITEMS: list[tuple[str, Edit, int, str]] = [
 
 @pytest.mark.parametrize(
     ("what", "spoil", "count", "message"),
-    BROKEN_ITEMS,
+    BROKEN_SAMPLES,
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_broken_item_is_a_counted_failure(
+def test_a_broken_sample_is_a_counted_failure(
     what: str, spoil: Edit, count: int, message: str, folder: Path, tmp_path: Path
 ) -> None:
     spoil(folder)
@@ -309,7 +309,7 @@ def test_a_broken_item_is_a_counted_failure(
     assert f"{count} failed" in result.stderr
     found = jobs.results(tmp_path / "out")
     assert found["counts"] == {
-        "items": 6,
+        "samples": 6,
         "answered": 6 - count,
         "failed": count,
         "unparsed": 0,
@@ -320,7 +320,7 @@ def test_a_broken_item_is_a_counted_failure(
     assert len(errors) == count
     assert all(message in error for error in errors)
     assert len((next(tmp_path.glob("out/pope/*")) / "errors.jsonl").read_text().splitlines()) == count
-    assert f"{count} of 6 items failed" in (tmp_path / "out" / "report.html").read_text()
+    assert f"{count} of 6 samples failed" in (tmp_path / "out" / "report.html").read_text()
 
 
 ODD: list[tuple[str, Edit]] = [
@@ -464,8 +464,11 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["pope", "--method", "var", "--set", "=1"], "is not KEY=VALUE"),
     (["pope", "--method", "var", "--set", "moved_fraction=["], "the value is not readable"),
     (["pope", "--method", "var", "--set", "vhr.head_scale=2"], "--set vhr.head_scale is of no method"),
-    (["pope", "--method", "var", "--method", "vhr", "--set", "head_scale=2"], "write METHOD.KEY=VALUE"),
-    (["pope", "--method", "greedy", "--set", "greedy.x=1"], "--set greedy.x is of no method"),
+    (["pope", "--method", "var", "--method", "vhr", "--set", "head_scale=2"], "write var.head_scale"),
+    (
+        ["pope", "--method", "greedy", "--set", "greedy.x=1"],
+        "greedy has no parameters, but --set gives greedy.x",
+    ),
     (["pope", "--set", "var.moved_fraction=1"], "belongs to no --method"),
     (["pope", "--model", "nonsense"], "neither an embedded model"),
     (["pope", "--model", "someone/some-model"], "check the name and the network"),
@@ -586,7 +589,7 @@ def test_too_many_failures_are_one_line_with_what_to_do(folder: Path, tmp_path: 
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "6 items failed, more than the 2 that --max-errors allows" in line
+    assert "6 samples failed, more than the 2 that --max-errors allows" in line
     assert "[red] [/x] images" in line
     assert not (tmp_path / "out" / "metrics.json").exists()
     again = jobs.cli("report", tmp_path / "out")

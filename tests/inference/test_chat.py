@@ -10,7 +10,7 @@ import vlmfix
 from vlmfix.engine import tokens
 from vlmfix.evaluation.datasets import demo_scene, render
 from vlmfix.inference.chat import find_question, prepare, text_and_spans
-from vlmfix.models.loading import EMBEDDED
+from vlmfix.models.embedded import EMBEDDED
 
 QUESTION = "Is there a red dog, or a cup?"
 

@@ -22,7 +22,8 @@ from transformers import (
 
 import vlmfix
 from vlmfix.inference.chat import prepare
-from vlmfix.models.loading import EMBEDDED, load_processor, resolve
+from vlmfix.models.embedded import EMBEDDED
+from vlmfix.models.loading import load_processor, resolve
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -15,7 +15,8 @@ import vlmfix
 from vlmfix.calibration.calibrate import write_profile
 from vlmfix.calibration.results import Calibration
 from vlmfix.models.digest import weights_digest
-from vlmfix.models.loading import EMBEDDED, resolve
+from vlmfix.models.embedded import EMBEDDED
+from vlmfix.models.loading import resolve
 from vlmfix.models.profiles import Profile, configs_directory, find_profile, user_directory
 
 NEEDED = {

@@ -85,7 +85,7 @@ def _video_patches(videos: int, generator: torch.Generator) -> dict[str, torch.T
 
 
 def _timed_patches(videos: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    # Far apart, so that the time of the last frame is larger than any position of the text behind it.
+    # Far apart, so that the time of the last frame is larger than any position of the text after it.
     return {**_video_patches(videos, generator), "second_per_grid_ts": torch.tensor([9] * videos)}
 
 
@@ -243,7 +243,7 @@ def prompt(
 
     Args:
         images: number of images in each prompt; prompts differ in length and words.
-        videos: number of videos in each, in front of its images; none if empty.
+        videos: number of videos in each, before its images; none if empty.
     """
     generator = torch.Generator().manual_seed(seed)
     videos = videos or [0] * len(images)
@@ -260,7 +260,7 @@ def prompt(
     for number, (image_count, video_count) in enumerate(zip(images, videos, strict=True)):
         ids = [1, *_words(3, generator)]
         for _ in range(video_count):
-            # Qwen3-VL reads frame by frame, with the time in front of each.
+            # Qwen3-VL reads frame by frame, with the time before each.
             frames = int(inputs["video_grid_thw"][-len(video_counts), 0]) if family == "qwen3_vl" else 1
             tokens = [VIDEO_TOKEN] * (video_counts.pop(0) // frames)
             for _ in range(frames):
@@ -308,7 +308,7 @@ def split(
 
 
 def continued(single: dict[str, torch.Tensor], new: Sequence[int]) -> dict[str, torch.Tensor]:
-    """A batch of one with tokens behind its prompt."""
+    """A batch of one with tokens after its prompt."""
     added = torch.tensor([new], dtype=torch.long)
     ids = torch.cat([single["input_ids"], added], dim=1)
     whole = {**single, "input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,4 +1,4 @@
-"""Jobs of tests: commands in this process, items about drawn pictures, and what jobs leave behind."""
+"""Jobs of tests: commands in this process, samples about drawn pictures, and what jobs leave."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import yaml
 from typer.testing import CliRunner
 
 from vlmfix.cli.app import app
-from vlmfix.cli.options import load_model
+from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
-from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, Worker
-from vlmfix.evaluation.tasks.base import Item
-from vlmfix.evaluation.tasks.protocols import Protocol, default_protocol
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.protocol_files import default_protocol
+from vlmfix.evaluation.tasks.protocols import Protocol
 
 QUESTIONS = ("Is there a dog in the image?", "What color is the car?", "Describe the image.")
 PROTOCOL = default_protocol("pope", "synthetic").on("synthetic")
@@ -40,7 +41,7 @@ def load_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
             return loaded
         return load_model(name, device, dtype, **options)
 
-    monkeypatch.setattr("vlmfix.cli.eval.load_model", load)
+    monkeypatch.setattr("vlmfix.cli.jobs.load_model", load)
 
 
 def evaluate(output: Path, *arguments: object) -> Any:
@@ -92,7 +93,7 @@ def records(output: Path) -> list[dict[str, Any]]:
     ]
 
 
-def items(folder: Path, images: int = 3, questions: Sequence[str] = QUESTIONS) -> list[Item]:
+def samples(folder: Path, images: int = 3, questions: Sequence[str] = QUESTIONS) -> list[Sample]:
     """Questions about each of several drawn pictures."""
     folder.mkdir(exist_ok=True)
     made = []
@@ -101,16 +102,16 @@ def items(folder: Path, images: int = 3, questions: Sequence[str] = QUESTIONS) -
         render(sample_scene(7, index)).save(picture)
         for number, question in enumerate(questions):
             meta = {"split": "random", "object": "", "question": question}
-            made.append(Item(f"pope/{index}/{number}", f"{index}.png", picture, question, "yes", meta))
+            made.append(Sample(f"pope/{index}/{number}", f"{index}.png", picture, question, "yes", meta))
     return made
 
 
-def draws(asked: Sequence[Item], protocol: Protocol = PROTOCOL) -> list[Draw]:
-    """All samples of items."""
+def draws(asked: Sequence[Sample], protocol: Protocol = PROTOCOL) -> list[Draw]:
+    """All repeats of samples."""
     return [
-        Draw(item, sample, seed, f"key of {item.id}")
-        for item in asked
-        for sample, seed in enumerate(protocol.seeds)
+        Draw(sample, repeat, seed, f"key of {sample.id}")
+        for sample in asked
+        for repeat, seed in enumerate(protocol.seeds)
     ]
 
 
@@ -121,18 +122,18 @@ def worker(
     protocol: Protocol = PROTOCOL,
     batch_size: int = 8,
     shard: str = "0-of-1",
-    parse: Callable[[Item, str, bool], Any] = lambda *_: None,
+    judge: Callable[[Sample, str, bool], Mapping[str, Any]] = lambda *_: {"parsed": None},
 ) -> Worker:
     """A worker on the embedded model."""
-    return Worker(*loaded, methods, protocol, parse, shard, batch_size)
+    return Worker(*loaded, methods, protocol, judge, shard, batch_size)
 
 
-def start(path: Path, key: Mapping[str, Any] | None = None) -> Run:
+def start(path: Path, key: Mapping[str, Any] | None = None) -> RunStore:
     """A run directory."""
-    return Run.start(path, key or {}, {"torch": "2"}, info={})
+    return RunStore.start(path, key or {}, {"torch": "2"}, info={})
 
 
-def answered(run: Run, asked: Sequence[Draw]) -> dict[tuple[str, int], dict[str, Any]]:
+def answered(run: RunStore, asked: Sequence[Draw]) -> dict[tuple[str, int], dict[str, Any]]:
     """The records of draws that were answered."""
     return run.read({draw.identity: draw.key for draw in asked}).done
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.results import ItemResult, Metric, Outcome
+from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.base import Task, TaskMetrics
 
 SPLITS = ("random", "popular", "adversarial")
 OBJECTS = ("knife", "fork", "dining table", "car", "chair", "dog")
+
 PARSERS = ("official", "strict")
 
 
@@ -22,7 +25,7 @@ def yes_no(
     images: int = 12,
     yes_bias: float = 0.7,
     seed: int = 0,
-    samples: int = 1,
+    repeats: int = 1,
     splits: Sequence[str] = SPLITS,
     pictures: Sequence[Path | None] = (None,),
     failed: Sequence[int] = (),
@@ -33,73 +36,78 @@ def yes_no(
     Args:
         yes_bias: how often it says yes to what is not there.
         pictures: of the images, in turns.
-        failed: indices of failed items.
+        failed: indices of failed samples.
         changes: other fields of the outcome.
     """
-    items, gold, said, sample_of, split_of, kind_of = [], [], [], [], [], []
+    samples, target, said, repeat_of, split_of, kind_of = [], [], [], [], [], []
     for split in splits:
         for image in range(images):
             for question in range(6):
-                for sample in range(samples):
-                    index = len(items)
+                for repeat in range(repeats):
+                    index = len(samples)
                     draw = np.random.default_rng(
-                        [seed, SPLITS.index(split), image, question, sample]
+                        [seed, SPLITS.index(split), image, question, repeat]
                     ).random()
                     positive = question % 2 == 0
                     yes = draw < (0.85 if positive else yes_bias)
                     lost = index in failed
                     right = yes == positive
-                    items.append(
-                        ItemResult(
+                    samples.append(
+                        SampleResult(
                             id=f"pope/{split}/{image:04}/{question}",
                             cluster=f"{image:012}.jpg",
                             image=pictures[image % len(pictures)],
                             prompt=f"Is there a {OBJECTS[question]} in the image?\nAnswer in a word.",
-                            gold="yes" if positive else "no",
+                            target="yes" if positive else "no",
                             answer=None if lost else ("Yes." if yes else "No."),
                             verdict="" if lost else ("yes" if yes else "no"),
                             score=None if lost else float(right),
                         )
                     )
-                    gold.append(positive)
+                    target.append(positive)
                     said.append(yes)
-                    sample_of.append(sample)
+                    repeat_of.append(repeat)
                     split_of.append(split)
                     kind_of.append(OBJECTS[question])
-    answered = np.array([item.score is not None for item in items])
-    gold_yes, said_yes = np.array(gold), np.array(said)
+    answered = np.array([sample.score is not None for sample in samples])
+    target_yes, said_yes = np.array(target), np.array(said)
     groups = {split: answered & (np.array(split_of) == split) for split in splits}
-    metrics = _yes_no_metrics(gold_yes, said_yes, groups)
-    strict = said_yes & (np.arange(len(items)) % 20 != 0)  # a parser that misses some
+    metrics = _yes_no_metrics(target_yes, said_yes, groups)
+    strict = said_yes & (np.arange(len(samples)) % 20 != 0)  # a parser that misses some
     count = int(answered.sum())
     base = {
         "task": "pope",
         "protocol": "pope.llava/synthetic",
         "method": method,
         "parameters": {} if method == "greedy" else {"moved_fraction": 0.4, "layers": (1, 2)},
-        "items": items,
-        "samples": np.array(sample_of, dtype=int),
+        "samples": samples,
+        "repeats": np.array(repeat_of, dtype=int),
         "metrics": metrics,
         "tradeoff": ("false-yes rate", "recall"),
-        "parsers": {"official": metrics, "strict": _yes_no_metrics(gold_yes, strict, groups)},
+        "parsers": {"official": metrics, "strict": _yes_no_metrics(target_yes, strict, groups)},
         "objects": {
             name: (
-                sum(item.score == 0 for item, kind in zip(items, kind_of, strict=True) if kind == name),
+                sum(sample.score == 0 for sample, kind in zip(samples, kind_of, strict=True) if kind == name),
                 kind_of.count(name),
             )
             for name in OBJECTS
         },
         "yes_no": True,
-        "counts": {"items": len(items), "answered": count, "failed": len(items) - count, "truncated": 0},
-        "failures": {"OSError": len(items) - count} if count < len(items) else {},
+        "counts": {
+            "samples": len(samples),
+            "answered": count,
+            "failed": len(samples) - count,
+            "truncated": 0,
+        },
+        "failures": {"OSError": len(samples) - count} if count < len(samples) else {},
         "costs": {
-            "seconds per item": 0.11 if method == "greedy" else 0.13,
+            "seconds per sample": 0.11 if method == "greedy" else 0.13,
             "forwards per token": 1.0,
-            "new tokens per item": 2.0,
+            "new tokens per sample": 2.0,
             "peak memory": 15.2 * 2**30,
         },
         "activity": {} if method == "greedy" else {"rows": count, "site_share": 0.25, "size": None},
-        "details": {"model": "tiny-llava", "data": {"rows": len(items)}},
+        "details": {"model": "tiny-llava", "data": {"rows": len(samples)}},
     }
     return Outcome(**(base | changes))
 
@@ -114,7 +122,7 @@ def captions(
     **changes: Any,
 ) -> Outcome:
     """A method on captions; the more careful, the fewer objects it names, false ones above all."""
-    items, wrong, named, there, found = [], [], [], [], []
+    samples, wrong, named, there, found = [], [], [], [], []
     for image in range(images):
         random = np.random.default_rng([seed, image])
         there.append(int(random.integers(2, 6)))
@@ -122,13 +130,13 @@ def captions(
         wrong.append(int(random.binomial(3, 0.4 * (1 - care))))
         named.append(found[-1] + wrong[-1])
         false = ", ".join(OBJECTS[: wrong[-1]])
-        items.append(
-            ItemResult(
+        samples.append(
+            SampleResult(
                 id=f"chair/{image:012}",
                 cluster=f"{image:012}.jpg",
                 image=pictures[image % len(pictures)],
                 prompt="Please describe this image in detail.",
-                gold=", ".join(OBJECTS[: there[-1]]),
+                target=", ".join(OBJECTS[: there[-1]]),
                 answer=f"The image shows a room with {named[-1]} things in it. " * (3 + wrong[-1]),
                 verdict=f"not there: {false}" if false else "all there",
                 score=1 - wrong[-1] / max(named[-1], 1),
@@ -144,7 +152,7 @@ def captions(
         _ratio("recall", recalled, present, better="higher"),
         _ratio("precision", recalled, mentions, better="higher"),
         _ratio("F1", 2 * recalled, present + mentions, better="higher"),
-        _ratio("words", np.array([len(item.answer.split()) for item in items]), ones, percent=False),
+        _ratio("words", np.array([len(sample.answer.split()) for sample in samples]), ones, percent=False),
         _ratio("truncated", 0 * ones, ones),
     ]
     base = {
@@ -152,20 +160,20 @@ def captions(
         "protocol": "chair.512",
         "method": method,
         "parameters": {} if method == "greedy" else {"alpha": 1.0},
-        "items": items,
-        "samples": np.zeros(images, dtype=int),
+        "samples": samples,
+        "repeats": np.zeros(images, dtype=int),
         "metrics": metrics,
         "tradeoff": ("CHAIRi", "recall"),
         "objects": {name: (int(sum(w > i for w in wrong)), images) for i, name in enumerate(OBJECTS[:3])},
-        "counts": {"items": images, "answered": images, "failed": 0, "truncated": 0},
-        "costs": {"seconds per item": 2.1, "forwards per token": 1.0, "peak memory": None},
+        "counts": {"samples": images, "answered": images, "failed": 0, "truncated": 0},
+        "costs": {"seconds per sample": 2.1, "forwards per token": 1.0, "peak memory": None},
     }
     return Outcome(**(base | changes))
 
 
 def shuffled(outcome: Outcome) -> Outcome:
-    """The same with its items in another order."""
-    order = np.random.default_rng(0).permutation(len(outcome.items))
+    """The same with its samples in another order."""
+    order = np.random.default_rng(0).permutation(len(outcome.samples))
 
     def taken(metrics: list[Metric]) -> list[Metric]:
         return [
@@ -175,23 +183,23 @@ def shuffled(outcome: Outcome) -> Outcome:
 
     return dataclasses.replace(
         outcome,
-        items=[outcome.items[index] for index in order],
-        samples=outcome.samples[order],
+        samples=[outcome.samples[index] for index in order],
+        repeats=outcome.repeats[order],
         metrics=taken(outcome.metrics),
         parsers={name: taken(metrics) for name, metrics in outcome.parsers.items()},
     )
 
 
-def _yes_no_metrics(gold: np.ndarray, said: np.ndarray, groups: dict[str, np.ndarray]) -> list[Metric]:
-    right, both = gold == said, gold & said
+def _yes_no_metrics(target: np.ndarray, said: np.ndarray, groups: dict[str, np.ndarray]) -> list[Metric]:
+    right, both = target == said, target & said
     terms: dict[str, tuple[np.ndarray, np.ndarray, dict[str, Any]]] = {
-        "accuracy": (right, np.ones(len(gold)), {"better": "higher"}),
-        "F1": (2 * both, gold.astype(int) + said, {"better": "higher"}),
+        "accuracy": (right, np.ones(len(target)), {"better": "higher"}),
+        "F1": (2 * both, target.astype(int) + said, {"better": "higher"}),
         "precision": (both, said, {"better": "higher"}),
-        "recall": (both, gold, {"better": "higher"}),
-        "false-yes rate": (said & ~gold, ~gold, {"better": "lower"}),
-        "yes ratio": (said, np.ones(len(gold)), {}),
-        "words": (np.ones(len(gold)), np.ones(len(gold)), {"percent": False}),
+        "recall": (both, target, {"better": "higher"}),
+        "false-yes rate": (said & ~target, ~target, {"better": "lower"}),
+        "yes ratio": (said, np.ones(len(target)), {}),
+        "words": (np.ones(len(target)), np.ones(len(target)), {"percent": False}),
     }
     metrics = []
     for name, (parts, wholes, more) in terms.items():
@@ -214,3 +222,14 @@ def _yes_no_metrics(gold: np.ndarray, said: np.ndarray, groups: dict[str, np.nda
 
 def _ratio(name: str, parts: np.ndarray, wholes: np.ndarray, **more: Any) -> Metric:
     return Metric(name, np.asarray(parts, dtype=float)[None], np.asarray(wholes, dtype=float)[None], **more)
+
+
+def metrics_of(
+    task: Task, samples: Sequence[Sample], texts: Sequence[str | None], truncated: Sequence[bool]
+) -> TaskMetrics:
+    """The figures of answers that were judged just now."""
+    scores = [
+        None if text is None else task.judge(sample, text, truncated=is_truncated)
+        for sample, text, is_truncated in zip(samples, texts, truncated, strict=True)
+    ]
+    return task.metrics(samples, texts, truncated, scores)

@@ -59,7 +59,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.begun: list[tuple[str, str, int, int]] = []
+        self.active: list[tuple[str, str, int, int]] = []
         self.statuses: list[str] = []
         self.scores: list[float] = []
 
@@ -67,14 +67,14 @@ class Notes:
         self.notes.append(text)
 
     def begin(self, title: str, running: str, total: int, done: int) -> None:
-        self.begun.append((title, running, total, done))
+        self.active.append((title, running, total, done))
 
     def advance(self, records: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> None:
         self.statuses += [record["status"] for record in records]
         self.scores += scores
 
     def end(self) -> None:
-        self.begun.append(("end", "", 0, 0))
+        self.active.append(("end", "", 0, 0))
 
 
 def printed(*several: Outcome, width: int = 100, terminal: bool = False) -> str:

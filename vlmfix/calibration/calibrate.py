@@ -243,7 +243,7 @@ def calibrate_adaptinfer(
 
 @dataclass(frozen=True, kw_only=True)
 class _TextToImage(Method):
-    """Attention of the text behind the image to each image token, layer by layer, for one prompt."""
+    """Attention of the text after the image to each image token, layer by layer, for one prompt."""
 
     edits: ClassVar = False
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
-from vlmfix.api import answer_batch
 from vlmfix.calibration.results import (
     PROMPT,
     Calibration,
@@ -21,6 +20,7 @@ from vlmfix.engine.caches import with_cache
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.vision_cache import cached_vision
+from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.chat import text_and_spans
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.pictures import ImageLike

@@ -1,4 +1,4 @@
-"""Where pruning should happen, and how much may stay: the arithmetic behind calibrated schedules."""
+"""Where pruning should happen, and how much may stay: the arithmetic of calibrated schedules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmfix.methods.pruning.base import mean_tokens
 
-# Shares of the image tokens left behind the three layers of LLaVA-1.5-7B at budget 64.
+# Shares of the image tokens left after the three layers of LLaVA-1.5-7B at budget 64.
 _KEPT_SHARES = (133 / 576, 27 / 576, 3 / 576)
 
 
@@ -44,7 +44,7 @@ def dense_layers(counts: Counter[int], num_layers: int, *, pruning_stages: int =
 
 
 def kept_ratios(mean_share: float, num_layers: int, prune_layers: Sequence[int]) -> list[float] | None:
-    """Shares of the tokens still there that stay behind each layer, for a mean share over all layers.
+    """Shares of the tokens still there that stay after each layer, for a mean share over all layers.
 
     The shares of LLaVA-1.5-7B at budget 64, scaled by one factor and never above what is there.
 

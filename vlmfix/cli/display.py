@@ -47,7 +47,7 @@ def thumbnail(image: Image.Image, columns: int = 48) -> Text:
     return text
 
 
-def method_card(cls: type[Method]) -> str:
+def describe_method(cls: type[Method]) -> str:
     """What a method is, in a few lines."""
     info = cls.info
     paper = f"arXiv {info.paper}" if info.is_on_arxiv else info.paper
@@ -87,29 +87,12 @@ def suitability_table(model: PreTrainedModel, processor: ProcessorMixin, name: s
 
 def methods_markdown() -> str:
     """The table of the README."""
-    head = (
-        "name",
-        "stage",
-        "changes",
-        "where",
-        "forward passes per token",
-        "works with",
-        "built from",
-        "paper",
-    )
+    head = ("name", "stage", "changes", "cost", "paper")
     lines = [head, ["---"] * len(head)]
     for name, cls in list_methods().items():
         info = cls.info
-        lines.append(
-            [
-                f"`{name}`",
-                info.stage,
-                info.changes,
-                info.where,
-                f"{info.forwards:g}",
-                f"{info.decoding}; {info.kernels}; families: {info.families}",
-                info.provenance,
-                f"[{info.paper}](https://{'arxiv.org/abs/' if info.is_on_arxiv else ''}{info.paper})",
-            ]
-        )
+        arxiv = f"[{info.paper}](https://arxiv.org/abs/{info.paper})"
+        code = f"[code](https://{info.paper})" if info.paper else ""
+        paper = arxiv if info.is_on_arxiv else code
+        lines.append([f"`{name}`", info.stage, info.changes, f"{info.forwards:g}", paper])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

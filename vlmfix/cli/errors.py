@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from vlmfix.cli.options import err
+from vlmfix.cli.console import err
 from vlmfix.failures import failure_of
 
 

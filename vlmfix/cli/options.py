@@ -1,30 +1,16 @@
-"""What all commands share: consoles, progress bars, methods and models named by options."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, ProcessorMixin
-from transformers.utils import logging as transformers_logging
 
-import vlmfix
-from vlmfix.failures import is_foreign, is_out_of_memory, one_line, printable, words
+from vlmfix.cli.completion import complete_models
+from vlmfix.failures import printable
 from vlmfix.methods.validation import check_temperature
-from vlmfix.models.loading import EMBEDDED
-from vlmfix.settings import parse_yaml
-
-out = Console()
-err = Console(stderr=True)
+from vlmfix.models.embedded import EMBEDDED
 
 
 def given_path(text: str) -> Path:
@@ -34,9 +20,9 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
-def path_option(help: str, **options: Any) -> Any:
+def path_option(help: str, *names: str, **options: Any) -> Any:
     """An option that gives a path."""
-    return typer.Option(parser=given_path, help=help, **options)
+    return typer.Option(*names, parser=given_path, help=help, **options)
 
 
 def given_temperature(value: float) -> float:
@@ -58,7 +44,12 @@ def given_text(value: str) -> str:
 
 
 ModelOption = Annotated[
-    str, typer.Option(help=f"Embedded model ({', '.join(EMBEDDED)}), folder or hub id.", show_default=True)
+    str,
+    typer.Option(
+        help=f"Embedded model ({', '.join(EMBEDDED)}), folder or hub id.",
+        show_default=True,
+        autocompletion=complete_models,
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: over all GPUs, if any.")]
 AllowMissingOption = Annotated[
@@ -70,149 +61,7 @@ AllowMissingOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
-
-
-def parse_methods(names: str, settings: Iterable[str]) -> list[vlmfix.Method]:
-    """The methods that `a+b` names, with their parameters; none for greedy.
-
-    Args:
-        names: of one method, of several joined by `+`, or "greedy".
-        settings: `KEY=VALUE`, of one among several methods `METHOD.KEY=VALUE`; values are YAML.
-
-    Raises:
-        ValueError: an unknown method or parameter, or a setting that is unreadable, of no method or given
-            twice.
-    """
-    chosen = [] if names == "greedy" else names.split("+")
-    parameters: dict[str, dict[str, Any]] = {name: {} for name in chosen}
-    if len(parameters) < len(chosen):
-        raise ValueError(f"--method {names} names a method twice; once is enough")
-    for key, value in map(parse_setting, settings):
-        owner, dot, parameter = key.rpartition(".")
-        if not chosen:
-            raise ValueError(f"greedy has no parameters, but --set gives {key}; name a --method")
-        if not dot and len(chosen) > 1:
-            raise ValueError(f"--set {key} may belong to any of {names}; write {chosen[0]}.{key}")
-        if dot and owner not in parameters:
-            raise ValueError(f"--set {key} is of a method that is not in --method {names}")
-        add_setting(parameters[owner or chosen[0]], parameter, value)
-    return [vlmfix.make_method(name, **parameters[name]) for name in chosen]
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Key and value of `KEY=VALUE`; the value is YAML.
-
-    Raises:
-        ValueError: it has another form.
-    """
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ValueError(f"--set {text!r} is not KEY=VALUE, such as --set moved_fraction=0.6")
-    try:
-        return key.strip(), parse_yaml(value)
-    except ValueError as error:
-        raise ValueError(
-            f"--set {text!r}: the value is not readable ({error}); write numbers, true/false or [1, 2]"
-        ) from error
-
-
-def add_setting(parameters: dict[str, Any], key: str, value: Any) -> None:
-    """Take a setting of a method over.
-
-    Raises:
-        ValueError: there is one of the same parameter.
-    """
-    if key in parameters:
-        raise ValueError(f"--set gives {key} twice, {parameters[key]!r} and {value!r}; keep one")
-    parameters[key] = value
-
-
-def load_model(
-    name: str,
-    device: str,
-    dtype: str,
-    *,
-    revision: str | None = None,
-    allow_missing: bool = False,
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model and processor that the options name.
-
-    Raises:
-        ValueError: no such device or dtype, or something is wrong with the checkpoint.
-        FileNotFoundError: no such model.
-    """
-    if not name.strip():
-        raise ValueError(f"--model is {name!r}; name {', '.join(EMBEDDED)}, a folder or a hub id")
-    if name in EMBEDDED or not err.is_terminal:
-        transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        return vlmfix.load(
-            name,
-            dtype=dtype,
-            device_map=_device_map(device),
-            revision=revision,
-            allow_missing=allow_missing,
-        )
-    except Exception as error:
-        if not is_foreign(error) or is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"cannot load {name!r} ({type(error).__name__}: {words(error)}); check its files"
-        ) from error
-
-
-def _device_map(device: str) -> str | None:
-    """What transformers calls `device`; None is the CPU."""
-    if device == "auto":
-        return "auto" if torch.cuda.is_available() else None
-    if device.partition(":")[0] == "meta":
-        raise ValueError("--device meta holds no weights; use cpu, cuda, cuda:1 or auto")
-    try:
-        torch.empty(0, device=device)
-    except Exception as error:  # backends that are not there raise what they like
-        raise ValueError(f"--device {device} is not available here; use cpu, cuda, cuda:1 or auto") from error
-    return None if device == "cpu" else device
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """Print a document as strict JSON in ASCII, whatever its values are: not every terminal writes UTF-8."""
-    print(json.dumps(strict(document), indent=2, allow_nan=False, default=str))
-
-
-def strict(value: Any) -> Any:
-    """A value of which JSON can be made: numbers that are not finite as null, keys and names as text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        return value if value.isascii() else "".join(map(_valid, value))
-    if isinstance(value, Mapping):
-        return {strict(str(key)): strict(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [strict(each) for each in value]
-    return value
-
-
-def _valid(character: str) -> str:
-    """A character; a surrogate, which strict readers of JSON refuse, in escaped form."""
-    return printable(character) if "\ud800" <= character <= "\udfff" else character
-
-
-def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning as one line on stderr, in the place of `warnings.showwarning`."""
-    err.print(f"[yellow]warning:[/] {escape(one_line(str(message)))}", soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def progress_bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; silent where stderr is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns,
-        console=err,
-        transient=True,
-        redirect_stdout=out.is_terminal,  # answers that go to a file or pipe must not land on stderr
-        disable=quiet or not err.is_terminal,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
+TasksOption = Annotated[
+    list[Path] | None,
+    path_option("Folder with a folder for each benchmark of yours; repeatable.", "--tasks", is_eager=True),
+]

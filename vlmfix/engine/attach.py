@@ -61,14 +61,15 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
             self._undo = stack.pop_all()
 
     def _attach(self, model: PreTrainedModel, turns: Turns, stack: ExitStack) -> None:
-        resolved = fitted(model, self._method, self._processor)
-        object.__setattr__(resolved, "_sums", self._method._sums)
         with turns.call():
             attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE) or Attachment(model)
             if attachment.model is not model:
                 raise UnsupportedError(
                     "another model with the same language model is being steered; leave that block first"
                 )
+            attachment.check(self._method)  # before what it lacks on this model, which would not help
+            resolved = fitted(model, self._method, self._processor)
+            object.__setattr__(resolved, "_sums", self._method._sums)
             attachment.attach(resolved, self._processor)
         stack.callback(attachment.detach, resolved)
 

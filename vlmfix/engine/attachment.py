@@ -19,10 +19,10 @@ from vlmfix.engine.caches import named_arguments, read_cache
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.capabilities import (
     ChoosesTokens,
-    PrunesTokens,
     ReadsEarlyExits,
     ReadsVisionAttention,
 )
+from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.forward_hooks import ForwardHooks
 from vlmfix.engine.in_place import called
@@ -106,29 +106,8 @@ class Attachment:
         Raises:
             UnsupportedError: with the reason and the remedy.
         """
-        name = type(method).__name__
         for other in self.methods:
-            if type(other) is type(method):
-                raise UnsupportedError(
-                    f"{name} is attached to this model already; leave that block before entering another"
-                )
-            if method.owns_logits and other.owns_logits:
-                raise UnsupportedError(
-                    f"{type(other).__name__} defines the logits of this model already, and {name} would, "
-                    "too; use one of them at a time"
-                )
-            for one, another in ((method, other), (other, method)):
-                if isinstance(one, ChoosesTokens) and another.owns_logits:
-                    raise UnsupportedError(
-                        f"{type(one).__name__} tries tokens and takes them back, which "
-                        f"{type(another).__name__}, which defines the logits, does not follow; use one of "
-                        "them at a time"
-                    )
-            if isinstance(method, PrunesTokens) and isinstance(other, PrunesTokens):
-                raise UnsupportedError(
-                    f"{type(other).__name__} drops image tokens of this model already, and the counts of "
-                    f"{name} would refer to tokens that are gone; use one pruning method at a time"
-                )
+            check_pair(other, method)
 
     def attach(self, method: MethodHooks, processor: ProcessorMixin | None) -> None:
         """Add one method, after those that are attached; the first one installs the hooks."""
@@ -413,7 +392,7 @@ class Attachment:
 
     @contextmanager
     def part(self, rows: slice) -> Iterator[DecodeContext]:
-        """Within the block, passes read on behind some of the prompts alone."""
+        """Within the block, passes read on after some of the prompts alone."""
         whole = self.context
         assert whole is not None
         self.context = whole.part(rows)

@@ -159,7 +159,7 @@ def _of_branch(
 
 
 def _segments(context: DecodeContext, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """`(batch, heads, tokens, head_dim)` tensors cut into the prompt and the companions behind it."""
+    """`(batch, heads, tokens, head_dim)` tensors cut into the prompt and the auxiliary prompts after it."""
     lengths = [
         auxiliary_prompt.inputs_embeds.shape[1] for auxiliary_prompt in context.auxiliary_prompts.values()
     ]

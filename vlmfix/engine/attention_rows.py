@@ -322,7 +322,7 @@ def _softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
 
 
 def _own_rows(weights: Tensor, index: Tensor | None, rows: Rows, layout: PromptLayout, first: int) -> Tensor:
-    """Of the explicit rows at `index` behind `first`, those that one method asked for, and generated ones."""
+    """Of the explicit rows at `index` after `first`, those that one method asked for, and generated ones."""
     if index is None or len(index) == len(rows.index):
         return weights
     positions = index + first

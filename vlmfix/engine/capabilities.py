@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import AuxiliaryPrompt, PruneResult
@@ -104,3 +105,18 @@ class ChoosesTokens(ABC):
         Raises:
             UnsupportedError: with the reason and the remedy.
         """
+
+
+class AsksSeveralTimes(ABC):
+    """Asks the model several times, in passes of its own."""
+
+    @abstractmethod
+    def run(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        images: Any,
+        prompt: str,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Answer one prompt; what comes back has the text as its `answer`."""

@@ -37,7 +37,7 @@ class DecodeContext:
         step: 0 in the prefill, then the number of tokens generated before this forward pass.
         is_prefill: whether this pass reads the prompt for the first time.
         alive: sequences that have not ended, `(batch,)` bool.
-        companions: what methods added behind the prompt; in the prefill only.
+        auxiliary prompts: what methods added after the prompt; in the prefill only.
         reading: the branch that the decoder reads alone.
         modules: what methods may run of the text decoder by themselves.
         taps: layers of which `exits` is kept.
@@ -175,7 +175,7 @@ class DecodeContext:
 
     @property
     def auxiliary_length(self) -> int:
-        """Number of tokens behind the prompt in this pass that belong to companions."""
+        """Number of tokens after the prompt in this pass that belong to auxiliary prompts."""
         return sum(
             auxiliary_prompt.inputs_embeds.shape[1] for auxiliary_prompt in self.auxiliary_prompts.values()
         )

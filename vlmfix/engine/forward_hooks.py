@@ -1,4 +1,5 @@
-"""The passes of the text decoder: companions ride along, branches are read, the last row is read again."""
+"""The passes of the text decoder: auxiliary prompts ride along, branches are read, the last row is read
+again."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ class ForwardHooks:
     def before_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Append companions in the prefill; keep positions right behind tokens that never entered."""
+        """Append auxiliary prompts in the prefill; keep positions right after tokens that never entered."""
         context, methods = self.attachment.context, self.attachment.methods
         if (
             context is None
@@ -87,7 +88,7 @@ class ForwardHooks:
         elif context.engine.branches and not self._is_reading_again:
             self._given = dict(kwargs)
         if context.is_prefill:
-            # Not the largest: the times of a video may lie far behind the text that follows it.
+            # Not the largest: the times of a video may lie far after the text that follows it.
             context.engine.next_position = (
                 _positions(kwargs, context.layout)[..., context.layout.length - 1] + 1
             )
@@ -114,7 +115,7 @@ class ForwardHooks:
     def after_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """End a pass; put behind the prompts what else the model shall turn into logits."""
+        """End a pass; put after the prompts what else the model shall turn into logits."""
         context = self.attachment.context
         if context is None or context.engine.active_branch is not None or self._is_reading_again:
             return None
@@ -155,7 +156,8 @@ class ForwardHooks:
         )
 
     def _end_prefill(self, context: DecodeContext, output: Any) -> None:
-        """End the first pass over the prompt: companions leave, and the last row is read again if asked."""
+        """End the first pass over the prompt: auxiliary prompts leave, and the last row is read again if
+        asked."""
         context.engine.cache = cache = read_cache(output)  # the decoder may have made it
         if context.auxiliary_prompts:
             extra = context.auxiliary_length
@@ -283,7 +285,7 @@ def _tap(context: DecodeContext, index: int, hidden_states: Tensor) -> None:
 
 
 def _append_rows(context: DecodeContext, output: Any, rows: list[Tensor]) -> None:
-    """Put hidden states `(batch, hidden)` behind the last ones of the prompts, at the newest position."""
+    """Put hidden states `(batch, hidden)` after the last ones of the prompts, at the newest position."""
     states = output.last_hidden_state
     if context.engine.wants_last_logits:
         states = states[:, -1:]
@@ -315,7 +317,7 @@ def _copied(kwargs: dict[str, Any], copies: int) -> dict[str, Any]:
 
 
 def _inject_last(given: dict[str, Any]) -> None:
-    """Of the visual features that Qwen3-VL adds behind its first layers, leave those of the last column."""
+    """Of the visual features that Qwen3-VL adds after its first layers, leave those of the last column."""
     places = given.pop("visual_pos_masks", None)
     features = given.pop("deepstack_visual_embeds", None)
     if places is None or features is None or not bool(places[:, -1].any()):
@@ -329,7 +331,7 @@ def _check_mask(mask: Any) -> None:
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         raise UnsupportedError(
             "this model prepares its attention masks ahead of the decoder (for instance to let image tokens "
-            "see each other), which pruning and companion prompts do not support"
+            "see each other), which pruning and auxiliary prompts do not support"
         )
 
 
@@ -343,7 +345,7 @@ def _positions(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor:
 
 
 def _append_auxiliary_prompts(context: DecodeContext, kwargs: dict[str, Any]) -> None:
-    """Put the companions behind the prompt, with positions of their own."""
+    """Put the auxiliary prompts after the prompt, with positions of their own."""
     embeddings, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
     positions = _positions(kwargs, context.layout)
     batch = embeddings.shape[0]

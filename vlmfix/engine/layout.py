@@ -1,4 +1,4 @@
-"""Where the parts of a prompt lie: image tokens, the text behind them, padding."""
+"""Where the parts of a prompt lie: image tokens, the text after them, padding."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Rows:
 class PromptLayout:
     """Boolean masks over the tokens of a prompt, one row a sample; all `(batch, tokens)`.
 
-    In the layers behind a pruning the tokens are those that were kept (`select`); masks and positions are
+    In the layers after a pruning the tokens are those that were kept (`select`); masks and positions are
     theirs.
 
     Args:
@@ -127,13 +127,13 @@ class PromptLayout:
 
     @cached_property
     def after_last_image(self) -> Tensor:
-        """Text behind the last image token; all False in a sample without an image."""
+        """Text after the last image token; all False in a sample without an image."""
         images_ahead = self.image_tokens.flip(1).cumsum(1).flip(1)
         return (images_ahead == 0) & self.image_tokens.any(dim=1, keepdim=True) & self.real_tokens
 
     @cached_property
     def before_first_image(self) -> Tensor:
-        """Tokens in front of the first image token; all False in a sample without an image."""
+        """Tokens before the first image token; all False in a sample without an image."""
         no_image_yet = self.image_tokens.cumsum(1) == 0
         return no_image_yet & self.image_tokens.any(dim=1, keepdim=True) & self.real_tokens
 
@@ -196,7 +196,7 @@ class PromptLayout:
 
         Args:
             tokens: `(batch, tokens)` bool.
-            keys: number of keys, these tokens and the generated ones behind them.
+            keys: number of keys, these tokens and the generated ones after them.
             generated: the mask of the latter by sample, `(batch,)` bool; None: they are all False.
 
         Returns:

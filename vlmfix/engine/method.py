@@ -43,7 +43,7 @@ class MethodHooks:
     needs_image: ClassVar[bool] = True
     """Whether it leaves prompts without an image or a video as they are."""
     keeps_prefix: ClassVar[bool] = False
-    """Whether nothing that it edits or observes by rows stands in front of the last image token, so that
+    """Whether nothing that it edits or observes by rows stands before the last image token, so that
     prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
 
@@ -134,7 +134,7 @@ class MethodHooks:
     def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
         """Outputs of all heads and rows before the output projection, `(batch, queries, heads, head_dim)`.
 
-        In the prefill the rows of companions come behind those of the prompt.
+        In the prefill the rows of auxiliary prompts come after those of the prompt.
         """
         return heads
 

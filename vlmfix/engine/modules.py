@@ -55,11 +55,11 @@ class DecoderModules:
                 )
 
     def final_norm(self, hidden_states: Tensor) -> Tensor:
-        """What stands behind the last layer, on `(batch, tokens, hidden)`."""
+        """What stands after the last layer, on `(batch, tokens, hidden)`."""
         return _context(self._final_norm, hidden_states)
 
     def input_norm(self, layer: int, hidden_states: Tensor) -> Tensor:
-        """The norm in front of the attention of a layer, on `(batch, tokens, hidden)`."""
+        """The norm before the attention of a layer, on `(batch, tokens, hidden)`."""
         return _context(self._decoder.layers[layer].input_layernorm, hidden_states)
 
     def feed_forward(self, layer: int, hidden_states: Tensor) -> Tensor:

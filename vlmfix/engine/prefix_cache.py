@@ -23,7 +23,7 @@ from vlmfix.engine.state import Prefix
 def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, `generate` reads what several prompts of a batch have in common only once.
 
-    That is the text and images in front of the last image token; prompts are compared by value. The key and
+    That is the text and images before the last image token; prompts are compared by value. The key and
     value cache is then the same as without, but for rounding. Methods that act there (`Method.keeps_prefix`),
     prompts without an image, caches other than the dynamic one and calls that want all hidden states read
     each prompt in full.

@@ -16,7 +16,7 @@ from vlmfix.engine.layout import PromptLayout, Rows
 
 @dataclass(eq=False)
 class AuxiliaryPrompt:
-    """A second prompt that is read behind the first in the same prefill; neither sees the other.
+    """A second prompt that is read after the first in the same prefill; neither sees the other.
 
     Args:
         inputs_embeds: `(batch, tokens, hidden)`.
@@ -169,7 +169,7 @@ class Prefix:
 
 @dataclass(eq=False)
 class CandidateBlock:
-    """Tokens behind a prompt that one pass reads on its cache.
+    """Tokens after a prompt that one pass reads on its cache.
 
     Args:
         before: number of tokens between the prompt and these.
@@ -184,7 +184,7 @@ class CandidateBlock:
     _masks: dict[PromptLayout, Tensor] = field(default_factory=dict)
 
     def places(self, device: torch.device) -> Tensor:
-        """How far behind the last token of the prompt each stands, `(size,)`."""
+        """How far after the last token of the prompt each stands, `(size,)`."""
         steps = torch.arange(self.size, device=device)
         return self.before + 1 + (torch.zeros_like(steps) if self.alternatives else steps)
 
@@ -211,7 +211,7 @@ class Encoded(NamedTuple):
 
     Args:
         features: image tokens, `(tokens, hidden)`.
-        injected: what Qwen3-VL adds behind its first layers, one `(tokens, hidden)` a layer.
+        injected: what Qwen3-VL adds after its first layers, one `(tokens, hidden)` a layer.
     """
 
     features: Tensor

@@ -39,7 +39,7 @@ class EditStats:
         head_share: edited (step, layer, head) triples among the eligible ones.
         site_share: edited sites among the eligible ones.
         size: mean size of the edit, in the unit that `details` names.
-        prefill_only: whether no step behind the prefill was edited.
+        prefill_only: whether no step after the prefill was edited.
         argmax_changed: share of the steps of `kl_steps` in which the likeliest token became another one.
         kl_mean: mean KL(edited || base) over these steps.
         kl_max: the largest one.

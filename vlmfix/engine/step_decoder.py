@@ -60,7 +60,7 @@ class PromptBatch:
 
     @contextmanager
     def sample(self, index: int) -> Iterator[StepDecoder]:
-        """Read on behind one prompt; methods then see a run of its sequences alone."""
+        """Read on after one prompt; methods then see a run of its sequences alone."""
         rows = slice(index * self._sequences, (index + 1) * self._sequences)
         cache = copy(self._cache)
         cache.layers = []
@@ -93,7 +93,7 @@ class StepDecoder:
 
     Args:
         model: which has read the prompt.
-        logits: of the first token behind it, `(sequences, vocabulary)` float32.
+        logits: of the first token after it, `(sequences, vocabulary)` float32.
         cache: of the sequences.
         position: of the last token of the prompt, `(..., sequences or 1, 1)`.
         attention_mask: of the prompt, `(sequences, tokens)`; None without padding.
@@ -116,7 +116,7 @@ class StepDecoder:
         self.one_by_one = False
         """Whether alternatives are read in passes of their own, for kernels that take no 4-D mask."""
         self.length = 0
-        """Number of tokens that stand behind the prompt in every sequence."""
+        """Number of tokens that stand after the prompt in every sequence."""
         self._model = model
         self._cache = cache
         self._position = position
@@ -125,7 +125,7 @@ class StepDecoder:
         self._pending = 0
 
     def alternatives(self, tokens: Tensor) -> Tensor:
-        """Logits behind each of several next tokens; `keep` or `follow` then says what becomes of them.
+        """Logits after each of several next tokens; `keep` or `follow` then says what becomes of them.
 
         Some method must be attached, or they would see each other.
 
@@ -183,7 +183,7 @@ class StepDecoder:
         self._cache.reorder_cache(sources)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits behind the next token of each sequence.
+        """Logits after the next token of each sequence.
 
         Args:
             tokens: `(sequences,)`.
@@ -196,10 +196,10 @@ class StepDecoder:
         return logits
 
     def again(self, tokens: Tensor) -> Tensor:
-        """Logits behind other sequences in place of those that there are.
+        """Logits after other sequences in place of those that there are.
 
         Args:
-            tokens: all that stands behind the prompt, `(sequences, tokens)`; at least one token.
+            tokens: all that stands after the prompt, `(sequences, tokens)`; at least one token.
 
         Returns:
             `(sequences, vocabulary)` float32.
@@ -210,7 +210,7 @@ class StepDecoder:
         return self._read(tokens, CandidateBlock(0, self.length))[:, -1]
 
     def _read(self, tokens: Tensor, block: CandidateBlock) -> Tensor:
-        """Logits behind tokens `(sequences, size)`; behind the last alone where they follow each other."""
+        """Logits after tokens `(sequences, size)`; after the last alone where they follow each other."""
         given: dict[str, Any] = {}
         if self._keeps_logits:
             given["logits_to_keep"] = block.size if block.alternatives else 1

@@ -30,14 +30,14 @@ class PromptPruning:
         self._injected: tuple[Tensor, list[Tensor]] | None = None
 
     def take_over_injection(self, kwargs: dict[str, Any]) -> None:
-        """Qwen3-VL adds visual features behind its first layers, at positions that pruning moves."""
+        """Qwen3-VL adds visual features after its first layers, at positions that pruning moves."""
         features, places = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
         self._injected = None
         if features is None or places is None:
             return
         if len(features) >= len(self.decoder.layers):
             raise UnsupportedError(
-                f"{type(self.decoder).__name__} injects visual features behind its last layer, which pruning "
+                f"{type(self.decoder).__name__} injects visual features after its last layer, which pruning "
                 "does not support"
             )
         self._injected = (places, features)
@@ -111,7 +111,7 @@ class PromptPruning:
         hidden_states: Tensor,
         kwargs: dict[str, Any],
     ) -> None:
-        """Give a layer behind a pruning the cosines and sines of the tokens that it reads."""
+        """Give a layer after a pruning the cosines and sines of the tokens that it reads."""
         if context.reads_on(hidden_states.shape[1]):
             if not stage.renumbered:
                 return
@@ -125,7 +125,7 @@ class PromptPruning:
                 own = self.decoder.rotary_emb(hidden_states, positions)
                 rows = (
                     context.layout.batch_size
-                )  # branches stand behind them, and nothing is pruned from these
+                )  # branches stand after them, and nothing is pruned from these
                 cos, sin = (
                     torch.cat([new, old[rows:]])
                     for new, old in zip(own, kwargs["position_embeddings"], strict=True)
@@ -152,7 +152,7 @@ class PromptPruning:
 
 
 def leave_out(context: DecodeContext, stage: PruningStage, hidden_states: Tensor) -> Tensor:
-    """The kept tokens of the prompt, and whatever stands behind it."""
+    """The kept tokens of the prompt, and whatever stands after it."""
     before = context.layout_at(stage.first_layer - 1) if stage.first_layer else context.layout
     behind = hidden_states[:, before.length :]
     kept = _gather(hidden_states, stage.index.to(hidden_states.device))

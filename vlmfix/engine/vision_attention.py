@@ -111,7 +111,7 @@ class EncoderTap:
         if after is not None:
             self._undo.callback(module.register_forward_hook(after).remove)
 
-    # LLaVA and LLaVA-NeXT: a class token, and a projector behind the encoder.
+    # LLaVA and LLaVA-NeXT: a class token, and a projector after the encoder.
 
     def _install_clip(self) -> None:
         index, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy

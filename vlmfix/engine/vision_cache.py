@@ -98,7 +98,7 @@ def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]
 
 
 def _with_newline(video: Encoded, newline: Tensor) -> Encoded:
-    """A video of LLaVA-OneVision with the newline token behind it, which old versions add only later."""
+    """A video of LLaVA-OneVision with the newline token after it, which old versions add only later."""
     newline = newline.to(video.features)
     if torch.equal(video.features[-1], newline):
         return video

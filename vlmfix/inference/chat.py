@@ -108,9 +108,9 @@ class SystemSlot:
     """What a chat template writes around a system message at the beginning, as tokens without the first, BOS.
 
     Args:
-        before: in front of it.
+        before: before it.
         after: between it and the user's first words.
-        without: in front of these if no system message is given; a template may put one of its own there.
+        without: before these if no system message is given; a template may put one of its own there.
         begin_token: BOS; None: the tokenizer has none.
     """
 
@@ -143,7 +143,7 @@ class SystemSlot:
             head: the prompt up to its first image, without padding.
 
         Returns:
-            First token to leave out, the one behind the last, and what to put there; None: the prompt does
+            First token to leave out, the one after the last, and what to put there; None: the prompt does
             not begin as the template says.
         """
         first = _leading(self.begin_token, head)
@@ -224,7 +224,7 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
 def text_and_spans(
     token_ids: Sequence[int], processor: ProcessorMixin, *, skip_special_tokens: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of tokens, and which of its characters each covers: from the first to behind the last."""
+    """The text of tokens, and which of its characters each covers: from the first to after the last."""
 
     def decode(start: int, stop: int) -> str:
         return processor.tokenizer.decode(
@@ -257,7 +257,7 @@ def _template(processor: ProcessorMixin) -> str | None:
 
 
 def _head(system: Any, processor: ProcessorMixin) -> str | None:
-    """What the template writes in front of the user's first words; None: it refuses this, or there is none.
+    """What the template writes before the user's first words; None: it refuses this, or there is none.
 
     Args:
         system: content of a system message; None: no such message.

@@ -1,17 +1,9 @@
-"""What a method is: a dataclass of numbers, and the hooks with which it acts.
-
-Methods on one model compose in the order in which they were attached, and within a forward pass in this one:
-companions join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer` sees those that
-go on, scores are edited (each method sees those of the model, and the edits add up), weights are edited one
-after the other, all methods observe the final weights, head outputs are edited; at the end of the prefill
-companions leave and, if a method asks for it, the last prompt row is read again under all edits; then the
-model turns its hidden states, branches and `extra_hidden_states` into logits at once, and these are edited.
-"""
+"""Base of all methods: a dataclass of numbers that attaches to a model."""
 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.attach import AttachmentBlock, fitted
+from vlmfix.engine.capabilities import AsksSeveralTimes
 from vlmfix.engine.compatibility import stock_model
 from vlmfix.engine.logits_processor import MethodLogitsProcessor
 from vlmfix.engine.method import MethodHooks
@@ -100,7 +93,7 @@ class Method(MethodHooks):
     """
 
     name: ClassVar[str]
-    """By which the command line and results call it; where a class says nothing, its own in lower case."""
+    """By which the command line and results call it; that of the class, in lower case, if not registered."""
     info: ClassVar[MethodInfo]
     attaches: ClassVar[bool] = True
     """Whether it acts inside one `model.generate`, and not on what is asked or how it is decoded alone."""
@@ -191,7 +184,7 @@ class Method(MethodHooks):
         return dict(generate_kwargs)
 
 
-class MultiPassMethod(Method, ABC):
+class MultiPassMethod(Method, AsksSeveralTimes, ABC):
     """A strategy that asks the model several times, by `run`; it cannot attach to one `model.generate`."""
 
     attaches: ClassVar = False
@@ -209,14 +202,3 @@ class MultiPassMethod(Method, ABC):
             f"{name} asks several times and changes the image, for which it needs the processor and the "
             f"image: use vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
         )
-
-    @abstractmethod
-    def run(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        images: Any,
-        prompt: str,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """Answer one prompt; what comes back has the text as its `answer`."""

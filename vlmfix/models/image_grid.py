@@ -260,7 +260,7 @@ def _qwen_video_tokens(config: PreTrainedConfig, inputs: Mapping[str, Any]) -> l
 
 
 def _frames(count: int, rows: int, columns: int, *, others: int = 0) -> ImageTokens:
-    """A video of so many frames, with other tokens behind them."""
+    """A video of so many frames, with other tokens after them."""
     size = rows * columns
     grids = tuple(TokenGrid.plain(frame * size, rows, columns) for frame in range(count))
     return ImageTokens(grids, count * size + others)
@@ -465,7 +465,7 @@ def _no_videos(config: PreTrainedConfig, inputs: Mapping[str, Any]) -> list[Imag
 
 
 def _class_tokens(config: PreTrainedConfig) -> int:
-    """Tokens in front of the patches of an image that the language model sees."""
+    """Tokens before the patches of an image that the language model sees."""
     vision, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     known = {("clip_vision_model", "default"): 0, ("clip_vision_model", "full"): 1}
     known["siglip_vision_model", "full"] = 0

@@ -17,12 +17,10 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from vlmfix.models.adapters import adapter_file, add_adapter, base_of
+from vlmfix.models.embedded import DEFAULT_MODEL, EMBEDDED
 from vlmfix.models.faults import check_small_files, telling_faults, template_fault
 from vlmfix.models.weights import check_weights
 from vlmfix.settings import user_path
-
-EMBEDDED = ("tiny-llava", "tiny-qwen2.5-vl")
-DEFAULT_MODEL = EMBEDDED[0]
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 

@@ -91,7 +91,7 @@ class PixelForm(NamedTuple):
         return pixels.reshape(image["pixel_values"].shape).to(image["pixel_values"])
 
     def _unfolded(self, patches: Tensor, rows: int, columns: int) -> Tensor:
-        """The picture `(3, height, width)` of patches in blocks; each holds its copies behind one another."""
+        """The picture `(3, height, width)` of patches in blocks; each holds its copies after one another."""
         merge, size = self.merge_size, self.patch_size
         blocks = patches.view(
             rows // merge, columns // merge, merge, merge, _CHANNELS, self.copies, size, size

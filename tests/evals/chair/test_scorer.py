@@ -12,11 +12,13 @@ import pytest
 from vlmfix.evals.chair import scorer
 from vlmfix.evals.chair.plurals import BIGRAMS
 from vlmfix.evals.chair.score_command import as_json, score_file
-from vlmfix.evals.chair.scorer import GroundTruth, Vocabulary, drop_incomplete
+from vlmfix.evals.chair.scorer import GroundTruth, Vocabulary
 from vlmfix.evals.chair.synonyms import OWN_ENTRIES
 from vlmfix.evals.chair.tokens import token_starts, tokenize
 
 from tests.support.paths import OFFICIAL
+from vlmfix.evaluation.tasks.lengths import drop_incomplete
+from vlmfix.evaluation.tasks.ratios import object_errors
 
 SYNONYMS = OFFICIAL / "chair" / "synonyms.txt"
 needs_official = pytest.mark.skipif(
@@ -282,7 +284,8 @@ def test_figures_of_the_example(vocabulary: Vocabulary) -> None:
     figures = (score.chair_i, score.chair_s, score.recall, score.precision, score.f1, score.length)
     expected = ["0.500000", "0.666667", "0.750000", "0.600000", "0.666667", "7.666667"]
     assert [f"{figure:.6f}" for figure in figures] == expected
-    assert list(scorer.object_errors(judged).items())[:2] == [("cat", (2, 2)), ("frisbee", (1, 1))]
+    mentions = [(m.category, m not in each.hallucinated) for each in judged for m in each.mentions]
+    assert list(object_errors(mentions).items())[:2] == [("cat", (2, 2)), ("frisbee", (1, 1))]
     with pytest.raises(ValueError, match="image 5 is not in the ground truth"):
         scorer.judge("A dog", 5, truth)
 

@@ -10,10 +10,11 @@ import pytest
 from vlmfix.evals.chair import scorer as scorer
 from vlmfix.evals.chair.task import Chair
 
+from tests.support.outcomes import metrics_of
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.tasks.base import Item, Scores
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.tasks.base import Sample, TaskMetrics
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 OBJECTS = {1: ["dog", "person"], 2: ["car"], 3: ["bus", "dog"], 4: []}
 CAPTIONS = {
@@ -60,12 +61,12 @@ def chair(tmp_path: Path) -> Chair:
     return task(write(tmp_path))
 
 
-def items(chair: Chair) -> list[Item]:
-    return chair.items(Path("unused"))
+def samples(chair: Chair) -> list[Sample]:
+    return chair.samples(Path("unused"))
 
 
-def scores(chair: Chair, texts: list[str | None], cut: list[bool] | None = None) -> Scores:
-    return chair.scores(items(chair), texts, cut or [False] * len(texts))
+def scores(chair: Chair, texts: list[str | None], truncated: list[bool] | None = None) -> TaskMetrics:
+    return metrics_of(chair, samples(chair), texts, truncated or [False] * len(texts))
 
 
 def value(metrics: list[Metric], name: str) -> float | None:
@@ -93,16 +94,16 @@ def test_figures(name: str, tmp_path: Path) -> None:
     assert value(found.metrics, name) == pytest.approx(EXPECTED[name])
 
 
-def test_items(chair: Chair) -> None:
-    asked = items(chair)
+def test_samples(chair: Chair) -> None:
+    asked = samples(chair)
     assert [each.id for each in asked] == [f"chair/{image:012d}" for image in OBJECTS]
     assert {each.prompt for each in asked} == {"Please describe this image in detail."}
-    assert [chair.gold(each) for each in asked] == ["dog, person", "car", "bus, dog", "cat, chair"]
+    assert [chair.target(each) for each in asked] == ["dog, person", "car", "bus, dog", "cat, chair"]
 
 
-def test_failed_items_add_nothing(chair: Chair) -> None:
-    asked = items(chair)
-    without = chair.scores(asked[:1] + asked[2:], TEXTS[:1] + TEXTS[2:], [False] * 3)
+def test_failed_samples_add_nothing(chair: Chair) -> None:
+    asked = samples(chair)
+    without = metrics_of(chair, asked[:1] + asked[2:], TEXTS[:1] + TEXTS[2:], [False] * 3)
     for one, other in zip(scores(chair, TEXTS).metrics, without.metrics, strict=True):
         assert (one.name, one.value) == (other.name, pytest.approx(other.value))
 
@@ -141,29 +142,33 @@ def test_figures_are_those_of_the_scorer(chair: Chair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dropped", "cut", "wrong"), [(True, True, 0), (True, False, 1), (False, True, 1), (False, False, 1)]
+    ("dropped", "truncated", "wrong"),
+    [(True, True, 0), (True, False, 1), (False, True, 1), (False, False, 1)],
 )
-def test_the_last_sentence_of_a_cut_caption(dropped: bool, cut: bool, wrong: int, tmp_path: Path) -> None:
+def test_the_last_sentence_of_a_cut_caption(
+    dropped: bool, truncated: bool, wrong: int, tmp_path: Path
+) -> None:
     chair = task(write(tmp_path), drop_incomplete=dropped)
     text = "A dog and a man. On the left there is a cat and"
-    found = scores(chair, [text, None, None, None], [cut, False, False, False])
+    found = scores(chair, [text, None, None, None], [truncated, False, False, False])
     assert value(found.metrics, "CHAIRs") == wrong
-    assert value(found.metrics, "truncated") == cut
-    judgement = chair.judge(items(chair)[0], text, cut=cut)
-    assert judgement.score == 1 - wrong
+    assert value(found.metrics, "truncated") == truncated
+    judgement = chair.judge(samples(chair)[0], text, truncated=truncated)
+    assert judgement.value == 1 - wrong
     assert judgement.parsed["not there"] == ["cat"] * wrong
 
 
 def test_judging_one_caption(chair: Chair) -> None:
-    first = items(chair)[0]
+    first = samples(chair)[0]
     for text, verdict, points in (
         ("A dog and a man.", "there: dog, person", 1),
         ("A dog, a cat, a car, a cat.", "not there: cat, car", 0),
         ("", "names no object", 1),
     ):
-        judgement = chair.judge(first, text, cut=False)
-        assert (judgement.verdict, judgement.score) == (verdict, points)
-    assert chair.judge(first, "A cat and a dog.", cut=False).parsed == {
+        judgement = chair.judge(first, text, truncated=False)
+        assert (judgement.verdict, judgement.value) == (verdict, points)
+    assert chair.judge(first, "A cat and a dog.", truncated=False).parsed == {
+        "mentions": ["cat", "dog"],
         "named": ["cat", "dog"],
         "not there": ["cat"],
     }
@@ -177,7 +182,7 @@ def test_words_of_the_user(tmp_path: Path) -> None:
     synonyms = tmp_path / "words.txt"
     synonyms.write_text("person, walker\ncar\nbus\ndog, hound\ncat\nchair")
     chair = task(write(tmp_path), synonyms=synonyms)
-    assert chair.judge(items(chair)[0], "A walker and his hound.", cut=False).parsed["named"] == [
+    assert chair.judge(samples(chair)[0], "A walker and his hound.", truncated=False).parsed["named"] == [
         "dog",
         "person",
     ]
@@ -191,12 +196,12 @@ def test_words_of_the_user(tmp_path: Path) -> None:
         ("person, man\ncar, man", "'man' is in the classes"),
     ],
 )
-def test_what_the_scorer_refuses_is_told_with_the_items(words: str, message: str, tmp_path: Path) -> None:
+def test_what_the_scorer_refuses_is_told_with_the_samples(words: str, message: str, tmp_path: Path) -> None:
     """Not after the first captions were written."""
     synonyms = tmp_path / "words.txt"
     synonyms.write_text(words)
     with pytest.raises(ValueError, match=message):
-        items(task(write(tmp_path), synonyms=synonyms))
+        samples(task(write(tmp_path), synonyms=synonyms))
 
 
 def test_a_category_that_no_vocabulary_knows(tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_a_category_that_no_vocabulary_knows(tmp_path: Path) -> None:
     path = tmp_path / "instances.json"
     path.write_text(path.read_text().replace('"dog"', '"hound of hell"'))
     with pytest.raises(ValueError, match="no class for the category 'hound of hell'"):
-        items(task(tmp_path))
+        samples(task(tmp_path))
 
 
 def test_a_scorer_whose_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,5 +218,5 @@ def test_a_scorer_whose_package_is_missing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("vlmfix.evals.chair.vocabulary.Lemmatizer", missing)
     with pytest.raises(ImportError, match="needs the package nltk"):
-        items(task(write(tmp_path), scorer="lemma"))
+        samples(task(write(tmp_path), scorer="lemma"))
     assert set(scores(task(tmp_path), TEXTS).parsers) == {"official", "corrected"}

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from vlmfix.evals.pope import parsers
-from vlmfix.evals.pope.parsers import PARSERS, Verdict
+from vlmfix.evals.pope.parsers import PARSERS
 from vlmfix.evals.pope.score_command import as_json, score_files
 
 from tests.support.paths import OFFICIAL
+from vlmfix.evaluation.tasks.ratios import object_errors
+from vlmfix.evaluation.tasks.yes_no import Verdict
 
 DATA = OFFICIAL / "pope"
 NAMES = ["official", "opera", "vcd", "lmms_eval", "vlmevalkit", "mme", "strict"]
@@ -20,7 +22,7 @@ WORDS: dict[str, Verdict | None] = {"y": "yes", "n": "no", "u": None}
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold", "expected"),
+    ("answer", "target", "expected"),
     [
         ("I can see no truck here", "no", "n n n u n u n"),
         ("no way to tell", "yes", "n n n u n n n"),
@@ -46,9 +48,9 @@ WORDS: dict[str, Verdict | None] = {"y": "yes", "n": "no", "u": None}
         ("1,000 no-one", "no", "y y n u u u n"),
     ],
 )
-def test_parsers(answer: str, gold: Verdict, expected: str) -> None:
+def test_parsers(answer: str, target: Verdict, expected: str) -> None:
     assert list(PARSERS) == NAMES
-    found = {name: PARSERS[name](answer, gold) for name in NAMES}
+    found = {name: PARSERS[name](answer, target) for name in NAMES}
     assert found == {name: WORDS[letter] for name, letter in zip(NAMES, expected.split(), strict=True)}
 
 
@@ -124,7 +126,7 @@ def test_objects() -> None:
     assert parsers.asked_object("Is there a dining table in the image?") == "dining table"
     assert parsers.asked_object("Is there an apple in the imange?") == "apple"
     assert parsers.asked_object("What is this?") is None
-    errors = parsers.object_errors([("car", True), ("dog", False), ("car", False), ("dog", False)])
+    errors = object_errors([("car", True), ("dog", False), ("car", False), ("dog", False)])
     assert list(errors.items()) == [("dog", (2, 2)), ("car", (1, 2))]
 
 
@@ -161,8 +163,8 @@ def test_answers_under_every_key(key: str, labels: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("key", ["label", "answer", "gt"])
 def test_labels_under_every_key_and_in_any_case(key: str, tmp_path: Path) -> None:
-    gold = file(tmp_path / "labels.json", [{key: "YES", "image_name": "x", "query": "Is it?"}, {key: "No"}])
-    report = score_files([file(tmp_path / "answers", given(["yes", "no"]))], [gold])
+    target = file(tmp_path / "labels.json", [{key: "YES", "image_name": "x", "query": "Is it?"}, {key: "No"}])
+    report = score_files([file(tmp_path / "answers", given(["yes", "no"]))], [target])
     assert report.splits[0].scores["strict"].accuracy == 1.0
     assert report.splits[0].counts["strict"]["rewritten_labels"] == 2
     assert report.notes == ["labels, paired by position: 2 labels not in lower case"]
@@ -266,7 +268,7 @@ def test_splits_mean_and_distinct_questions(labels: Path, tmp_path: Path) -> Non
     assert report.distinct["vlmevalkit"].paired == 5
     document = json.loads(json.dumps(as_json(report), allow_nan=False))
     assert document["splits"][1]["objects"]["vlmevalkit"]["cow"] == {"wrong": 1, "asked": 1}
-    assert document["splits"][0]["items"]["vlmevalkit"][2]["verdict"] == "no"
+    assert document["splits"][0]["samples"]["vlmevalkit"][2]["verdict"] == "no"
 
 
 def test_one_answer_file_a_label_file(labels: Path) -> None:

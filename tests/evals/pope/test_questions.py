@@ -131,7 +131,7 @@ def test_built_positives_are_the_first_objects_and_negatives_new_and_absent():
 
 def test_built_questions_are_the_same_for_the_same_seed_whatever_the_order():
     objects = world()
-    shuffled = dict(sorted(objects.items(), key=lambda item: item[0][::-1]))
+    shuffled = dict(sorted(objects.items(), key=lambda sample: sample[0][::-1]))
     assert list(shuffled) != list(objects)
     assert build_pope(shuffled, images=20, seed=5) == build_pope(objects, images=20, seed=5)
     other = build_pope(objects, images=20, seed=6)

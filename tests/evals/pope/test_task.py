@@ -9,10 +9,11 @@ import pytest
 from vlmfix.evals.pope.parsers import PARSERS, score
 from vlmfix.evals.pope.task import Pope
 
+from tests.support.outcomes import metrics_of
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.tasks.base import Item, Scores
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.tasks.base import Sample, TaskMetrics
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 ANSWERS = [
     ("random", "yes", "dog", "Yes."),
@@ -29,17 +30,17 @@ def task(parser: str = "strict") -> Pope:
     return Pope(DataFolder(), load_protocol("pope.llava/custom").with_(parser=parser))
 
 
-def item(number: int, split: str, gold: str, name: str) -> Item:
+def sample(number: int, split: str, target: str, name: str) -> Sample:
     prompt = f"Is there a {name} in the image?"
-    return Item(
-        f"pope/custom/{split}/{number}", "1.jpg", None, prompt, gold, {"split": split, "object": name}
+    return Sample(
+        f"pope/custom/{split}/{number}", "1.jpg", None, prompt, target, {"split": split, "object": name}
     )
 
 
-def scores(parser: str = "strict", answers: list[tuple[str, str, str, str | None]] = ANSWERS) -> Scores:
-    items = [item(number, *answer[:3]) for number, answer in enumerate(answers)]
+def scores(parser: str = "strict", answers: list[tuple[str, str, str, str | None]] = ANSWERS) -> TaskMetrics:
+    samples = [sample(number, *answer[:3]) for number, answer in enumerate(answers)]
     texts = [text for *_, text in answers]
-    return task(parser).scores(items, texts, [False] * len(items))
+    return metrics_of(task(parser), samples, texts, [False] * len(samples))
 
 
 def value(metrics: list[Metric], name: str, group: str = "") -> float | None:
@@ -72,7 +73,7 @@ def test_the_accuracy_of_the_protocol_comes_first() -> None:
     assert [each.name for each in metrics[-2:]] == ["words", "truncated"]
 
 
-def test_failed_items_add_nothing() -> None:
+def test_failed_samples_add_nothing() -> None:
     without = [answer for answer in ANSWERS if answer[3] is not None]
     for parser in PARSERS:
         for one, other in zip(scores(parser).metrics, scores(parser, without).metrics, strict=True):
@@ -123,8 +124,8 @@ def test_the_figures_are_those_of_the_scorer(parser: str) -> None:
     }
     for split in ("random", "popular", "adversarial"):
         own = [answer for answer in answers if answer[0] == split]
-        verdicts = [PARSERS[parser](text, gold) for _, gold, _, text in own]  # type: ignore[arg-type]
-        expected = score(verdicts, [gold for _, gold, _, _ in own], parser=parser)  # type: ignore[misc]
+        verdicts = [PARSERS[parser](text, target) for _, target, _, text in own]  # type: ignore[arg-type]
+        expected = score(verdicts, [target for _, target, _, _ in own], parser=parser)  # type: ignore[misc]
         for name, field in names.items():
             assert value(metrics, name, split) == pytest.approx(getattr(expected, field)), (name, split)
 
@@ -144,9 +145,9 @@ def test_vlmevalkit_counts_a_question_once_for_its_overall() -> None:
     assert value(scores("vlmevalkit", twice).metrics, "Overall") == pytest.approx(2 / 3)  # not 4 / 5
 
 
-def test_samples_of_a_question_are_not_the_same_question() -> None:
-    asked = item(1, "random", "yes", "dog")
-    found = task("vlmevalkit").scores([asked, asked], ["yes", "no"], [False, False])
+def test_repeats_of_a_question_are_not_the_same_question() -> None:
+    asked = sample(1, "random", "yes", "dog")
+    found = metrics_of(task("vlmevalkit"), [asked, asked], ["yes", "no"], [False, False])
     assert value(found.metrics, "Overall") == pytest.approx(2 / 3)
     assert value(found.metrics, "accuracy") == pytest.approx(1 / 2)
 
@@ -169,7 +170,7 @@ def test_nothing_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parser", "text", "gold", "parsed", "verdict", "points"),
+    ("parser", "text", "target", "parsed", "verdict", "points"),
     [
         ("strict", "Yes, it is.", "yes", "yes", "yes", 1),
         ("strict", "No.", "yes", "no", "no", 0),
@@ -179,27 +180,27 @@ def test_nothing_answered() -> None:
     ],
 )
 def test_judging_one_answer(
-    parser: str, text: str, gold: str, parsed: str | None, verdict: str, points: float
+    parser: str, text: str, target: str, parsed: str | None, verdict: str, points: float
 ) -> None:
-    judgement = task(parser).judge(item(1, "random", gold, "dog"), text, cut=False)
-    assert (judgement.parsed, judgement.verdict, judgement.score) == (parsed, verdict, points)
+    judgement = task(parser).judge(sample(1, "random", target, "dog"), text, truncated=False)
+    assert (judgement.parsed, judgement.verdict, judgement.value) == (parsed, verdict, points)
 
 
 def test_words_and_cut_answers() -> None:
-    asked = [item(number, "random", "yes", "dog") for number in range(3)]
-    found = task().scores(asked, ["Yes it is", "Yes", None], [True, False, True])
+    asked = [sample(number, "random", "yes", "dog") for number in range(3)]
+    found = metrics_of(task(), asked, ["Yes it is", "Yes", None], [True, False, True])
     assert value(found.metrics, "words") == 2
     assert value(found.metrics, "truncated") == pytest.approx(1 / 2)
 
 
-def test_items_are_built_where_there_are_no_files(world: Path, tmp_path: Path) -> None:
+def test_samples_are_built_where_there_are_no_files(world: Path, tmp_path: Path) -> None:
     pope = Pope(DataFolder.find(world), load_protocol("pope.tiny/synthetic"))
-    items = pope.items(tmp_path)
-    assert len(items) == 36
-    assert len({each.id for each in items}) == 36
-    assert {each.meta["split"] for each in items} == {"random", "popular", "adversarial"}
+    samples = pope.samples(tmp_path)
+    assert len(samples) == 36
+    assert len({each.id for each in samples}) == 36
+    assert {each.meta["split"] for each in samples} == {"random", "popular", "adversarial"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"synthetic_pope_{split}.json" for split in ("adversarial", "popular", "random")
     ]
-    assert [each.gold for each in items].count("yes") == 18
-    assert pope.gold(items[0]) in ("yes", "no")
+    assert [each.target for each in samples].count("yes") == 18
+    assert pope.target(samples[0]) in ("yes", "no")

@@ -181,9 +181,11 @@ def test_a_part_of_the_questions(annotations: Path, tmp_path: Path) -> None:
 
 
 def test_odd_answers_are_counted(tmp_path: Path) -> None:
-    gold = saved(tmp_path / "gold.json", {"data": [annotation(number, ["2"] * 10) for number in range(4)]})
+    target = saved(
+        tmp_path / "target.json", {"data": [annotation(number, ["2"] * 10) for number in range(4)]}
+    )
     rows = [{"question_id": number, "answer": answer} for number, answer in enumerate([None, 2, "", 2.0])]
-    report = score_files(saved(tmp_path / "results.json", rows), gold)
+    report = score_files(saved(tmp_path / "results.json", rows), target)
     assert [each.accuracy for each in report.judged] == [0, 1, 0, 0]
     assert (
         report.counts["null_answers"],
@@ -225,7 +227,7 @@ def test_results_that_do_not_fit(
 def test_annotations_that_do_not_fit(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     results = saved(tmp_path / "results.json", [{"question_id": 1, "answer": "x"}])
     with pytest.raises(ValueError, match=message):
-        score_files(results, saved(tmp_path / "gold.json", [row]))
+        score_files(results, saved(tmp_path / "target.json", [row]))
 
 
 def test_questions_must_have_the_ids(annotations: Path, tmp_path: Path) -> None:
@@ -236,8 +238,8 @@ def test_questions_must_have_the_ids(annotations: Path, tmp_path: Path) -> None:
 
 
 def test_images_as_ids(tmp_path: Path) -> None:
-    gold = saved(
-        tmp_path / "gold.json", [{"image": "VizWiz_val_00000000.jpg", "answers": [{"answer": "tea"}] * 10}]
+    target = saved(
+        tmp_path / "target.json", [{"image": "VizWiz_val_00000000.jpg", "answers": [{"answer": "tea"}] * 10}]
     )
     results = saved(tmp_path / "results.json", [{"image": "VizWiz_val_00000000.jpg", "answer": "Tea"}])
-    assert score_files(results, gold).score.overall.accuracy == 1.0
+    assert score_files(results, target).score.overall.accuracy == 1.0

@@ -8,10 +8,11 @@ import pytest
 from vlmfix.evals.vqa import task as module
 from vlmfix.evals.vqa.task import Vqa
 
+from tests.support.outcomes import metrics_of
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.tasks.base import Item, Scores
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.tasks.base import Sample, TaskMetrics
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 SPLIT = ["cat"] * 3 + ["dog"] * 7
 
@@ -20,9 +21,9 @@ def task(scorer: str = "always") -> Vqa:
     return Vqa(DataFolder(), load_protocol("vqa.llava/custom").with_(scorer=scorer))
 
 
-def item(gold: list[str], kind: str = "other", number: int = 1) -> Item:
+def sample(target: list[str], kind: str = "other", number: int = 1) -> Sample:
     meta = {"image_id": 1, "question": "?", "question_type": "what", "answer_type": kind}
-    return Item(f"vqa/{number}", "1", None, "?", gold, meta)
+    return Sample(f"vqa/{number}", "1", None, "?", target, meta)
 
 
 def value(metrics: list[Metric], name: str = "accuracy", group: str = "") -> float | None:
@@ -32,7 +33,7 @@ def value(metrics: list[Metric], name: str = "accuracy", group: str = "") -> flo
 
 
 @pytest.mark.parametrize(
-    ("text", "gold", "always", "official", "m4c"),
+    ("text", "target", "always", "official", "m4c"),
     [
         ("dog", SPLIT, 1, 1, 1),
         ("cat", SPLIT, 0.9, 0.9, 0.9),  # 2/3 where one of the three is left out, 1 for the others
@@ -48,24 +49,26 @@ def value(metrics: list[Metric], name: str = "accuracy", group: str = "") -> flo
     ],
 )
 def test_accuracy_of_one_answer(
-    text: str, gold: list[str], always: float, official: float, m4c: float
+    text: str, target: list[str], always: float, official: float, m4c: float
 ) -> None:
     for scorer, expected in (("always", always), ("official", official), ("m4c", m4c)):
-        judgement = task(scorer).judge(item(gold), text, cut=False)
-        assert judgement.score == pytest.approx(expected), scorer
+        judgement = task(scorer).judge(sample(target), text, truncated=False)
+        assert judgement.value == pytest.approx(expected), scorer
         assert judgement.verdict == f"{expected:.0%}"
         assert judgement.parsed == text.strip()
 
 
-def scores(scorer: str = "always") -> Scores:
+def scores(scorer: str = "always") -> TaskMetrics:
     asked = [
-        item(SPLIT, "other", 1),
-        item(["yes"] * 10, "yes/no", 2),
-        item(["yes"] * 10, "yes/no", 3),
-        item(["2"] * 10, "number", 4),
-        item(["x"] * 10, "", 5),
+        sample(SPLIT, "other", 1),
+        sample(["yes"] * 10, "yes/no", 2),
+        sample(["yes"] * 10, "yes/no", 3),
+        sample(["2"] * 10, "number", 4),
+        sample(["x"] * 10, "", 5),
     ]
-    return task(scorer).scores(asked, ["cat", "Yes", "No", None, "x"], [True, False, False, False, False])
+    return metrics_of(
+        task(scorer), asked, ["cat", "Yes", "No", None, "x"], [True, False, False, False, False]
+    )
 
 
 def test_figures_by_type_of_answer() -> None:
@@ -89,33 +92,33 @@ def test_modes_stand_side_by_side() -> None:
 
 @pytest.mark.parametrize("scorer", ["always", "official"])
 def test_questions_with_other_numbers_of_answers(scorer: str) -> None:
-    asked = [item(["a"], number=1), item(["a", "b", "a", "a"], number=2)]
-    found = task(scorer).scores(asked, ["a", "a"], [False, False])
+    asked = [sample(["a"], number=1), sample(["a", "b", "a", "a"], number=2)]
+    found = metrics_of(task(scorer), asked, ["a", "a"], [False, False])
     assert list(found.parsers) == [scorer]
     # alone, nobody is left to agree; of four, three find two others and one finds three
     assert value(found.metrics) == pytest.approx((0 + (3 * 2 / 3 + 1) / 4) / 2)
 
 
 def test_textvqa_wants_ten_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = [item(["a"] * 10, number=1), item(["a"] * 9, number=2)]
-    monkeypatch.setattr(module, "vqa_items", lambda data, protocol: asked)
-    assert task("always").items(Path("unused")) == asked
+    asked = [sample(["a"] * 10, number=1), sample(["a"] * 9, number=2)]
+    monkeypatch.setattr(module, "vqa_samples", lambda data, protocol: asked)
+    assert task("always").samples(Path("unused")) == asked
     with pytest.raises(ValueError, match=r"needs ten answers to each question, and 1 of 2 .*\(vqa/2\)"):
-        task("m4c").items(Path("unused"))
+        task("m4c").samples(Path("unused"))
 
 
 def test_nothing_answered() -> None:
-    found = task().scores([item(SPLIT)], [None], [False])
+    found = metrics_of(task(), [sample(SPLIT)], [None], [False])
     assert all(not each.is_defined for each in found.metrics)
 
 
 def test_what_is_right_in_words() -> None:
-    assert task().gold(item(SPLIT)) == "dog (7), cat (3)"
+    assert task().target(sample(SPLIT)) == "dog (7), cat (3)"
 
 
-def test_items(world: Path) -> None:
+def test_samples(world: Path) -> None:
     vqa = Vqa(DataFolder.find(world), load_protocol("vqa.tiny/synthetic"))
-    items = vqa.items(Path("unused"))
-    assert len(items) == len({each.id for each in items}) > 20
-    assert all(len(each.gold) == 10 for each in items)
-    assert {each.meta["answer_type"] for each in items} <= {"yes/no", "number", "other"}
+    samples = vqa.samples(Path("unused"))
+    assert len(samples) == len({each.id for each in samples}) > 20
+    assert all(len(each.target) == 10 for each in samples)
+    assert {each.meta["answer_type"] for each in samples} <= {"yes/no", "number", "other"}

@@ -7,15 +7,17 @@ import pytest
 
 from tests.support import outcomes
 from vlmfix.evaluation.analysis.comparison import Row, compare, find
-from vlmfix.evaluation.analysis.results import ItemResult, Metric, Outcome
+from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
 from vlmfix.evaluation.analysis.statistics import mean_estimate
-from vlmfix.evaluation.report.caveats import failed, notes, progress
+from vlmfix.evaluation.report.caveats import caveats, failed, progress
 
 
 def plain(method: str, scores: list[float | None], **changes: object) -> Outcome:
     """Two questions about each image, with accuracy as the only metric."""
-    items = [
-        ItemResult(f"q/{index}", f"image{index // 2}", None, f"question {index}", "yes", "Yes.", "yes", score)
+    samples = [
+        SampleResult(
+            f"q/{index}", f"image{index // 2}", None, f"question {index}", "yes", "Yes.", "yes", score
+        )
         for index, score in enumerate(scores)
     ]
     answered = np.array([[score is not None for score in scores]], dtype=float)
@@ -25,8 +27,8 @@ def plain(method: str, scores: list[float | None], **changes: object) -> Outcome
         protocol="q.default",
         method=method,
         parameters={},
-        items=items,
-        samples=np.zeros(len(items), dtype=int),
+        samples=samples,
+        repeats=np.zeros(len(samples), dtype=int),
         metrics=[metric],
         yes_no=True,
     )
@@ -41,7 +43,7 @@ def rows(*several: Outcome) -> list[Row]:
 def test_means_get_the_robust_formula_and_ratios_the_bootstrap() -> None:
     [row] = rows(outcomes.yes_no())
     sources = {
-        (each.metric.name, each.metric.group): (each.estimate.source, each.estimate.items)
+        (each.metric.name, each.metric.group): (each.estimate.source, each.estimate.samples)
         for each in row.figures
     }
     assert sources["accuracy", "random"] == ("sandwich", 72)
@@ -56,7 +58,7 @@ def test_means_get_the_robust_formula_and_ratios_the_bootstrap() -> None:
         assert each.difference is each.spread is None
 
 
-def test_difference_of_means_is_paired_by_item() -> None:
+def test_difference_of_means_is_paired_by_sample() -> None:
     before, after = [1.0, 0, 0, 1, 0, 1, 1, 0], [1.0, 1, 0, 1, 1, 1, 0, 0]
     _, row = rows(plain("a", before), plain("b", after))
     [figure] = row.figures
@@ -85,13 +87,13 @@ def test_better_method_shows() -> None:
     assert figure.difference.excludes_zero
 
 
-def test_failed_items_leave_both_methods() -> None:
+def test_failed_samples_leave_both_methods() -> None:
     _, row = rows(plain("a", [1, 0, 0, 1, 0, 1]), plain("b", [1, 1, None, 1, None, 1]))
     [figure] = row.figures
-    assert figure.estimate.items == 4
+    assert figure.estimate.samples == 4
     assert figure.estimate.value == 1
     assert figure.difference is not None
-    assert figure.difference.items == 4
+    assert figure.difference.samples == 4
     assert figure.difference.value == 0.25
     assert (row.mcnemar[""].better, row.mcnemar[""].worse) == (1, 0)
 
@@ -117,7 +119,7 @@ def test_undefined_figures_have_no_difference() -> None:
         assert row.figures[0].estimate.value == 0
         assert row.figures[0].estimate.low is None
         assert row.figures[0].difference is None
-    assert notes(comparison)[0] == "a: undefined for a zero denominator: precision."
+    assert caveats(comparison)[0] == "a: undefined for a zero denominator: precision."
 
 
 def test_ratio_that_is_a_mean_for_one_method_only() -> None:
@@ -137,17 +139,17 @@ def test_ratio_that_is_a_mean_for_one_method_only() -> None:
 
 def test_other_questions_are_not_paired() -> None:
     base = plain("a", [1, 0, 1, 0])
-    asked = dataclasses.replace(base.items[1], prompt="another question")
-    other = dataclasses.replace(base, method="b", items=[base.items[0], asked, *base.items[2:]])
+    asked = dataclasses.replace(base.samples[1], prompt="another question")
+    other = dataclasses.replace(base, method="b", samples=[base.samples[0], asked, *base.samples[2:]])
     fewer = plain("c", [1, 0])
     [comparison] = compare([base, other, fewer])
     _, second, third = comparison.rows
-    assert second.unpaired == "1 items differ in prompt, gold answer or image"
-    assert third.unpaired == "only one of the two has 2 of the items"
+    assert second.unpaired == "1 samples differ in prompt, target answer or image"
+    assert third.unpaired == "only one of the two has 2 of the samples"
     for row in (second, third):
         assert row.figures[0].difference is None
         assert row.mcnemar == {}
-    assert any("no paired differences: only one" in note for note in notes(comparison))
+    assert any("no paired differences: only one" in note for note in caveats(comparison))
 
 
 def test_tasks_and_protocols_are_kept_apart() -> None:
@@ -167,10 +169,10 @@ def test_questions_that_splits_share_count_once_in_mcnemar() -> None:
     assert row.mcnemar["random"].worse == 0
 
 
-def test_several_samples() -> None:
+def test_several_repeats() -> None:
     first, row = rows(
-        outcomes.yes_no(samples=3, splits=["random"]),
-        outcomes.yes_no("x", yes_bias=0.2, samples=3, splits=["random"]),
+        outcomes.yes_no(repeats=3, splits=["random"]),
+        outcomes.yes_no("x", yes_bias=0.2, repeats=3, splits=["random"]),
     )
     figure = first.figure("accuracy")
     assert figure is not None
@@ -178,24 +180,24 @@ def test_several_samples() -> None:
     assert len(figure.spread.values) == 3
     assert figure.spread.mean == pytest.approx(figure.estimate.value)
     assert figure.spread.deviation > 0
-    assert figure.estimate.items == 216
-    assert row.mcnemar == {}  # samples of a question are not independent
+    assert figure.estimate.samples == 216
+    assert row.mcnemar == {}  # repeats of a question are not independent
     assert row.figures[0].difference is not None
 
 
-def test_order_of_items_does_not_matter() -> None:
-    outcome = outcomes.yes_no(samples=2)
+def test_order_of_samples_does_not_matter() -> None:
+    outcome = outcomes.yes_no(repeats=2)
     [row], [same] = rows(outcome), rows(outcomes.shuffled(outcome))
     assert [each.estimate for each in row.figures] == [each.estimate for each in same.figures]
-    assert row.outcome.items == same.outcome.items
+    assert row.outcome.samples == same.outcome.samples
 
 
-def test_labels_items_and_metrics_must_be_unique() -> None:
+def test_labels_samples_and_metrics_must_be_unique() -> None:
     outcome = plain("a", [1, 0])
     with pytest.raises(ValueError, match="a occurs twice on q"):
         compare([outcome, outcome])
-    with pytest.raises(ValueError, match="has item q/0 \\(sample 0\\) twice"):
-        compare([dataclasses.replace(outcome, items=[outcome.items[0]] * 2)])
+    with pytest.raises(ValueError, match="has sample q/0 \\(repeat 0\\) twice"):
+        compare([dataclasses.replace(outcome, samples=[outcome.samples[0]] * 2)])
     with pytest.raises(ValueError, match="a metric twice"):
         compare([dataclasses.replace(outcome, metrics=outcome.metrics * 2)])
 
@@ -222,12 +224,12 @@ def test_groups_and_headline() -> None:
 
 def test_notes_tell_what_to_beware_of() -> None:
     lossy = outcomes.yes_no("var", failed=(0, 5))
-    unfinished = outcomes.yes_no("vhr", counts={"items": 1000, "answered": 210, "failed": 2})
+    unfinished = outcomes.yes_no("vhr", counts={"samples": 1000, "answered": 210, "failed": 2})
     [comparison] = compare([outcomes.yes_no(), lossy, unfinished])
-    found = notes(comparison)
+    found = caveats(comparison)
     assert found[:2] == [
-        "var: 2 of 216 items failed (2 OSError).",
-        "vhr: partial (212 of 1,000 items).",
+        "var: 2 of 216 samples failed (2 OSError).",
+        "vhr: partial (212 of 1,000 samples).",
     ]
     assert found[2].startswith("Two parsers differ by more than 0.5 points for 3 of 3 methods, most for ")
     assert "by strict and" in found[2]
@@ -241,4 +243,4 @@ def test_parsers_that_agree_are_not_noted() -> None:
     [comparison] = compare(
         [dataclasses.replace(outcome, parsers={"a": outcome.metrics, "b": outcome.metrics})]
     )
-    assert notes(comparison) == []
+    assert caveats(comparison) == []

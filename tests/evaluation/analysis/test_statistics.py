@@ -43,7 +43,7 @@ def test_paired_difference() -> None:
         pytest.approx(0.2 + half, abs=1e-5),
     )
     assert not estimate.excludes_zero
-    assert (estimate.items, estimate.clusters, estimate.source) == (10, 4, "sandwich")
+    assert (estimate.samples, estimate.clusters, estimate.source) == (10, 4, "sandwich")
 
 
 def test_labels_of_clusters_do_not_matter() -> None:
@@ -53,7 +53,7 @@ def test_labels_of_clusters_do_not_matter() -> None:
     assert clustered_error(VALUES[order], names[order]) == pytest.approx(clustered_error(VALUES, CLUSTERS))
 
 
-def test_each_item_its_own_cluster_gives_the_naive_error() -> None:
+def test_each_sample_its_own_cluster_gives_the_naive_error() -> None:
     own = np.arange(10)
     assert robust_error(VALUES, own) == pytest.approx(naive_error(VALUES))
     assert clustered_error(VALUES, own) == pytest.approx(naive_error(VALUES))
@@ -134,12 +134,12 @@ def test_resamples_without_a_denominator_are_left_out() -> None:
     metric = Metric("precision", np.array([[1.0, 0, 0]]), np.array([[1.0, 1, 0]]))
     draws = resampled_ratios([metric], np.arange(3))[:, 0]
     assert np.isnan(draws).mean() == pytest.approx(1 / 27, abs=0.01)
-    estimate = percentile_estimate(0.5, draws, items=2, clusters=2)
+    estimate = percentile_estimate(0.5, draws, samples=2, clusters=2)
     assert (estimate.low, estimate.high, estimate.source) == (0, 1, "bootstrap")
 
 
 def test_ratio_of_one_image_has_no_interval() -> None:
-    estimate = percentile_estimate(0.5, np.full(100, 0.5), items=3, clusters=1)
+    estimate = percentile_estimate(0.5, np.full(100, 0.5), samples=3, clusters=1)
     assert estimate.low is estimate.high is estimate.error is None
 
 
@@ -161,7 +161,7 @@ def test_mcnemar(better: int, worse: int, p: float) -> None:
     assert mcnemar(better, worse) == pytest.approx(p, abs=1e-6)
 
 
-def test_spread_over_samples() -> None:
+def test_spread_over_repeats() -> None:
     found = spread([0.7, 0.8, 0.9])
     assert found.values == (0.7, 0.8, 0.9)
     assert found.mean == pytest.approx(0.8)

@@ -5,9 +5,12 @@ import io
 import datasets
 import pytest
 from PIL import Image
+from vlmfix.evals.chair.task import Chair
+from vlmfix.evals.pope.dataset import pope_rows
+from vlmfix.evals.vqa.dataset import vqa_rows
 
-from vlmfix.evaluation.datasets.hub import HubData, hub_items
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 COLUMNS = {"image": "picture", "question": "text", "answer": "label"}
 ROWS = {
@@ -41,51 +44,52 @@ def saved(folder, **changes):
     return str(folder)
 
 
-def items_of(name, tmp_path, columns=COLUMNS, split="test", protocol=POPE):
-    return hub_items(HubData(name, split, columns), protocol, tmp_path / "pictures")
+def samples_of(name, tmp_path, columns=COLUMNS, split="test", protocol=POPE):
+    rows = vqa_rows if protocol.task == "vqa" else pope_rows
+    return rows(HubData(name, split, columns), protocol, tmp_path / "pictures")
 
 
 def test_a_saved_data_set(tmp_path):
     columns = COLUMNS | {"id": "number", "group": "kind"}
     data = HubData(saved(tmp_path / "saved"), "test", columns)
-    items = hub_items(data, POPE, tmp_path / "pictures")
-    assert [item.id for item in items] == [
+    samples = pope_rows(data, POPE, tmp_path / "pictures")
+    assert [sample.id for sample in samples] == [
         "pope/custom/popular/7",
         "pope/custom/random/7",
         "pope/custom/random/8",
     ]
-    assert [item.gold for item in items] == ["no", "yes", "no"]
-    assert items[1].meta == {
+    assert [sample.target for sample in samples] == ["no", "yes", "no"]
+    assert samples[1].meta == {
         "split": "random",
         "object": "cat",
         "question": "Is there a cat in the image?",
     }
-    assert items[1].image == items[2].image
-    assert items[1].image.read_bytes() == picture(0)
-    assert items[1].image.suffix == ".jpeg"
-    assert items[1].cluster == items[2].cluster != items[0].cluster
+    assert samples[1].image == samples[2].image
+    assert samples[1].image.read_bytes() == picture(0)
+    assert samples[1].image.suffix == ".jpeg"
+    assert samples[1].cluster == samples[2].cluster != samples[0].cluster
     assert len(list((tmp_path / "pictures").iterdir())) == 2
     used = data.used["data set"]
     assert (used["name"], used["split"], used["config"], used["rows"]) == (data.name, "test", None, 3)
-    assert items == hub_items(data, POPE, tmp_path / "pictures")
+    assert samples == pope_rows(data, POPE, tmp_path / "pictures")
     assert data.used["data set"] == used
 
 
 def test_a_saved_data_set_with_splits(tmp_path):
     datasets.DatasetDict({"dev": data_set(), "test": data_set()}).save_to_disk(tmp_path / "saved")
-    items = items_of(str(tmp_path / "saved"), tmp_path, split="dev")
-    assert [item.id for item in items] == [f"pope/custom/all/{number}" for number in (1, 2, 3)]
+    samples = samples_of(str(tmp_path / "saved"), tmp_path, split="dev")
+    assert [sample.id for sample in samples] == [f"pope/custom/all/{number}" for number in (1, 2, 3)]
     with pytest.raises(ValueError, match="split train: there is no such split; it has dev, test"):
-        items_of(str(tmp_path / "saved"), tmp_path, split="train")
+        samples_of(str(tmp_path / "saved"), tmp_path, split="train")
 
 
 def test_a_parquet_file_and_a_folder_of_them(tmp_path):
     (tmp_path / "folder").mkdir()
     data_set().to_parquet(tmp_path / "folder/test.parquet")
-    items = items_of(str(tmp_path / "folder/test.parquet"), tmp_path)
-    assert len(items) == 3
-    assert [item.gold for item in items_of(str(tmp_path / "folder"), tmp_path)] == [
-        each.gold for each in items
+    samples = samples_of(str(tmp_path / "folder/test.parquet"), tmp_path)
+    assert len(samples) == 3
+    assert [sample.target for sample in samples_of(str(tmp_path / "folder"), tmp_path)] == [
+        each.target for each in samples
     ]
 
 
@@ -93,9 +97,9 @@ def test_json_with_paths_beside_it(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = {"picture": ["a.png", "b.png", str(tmp_path / "c.png")]} | ROWS
     datasets.Dataset.from_dict(rows).to_json(path)
-    items = items_of(str(path), tmp_path)
-    assert [item.image for item in items] == [tmp_path / f"{name}.png" for name in "abc"]
-    assert items[0].cluster == "a.png"
+    samples = samples_of(str(path), tmp_path)
+    assert [sample.image for sample in samples] == [tmp_path / f"{name}.png" for name in "abc"]
+    assert samples[0].cluster == "a.png"
 
 
 def test_a_folder_of_pictures(tmp_path):
@@ -106,8 +110,8 @@ def test_a_folder_of_pictures(tmp_path):
         (folder / f"{number}.jpg").write_bytes(picture(number))
         lines.append(f"{number}.jpg,{text},{label}")
     (folder / "metadata.csv").write_text("\n".join(lines))
-    items = items_of(str(folder), tmp_path, COLUMNS | {"image": "image"}, split="train")
-    assert [item.image for item in items] == [folder / f"{number}.jpg" for number in range(3)]
+    samples = samples_of(str(folder), tmp_path, COLUMNS | {"image": "image"}, split="train")
+    assert [sample.image for sample in samples] == [folder / f"{number}.jpg" for number in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -120,22 +124,22 @@ def test_a_folder_of_pictures(tmp_path):
 def test_open_questions(tmp_path, answers):
     columns = COLUMNS | {"id": "number", "group": "kind"}
     data = HubData(saved(tmp_path / "saved", label=answers, number=["a", "b", "c"]), "test", columns)
-    items = hub_items(data, load_protocol("textvqa.llava"), tmp_path / "pictures")
-    assert [item.id for item in items] == ["vqa/a", "vqa/b", "vqa/c"]
-    assert items[0].gold == ["dog", "cat"]
-    assert items[0].meta["question_type"] == "random"
-    assert items[0].prompt.endswith("image?\nAnswer the question using a single word or phrase.")
+    samples = vqa_rows(data, load_protocol("textvqa.llava"), tmp_path / "pictures")
+    assert [sample.id for sample in samples] == ["vqa/a", "vqa/b", "vqa/c"]
+    assert samples[0].target == ["dog", "cat"]
+    assert samples[0].meta["question_type"] == "random"
+    assert samples[0].prompt.endswith("image?\nAnswer the question using a single word or phrase.")
 
 
 def test_one_answer_is_enough_for_open_questions(tmp_path):
-    items = items_of(saved(tmp_path / "saved"), tmp_path, protocol=load_protocol("vqa.llava"))
-    assert [item.gold for item in items] == [["Yes"], ["no"], ["NO"]]
+    samples = samples_of(saved(tmp_path / "saved"), tmp_path, protocol=load_protocol("vqa.llava"))
+    assert [sample.target for sample in samples] == [["Yes"], ["no"], ["NO"]]
 
 
 def test_a_broken_picture_is_kept(tmp_path):
     broken = [{"bytes": b"broken", "path": None}] * 3
-    items = items_of(saved(tmp_path / "saved", picture=broken), tmp_path)
-    assert items[0].image.read_bytes() == b"broken"
+    samples = samples_of(saved(tmp_path / "saved", picture=broken), tmp_path)
+    assert samples[0].image.read_bytes() == b"broken"
 
 
 @pytest.mark.parametrize(
@@ -155,12 +159,12 @@ def test_a_broken_picture_is_kept(tmp_path):
 def test_wrong_rows_are_named(tmp_path, changes, message):
     columns = COLUMNS | {"id": "number", "group": "kind"}
     with pytest.raises(ValueError, match=message):
-        items_of(saved(tmp_path / "saved", **changes), tmp_path, columns)
+        samples_of(saved(tmp_path / "saved", **changes), tmp_path, columns)
 
 
 def test_missing_columns_are_named(tmp_path):
     with pytest.raises(ValueError, match="has no column image; its columns are picture, text, label"):
-        items_of(saved(tmp_path / "saved"), tmp_path, COLUMNS | {"image": "image"})
+        samples_of(saved(tmp_path / "saved"), tmp_path, COLUMNS | {"image": "image"})
 
 
 @pytest.mark.parametrize(
@@ -178,22 +182,22 @@ def test_wrong_column_maps_are_refused(columns, message):
 
 def test_data_sets_that_are_not_there(tmp_path):
     with pytest.raises(OSError, match="cannot load the data set nobody/nothing, split test"):
-        items_of("nobody/nothing", tmp_path)
+        samples_of("nobody/nothing", tmp_path)
     (tmp_path / "rows.txt").write_text("a")
     with pytest.raises(ValueError, match=r"rows\.txt, split test: a file must be one of \.json"):
-        items_of(str(tmp_path / "rows.txt"), tmp_path)
+        samples_of(str(tmp_path / "rows.txt"), tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises((OSError, ValueError), match="cannot load the data set") as caught:
-        items_of(str(tmp_path / "empty"), tmp_path)
+        samples_of(str(tmp_path / "empty"), tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_no_rows(tmp_path):
     data_set().select([]).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match=r"cannot load the data set .*rows\.parquet, split test: .* no data"):
-        items_of(str(tmp_path / "rows.parquet"), tmp_path)
+        samples_of(str(tmp_path / "rows.parquet"), tmp_path)
 
 
 def test_captions_need_coco(tmp_path):
     with pytest.raises(ValueError, match="chair cannot use the data set x: it needs instances and captions"):
-        hub_items(HubData("x", "test", COLUMNS), load_protocol("chair.512"), tmp_path)
+        Chair(HubData("x", "test", COLUMNS), load_protocol("chair.512")).samples(tmp_path)

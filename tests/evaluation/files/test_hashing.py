@@ -6,7 +6,7 @@ from vlmfix.evaluation.files.hashing import canonical_json, digest
 
 KEY = {
     "task": "pope/coco/random",
-    "item": "1",
+    "sample": "1",
     "seed": 0,
     "method": {"name": "var", "moved_fraction": 0.4},
 }
@@ -14,7 +14,7 @@ KEY = {
 
 def test_the_vector():
     assert canonical_json(KEY) == (
-        '{"item":"1","method":{"moved_fraction":0.4,"name":"var"},"seed":0,"task":"pope/coco/random"}'
+        '{"sample":"1","method":{"moved_fraction":0.4,"name":"var"},"seed":0,"task":"pope/coco/random"}'
     )
     assert digest(KEY) == "dacd69cbe350c33d4a6a5d4b3ec79064f8e0f703b31e77a042da2f165ff52c6e"
 

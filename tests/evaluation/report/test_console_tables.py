@@ -50,7 +50,7 @@ def test_one_method_has_no_differences() -> None:
 
 def test_inactive_and_partial_methods_show() -> None:
     inactive = outcomes.captions("vcd", inactive=True)
-    partial = outcomes.captions("opera", counts={"items": 1000, "answered": 410, "failed": 2})
+    partial = outcomes.captions("opera", counts={"samples": 1000, "answered": 410, "failed": 2})
     text = printed(outcomes.captions(), inactive, partial, terminal=True)
     assert "vcd: inactive, it never acted." in text
     assert "partial (412 of 1,000)" in text
@@ -63,7 +63,7 @@ def test_no_colours_in_a_file() -> None:
 
 def test_failures_and_undefined_figures_show() -> None:
     text = printed(outcomes.yes_no(), outcomes.yes_no("var", failed=(1, 2, 3)))
-    assert "var: 3 of 216 items failed (3 OSError)." in text
+    assert "var: 3 of 216 samples failed (3 OSError)." in text
     nothing = outcomes.captions(images=0)
     assert "undefined" in printed(nothing)
 
@@ -79,6 +79,6 @@ def test_nothing_to_show() -> None:
     assert "q" in printed(dataclasses.replace(outcomes.captions(), metrics=[], task="q"))
 
 
-def test_samples_have_a_spread() -> None:
-    text = printed(outcomes.yes_no(samples=3), outcomes.yes_no("var", samples=3))
+def test_repeats_have_a_spread() -> None:
+    text = printed(outcomes.yes_no(repeats=3), outcomes.yes_no("var", repeats=3))
     assert "(SD " in text

@@ -18,7 +18,7 @@ from vlmfix.evaluation.analysis.comparison import compare
 from vlmfix.evaluation.analysis.results import Outcome
 from vlmfix.evaluation.report.disagreements import LONGEST_SIDE, disagreements, thumbnail
 from vlmfix.evaluation.report.html import SHOWN, write_report
-from vlmfix.evaluation.report.provenance import run_facts, task_facts
+from vlmfix.evaluation.report.provenance import run_provenance, task_provenance
 from vlmfix.evaluation.report.tradeoff_plot import tradeoff_plot
 
 CHROMIUM = next(
@@ -51,8 +51,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / name for name in names]
 
 
-def written(path: Path, *several: Outcome, title: str = "A run", notes: Sequence[str] = ()) -> str:
-    write_report(path / "report.html", compare(several), title=title, notes=notes)
+def written(path: Path, *several: Outcome, title: str = "A run", caveats: Sequence[str] = ()) -> str:
+    write_report(path / "report.html", compare(several), title=title, caveats=caveats)
     return (path / "report.html").read_text(encoding="utf-8")
 
 
@@ -85,7 +85,7 @@ def run_of(pictures: Sequence[Path | None] = (None,)) -> list[Outcome]:
 
 
 def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None:
-    page = Page(written(tmp_path, *run_of(pictures), title="Two tasks", notes=["Synthetic scenes."]))
+    page = Page(written(tmp_path, *run_of(pictures), title="Two tasks", caveats=["Synthetic scenes."]))
     for text in (
         "Two tasks",
         "Synthetic scenes.",
@@ -105,7 +105,7 @@ def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None
         "lower is better",
         "10,000 image-level bootstrap resamples",
         "exact McNemar tests against greedy",
-        "1 of 720 items failed (1 OSError)",
+        "1 of 720 samples failed (1 OSError)",
         "Two parsers differ by more than 0.5 points",
         "the same answers under all parsers",
         "pope by group",
@@ -115,8 +115,8 @@ def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None
         "(\N{MULTIPLICATION SIGN}1.18)",
         "15.2 GiB",
         "site share",
-        "Items on which methods disagree",
-        "Items without an answer",
+        "Samples on which methods disagree",
+        "Samples without an answer",
         "pope/random/0000/3",
         '"moved_fraction": 0.4',
         "USER:\\nIs there a dog?",
@@ -134,20 +134,20 @@ def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None
         ({"num_beams": 5}, "5 beams, at most 16 new tokens"),
         (
             {"temperature": 1.0, "top_p": 0.9, "seeds": [0, 1, 2]},
-            "temperature 1, top-p 0.9, 3 samples, at most",
+            "temperature 1, top-p 0.9, 3 repeats, at most",
         ),
     ],
 )
 def test_decoding_in_words(changes: dict[str, object], text: str) -> None:
     protocol = {"temperature": 0.0, "num_beams": 1, "max_new_tokens": 16} | changes
     outcome = outcomes.captions(details={"key": {"protocol": protocol}})
-    assert task_facts([outcome])["decoding"].startswith(text)
-    assert run_facts([outcome]) == {}
+    assert task_provenance([outcome])["decoding"].startswith(text)
+    assert run_provenance([outcome]) == {}
 
 
 def test_starts_of_several_runs() -> None:
     several = [outcomes.captions(details={"info": {"started_at": time}}) for time in ("b", "c", "a")]
-    assert run_facts(several) == {"started": "a to c"}
+    assert run_provenance(several) == {"started": "a to c"}
 
 
 def test_no_request_leaves_the_page(tmp_path: Path, pictures: list[Path]) -> None:
@@ -171,18 +171,18 @@ def test_answers_are_text_only(tmp_path: Path) -> None:
     harmless = Page(written(tmp_path, base, outcomes.captions("vcd", images=len(NASTY), care=0.9))).tags
 
     def with_texts(outcome: Outcome, score: float) -> Outcome:
-        items = [
-            dataclasses.replace(item, answer=text, verdict=text[:50], prompt=text, gold=text, score=score)
-            for item, text in zip(outcome.items, NASTY, strict=True)
+        samples = [
+            dataclasses.replace(sample, answer=text, verdict=text[:50], prompt=text, target=text, score=score)
+            for sample, text in zip(outcome.samples, NASTY, strict=True)
         ]
-        return dataclasses.replace(outcome, items=items)
+        return dataclasses.replace(outcome, samples=samples)
 
     source = written(
         tmp_path,
         with_texts(base, 0.0),
         with_texts(dataclasses.replace(base, method="<b>x</b>"), 1.0),
         title="<i>title</i>",
-        notes=["<u>note</u>"],
+        caveats=["<u>note</u>"],
     )
     page = Page(source)
     assert page.tags["script"] == harmless["script"] == 1
@@ -212,7 +212,7 @@ def test_answers_are_text_only(tmp_path: Path) -> None:
 def test_pages_with_next_to_nothing(outcome: Outcome, tmp_path: Path) -> None:
     for others in ([], [dataclasses.replace(outcome, method="other")]):
         page = Page(written(tmp_path, outcome, *others))
-        assert not page.all("section", id="items")
+        assert not page.all("section", id="samples")
         assert page.tags["table"] >= 1
 
 
@@ -225,27 +225,27 @@ def test_disagreements_name_who_is_right(tmp_path: Path) -> None:
     [comparison] = compare([first, second, outcomes.yes_no("y", splits=["random"])])
     found = disagreements(comparison)
     differing = sum(
-        one.verdict != other.verdict for one, other in zip(first.items, second.items, strict=True)
+        one.verdict != other.verdict for one, other in zip(first.samples, second.samples, strict=True)
     )
     assert len(found) == differing > 0
     for each in found:
         before, after = each.answers
         assert (before.method, before.change, after.method, each.same) == ("greedy", "", "x", ["y"])
-        assert after.change == ("fixed" if after.item.score else "broken")
+        assert after.change == ("fixed" if after.sample.score else "broken")
     page = Page(written(tmp_path, first, second))
     assert f"pope: showing {differing} of {differing}." in page.text
 
 
 def test_same_score_with_another_verdict_is_a_change_and_failures_are_not() -> None:
     first = outcomes.captions(images=3)
-    items = [
-        dataclasses.replace(first.items[0], verdict="not there: boat"),
-        dataclasses.replace(first.items[1], score=None, answer=None),
-        first.items[2],
+    samples = [
+        dataclasses.replace(first.samples[0], verdict="not there: boat"),
+        dataclasses.replace(first.samples[1], score=None, answer=None),
+        first.samples[2],
     ]
-    [comparison] = compare([first, dataclasses.replace(first, method="x", items=items)])
+    [comparison] = compare([first, dataclasses.replace(first, method="x", samples=samples)])
     [found] = disagreements(comparison)
-    assert (found.item.id, found.answers[1].change) == (first.items[0].id, "changed")
+    assert (found.sample.id, found.answers[1].change) == (first.samples[0].id, "changed")
 
 
 def test_many_disagreements_are_sampled(tmp_path: Path, pictures: list[Path]) -> None:
@@ -337,7 +337,7 @@ def test_page_in_a_browser(width: int, tmp_path: Path, pictures: list[Path]) -> 
     probe = """
       onload = () => {
         const page = frames[0].document;
-        const shown = () => page.querySelectorAll(".items > li:not([hidden])").length;
+        const shown = () => page.querySelectorAll(".samples > li:not([hidden])").length;
         const { scrollWidth, scrollHeight } = page.documentElement;
         const first = shown();
         const { change, text } = page.getElementById("filter").elements;

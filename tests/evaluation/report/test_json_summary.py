@@ -13,11 +13,11 @@ from tests.support import outcomes
 from tests.support.paths import ROOT
 from vlmfix.evaluation.analysis.comparison import compare
 from vlmfix.evaluation.analysis.results import Outcome
+from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.json_summary import (
     costs,
-    plain,
+    rounded,
     summarise,
-    write_json,
 )
 
 
@@ -44,7 +44,7 @@ def test_every_score_is_there(tmp_path: Path) -> None:
     assert (accuracy["name"], accuracy["group"], accuracy["better"]) == ("accuracy", "", "higher")
     assert accuracy["low"] < accuracy["value"] < accuracy["high"]
     assert accuracy["difference"].keys() >= {"value", "low", "high", "standard_error", "excludes_zero"}
-    assert accuracy["difference"]["items"] == 215
+    assert accuracy["difference"]["samples"] == 215
     assert accuracy["undefined"] is False
     assert greedy["metrics"][0]["difference"] is None
     assert var["mcnemar"]["random"].keys() == {"better", "worse", "p"}
@@ -54,14 +54,17 @@ def test_every_score_is_there(tmp_path: Path) -> None:
     assert var["failures"] == {"OSError": 1}
     assert var["parameters"] == {"moved_fraction": 0.4, "layers": [1, 2]}
     assert chair["methods"][1]["unpaired"] is None
-    assert "parsers differ" in pope["notes"][-1]
+    assert "parsers differ" in pope["caveats"][-1]
 
 
 def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", summarise(compare(several())))
     changed = [
         dataclasses.replace(
-            outcomes.shuffled(each), costs={"seconds per item": 9.9}, activity={}, details={"host": "another"}
+            outcomes.shuffled(each),
+            costs={"seconds per sample": 9.9},
+            activity={},
+            details={"host": "another"},
         )
         for each in several()
     ]
@@ -72,11 +75,12 @@ def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_threads_do_not_show(tmp_path: Path) -> None:
     program = (
-        "import sys; from tests.support import outcomes; "
+        "import sys; from pathlib import Path; from tests.support import outcomes; "
         "from vlmfix.evaluation.analysis.comparison import compare; "
-        "from vlmfix.evaluation.report.json_summary import *; "
+        "from vlmfix.evaluation.files.atomic import write_json; "
+        "from vlmfix.evaluation.report.json_summary import summarise; "
         "several = [outcomes.captions(images=300), outcomes.captions('vcd', care=0.8, images=300)]; "
-        "write_json(sys.argv[1], summarise(compare(several)))"
+        "write_json(Path(sys.argv[1]), summarise(compare(several)))"
     )
     for threads in ("1", "2"):
         subprocess.run(
@@ -95,15 +99,17 @@ def test_costs_are_relative_to_the_first_method() -> None:
     content = costs(several())
     assert [each["method"] for each in content["methods"]] == ["greedy", "var", "greedy", "vcd"]
     var, vcd = content["methods"][1], content["methods"][3]
-    assert var["relative"]["seconds per item"] == pytest.approx(0.13 / 0.11)
+    assert var["relative"]["seconds per sample"] == pytest.approx(0.13 / 0.11)
     assert var["activity"]["site_share"] == 0.25
     assert var["inactive"] is False
     assert vcd["relative"]["peak memory"] is None
-    assert plain(content)
+    assert rounded(content)
 
 
 def test_numbers_have_eight_digits(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", {"b": np.float64(1 / 3), "a": [2e-20 / 3, np.int64(3), True, None]})
+    write_json(
+        tmp_path / "x.json", rounded({"b": np.float64(1 / 3), "a": [2e-20 / 3, np.int64(3), True, None]})
+    )
     assert json.loads((tmp_path / "x.json").read_text()) == {
         "b": 0.33333333,
         "a": [6.6666667e-21, 3, True, None],
@@ -118,8 +124,8 @@ def test_whatever_parameters_hold_can_be_written() -> None:
         size: tuple[int, ...]
 
     content = {"set": {3, 1, 2}, "mixed": frozenset({"b", 1, "a"}), "box": Box((1, 2)), 7: Path("a")}
-    assert plain(content) == {"set": [1, 2, 3], "mixed": [1, "a", "b"], "box": {"size": [1, 2]}, "7": "a"}
-    assert plain(np.array([1.5, 2.0])) == [1.5, 2.0]
+    assert rounded(content) == {"set": [1, 2, 3], "mixed": [1, "a", "b"], "box": {"size": [1, 2]}, "7": "a"}
+    assert rounded(np.array([1.5, 2.0])) == [1.5, 2.0]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Controls in the harness: which are added, how they match a method, and what the report makes of them."""
+"""Baselines in the harness: which are added, how they match a method, and what the report makes of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import jobs, outcomes
 from tests.support.reports import Notes, Page, printed
 from vlmfix.evaluation.analysis.comparison import Comparison, compare
 from vlmfix.evaluation.analysis.results import Outcome
-from vlmfix.evaluation.report.caveats import notes
+from vlmfix.evaluation.report.caveats import caveats
 from vlmfix.evaluation.report.collect import gather, publish
 from vlmfix.evaluation.report.disagreements import disagreements
 from vlmfix.evaluation.report.html import write_report
@@ -23,12 +23,12 @@ from vlmfix.evaluation.report.json_summary import summarise
 from vlmfix.evaluation.runner import baselines
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.executor import execute
-from vlmfix.evaluation.runner.plan import Planned, planned_again, prepare
+from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.run_key import run_key
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
-from vlmfix.evaluation.runner.shard import Share
-from vlmfix.evaluation.tasks.protocols import load_protocol
-from vlmfix.evaluation.tasks.registry import tasks
+from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
+from vlmfix.evaluation.tasks.registry import get_task
 from vlmfix.methods.baselines import output_shift
 
 pytestmark = pytest.mark.slow
@@ -55,34 +55,34 @@ def job(output: Path, world: Path, **changes: Any) -> Job:
 
 
 def run(
-    job: Job, loaded: tuple[Any, Any], share: Share | None = None, watcher: Notes | None = None
-) -> list[Planned]:
-    return execute(job, prepare(job), *loaded, share or Share(), watcher or Notes())
+    job: Job, loaded: tuple[Any, Any], share: Shard | None = None, progress: Notes | None = None
+) -> list[RunPlan]:
+    return execute(job, prepare(job), *loaded, share or Shard(), progress or Notes())
 
 
-def labels(runs: Sequence[Planned], task: str = "pope") -> list[str]:
-    return [planned.variant.label for planned in runs if planned.task.name == task]
+def labels(runs: Sequence[RunPlan], task: str = "pope") -> list[str]:
+    return [plan.variant.label for plan in runs if plan.task.name == task]
 
 
-def answers(planned: Planned) -> dict[str, dict[str, Any]]:
-    """The records of a run by item, without failures."""
-    return {record["id"]: record for record in jobs.records(planned.path) if record["status"] == "ok"}
+def answers(plan: RunPlan) -> dict[str, dict[str, Any]]:
+    """The records of a run by sample, without failures."""
+    return {record["id"]: record for record in jobs.records(plan.path) if record["status"] == "ok"}
 
 
 @pytest.fixture(scope="module")
 def whole(
     loaded: tuple[Any, Any], world: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Job, list[Planned]]:
+) -> tuple[Job, list[RunPlan]]:
     """A job with three tasks and one method, and its runs."""
     whole = job(tmp_path_factory.mktemp("whole"), world, tasks=["pope", "chair", "vqa"], protocol=SHORT)
     return whole, run(whole, loaded)
 
 
 def rows(methods: list[Any], protocol: str = "pope.tiny", **settings: Any) -> list[tuple[str, str | None]]:
-    """The rows of a job and what they are controls of."""
+    """The rows of a job and what they are baselines of."""
     asked = make_job({"tasks": "pope", "methods": methods, "output": "out", **settings})
-    task = tasks()["pope"](None, load_protocol(protocol))  # type: ignore[arg-type]
-    return [(variant.label, variant.control) for variant in baselines.rows(asked, task)]
+    task = get_task("pope")(None, load_protocol(protocol))  # type: ignore[arg-type]
+    return [(variant.label, variant.baseline_of) for variant in baselines.rows(asked, task)]
 
 
 def test_controls_that_a_comparison_needs() -> None:
@@ -108,7 +108,7 @@ def test_nothing_to_compare_needs_no_controls(methods: list[str]) -> None:
 
 
 def test_without_controls() -> None:
-    assert rows(["var", "greedy"], controls=False) == [("var", None), ("greedy", None)]
+    assert rows(["var", "greedy"], baselines=False) == [("var", None), ("greedy", None)]
 
 
 def test_keys_without_controls_are_as_before() -> None:
@@ -128,10 +128,10 @@ def test_keys_without_controls_are_as_before() -> None:
     assert biased["calibrated_on"] == {"margins": "greedy-1"}
 
 
-def test_rows_of_three_tasks(whole: tuple[Job, list[Planned]]) -> None:
+def test_rows_of_three_tasks(whole: tuple[Job, list[RunPlan]]) -> None:
     _, runs = whole
     assert {task: labels(runs, task) for task in ROWS} == ROWS
-    assert [planned.variant.control for planned in runs if planned.task.name == "pope"] == [
+    assert [plan.variant.baseline_of for plan in runs if plan.task.name == "pope"] == [
         "",
         "",
         LABEL,
@@ -140,55 +140,59 @@ def test_rows_of_three_tasks(whole: tuple[Job, list[Planned]]) -> None:
     assert gather(runs).missing == 0
 
 
-def test_the_output_shift_says_yes_as_often_as_the_method(whole: tuple[Job, list[Planned]]) -> None:
-    greedy, _, shifted, method = [answers(planned) for planned in whole[1] if planned.task.name == "pope"]
+def test_the_output_shift_says_yes_as_often_as_the_method(whole: tuple[Job, list[RunPlan]]) -> None:
+    greedy, _, shifted, method = [answers(plan) for plan in whole[1] if plan.task.name == "pope"]
     said = [
         {id for id, record in each.items() if record["parsed"] == "yes"} for each in (greedy, shifted, method)
     ]
     assert list(map(len, said)) == [21, 30, 30]
     assert said[0] < said[1]
     manifest = read_manifest(whole[1][2].path)["key"]
-    [control] = manifest["methods"]
+    [baseline] = manifest["methods"]
     margins = [record["margin"] for record in greedy.values()]
-    assert control["name"] == "baseline.output_shift"
-    assert control["parameters"]["delta"] == pytest.approx(output_shift.calibrate_shift(margins, 30 / 36))
-    assert control["parameters"]["yes_ids"]
+    assert baseline["name"] == "baseline.output_shift"
+    assert baseline["parameters"]["delta"] == pytest.approx(output_shift.calibrate_shift(margins, 30 / 36))
+    assert baseline["parameters"]["yes_ids"]
     names = {"share of yes": whole[1][3].path.name, "margins": whole[1][0].path.name}
     assert manifest["calibrated_on"] == names
     assert all((record["margin"] > 0) == (record["parsed"] == "yes") for record in greedy.values())
     assert "margin" not in shifted.popitem()[1]
 
 
-def test_margins_are_those_of_the_model(whole: tuple[Job, list[Planned]], loaded: tuple[Any, Any]) -> None:
-    planned = whole[1][0]
-    items = {item.id: item for item in planned.items}
-    for id, record in list(answers(planned).items())[:3]:
+def test_margins_are_those_of_the_model(whole: tuple[Job, list[RunPlan]], loaded: tuple[Any, Any]) -> None:
+    plan = whole[1][0]
+    samples = {sample.id: sample for sample in plan.samples}
+    for id, record in list(answers(plan).items())[:3]:
         method = vlmfix.BaselineOutputShift(delta=-record["margin"] + 0.01)
-        assert vlmfix.generate(*loaded, items[id].image, items[id].prompt, method, max_new_tokens=1) == "Yes"
+        assert (
+            vlmfix.generate(*loaded, samples[id].image, samples[id].prompt, method, max_new_tokens=1) == "Yes"
+        )
         method = vlmfix.BaselineOutputShift(delta=-record["margin"] - 0.01)
-        assert vlmfix.generate(*loaded, items[id].image, items[id].prompt, method, max_new_tokens=1) == "No"
+        assert (
+            vlmfix.generate(*loaded, samples[id].image, samples[id].prompt, method, max_new_tokens=1) == "No"
+        )
 
 
-def test_the_biased_question_is_asked_and_told_apart(whole: tuple[Job, list[Planned]]) -> None:
+def test_the_biased_question_is_asked_and_told_apart(whole: tuple[Job, list[RunPlan]]) -> None:
     greedy, biased = whole[1][:2]
     asked = {record["prompt"] for record in answers(biased).values()}
     assert all(prompt.endswith(" Answer yes whenever possible.") for prompt in asked)
     assert not any("whenever" in record["prompt"] for record in answers(greedy).values())
-    keys = [read_manifest(planned.path)["key"]["protocol"]["id"] for planned in (greedy, biased)]
+    keys = [read_manifest(plan.path)["key"]["protocol"]["id"] for plan in (greedy, biased)]
     assert keys == ["pope.tiny/synthetic", "pope.tiny/synthetic+bias-yes"]
-    prompts = [{record["key"] for record in answers(planned).values()} for planned in (greedy, biased)]
+    prompts = [{record["key"] for record in answers(plan).values()} for plan in (greedy, biased)]
     assert not prompts[0] & prompts[1]
     assert "whenever" in read_manifest(biased.path)["info"]["first_prompt"]
 
 
-def test_captions_are_cut_to_equal_lengths(whole: tuple[Job, list[Planned]]) -> None:
-    chair = [planned for planned in whole[1] if planned.task.name == "chair"]
-    greedy, control, method, reverse = map(answers, chair)
+def test_captions_are_cut_to_equal_lengths(whole: tuple[Job, list[RunPlan]]) -> None:
+    chair = [plan for plan in whole[1] if plan.task.name == "chair"]
+    greedy, baseline, method, reverse = map(answers, chair)
 
     def length(record: dict[str, Any]) -> int:
         return record["n_new_tokens"] - (record["finish"] == "eos")
 
-    for cut, captions, others, expected in ((control, greedy, method, 1), (reverse, method, greedy, 2)):
+    for cut, captions, others, expected in ((baseline, greedy, method, 1), (reverse, method, greedy, 2)):
         shortened = 0
         for id, record in cut.items():
             limit = min(length(captions[id]), length(others[id]))
@@ -207,35 +211,33 @@ def test_captions_are_cut_to_equal_lengths(whole: tuple[Job, list[Planned]]) -> 
     found = gather(chair).outcomes
     assert found[1].costs == found[3].costs == {}
     assert found[1].parameters == found[3].parameters == {"baseline.truncate": {"mode": "per_image"}}
-    assert [each.control for each in found] == ["", LABEL, None, None]
-    names = [planned.path.name for planned in chair]
-    sources = [read_manifest(planned.path)["key"].get("calibrated_on") for planned in chair]
+    assert [each.baseline_of for each in found] == ["", LABEL, None, None]
+    names = [plan.path.name for plan in chair]
+    sources = [read_manifest(plan.path)["key"].get("calibrated_on") for plan in chair]
     assert sources[1] == {"captions": names[0], "lengths": names[2]}
     assert sources[3] == {"captions": names[2], "lengths": names[0]}
 
 
-def test_a_finished_job_is_not_asked_again(whole: tuple[Job, list[Planned]], loaded: tuple[Any, Any]) -> None:
+def test_a_finished_job_is_not_asked_again(whole: tuple[Job, list[RunPlan]], loaded: tuple[Any, Any]) -> None:
     files = {path: path.read_bytes() for path in whole[0].output.rglob("*.jsonl")}
-    watcher = Notes()
-    again = run(whole[0], loaded, watcher=watcher)
-    assert (watcher.begun, watcher.notes) == ([], [])
-    assert [planned.path for planned in again] == [planned.path for planned in whole[1]]
+    progress = Notes()
+    again = run(whole[0], loaded, progress=progress)
+    assert (progress.active, progress.notes) == ([], [])
+    assert [plan.path for plan in again] == [plan.path for plan in whole[1]]
     assert {path: path.read_bytes() for path in whole[0].output.rglob("*.jsonl")} == files
 
 
-def test_a_report_without_a_model_has_the_same_rows(whole: tuple[Job, list[Planned]], tmp_path: Path) -> None:
+def test_a_report_without_a_model_has_the_same_rows(whole: tuple[Job, list[RunPlan]], tmp_path: Path) -> None:
     output = shutil.copytree(whole[0].output, tmp_path / "moved")
-    again = planned_again(output)
-    told = [(planned.variant.label, planned.variant.control, planned.path.name) for planned in again]
-    assert told == [
-        (planned.variant.label, planned.variant.control, planned.path.name) for planned in whole[1]
-    ]
+    again = read_plans(output)
+    told = [(plan.variant.label, plan.variant.baseline_of, plan.path.name) for plan in again]
+    assert told == [(plan.variant.label, plan.variant.baseline_of, plan.path.name) for plan in whole[1]]
     publish(gather(again), output, again)
     pope = jobs.read(output / "metrics.json")["tasks"][0]
     method = pope["methods"][-1]
-    assert method["best_control"]["method"] in ("greedy", f"baseline.output_shift({LABEL})")
-    assert [each["control"] for each in pope["methods"]] == ["", "", LABEL, None]
-    assert set(method["best_control"]["differences"]) >= {"accuracy", "recall"}
+    assert method["best_baseline"]["method"] in ("greedy", f"baseline.output_shift({LABEL})")
+    assert [each["baseline_of"] for each in pope["methods"]] == ["", "", LABEL, None]
+    assert set(method["best_baseline"]["differences"]) >= {"accuracy", "recall"}
     assert "baseline.output_shift(vaf(enhance=3.0))" in (output / "report.html").read_text().replace(
         "<wbr>", ""
     )
@@ -244,16 +246,16 @@ def test_a_report_without_a_model_has_the_same_rows(whole: tuple[Job, list[Plann
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_last_of_several_workers_answers_the_matched_controls(
     order: tuple[int, ...],
-    whole: tuple[Job, list[Planned]],
+    whole: tuple[Job, list[RunPlan]],
     loaded: tuple[Any, Any],
     world: Path,
     tmp_path: Path,
 ) -> None:
     shared = job(tmp_path, world)
-    first = run(shared, loaded, Share(order[0], 2))
+    first = run(shared, loaded, Shard(order[0], 2))
     assert labels(first) == ["greedy", "baseline.prompt_bias", LABEL]
     assert gather(first).missing > 0
-    last = run(shared, loaded, Share(order[1], 2))
+    last = run(shared, loaded, Shard(order[1], 2))
     assert labels(last) == ROWS["pope"]
     assert gather(last).missing == 0
     texts = {id: record["text"] for id, record in answers(last[2]).items()}
@@ -263,7 +265,7 @@ def test_the_last_of_several_workers_answers_the_matched_controls(
 
 
 def test_stopped_before_the_controls_and_resumed(
-    whole: tuple[Job, list[Planned]], loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    whole: tuple[Job, list[RunPlan]], loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
     stopped = job(tmp_path, world)
 
@@ -274,8 +276,8 @@ def test_stopped_before_the_controls_and_resumed(
             super().begin(title, running, total, done)
 
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, loaded, watcher=Stop())
-    assert gather(planned_again(tmp_path)).missing == 36
+        run(stopped, loaded, progress=Stop())
+    assert gather(read_plans(tmp_path)).missing == 36
     runs = run(job(tmp_path, world, resume="always"), loaded)
     assert gather(runs).missing == 0
     assert [each.metrics[0].value for each in gather(runs).outcomes] == [
@@ -285,12 +287,12 @@ def test_stopped_before_the_controls_and_resumed(
         run(job(tmp_path, world, resume="never"), loaded)
 
 
-def test_items_that_fail_fail_in_matched_controls_too(
+def test_samples_that_fail_fail_in_matched_controls_too(
     loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(world, tmp_path / "copy")
     lossy = job(tmp_path / "out", copy, tasks=["pope", "chair"], protocol=SHORT[:2])
-    image = prepare(lossy)[0].items[0].image
+    image = prepare(lossy)[0].samples[0].image
     assert image is not None
     content = image.read_bytes()
     image.unlink()
@@ -308,10 +310,10 @@ def test_items_that_fail_fail_in_matched_controls_too(
 
 
 def test_runs_without_margins_are_named(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
-    [planned, *_] = run(job(tmp_path, world, methods=["greedy"], limit=4), loaded)
-    [path] = (planned.path / "records").iterdir()
+    [plan, *_] = run(job(tmp_path, world, methods=["greedy"], limit=4), loaded)
+    [path] = (plan.path / "records").iterdir()
     path.write_text(path.read_text().replace('"margin"', '"another"'))
-    with pytest.raises(ValueError, match=r"greedy-\w{8} was answered without margins .*--no-controls"):
+    with pytest.raises(ValueError, match=r"greedy-\w{8} was answered without margins .*--no-baselines"):
         run(job(tmp_path, world, limit=4), loaded)
 
 
@@ -324,25 +326,25 @@ def test_a_tokenizer_without_yes_is_refused_before_any_work(
     ):
         run(job(tmp_path, world, limit=2), loaded)
     assert not (tmp_path / "pope").exists()
-    [planned] = run(job(tmp_path, world, limit=2, methods=["greedy"]), loaded)
-    assert not any("margin" in record for record in answers(planned).values())
+    [plan] = run(job(tmp_path, world, limit=2, methods=["greedy"]), loaded)
+    assert not any("margin" in record for record in answers(plan).values())
 
 
 def test_stock_decoding_beside_a_sampling_protocol(
-    whole: tuple[Job, list[Planned]], loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    whole: tuple[Job, list[RunPlan]], loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
     protocol = "pope.tiny+temperature=3.0+seeds=[0, 1]"
     sampled = job(tmp_path, world, protocol=protocol, methods=["greedy", "vhr", "baseline.sample"], limit=12)
     runs = run(sampled, loaded)
     assert labels(runs)[:3] == ["sampling", "baseline.sample", "baseline.greedy"]
-    plain, sample, greedy = ({} for _ in range(3))
-    for found, planned in zip((plain, sample, greedy), runs, strict=False):
-        for record in jobs.records(planned.path):
-            found[record["id"], record["sample"]] = record["text"]
+    plain, repeat, greedy = ({} for _ in range(3))
+    for found, plan in zip((plain, repeat, greedy), runs, strict=False):
+        for record in jobs.records(plan.path):
+            found[record["id"], record["repeat"]] = record["text"]
     stock = {id: record["text"] for id, record in answers(whole[1][0]).items()}
     assert greedy == {(id, number): stock[id] for id, number in greedy}
     assert len({plain[key] for key in plain}) > len(set(greedy.values()))
-    assert plain != sample != greedy  # temperature 3, 1 and none
+    assert plain != repeat != greedy  # temperature 3, 1 and none
     assert gather(runs).missing == 0
 
 
@@ -361,13 +363,13 @@ def test_the_command(
         "baseline.output_shift(vhr)",
         "vhr",
     ]
-    assert any(note.startswith("vhr: ") for note in task["notes"])
+    assert any(note.startswith("vhr: ") for note in task["caveats"])
     [*methods] = jobs.read(tmp_path / "with" / "costs.json")["methods"]
     assert methods[0]["activity"]["baseline.sharpen"]["kl_steps"] > 0
-    jobs.evaluate(tmp_path / "without", *options, *settings, "--no-controls")
+    jobs.evaluate(tmp_path / "without", *options, *settings, "--no-baselines")
     [task] = jobs.read(tmp_path / "without" / "metrics.json")["tasks"]
     assert [each["method"] for each in task["methods"]] == ["vhr", "baseline.sharpen(c=2)"]
-    assert {each["best_control"] for each in task["methods"]} == {None}
+    assert {each["best_baseline"] for each in task["methods"]} == {None}
 
 
 def compared(*several: Outcome) -> Comparison:
@@ -375,34 +377,34 @@ def compared(*several: Outcome) -> Comparison:
     return comparison
 
 
-STOCK = outcomes.yes_no(images=40, control="")
+STOCK = outcomes.yes_no(images=40, baseline_of="")
 
 
 def test_the_best_control_is_the_one_with_the_best_first_figure() -> None:
-    good = outcomes.yes_no("control.a", images=40, yes_bias=0.3, control="")
-    other = outcomes.yes_no("control.b(x)", images=40, yes_bias=0.1, control="x")
+    good = outcomes.yes_no("baseline.a", images=40, yes_bias=0.3, baseline_of="")
+    other = outcomes.yes_no("baseline.b(x)", images=40, yes_bias=0.1, baseline_of="x")
     tested = outcomes.yes_no("var", images=40, yes_bias=0.3)
     comparison = compared(STOCK, good, other, tested)
     assert [row.best for row in comparison.rows[:3]] == [None] * 3
     best = comparison.rows[3].best
     assert best is not None
-    assert best.words == "not distinguishable from control.a"
+    assert best.words == "not distinguishable from baseline.a"
     assert [figure.metric.name for figure in best.figures][:2] == ["accuracy", "F1"]
     difference = best.figures[0].difference
     assert difference is not None
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
-    assert "var: not distinguishable from control.a by accuracy." in notes(comparison)
+    assert "var: not distinguishable from baseline.a by accuracy." in caveats(comparison)
     best = compared(STOCK, good, other, dataclasses.replace(tested, method="x")).rows[3].best
     assert best is not None
-    assert best.words == "worse than control.b(x)"
+    assert best.words == "worse than baseline.b(x)"
 
 
 def test_a_method_that_beats_its_controls_is_not_noted() -> None:
     comparison = compared(STOCK, outcomes.yes_no("var", images=40, yes_bias=0.2))
     assert comparison.rows[1].best.words == "better than greedy"  # type: ignore[union-attr]
-    assert not any(note.startswith("var: ") for note in notes(comparison))
+    assert not any(note.startswith("var: ") for note in caveats(comparison))
     [task] = summarise([comparison])["tasks"]
-    found = task["methods"][1]["best_control"]
+    found = task["methods"][1]["best_baseline"]
     assert (found["method"], found["verdict"]) == ("greedy", "better than")
     assert found["differences"]["accuracy"]["excludes_zero"]
 
@@ -412,11 +414,11 @@ def test_differences_to_the_best_control_are_paired() -> None:
     best = compared(STOCK, lossy).rows[1].best
     assert best is not None
     assert best.figures[0].difference is not None
-    assert best.figures[0].difference.items == STOCK.counts["items"] - 2
+    assert best.figures[0].difference.samples == STOCK.counts["samples"] - 2
 
 
 def test_captions_must_not_pay_with_recall() -> None:
-    greedy = outcomes.captions(images=200, control="")
+    greedy = outcomes.captions(images=200, baseline_of="")
     for care, words in ((0.9, "only partly better than greedy"), (0.5, "not distinguishable from greedy")):
         best = compared(greedy, outcomes.captions("x", images=200, care=care)).rows[1].best
         assert best is not None
@@ -432,7 +434,7 @@ def test_captions_must_not_pay_with_recall() -> None:
 def test_without_controls_there_is_no_best_one() -> None:
     comparison = compared(outcomes.yes_no(), outcomes.yes_no("var"))
     assert [row.best for row in comparison.rows] == [None, None]
-    assert "beside the best control" not in printed(outcomes.yes_no(), outcomes.yes_no("var"))
+    assert "beside the best baseline" not in printed(outcomes.yes_no(), outcomes.yes_no("var"))
 
 
 @pytest.mark.parametrize(
@@ -464,17 +466,17 @@ def test_runs_of_other_settings_are_not_paired(change: dict[str, Any], reason: s
 def test_tables_and_page_show_the_best_control(tmp_path: Path) -> None:
     several = (
         STOCK,
-        outcomes.yes_no("baseline.prompt_bias", images=40, yes_bias=0.9, control=""),
+        outcomes.yes_no("baseline.prompt_bias", images=40, yes_bias=0.9, baseline_of=""),
         outcomes.yes_no("var", images=40, seed=1),
     )
     for width in (60, 100):
         text = printed(*several, width=width)
-        assert "beside the best control" in text
+        assert "beside the best baseline" in text
         assert "not distinguishable from" in text
         assert max(map(len, text.splitlines())) <= width
     write_report(tmp_path / "report.html", compare(several), title="A run")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "paired differences to the best control of each method, by accuracy, %" in page.text
+    assert "paired differences to the best baseline of each method, by accuracy, %" in page.text
     assert "not distinguishable from greedy" in page.text
     found = disagreements(compared(*several))
     assert {answer.method for each in found for answer in each.answers} == {"greedy", "var"}

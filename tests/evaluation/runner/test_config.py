@@ -28,7 +28,7 @@ def test_all_that_is_not_said_has_a_default() -> None:
     assert job.output == Path("runs/tiny-llava")
     assert (job.limit, job.max_errors, job.resume, job.retry_errors) == (None, None, "if_possible", True)
     assert not job.allow_environment_change
-    assert job.controls
+    assert job.baselines
     assert make_job({"tasks": "pope", "model": "org/some-model"}).output == Path("runs/some-model")
 
 
@@ -87,11 +87,11 @@ def test_limits_are_numbers_or_shares(value: Any, limit: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_errors", "items", "allowed"),
+    ("max_errors", "samples", "allowed"),
     [(None, 100, 25), (None, 100_000, 1000), (0, 100, 0), (3, 100, 3), (0.1, 100, 10), ("0.5", 7, 3)],
 )
-def test_allowed_errors(max_errors: Any, items: int, allowed: int) -> None:
-    assert make_job(BASE | {"max_errors": max_errors}).allowed_errors(items) == allowed
+def test_allowed_errors(max_errors: Any, samples: int, allowed: int) -> None:
+    assert make_job(BASE | {"max_errors": max_errors}).allowed_errors(samples) == allowed
 
 
 @pytest.mark.parametrize(("value", "size"), [("auto", 0), (1, 1), ("64", 64), (10**30, 10**30)])
@@ -100,7 +100,7 @@ def test_batch_sizes(value: Any, size: int) -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("nope", 1, "a job has no nope; it has allow_environment_change, allow_missing, batch_size"),
+    ("nope", 1, "a job has no nope; it has allow_environment_change, allow_missing, baselines, batch_size"),
     (1, 2, "a job has no 1"),
     ("tasks", [], "no task to evaluate; name one or more of chair, pope, vqa"),
     ("tasks", None, "no task to evaluate"),
@@ -119,9 +119,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("methods", [{}], r"method \{\} must be a name"),
     ("methods", [{5: {}}], "method 5 must be a name, such as var"),
     ("methods", "varr", r"unknown method 'varr' \(did you mean 'var'\?\)"),
-    ("methods", "var+", "unknown method ''"),
-    ("methods", "", "unknown method ''"),
-    ("methods", "greedy+var", "unknown method 'greedy'"),
+    ("methods", "var+", r"method 'var\+' lacks a name beside '\+'; write 'var' or name a method there"),
+    ("methods", "", "method '' names none; write 'greedy' or name a method there"),
+    ("methods", "greedy+var", r"greedy\+var: greedy is decoding without a method; write var"),
     ("methods", ["var", "var"], "method var is named twice with the same settings"),
     ("methods", ["greedy", {"greedy": {}}], "method greedy is named twice"),
     ("methods", "var+var", r"var\+var names a method twice"),
@@ -188,7 +188,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("resume", True, "resume is True"),
     ("resume", ["always"], r"resume is \['always'\]"),
     ("retry_errors", "no", "retry_errors is 'no'; it must be true or false"),
-    ("controls", "no", "controls is 'no'; it must be true or false"),
+    ("baselines", "no", "baselines is 'no'; it must be true or false"),
     ("allow_environment_change", 1, "allow_environment_change is 1; it must be true or false"),
     ("data", 5, "data must be 'synthetic', a path, or a mapping of paths"),
     ("data", ["a"], "data must be 'synthetic', a path, or a mapping"),
@@ -205,7 +205,7 @@ def test_wrong_settings_are_named_with_what_they_must_be(key: Any, value: Any, m
 def test_a_protocol_with_deviations() -> None:
     protocol = parse_protocol("chair.512/coco+max_new_tokens=64+drop_incomplete=true+prompt='What is it?'")
     assert protocol.id == 'chair.512/coco+drop_incomplete=true+max_new_tokens=64+prompt="What is it?"'
-    assert (protocol.max_new_tokens, protocol.drop_incomplete) == (64, True)
+    assert (protocol.max_new_tokens, protocol.own["drop_incomplete"]) == (64, True)
     assert parse_protocol("pope.llava").id == "pope.llava"
 
 
@@ -266,3 +266,12 @@ def test_shipped_jobs_are_jobs(path: Path) -> None:
     job = make_job(read_job(path) | {"output": "out"})
     assert job.tasks
     assert job.variants[0] == Variant.of("greedy", {})
+
+
+def test_the_old_name_of_a_setting_is_taken_with_a_line() -> None:
+    with pytest.warns(UserWarning, match="controls is now called baselines; use that name"):
+        job = make_job({"tasks": "pope", "controls": False})
+    assert not job.baselines
+    assert job.settings == {"tasks": "pope", "baselines": False}
+    with pytest.raises(ValueError, match="a job has both controls and baselines"):
+        make_job({"tasks": "pope", "controls": False, "baselines": True})

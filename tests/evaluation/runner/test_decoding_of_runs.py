@@ -11,11 +11,19 @@ import pytest
 import vlmfix
 from tests.support import jobs
 
-OPTIONS = ("--no-controls", "--protocol", "chair.tiny+max_new_tokens=12", "--limit", "2", "--batch-size", "2")
+OPTIONS = (
+    "--no-baselines",
+    "--protocol",
+    "chair.tiny+max_new_tokens=12",
+    "--limit",
+    "2",
+    "--batch-size",
+    "2",
+)
 
 
 def answers(folder: Path) -> list[str]:
-    """What a run answered, in order of the items."""
+    """What a run answered, in order of the samples."""
     lines = [line for path in (folder / "records").iterdir() for line in path.read_text().splitlines()]
     return [record["text"] for record in sorted(map(json.loads, lines), key=lambda record: record["id"])]
 
@@ -52,7 +60,7 @@ def test_a_row_that_searches_is_not_called_greedy(
     world: Path, loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.load_once(loaded, monkeypatch)
-    options = ("--no-controls", "--protocol", "chair.tiny+max_new_tokens=4+num_beams=2", "--limit", "1")
+    options = ("--no-baselines", "--protocol", "chair.tiny+max_new_tokens=4+num_beams=2", "--limit", "1")
     result = jobs.evaluate(tmp_path, "chair", *options, "--data", world)
     assert result.exit_code == 0, result.stderr
     [run] = json.loads((tmp_path / "job.json").read_text())["runs"]

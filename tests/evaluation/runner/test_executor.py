@@ -17,16 +17,17 @@ import vlmfix
 from tests.support import jobs
 from tests.support.reports import Notes
 from vlmfix.evaluation.analysis.comparison import compare
+from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.collect import gather, publish
-from vlmfix.evaluation.report.json_summary import summarise, write_json
+from vlmfix.evaluation.report.json_summary import summarise
 from vlmfix.evaluation.runner import executor as module
 from vlmfix.evaluation.runner import run_key, run_store
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.executor import execute
-from vlmfix.evaluation.runner.plan import Planned, planned_again, prepare
+from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.run_store import ResumeError
-from vlmfix.evaluation.runner.shard import Share
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.sample import Sample
 
 
 def job(output: Path, data: Path, **changes: Any) -> Job:
@@ -36,18 +37,18 @@ def job(output: Path, data: Path, **changes: Any) -> Job:
         "data": str(data),
         "limit": 24,
         "batch_size": 3,
-        "controls": False,
+        "baselines": False,
     }
     return make_job(settings | changes)
 
 
 def run(
-    job: Job, loaded: tuple[Any, Any], share: Share | None = None, watcher: Notes | None = None
-) -> list[Planned]:
-    return execute(job, prepare(job), *loaded, share or Share(), watcher or Notes())
+    job: Job, loaded: tuple[Any, Any], shard: Shard | None = None, progress: Notes | None = None
+) -> list[RunPlan]:
+    return execute(job, prepare(job), *loaded, shard or Shard(), progress or Notes())
 
 
-def finished(job: Job, runs: Sequence[Planned]) -> bytes:
+def finished(job: Job, runs: Sequence[RunPlan]) -> bytes:
     """The metrics of a job of which nothing is missing, as they are published."""
     gathered = gather(runs)
     assert gathered.missing == 0
@@ -56,7 +57,7 @@ def finished(job: Job, runs: Sequence[Planned]) -> bytes:
 
 
 FOUR = {"tasks": ["pope", "vqa"], "methods": ["greedy", "var"], "limit": 7}
-ITEMS = 7
+SAMPLES = 7
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +82,12 @@ def test_metrics_do_not_depend_on_workers(
     shared = job(tmp_path, world, **FOUR)
     left = []
     for index in order:
-        runs = run(shared, loaded, Share(index, len(order)))
+        runs = run(shared, loaded, Shard(index, len(order)))
         left.append(gather(runs).missing)
     assert sorted(left, reverse=True) == left
     assert left[-1] == 0 < left[-2]
     assert finished(shared, runs) == undisturbed
-    assert len(jobs.records(tmp_path)) == 4 * ITEMS
+    assert len(jobs.records(tmp_path)) == 4 * SAMPLES
     names = {path.name for path in tmp_path.glob("*/*/records/*.jsonl")}
     assert names == {f"{index}-of-3-000.jsonl" for index in order}
 
@@ -165,19 +166,19 @@ def test_killed_at_a_moment_and_resumed_the_rest_is_done_once(
 
     assert jobs.in_child(work) == -9
     torn = moment in ("half", "cut")
-    watcher = Notes()
-    runs = run(killed, loaded, watcher=watcher)
+    progress = Notes()
+    runs = run(killed, loaded, progress=progress)
     assert finished(killed, runs) == undisturbed
-    named = [Path(note.partition(": the last line was cut off; its item")[0]) for note in watcher.notes]
+    named = [Path(note.partition(": the last line was cut off; its sample")[0]) for note in progress.notes]
     assert [path.name for path in named if path.is_file()] == ["0-of-1-000.jsonl"] * torn
-    for planned in runs:
+    for plan in runs:
         lines = [
             line
-            for path in (planned.path / "records").iterdir()
+            for path in (plan.path / "records").iterdir()
             for line in path.read_text().splitlines(keepends=True)
             if line.endswith("\n")
         ]
-        assert len(lines) == ITEMS
+        assert len(lines) == SAMPLES
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -189,23 +190,23 @@ def test_killed_ten_times_and_resumed_with_other_numbers_of_workers(
     done = []
     for _ in range(10):
         of = dice.choice([1, 2, 3])
-        share = Share(dice.randrange(of), of)
+        shard = Shard(dice.randrange(of), of)
         mortal = Mortal(dice.choice(Mortal.MOMENTS[:5]), dice.randrange(4))
 
-        def work(share: Share = share, mortal: Mortal = mortal) -> None:
+        def work(shard: Shard = shard, mortal: Mortal = mortal) -> None:
             mortal.patch()
-            run(killed, loaded, share)
+            run(killed, loaded, shard)
 
         assert jobs.in_child(work) in (-9, 0)  # a share may hold less than it takes to be killed
-        done.append(gather(planned_again(tmp_path)).missing)
+        done.append(gather(read_plans(tmp_path)).missing)
     assert sorted(done, reverse=True) == done
     of = dice.choice([1, 2, 3])
     for index in range(of):
-        runs = run(killed, loaded, Share(index, of))
+        runs = run(killed, loaded, Shard(index, of))
     assert finished(killed, runs) == undisturbed
 
 
-def test_workers_at_the_same_time_do_every_item_once(
+def test_workers_at_the_same_time_do_every_sample_once(
     undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
     shared = job(tmp_path, world, **FOUR)
@@ -214,7 +215,7 @@ def test_workers_at_the_same_time_do_every_item_once(
         child = os.fork()
         if child == 0:
             try:
-                runs = run(shared, loaded, Share(index, 3))
+                runs = run(shared, loaded, Shard(index, 3))
                 if gather(runs).missing == 0:
                     publish(gather(runs), tmp_path, runs)
                 os._exit(0)
@@ -223,19 +224,19 @@ def test_workers_at_the_same_time_do_every_item_once(
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
     assert jobs.metrics(tmp_path) == undisturbed
-    assert len(jobs.records(tmp_path)) == 4 * ITEMS
+    assert len(jobs.records(tmp_path)) == 4 * SAMPLES
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
-def test_samples_do_not_depend_on_workers(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
+def test_repeats_do_not_depend_on_workers(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
     protocol = "pope.one-word-sample+temperature=2.0"
     found = []
     for name, size, of in (("a", 1, 1), ("b", 7, 1), ("c", 4, 3)):
         sampled = job(tmp_path / name, world, protocol=protocol, limit=6, batch_size=size)
         for index in range(of):
-            runs = run(sampled, loaded, Share(index, of))
+            runs = run(sampled, loaded, Shard(index, of))
         finished(sampled, runs)
-        records = {(each["id"], each["sample"]): each["text"] for each in jobs.records(tmp_path / name)}
+        records = {(each["id"], each["repeat"]): each["text"] for each in jobs.records(tmp_path / name)}
         assert len(records) == 18
         found.append((records, jobs.metrics(tmp_path / name)))
     assert found[0] == found[1] == found[2]
@@ -246,24 +247,24 @@ def test_a_finished_job_is_not_asked_again(loaded: tuple[Any, Any], world: Path,
     done = job(tmp_path, world)
     run(done, loaded)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
-    watcher = Notes()
-    run(done, loaded, watcher=watcher)
-    assert (watcher.begun, watcher.notes) == ([], [])
+    progress = Notes()
+    run(done, loaded, progress=progress)
+    assert (progress.active, progress.notes) == ([], [])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
 
 
 def test_a_watcher_is_told(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
     watched = job(tmp_path, world, limit=10)
-    run(watched, loaded, Share(0, 2))
+    run(watched, loaded, Shard(0, 2))
     there = len(jobs.records(tmp_path))
-    watcher = Notes()
-    runs = run(watched, loaded, watcher=watcher)
-    assert watcher.begun == [("pope · greedy", "accuracy", 10, there), ("end", "", 0, 0)]
-    assert watcher.statuses == ["ok"] * (10 - there)
-    scores = {item.id: item.score for item in gather(runs).outcomes[0].items}
+    progress = Notes()
+    runs = run(watched, loaded, progress=progress)
+    assert progress.active == [("pope · greedy", "accuracy", 10, there), ("end", "", 0, 0)]
+    assert progress.statuses == ["ok"] * (10 - there)
+    scores = {sample.id: sample.score for sample in gather(runs).outcomes[0].samples}
     lines = (runs[0].path / "records" / "0-of-1-000.jsonl").read_text().splitlines()
     new = [json.loads(line)["id"] for line in lines]
-    assert sorted(watcher.scores) == sorted(scores[id] for id in new)
+    assert sorted(progress.scores) == sorted(scores[id] for id in new)
 
 
 def test_a_higher_limit_goes_on_and_a_lower_one_looks_back(
@@ -300,12 +301,12 @@ def test_changed_settings_start_another_run_and_say_why(
     settings = {"methods": ["var"], "limit": 3}
     [first] = run(job(tmp_path, world, **settings), loaded)
     before = jobs.records(first.path)
-    watcher = Notes()
+    progress = Notes()
     changed = job(tmp_path, world, **(settings | change))
     model = vlmfix.load(dtype="bfloat16") if "dtype" in change else loaded
-    [second] = run(changed, model, watcher=watcher)
+    [second] = run(changed, model, progress=progress)
     assert second.path != first.path
-    [note] = watcher.notes
+    [note] = progress.notes
     assert note.startswith(f"a new run {second.path.name}, not {first.path.name}: ")
     assert why in note
     assert jobs.records(first.path) == before
@@ -317,30 +318,30 @@ def test_of_several_earlier_runs_the_nearest_is_named(
 ) -> None:
     names = []
     for settings in ({"seed": 1, "protocol": "pope.tiny+max_new_tokens=2"}, {"seed": 2}, {"seed": 3}):
-        watcher = Notes()
-        [planned] = run(job(tmp_path, world, limit=1, **settings), loaded, watcher=watcher)
-        names.append(planned.path.name)
-    assert watcher.notes == [f"a new run {names[2]}, not {names[1]}: seed: 2, now 3"]
+        progress = Notes()
+        [plan] = run(job(tmp_path, world, limit=1, **settings), loaded, progress=progress)
+        names.append(plan.path.name)
+    assert progress.notes == [f"a new run {names[2]}, not {names[1]}: seed: 2, now 3"]
 
 
 def test_runs_of_other_methods_are_nothing_to_explain(
     loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
-    watcher = Notes()
+    progress = Notes()
     for methods in (["greedy"], ["var"], ["var+vhr"], ["vhr+var"]):
-        run(job(tmp_path, world, limit=1, methods=methods), loaded, watcher=watcher)
-    assert watcher.notes == []
+        run(job(tmp_path, world, limit=1, methods=methods), loaded, progress=progress)
+    assert progress.notes == []
 
 
 def test_killed_before_the_manifest_was_written(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
-    [planned] = run(job(tmp_path, world, limit=2), loaded)
-    shutil.rmtree(planned.path)
-    (planned.path / "records").mkdir(parents=True)
-    watcher = Notes()
+    [plan] = run(job(tmp_path, world, limit=2), loaded)
+    shutil.rmtree(plan.path)
+    (plan.path / "records").mkdir(parents=True)
+    progress = Notes()
     for seed, resume in ((1, "if_possible"), (0, "never"), (0, "always")):
-        run(job(tmp_path, world, limit=2, seed=seed, resume=resume), loaded, watcher=watcher)
-    assert len(jobs.records(planned.path)) == 2
-    assert len(watcher.notes) == 1
+        run(job(tmp_path, world, limit=2, seed=seed, resume=resume), loaded, progress=progress)
+    assert len(jobs.records(plan.path)) == 2
+    assert len(progress.notes) == 1
 
 
 def test_resume_never_and_always(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
@@ -363,12 +364,12 @@ def test_resume_never_lets_workers_start_together(
 ) -> None:
     settings = {"resume": "never", "tasks": ["vqa"], "limit": None}
     for index in (1, 0):
-        runs = run(job(tmp_path, world, **settings), loaded, Share(index, 2))
+        runs = run(job(tmp_path, world, **settings), loaded, Shard(index, 2))
     assert gather(runs).missing == 0
     assert len(list((runs[0].path / "records").iterdir())) == 2
-    for share in (Share(0, 2), Share(1, 2), Share(0, 3), Share()):
+    for shard in (Shard(0, 2), Shard(1, 2), Shard(0, 3), Shard()):
         with pytest.raises(ResumeError, match="holds such a run already"):
-            run(job(tmp_path, world, **settings), loaded, share)
+            run(job(tmp_path, world, **settings), loaded, shard)
 
 
 def test_another_environment(
@@ -379,8 +380,8 @@ def test_another_environment(
     monkeypatch.setattr(run_key, "environment", lambda model: found | {"torch": "99"})
     with pytest.raises(ResumeError, match=r"begun in another environment \(torch: .*, now \"99\"\)"):
         run(job(tmp_path, world, limit=4), loaded)
-    [planned] = run(job(tmp_path, world, limit=4, allow_environment_change=True), loaded)
-    assert [each["torch"] for each in run_store.read_manifest(planned.path)["environments"]] == [
+    [plan] = run(job(tmp_path, world, limit=4, allow_environment_change=True), loaded)
+    assert [each["torch"] for each in run_store.read_manifest(plan.path)["environments"]] == [
         found["torch"],
         "99",
     ]
@@ -394,7 +395,7 @@ def copy(world: Path, tmp_path: Path) -> Path:
 
 
 def first_image(job: Job) -> Path:
-    image = prepare(job)[0].items[0].image
+    image = prepare(job)[0].samples[0].image
     assert image is not None
     return image
 
@@ -424,9 +425,9 @@ def test_annotations_that_change_between_runs_start_another_run(
     run(asked, loaded)
     path = copy / "answers.json"
     path.write_text(path.read_text() + "\n")
-    watcher = Notes()
-    run(asked, loaded, watcher=watcher)
-    [note] = watcher.notes
+    progress = Notes()
+    run(asked, loaded, progress=progress)
+    [note] = progress.notes
     assert "task.data.answers.sha256: " in note
     assert len(jobs.records(tmp_path / "out")) == 6
 
@@ -456,11 +457,11 @@ def test_failures_are_tried_again_unless_told_otherwise(
     first_image(asked).unlink()
     failed = gather(run(asked, loaded)).outcomes[0].counts["failed"]
     records = len(jobs.records(tmp_path / "out"))
-    watcher = Notes()
-    counts = gather(run(asked, loaded, watcher=watcher)).outcomes[0].counts
+    progress = Notes()
+    counts = gather(run(asked, loaded, progress=progress)).outcomes[0].counts
     assert len(jobs.records(tmp_path / "out")) == records + (failed if again else 0)
     assert counts["failed"] == failed
-    assert bool(watcher.begun) == again
+    assert bool(progress.active) == again
 
 
 @pytest.mark.parametrize("methods", [["fastv+divprune"], ["greedy", "fastv+divprune"]])
@@ -502,7 +503,7 @@ def test_texts_that_cannot_be_written_down_name_their_file(
         run(asked, loaded)
 
 
-def test_a_path_that_no_system_takes_is_a_failure_of_its_item(
+def test_a_path_that_no_system_takes_is_a_failure_of_its_sample(
     loaded: tuple[Any, Any], copy: Path, tmp_path: Path
 ) -> None:
     path = copy / "instances.json"
@@ -517,15 +518,15 @@ def test_the_manifest_tells_a_person_what_was_done(
     loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["vlmfix", "eval", "pope"])
-    [planned] = run(job(tmp_path, world, methods=["var"], limit=2), loaded)
-    manifest = jobs.read(planned.path / "manifest.json")
+    [plan] = run(job(tmp_path, world, methods=["var"], limit=2), loaded)
+    manifest = jobs.read(plan.path / "manifest.json")
     assert manifest["key"]["library"] == vlmfix.__version__
     assert manifest["key"]["methods"][0]["name"] == "var"
     assert manifest["info"]["data"]["instances"]["file"] == str(world / "instances.json")
     assert manifest["info"]["first_prompt"].startswith("USER: <image>")
     assert manifest["info"]["started_at"].endswith("Z")
     assert manifest["info"]["command"] == "vlmfix eval pope"
-    assert planned.path.name == f"var-{manifest['digest'][:8]}"
+    assert plan.path.name == f"var-{manifest['digest'][:8]}"
 
 
 @pytest.mark.parametrize(("tokens", "size"), [(4, 32), (64, 32), (65, 16), (512, 16)])
@@ -533,9 +534,9 @@ def test_batches_are_smaller_where_answers_are_long(
     tokens: int, size: int, loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
     automatic = job(tmp_path, world, batch_size="auto", protocol=f"pope.tiny+max_new_tokens={tokens}")
-    [prepared] = prepare(automatic)
-    assert module._batch_size(automatic, prepared.task, loaded[0]) == size
-    assert module._batch_size(job(tmp_path, world, batch_size=5), prepared.task, loaded[0]) == 5
+    [task_plan] = prepare(automatic)
+    assert module._batch_size(automatic, task_plan.task, loaded[0]) == size
+    assert module._batch_size(job(tmp_path, world, batch_size=5), task_plan.task, loaded[0]) == 5
 
 
 def test_the_runs_of_the_latest_job_without_a_model(
@@ -545,9 +546,9 @@ def test_the_runs_of_the_latest_job_without_a_model(
     methods = ["greedy", {"var": {"moved_fraction": 0.6}}]
     latest = job(tmp_path, world, tasks=["vqa", "pope"], methods=methods, limit=2)
     runs = run(latest, loaded)
-    again = planned_again(tmp_path)
-    assert [(each.task.name, each.variant, each.path, each.items) for each in again] == [
-        (each.task.name, each.variant, each.path, each.items) for each in runs
+    again = read_plans(tmp_path)
+    assert [(each.task.name, each.variant, each.path, each.samples) for each in again] == [
+        (each.task.name, each.variant, each.path, each.samples) for each in runs
     ]
     assert finished(latest, again) == finished(latest, runs)
 
@@ -560,7 +561,7 @@ def test_runs_about_other_data_are_not_scored_again(
     path.write_text(path.read_text().replace('"no"', '"yes"'))
     message = r"vqa/greedy-\w{8} is about other data .*task\.data\.answers\.sha256"
     with pytest.raises(ResumeError, match=message):
-        planned_again(tmp_path / "out")
+        read_plans(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -579,36 +580,36 @@ def test_runs_about_other_data_are_not_scored_again(
 def test_a_damaged_list_of_runs(content: str, message: str, world: Path, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(content.replace("WORLD", str(world)))
     with pytest.raises(ValueError, match=message):
-        planned_again(tmp_path)
+        read_plans(tmp_path)
 
 
 def test_no_job(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no job \(no job\.json\); run vlmfix eval --output"):
-        planned_again(tmp_path)
+        read_plans(tmp_path)
 
 
-def item(cluster: str) -> Item:
-    return Item(f"pope/{cluster}/1", cluster, None, "?", "yes", {})
+def sample(cluster: str) -> Sample:
+    return Sample(f"pope/{cluster}/1", cluster, None, "?", "yes", {})
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 7])
-def test_every_item_belongs_to_one_share(of: int) -> None:
+def test_every_sample_belongs_to_one_share(of: int) -> None:
     clusters = [f"{number}.jpg" for number in range(200)]
-    shares = [Share(index, of) for index in range(of)]
-    owners = [[share.index for share in shares if share.takes(item(cluster))] for cluster in clusters]
+    shares = [Shard(index, of) for index in range(of)]
+    owners = [[shard.index for shard in shares if shard.takes(sample(cluster))] for cluster in clusters]
     assert all(len(each) == 1 for each in owners)
-    questions = [Item(f"pope/{cluster}/2", cluster, None, "?", "yes", {}) for cluster in clusters]
-    assert owners == [[share.index for share in shares if share.takes(each)] for each in questions]
+    questions = [Sample(f"pope/{cluster}/2", cluster, None, "?", "yes", {}) for cluster in clusters]
+    assert owners == [[shard.index for shard in shares if shard.takes(each)] for each in questions]
     counts = [owners.count([index]) for index in range(of)]
     assert min(counts) > 0.5 * 200 / of
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [("0/1", Share(0, 1, 0)), ("2/3", Share(2, 3, 2)), ("10/11", Share(10, 11, 10))]
+    ("text", "shard"), [("0/1", Shard(0, 1, 0)), ("2/3", Shard(2, 3, 2)), ("10/11", Shard(10, 11, 10))]
 )
-def test_shares_by_hand(text: str, share: Share) -> None:
-    assert Share.parse(text) == share
-    assert str(share) == f"{share.index}-of-{share.of}"
+def test_shares_by_hand(text: str, shard: Shard) -> None:
+    assert Shard.parse(text) == shard
+    assert str(shard) == f"{shard.index}-of-{shard.of}"
 
 
 @pytest.mark.parametrize(
@@ -616,7 +617,7 @@ def test_shares_by_hand(text: str, share: Share) -> None:
 )
 def test_no_shares(text: str) -> None:
     with pytest.raises(ValueError, match="it must be i/n with i from 0 to n - 1, such as 0/4"):
-        Share.parse(text)
+        Shard.parse(text)
 
 
 VARIABLES = [
@@ -627,28 +628,28 @@ VARIABLES = [
 
 
 @pytest.mark.parametrize(
-    ("variables", "share"),
+    ("variables", "shard"),
     [
-        ({}, Share(0, 1, 0)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Share(5, 8, 1)),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Share(1, 2, 0)),
+        ({}, Shard(0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Shard(5, 8, 1)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Shard(1, 2, 0)),
         (
             {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
-            Share(3, 4, 1),
+            Shard(3, 4, 1),
         ),
-        ({"RANK": "", "WORLD_SIZE": ""}, Share(0, 1, 0)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, Share(0, 1, 0)),
+        ({"RANK": "", "WORLD_SIZE": ""}, Shard(0, 1, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Shard(0, 1, 0)),
     ],
     ids=str,
 )
 def test_shares_from_launchers(
-    variables: dict[str, str], share: Share, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert Share.from_environment() == share
+    assert Shard.from_environment() == shard
 
 
 @pytest.mark.parametrize(
@@ -671,7 +672,7 @@ def test_environments_that_are_no_share(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"the environment says .*{said}.*unset these variables"):
-        Share.from_environment()
+        Shard.from_environment()
 
 
 @pytest.mark.parametrize(
@@ -685,4 +686,4 @@ def test_environments_that_are_no_share(
     ],
 )
 def test_records_of_workers_that_were_started_together(name: str, beside: bool) -> None:
-    assert Share(1, 3).is_beside(Path(name)) == beside
+    assert Shard(1, 3).is_beside(Path(name)) == beside

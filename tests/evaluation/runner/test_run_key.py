@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import vlmfix
-from vlmfix.evaluation.files.hashing import digest
+from vlmfix.evaluation.files.hashing import digest, plain
 from vlmfix.evaluation.runner import run_key
-from vlmfix.evaluation.tasks.protocols import load_protocol
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
 
 DATA = {"pope coco random": {"file": "/here/random.json", "sha256": "ab", "rows": 3000}}
 
@@ -192,7 +192,7 @@ def test_the_environment_is_written_down(loaded: tuple[Any, Any]) -> None:
 
 
 def test_values_become_json() -> None:
-    assert run_key.plain({"a": (1, 2), "b": {3, 1}, "c": Path("x"), 4: None, "d": len}) == {
+    assert plain({"a": (1, 2), "b": {3, 1}, "c": Path("x"), 4: None, "d": len}) == {
         "a": [1, 2],
         "b": [1, 3],
         "c": "x",
@@ -200,7 +200,7 @@ def test_values_become_json() -> None:
         "d": "builtins.len",
     }
     with pytest.raises(ValueError, match="JSON compliant"):
-        run_key.plain({"a": float("nan")})
+        plain({"a": float("nan")})
 
 
 def test_settings_of_the_checkpoint_that_do_not_apply_are_named(loaded: tuple[Any, Any]) -> None:

@@ -19,10 +19,10 @@ from vlmfix.evaluation.files import atomic
 from vlmfix.evaluation.files.atomic import check_writable, create_json, write_json
 from vlmfix.evaluation.runner.run_store import (
     ResumeError,
-    Run,
+    RunStore,
     differences,
-    item_key,
     read_manifest,
+    sample_key,
 )
 
 KEY = {"method": {"name": "var", "moved_fraction": 0.4}, "seed": 0}
@@ -31,11 +31,11 @@ KEYS = {("a", 0): "k", ("b", 0): "k", ("c", 0): "k"}
 
 
 def record(
-    id: str, text: str = "Yes.", *, at: float = 1.0, key: str = "k", sample: int = 0
+    id: str, text: str = "Yes.", *, at: float = 1.0, key: str = "k", repeat: int = 0
 ) -> dict[str, Any]:
     return {
         "id": id,
-        "sample": sample,
+        "repeat": repeat,
         "key": key,
         "status": "ok",
         "text": text,
@@ -47,7 +47,7 @@ def record(
 def failure(id: str, *, at: float = 1.0, key: str = "k") -> dict[str, Any]:
     return {
         "id": id,
-        "sample": 0,
+        "repeat": 0,
         "key": key,
         "status": "error",
         "error": "broken",
@@ -56,17 +56,17 @@ def failure(id: str, *, at: float = 1.0, key: str = "k") -> dict[str, Any]:
     }
 
 
-def begin(path: Path, **changes: Any) -> Run:
+def begin(path: Path, **changes: Any) -> RunStore:
     settings = {"key": KEY, "environment": ENVIRONMENT, "info": {}} | changes
-    return Run.start(path, settings.pop("key"), settings.pop("environment"), **settings)
+    return RunStore.start(path, settings.pop("key"), settings.pop("environment"), **settings)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunStore:
     return begin(tmp_path / "run")
 
 
-def write(run: Run, *records: dict[str, Any], name: str = "0-of-1-000.jsonl") -> Path:
+def write(run: RunStore, *records: dict[str, Any], name: str = "0-of-1-000.jsonl") -> Path:
     """Records in a file, as a process would have left it."""
     path = run.path / "records" / name
     path.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
@@ -90,7 +90,7 @@ def fork(processes: int, work: Callable[[int], None]) -> None:
     assert [each.exitcode for each in children] == [0] * processes
 
 
-def test_records_come_back_as_they_were(run: Run) -> None:
+def test_records_come_back_as_they_were(run: RunStore) -> None:
     strange = "\n\r\u2028 \u0000 ein „Hund“ \U0001f600"
     run.append([record("a", ""), record("b", strange)], "0-of-1")
     run.append([failure("c")], "0-of-1")
@@ -101,12 +101,12 @@ def test_records_come_back_as_they_were(run: Run) -> None:
     assert [path.name for path in (run.path / "records").iterdir()] == ["0-of-1-000.jsonl"]
 
 
-def test_records_of_other_items_do_not_matter(run: Run) -> None:
-    write(run, record("a"), record("z", key="other"), record("b", sample=3))
+def test_records_of_other_samples_do_not_matter(run: RunStore) -> None:
+    write(run, record("a"), record("z", key="other"), record("b", repeat=3))
     assert set(run.read(KEYS).done) == {("a", 0)}
 
 
-def test_a_file_cut_at_any_byte_keeps_its_whole_lines(run: Run) -> None:
+def test_a_file_cut_at_any_byte_keeps_its_whole_lines(run: RunStore) -> None:
     path = write(run, record("a"), record("b", "é"), record("c"))
     content = path.read_bytes()
     ends = [index + 1 for index, byte in enumerate(content) if byte == 10]
@@ -118,7 +118,7 @@ def test_a_file_cut_at_any_byte_keeps_its_whole_lines(run: Run) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{", b"\0\0\0\0", b'{"id": "b"}', b"\xff\xfe", b"[]"])
-def test_a_damaged_last_line_is_dropped_and_named(line: bytes, run: Run) -> None:
+def test_a_damaged_last_line_is_dropped_and_named(line: bytes, run: RunStore) -> None:
     path = write(run, record("a"))
     path.write_bytes(path.read_bytes() + line + b"\n")
     found = run.read(KEYS)
@@ -134,7 +134,7 @@ DAMAGED = [
     "{}",
     "",
     json.dumps(record("b") | {"text": 5}),
-    json.dumps(record("b") | {"sample": [1]}),
+    json.dumps(record("b") | {"repeat": [1]}),
     json.dumps(record("b") | {"written_at": "now"}),
     json.dumps(record("b") | {"key": None}),
     json.dumps({key: value for key, value in record("b").items() if key != "finish"}),
@@ -143,28 +143,28 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("line", DAMAGED)
-def test_a_damaged_line_elsewhere_is_an_error_with_its_place(line: str, run: Run) -> None:
+def test_a_damaged_line_elsewhere_is_an_error_with_its_place(line: str, run: RunStore) -> None:
     path = write(run, record("a"))
     path.write_text(f"{json.dumps(record('a'))}\n{line}\n{json.dumps(record('c'))}\n")
     with pytest.raises(ValueError, match=r"0-of-1-000\.jsonl, line 2 is damaged .*remove this line"):
         run.read(KEYS)
 
 
-def test_a_damaged_line_before_a_torn_one_is_an_error(run: Run) -> None:
+def test_a_damaged_line_before_a_torn_one_is_an_error(run: RunStore) -> None:
     path = write(run, record("a"))
     path.write_text(path.read_text() + "{\n" + json.dumps(record("c"))[:20])
     with pytest.raises(ValueError, match="line 2 is damaged"):
         run.read(KEYS)
 
 
-def test_a_line_that_is_not_utf8_is_an_error_with_its_place(run: Run) -> None:
+def test_a_line_that_is_not_utf8_is_an_error_with_its_place(run: RunStore) -> None:
     path = write(run, record("a"))
     path.write_bytes(b'{"id": "\xff"}\n' + path.read_bytes())
     with pytest.raises(ValueError, match="line 1 is damaged"):
         run.read(KEYS)
 
 
-def test_a_new_process_leaves_a_torn_file_alone(run: Run) -> None:
+def test_a_new_process_leaves_a_torn_file_alone(run: RunStore) -> None:
     path = write(run, record("a"), record("b"))
     path.write_bytes(path.read_bytes()[:-9])
     torn = path.read_bytes()
@@ -180,7 +180,7 @@ def test_a_new_process_leaves_a_torn_file_alone(run: Run) -> None:
     [(1.0, 2.0, "x"), (2.0, 1.0, "y"), (1.0, 1.0, "x")],
     ids=["earlier file", "earlier time", "same time: by file"],
 )
-def test_of_two_answers_the_first_holds(first: float, second: float, kept: str, run: Run) -> None:
+def test_of_two_answers_the_first_holds(first: float, second: float, kept: str, run: RunStore) -> None:
     write(run, record("a", "y", at=second), name="1-of-2-000.jsonl")
     write(run, record("a", "x", at=first), name="0-of-2-000.jsonl")
     found = run.read(KEYS)
@@ -188,13 +188,13 @@ def test_of_two_answers_the_first_holds(first: float, second: float, kept: str, 
     assert found.duplicates == 1
 
 
-def test_of_two_answers_in_a_file_at_the_same_time_the_upper_one_holds(run: Run) -> None:
+def test_of_two_answers_in_a_file_at_the_same_time_the_upper_one_holds(run: RunStore) -> None:
     write(run, record("a", "x"), record("a", "y"))
     assert run.read(KEYS).done["a", 0]["text"] == "x"
 
 
 @pytest.mark.parametrize(("success", "error"), [(1.0, 2.0), (2.0, 1.0)])
-def test_an_error_never_hides_a_success(success: float, error: float, run: Run) -> None:
+def test_an_error_never_hides_a_success(success: float, error: float, run: RunStore) -> None:
     write(run, failure("a", at=error), record("a", at=success))
     found = run.read(KEYS)
     assert set(found.done) == {("a", 0)}
@@ -202,13 +202,13 @@ def test_an_error_never_hides_a_success(success: float, error: float, run: Run) 
     assert found.duplicates == 0
 
 
-def test_an_answer_under_another_key_is_refused(run: Run) -> None:
+def test_an_answer_under_another_key_is_refused(run: RunStore) -> None:
     write(run, record("a", key="before"))
     with pytest.raises(ResumeError, match=r"0-of-1-000\.jsonl: a was answered with another image or prompt"):
         run.read(KEYS)
 
 
-def test_a_failure_under_another_key_is_no_answer_and_no_obstacle(run: Run) -> None:
+def test_a_failure_under_another_key_is_no_answer_and_no_obstacle(run: RunStore) -> None:
     """A missing image that was put in its place has another key than its failure."""
     write(run, failure("a", key="without image"))
     found = run.read(KEYS)
@@ -218,7 +218,7 @@ def test_a_failure_under_another_key_is_no_answer_and_no_obstacle(run: Run) -> N
     assert set(run.read({("a", 0): None}).done) == {("a", 0)}
 
 
-def test_without_keys_the_answers_to_an_item_must_agree(run: Run) -> None:
+def test_without_keys_the_answers_to_a_sample_must_agree(run: RunStore) -> None:
     write(run, record("a"), record("b", key="l"))
     assert len(run.read(dict.fromkeys(KEYS)).done) == 2
     write(run, record("a", key="l"), name="1-of-1-000.jsonl")
@@ -226,7 +226,7 @@ def test_without_keys_the_answers_to_an_item_must_agree(run: Run) -> None:
         run.read(dict.fromkeys(KEYS))
 
 
-def test_other_settings_in_the_same_directory_are_refused(run: Run) -> None:
+def test_other_settings_in_the_same_directory_are_refused(run: RunStore) -> None:
     other = {"method": {"name": "var", "moved_fraction": 0.6}, "seed": 0}
     with pytest.raises(ResumeError, match=r"method\.moved_fraction: 0\.4, now 0\.6.*choose another --output"):
         begin(run.path, key=other)
@@ -238,7 +238,7 @@ def test_tuples_and_lists_are_the_same_key(tmp_path: Path) -> None:
     assert begin(tmp_path, key={"layers": [1, 2]}).manifest["key"] == {"layers": [1, 2]}
 
 
-def test_a_change_of_environment_has_to_be_accepted(run: Run) -> None:
+def test_a_change_of_environment_has_to_be_accepted(run: RunStore) -> None:
     newer = ENVIRONMENT | {"torch": "2.7"}
     with pytest.raises(ResumeError, match=r'torch: "2\.6", now "2\.7".*--allow-environment-change'):
         begin(run.path, environment=newer)
@@ -250,7 +250,7 @@ def test_a_change_of_environment_has_to_be_accepted(run: Run) -> None:
         assert begin(run.path, environment=known).manifest["environments"] == [ENVIRONMENT, newer]
 
 
-def test_the_manifest_is_written_once(run: Run) -> None:
+def test_the_manifest_is_written_once(run: RunStore) -> None:
     before = (run.path / "manifest.json").read_bytes()
     begin(run.path, info={"command": "another one"})
     assert (run.path / "manifest.json").read_bytes() == before
@@ -259,7 +259,7 @@ def test_the_manifest_is_written_once(run: Run) -> None:
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"key": 5, "digest": "x", "environments": [], "info": {}}', b"\xff"]
 )
-def test_a_damaged_manifest_is_named(content: str | bytes, run: Run) -> None:
+def test_a_damaged_manifest_is_named(content: str | bytes, run: RunStore) -> None:
     (run.path / "manifest.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=r"manifest\.json is damaged .*move the directory away"):
         begin(run.path)
@@ -270,7 +270,7 @@ def test_no_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_processes_of_the_same_name_write_files_of_their_own(run: Run) -> None:
+def test_processes_of_the_same_name_write_files_of_their_own(run: RunStore) -> None:
     ids = [f"{number}/{index}" for number in range(4) for index in range(20)]
 
     def append(number: int) -> None:
@@ -332,7 +332,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert begin(tmp_path).manifest["key"] == KEY
 
 
-def test_a_full_disk_is_said_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_in_one_line(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     run.append([record("a")], "0-of-1")
     run.close()
     with open("/dev/full", "wb", buffering=0) as full:
@@ -343,7 +343,9 @@ def test_a_full_disk_is_said_in_one_line(run: Run, monkeypatch: pytest.MonkeyPat
     assert set(run.read(KEYS).done) == {("a", 0)}
 
 
-def test_a_disk_that_fails_to_sync_is_said_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_to_sync_is_said_in_one_line(
+    run: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -358,7 +360,7 @@ def test_a_disk_that_fails_to_sync_is_said_in_one_line(run: Run, monkeypatch: py
     assert len(list((run.path / "records").iterdir())) == 2
 
 
-def test_what_fits_before_the_disk_is_full_is_kept(run: Run) -> None:
+def test_what_fits_before_the_disk_is_full_is_kept(run: RunStore) -> None:
     """A file that may not grow ends in the middle of a line; the lines before it hold."""
 
     def fill() -> None:
@@ -432,9 +434,9 @@ def test_differences_name_what_changed() -> None:
     assert differences(1, 2, "seed") == ["seed: 1, now 2"]
 
 
-@pytest.mark.parametrize("change", ["id", "content", "image", "prompt", "seed", "sample"])
-def test_the_key_of_an_item_depends_on_all_its_parts(change: str) -> None:
-    item = {"id": "a", "content": "h", "image": None, "prompt": "p", "seed": 0, "sample": 0}
-    assert item_key(KEY, item) == item_key(dict(KEY), dict(item))
-    assert item_key(KEY, item | {change: "other"}) != item_key(KEY, item)
-    assert item_key(KEY | {"seed": 1}, item) != item_key(KEY, item)
+@pytest.mark.parametrize("change", ["id", "content", "image", "prompt", "seed", "repeat"])
+def test_the_key_of_a_sample_depends_on_all_its_parts(change: str) -> None:
+    sample = {"id": "a", "content": "h", "image": None, "prompt": "p", "seed": 0, "repeat": 0}
+    assert sample_key(KEY, sample) == sample_key(dict(KEY), dict(sample))
+    assert sample_key(KEY, sample | {change: "other"}) != sample_key(KEY, sample)
+    assert sample_key(KEY | {"seed": 1}, sample) != sample_key(KEY, sample)

@@ -15,7 +15,7 @@ from vlmfix.evaluation.runner.sampling import SeededSampling, gumbel_noise, seed
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -3.0])
 DRAWS = 20_000
-SEEDS = [seed_of(0, f"item {number}", 0) for number in range(DRAWS)]
+SEEDS = [seed_of(0, f"sample {number}", 0) for number in range(DRAWS)]
 
 
 def drawn(seeds: list[int], logits: Tensor = LOGITS, steps: int = 1, **settings: Any) -> Tensor:
@@ -162,9 +162,12 @@ def test_forbidden_tokens_stay_forbidden() -> None:
     assert p_value(tokens, logits.softmax(dim=0)) > 0.001
 
 
-def test_seeds_are_told_apart_by_run_item_and_sample() -> None:
+def test_seeds_are_told_apart_by_run_sample_and_repeat() -> None:
     seeds = {
-        seed_of(run, item, sample) for run in range(5) for item in ("a", "b", "1/2") for sample in range(5)
+        seed_of(run, sample, repeat)
+        for run in range(5)
+        for sample in ("a", "b", "1/2")
+        for repeat in range(5)
     }
     assert len(seeds) == 75
     assert all(0 <= seed < 2**63 for seed in seeds)

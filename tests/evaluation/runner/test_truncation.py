@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from vlmfix.evals.chair.tokens import drop_incomplete
 
 from vlmfix.evaluation.runner.truncation import limits, mean_limit
+from vlmfix.evaluation.tasks.lengths import drop_incomplete
 
 
 def test_image_by_image() -> None:

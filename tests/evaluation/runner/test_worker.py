@@ -1,4 +1,4 @@
-"""Workers: batches that change nothing, failures that stay with their item, and a model left as it was."""
+"""Workers: batches that change nothing, failures that stay with their sample, and a model left as it was."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from PIL import Image
 
 import vlmfix
 from tests.support import jobs
-from vlmfix.api import answer_batch, open_images
 from vlmfix.evaluation.runner import worker as module
-from vlmfix.evaluation.runner.run_store import Run
+from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.sample import Sample
+from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.pictures import open_images
 from vlmfix.methods.baselines.output_shift import answer_ids
 
 FIELDS = {
     "id": str,
-    "sample": int,
+    "repeat": int,
     "seed": int,
     "key": str,
     "image": str,
@@ -45,26 +46,26 @@ FIELDS = {
     "forwards_per_token": float,
     "peak_memory": int,
 }
-FAILED = ["batch_size", "environment", "host", "id", "image", "key", "prompt", "sample", "seed", "written_at"]
+FAILED = ["batch_size", "environment", "host", "id", "image", "key", "prompt", "repeat", "seed", "written_at"]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunStore:
     return jobs.start(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Nine questions about three pictures."""
-    return jobs.items(tmp_path_factory.mktemp("pictures"))
+    return jobs.samples(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
-def expected(loaded: tuple[Any, Any], asked: list[Item]) -> list[str]:
+def expected(loaded: tuple[Any, Any], asked: list[Sample]) -> list[str]:
     """What the library answers one by one."""
     return [
-        vlmfix.generate(*loaded, item.image, item.prompt, max_new_tokens=jobs.PROTOCOL.max_new_tokens)
-        for item in asked
+        vlmfix.generate(*loaded, sample.image, sample.prompt, max_new_tokens=jobs.PROTOCOL.max_new_tokens)
+        for sample in asked
     ]
 
 
@@ -97,21 +98,25 @@ def failing(
     return sizes
 
 
-def texts(run: Run, asked: list[Item]) -> list[str]:
+def texts(run: RunStore, asked: list[Sample]) -> list[str]:
     found = jobs.answered(run, jobs.draws(asked))
-    return [found[item.id, 0]["text"].strip() for item in asked]
+    return [found[sample.id, 0]["text"].strip() for sample in asked]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
 def test_answers_are_those_of_the_library(
-    batch_size: int, loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run
+    batch_size: int, loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore
 ) -> None:
     jobs.worker(loaded, batch_size=batch_size).work(run, jobs.draws(asked)[::-1], max_errors=0)
     assert texts(run, asked) == expected
 
 
-def test_a_record_says_all_about_its_answer(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
-    worker = jobs.worker(loaded, batch_size=4, parse=lambda item, text, cut: f"{item.id}: {text}, {cut}")
+def test_a_record_says_all_about_its_answer(
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
+) -> None:
+    worker = jobs.worker(
+        loaded, batch_size=4, judge=lambda sample, text, cut: {"parsed": f"{sample.id}: {text}, {cut}"}
+    )
     worker.work(run, jobs.draws(asked), max_errors=0)
     written = jobs.records(run.path)
     assert len(written) == len(asked)
@@ -130,7 +135,7 @@ def test_a_record_says_all_about_its_answer(loaded: tuple[Any, Any], asked: list
 
 
 def test_questions_about_an_image_run_together(
-    loaded: tuple[Any, Any], asked: list[Item], run: Run, batches: list[list[str]]
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, batches: list[list[str]]
 ) -> None:
     jobs.worker(loaded, batch_size=3).work(run, jobs.draws(asked)[::-1], max_errors=0)
     images = [record["image"] for record in jobs.records(run.path)]
@@ -138,7 +143,7 @@ def test_questions_about_an_image_run_together(
     assert [sorted(batch) for batch in batches] == [sorted(jobs.QUESTIONS)] * 3
 
 
-def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
     encoded: list[int] = []
     tower = next(part for name, part in loaded[0].named_modules() if name.endswith("vision_tower"))
     handle = tower.register_forward_pre_hook(
@@ -156,7 +161,7 @@ def test_images_are_encoded_once_a_batch(loaded: tuple[Any, Any], asked: list[It
 
 
 def test_a_batch_is_on_disk_before_the_next_begins(
-    loaded: tuple[Any, Any], asked: list[Item], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     told: list[str] = []
 
@@ -165,10 +170,10 @@ def test_a_batch_is_on_disk_before_the_next_begins(
         assert [record["id"] for record in jobs.records(run.path)] == told
 
     jobs.worker(loaded, batch_size=2).work(run, jobs.draws(asked), max_errors=0, on_records=look)
-    assert sorted(told) == sorted(item.id for item in asked)
+    assert sorted(told) == sorted(sample.id for sample in asked)
 
 
-def test_nothing_to_do_writes_nothing(loaded: tuple[Any, Any], run: Run) -> None:
+def test_nothing_to_do_writes_nothing(loaded: tuple[Any, Any], run: RunStore) -> None:
     jobs.worker(loaded).work(run, [], max_errors=0)
     assert list((run.path / "records").iterdir()) == []
 
@@ -185,9 +190,9 @@ def test_nothing_to_do_writes_nothing(loaded: tuple[Any, Any], run: Run) -> None
 def test_want_of_memory_halves_the_batch_for_good(
     error: Exception,
     loaded: tuple[Any, Any],
-    asked: list[Item],
+    asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes = failing(monkeypatch, error, lambda batch: len(batch) > 2)
@@ -197,8 +202,8 @@ def test_want_of_memory_halves_the_batch_for_good(
     assert len(jobs.records(run.path)) == len(asked)
 
 
-def test_want_of_memory_for_a_single_item_is_recorded(
-    loaded: tuple[Any, Any], asked: list[Item], run: Run, monkeypatch: pytest.MonkeyPatch
+def test_want_of_memory_for_a_single_sample_is_recorded(
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hungry = asked[4]
     failing(
@@ -219,9 +224,9 @@ def test_want_of_memory_for_a_single_item_is_recorded(
 
 def test_want_of_memory_while_pictures_are_opened(
     loaded: tuple[Any, Any],
-    asked: list[Item],
+    asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Several huge pictures may not fit where one does."""
@@ -239,14 +244,14 @@ def test_want_of_memory_while_pictures_are_opened(
     assert {record["status"] for record in jobs.records(run.path)} == {"ok"}
 
 
-def test_an_item_that_breaks_a_batch_is_found(
+def test_a_sample_that_breaks_a_batch_is_found(
     loaded: tuple[Any, Any],
-    asked: list[Item],
+    asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    poison = [dataclasses.replace(item) for item in asked]
+    poison = [dataclasses.replace(sample) for sample in asked]
     poison[5] = dataclasses.replace(asked[5], prompt="poison")
     error = RuntimeError("index out of range\n in self")
     sizes = failing(monkeypatch, error, lambda batch: any(prompt == "poison" for _, prompt in batch))
@@ -256,7 +261,7 @@ def test_an_item_that_breaks_a_batch_is_found(
     assert found.failed[poison[5].id, 0]["error"] == "index out of range in self"
     answers = {id: record["text"].strip() for (id, _), record in found.done.items()}
     assert answers == {
-        item.id: text for item, text in zip(poison, expected, strict=True) if item.prompt != "poison"
+        sample.id: text for sample, text in zip(poison, expected, strict=True) if sample.prompt != "poison"
     }
     assert sorted(sizes, reverse=True)[0] == 6
     assert sizes.count(1) >= 3
@@ -285,17 +290,17 @@ def bomb() -> bytes:
 
 
 def test_broken_pictures_are_failures_once_each(
-    loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run, tmp_path: Path
+    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore, tmp_path: Path
 ) -> None:
     bad = [
-        Item(f"pope/{name}/0", name, path, jobs.QUESTIONS[0], "yes", {})
+        Sample(f"pope/{name}/0", name, path, jobs.QUESTIONS[0], "yes", {})
         for name, path in broken(tmp_path).items()
     ]
     everything = jobs.draws([*asked, *bad])
     jobs.worker(loaded, batch_size=5).work(run, everything, max_errors=len(bad))
     found = run.read({draw.identity: draw.key for draw in everything})
     assert texts(run, asked) == expected
-    assert set(found.failed) == {(item.id, 0) for item in bad}
+    assert set(found.failed) == {(sample.id, 0) for sample in bad}
     reasons = {id.split("/")[1]: record["error"] for (id, _), record in found.failed.items()}
     for name in ("empty", "text", "truncated"):
         assert f"{name}.jpg' is not a readable image" in reasons[name]
@@ -309,7 +314,11 @@ def test_broken_pictures_are_failures_once_each(
 
 @pytest.mark.parametrize("error", [struct.error("unpack"), KeyError("tag"), RecursionError(), EOFError()])
 def test_readers_of_pictures_may_raise_anything(
-    error: Exception, loaded: tuple[Any, Any], asked: list[Item], run: Run, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    loaded: tuple[Any, Any],
+    asked: list[Sample],
+    run: RunStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unreadable(path: Path) -> list[Image.Image]:
         if path == asked[0].image:
@@ -323,8 +332,8 @@ def test_readers_of_pictures_may_raise_anything(
     assert (len(found.failed), len(found.done)) == (3, 6)
 
 
-def test_a_placeholder_for_images_in_a_question_is_a_failure_of_that_item(
-    loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run
+def test_a_placeholder_for_images_in_a_question_is_a_failure_of_that_sample(
+    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore
 ) -> None:
     strange = [
         dataclasses.replace(asked[1], id=f"pope/strange/{number}", prompt=prompt)
@@ -333,12 +342,12 @@ def test_a_placeholder_for_images_in_a_question_is_a_failure_of_that_item(
     jobs.worker(loaded).work(run, jobs.draws([*asked, *strange]), max_errors=2)
     assert texts(run, asked) == expected
     failed = run.read({draw.identity: draw.key for draw in jobs.draws(strange)}).failed
-    assert set(failed) == {(item.id, 0) for item in strange}
+    assert set(failed) == {(sample.id, 0) for sample in strange}
     assert all("image" in record["error"] for record in failed.values())
 
 
 def test_strange_questions_are_answered_alone_and_together(
-    loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path
+    loaded: tuple[Any, Any], asked: list[Sample], tmp_path: Path
 ) -> None:
     prompts = [
         "</s>",
@@ -359,16 +368,16 @@ def test_strange_questions_are_answered_alone_and_together(
     assert found[0] == found[1]
 
 
-def test_questions_without_image(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
-    bare = [dataclasses.replace(item, id=f"{item.id}/bare", image=None) for item in asked[:2]]
+def test_questions_without_image(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
+    bare = [dataclasses.replace(sample, id=f"{sample.id}/bare", image=None) for sample in asked[:2]]
     jobs.worker(loaded).work(run, jobs.draws([*asked[:3], *bare]), max_errors=0)
-    plain = vlmfix.generate(*loaded, [None, None], [item.prompt for item in bare], max_new_tokens=4)
+    plain = vlmfix.generate(*loaded, [None, None], [sample.prompt for sample in bare], max_new_tokens=4)
     assert texts(run, bare) == plain
     assert {record["image"] for record in jobs.answered(run, jobs.draws(bare)).values()} == {None}
 
 
 def test_a_prompt_that_is_far_longer_goes_alone(
-    loaded: tuple[Any, Any], asked: list[Item], run: Run, batches: list[list[str]]
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, batches: list[list[str]]
 ) -> None:
     """Padding its neighbours to its length would cost more than the batch saves."""
     longer = [dataclasses.replace(asked[4], prompt="word " * 600), *asked[:4], *asked[5:]]
@@ -381,13 +390,13 @@ def test_a_prompt_that_is_far_longer_goes_alone(
 
 @pytest.mark.parametrize(("allowed", "stops"), [(2, True), (3, False)])
 def test_too_many_failures_stop_the_work(
-    allowed: int, stops: bool, loaded: tuple[Any, Any], asked: list[Item], run: Run, tmp_path: Path
+    allowed: int, stops: bool, loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, tmp_path: Path
 ) -> None:
-    bad = [dataclasses.replace(item, image=tmp_path / "missing.png") for item in asked[:3]]
+    bad = [dataclasses.replace(sample, image=tmp_path / "missing.png") for sample in asked[:3]]
     worker = jobs.worker(loaded, batch_size=1)
     everything = jobs.draws([*bad, *asked[3:]])
     if stops:
-        message = r"3 items failed, more than the 2 that --max-errors allows; fix them .* was pope/0/\d: no"
+        message = r"3 samples failed, more than the 2 that --max-errors allows; fix them .* was pope/0/\d: no"
         with pytest.raises(TooManyErrorsError, match=message):
             worker.work(run, everything, max_errors=allowed)
     else:
@@ -397,7 +406,7 @@ def test_too_many_failures_stop_the_work(
 
 
 def test_a_method_that_does_not_go_with_the_model_stops_the_work(
-    loaded: tuple[Any, Any], asked: list[Item], run: Run, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, vlmfix.UnsupportedError("static cache"), lambda batch: True)
     with pytest.raises(vlmfix.UnsupportedError, match="static cache"):
@@ -406,21 +415,21 @@ def test_a_method_that_does_not_go_with_the_model_stops_the_work(
 
 
 def test_a_parser_that_raises_loses_no_answer(
-    loaded: tuple[Any, Any], asked: list[Item], expected: list[str], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], expected: list[str], run: RunStore
 ) -> None:
-    def parse(item: Item, text: str, cut: bool) -> str:
-        if item == asked[3]:
+    def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
+        if sample == asked[3]:
             raise ValueError("unheard of")
-        return text
+        return {"parsed": text}
 
-    jobs.worker(loaded, parse=parse).work(run, jobs.draws(asked), max_errors=0)
+    jobs.worker(loaded, judge=judge).work(run, jobs.draws(asked), max_errors=0)
     assert texts(run, asked) == expected
     assert jobs.answered(run, jobs.draws(asked))[asked[3].id, 0]["parsed"] is None
 
 
 @pytest.mark.parametrize("name", ["greedy", "var", "vhr", "fastv", "var+vhr"])
-def test_what_methods_did_adds_up_over_items(
-    name: str, loaded: tuple[Any, Any], asked: list[Item], run: Run
+def test_what_methods_did_adds_up_over_samples(
+    name: str, loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     methods = [] if name == "greedy" else [vlmfix.make_method(each) for each in name.split("+")]
     jobs.worker(loaded, methods, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
@@ -438,23 +447,25 @@ def test_what_methods_did_adds_up_over_items(
 
 
 def test_methods_give_the_same_answers_in_batches_as_in_the_library(
-    loaded: tuple[Any, Any], asked: list[Item], run: Run
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     strong = vlmfix.VAR(moved_fraction=1.0, min_image_mass=0.0, min_non_sink_share=0.0)
     jobs.worker(loaded, [strong], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
-    alone = [vlmfix.generate(*loaded, item.image, item.prompt, strong, max_new_tokens=4) for item in asked]
+    alone = [
+        vlmfix.generate(*loaded, sample.image, sample.prompt, strong, max_new_tokens=4) for sample in asked
+    ]
     assert texts(run, asked) == alone
 
 
 @pytest.mark.parametrize("name", ["carve", "carve+var"])
 def test_a_method_that_asks_several_times(
-    name: str, loaded: tuple[Any, Any], asked: list[Item], run: Run
+    name: str, loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     methods = [vlmfix.make_method(each) for each in name.split("+")]
     few = asked[:2]
     jobs.worker(loaded, methods, batch_size=8).work(run, jobs.draws(few), max_errors=0)
     assert texts(run, few) == [
-        vlmfix.generate(*loaded, item.image, item.prompt, name, max_new_tokens=4) for item in few
+        vlmfix.generate(*loaded, sample.image, sample.prompt, name, max_new_tokens=4) for sample in few
     ]
     written = jobs.records(run.path)
     assert sum(record["method_info"]["carve"]["edited"] for record in written) == len(few)
@@ -482,9 +493,9 @@ def test_the_model_is_left_as_it_was(
     error: BaseException,
     place: str,
     loaded: tuple[Any, Any],
-    asked: list[Item],
+    asked: list[Sample],
     expected: list[str],
-    run: Run,
+    run: RunStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever interrupts the work, the next worker goes on with what is left."""
@@ -528,30 +539,30 @@ def test_the_model_is_left_as_it_was(
 
 @pytest.fixture(scope="module")
 def sampled(
-    loaded: tuple[Any, Any], asked: list[Item], tmp_path_factory: pytest.TempPathFactory
+    loaded: tuple[Any, Any], asked: list[Sample], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, int], str]:
-    """Three samples of each item, one draw at a time."""
+    """Three repeats of each sample, one draw at a time."""
     run = jobs.start(tmp_path_factory.mktemp("sampled"))
     draws = jobs.draws(asked, jobs.SAMPLED)
     jobs.worker(loaded, protocol=jobs.SAMPLED, batch_size=1).work(run, draws, max_errors=0)
     return {identity: record["text"] for identity, record in jobs.answered(run, draws).items()}
 
 
-def test_samples_differ(sampled: dict[tuple[str, int], str], asked: list[Item]) -> None:
+def test_repeats_differ(sampled: dict[tuple[str, int], str], asked: list[Sample]) -> None:
     assert len(sampled) == 27
-    different = [len({sampled[item.id, sample] for sample in range(3)}) for item in asked]
+    different = [len({sampled[sample.id, repeat] for repeat in range(3)}) for sample in asked]
     assert sum(different) > 15
-    assert {sampled[item.id, 0] for item in asked} != {sampled[item.id, 1] for item in asked}
+    assert {sampled[sample.id, 0] for sample in asked} != {sampled[sample.id, 1] for sample in asked}
 
 
 @pytest.mark.parametrize(("batch_size", "shards"), [(4, 1), (32, 1), (5, 2), (32, 3)])
-def test_samples_depend_on_neither_batches_nor_workers(
+def test_repeats_depend_on_neither_batches_nor_workers(
     batch_size: int,
     shards: int,
     sampled: dict[tuple[str, int], str],
     loaded: tuple[Any, Any],
-    asked: list[Item],
-    run: Run,
+    asked: list[Sample],
+    run: RunStore,
 ) -> None:
     draws = jobs.draws(asked, jobs.SAMPLED)
     for index in reversed(range(shards)):
@@ -564,8 +575,8 @@ def test_samples_depend_on_neither_batches_nor_workers(
     assert found == sampled
 
 
-def test_samples_follow_the_seed_of_the_run(
-    sampled: dict[tuple[str, int], str], loaded: tuple[Any, Any], asked: list[Item], run: Run
+def test_repeats_follow_the_seed_of_the_run(
+    sampled: dict[tuple[str, int], str], loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     draws = [dataclasses.replace(draw, seed=draw.seed + 100) for draw in jobs.draws(asked, jobs.SAMPLED)]
     jobs.worker(loaded, protocol=jobs.SAMPLED, batch_size=32).work(run, draws, max_errors=0)
@@ -573,29 +584,31 @@ def test_samples_follow_the_seed_of_the_run(
     assert found != sampled
 
 
-def test_carve_samples_its_final_answer(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+def test_carve_samples_its_final_answer(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
     draws = jobs.draws(asked[2:3], jobs.SAMPLED)
     jobs.worker(loaded, [vlmfix.CARVE()], protocol=jobs.SAMPLED).work(run, draws, max_errors=0)
     assert len({record["text"] for record in jobs.records(run.path)}) > 1
 
 
-def test_beams(loaded: tuple[Any, Any], asked: list[Item], run: Run) -> None:
+def test_beams(loaded: tuple[Any, Any], asked: list[Sample], run: RunStore) -> None:
     protocol = jobs.PROTOCOL.with_(num_beams=3)
     method = vlmfix.VAR()
     jobs.worker(loaded, [method], protocol=protocol, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
     steps = [record["method_info"]["var"]["steps"] for record in jobs.records(run.path)]
     assert sum(steps) == method.edit_stats().steps
     alone = [
-        vlmfix.generate(*loaded, item.image, item.prompt, method, max_new_tokens=4, num_beams=3)
-        for item in asked
+        vlmfix.generate(*loaded, sample.image, sample.prompt, method, max_new_tokens=4, num_beams=3)
+        for sample in asked
     ]
     assert texts(run, asked) == alone
 
 
 def test_a_draw_stands_beside_those_of_its_image() -> None:
-    items = [Item(f"{name}/{number}", name, None, "?", "", {}) for number in range(3) for name in "abcde"]
-    order = sorted((Draw(item, sample, 0, "") for item in items for sample in (1, 0)), key=lambda d: d.order)
-    clusters = [draw.item.cluster for draw in order]
+    samples = [Sample(f"{name}/{number}", name, None, "?", "", {}) for number in range(3) for name in "abcde"]
+    order = sorted(
+        (Draw(sample, repeat, 0, "") for sample in samples for repeat in (1, 0)), key=lambda d: d.order
+    )
+    clusters = [draw.sample.cluster for draw in order]
     assert [clusters[start : start + 6] for start in range(0, 30, 6)] == [[c] * 6 for c in clusters[::6]]
     assert [draw.identity for draw in order[:4]] == [
         (f"{clusters[0]}/0", 0),
@@ -606,7 +619,7 @@ def test_a_draw_stands_beside_those_of_its_image() -> None:
 
 
 def test_methods_say_what_is_asked_and_how_it_is_decoded(
-    loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path
+    loaded: tuple[Any, Any], asked: list[Sample], tmp_path: Path
 ) -> None:
     class Searching(vlmfix.VAR):
         def prompt(self, text: str) -> str:
@@ -623,20 +636,20 @@ def test_methods_say_what_is_asked_and_how_it_is_decoded(
         assert texts(run, asked) == [
             vlmfix.generate(
                 *loaded,
-                item.image,
-                f"{item.prompt} Answer in a word.",
+                sample.image,
+                f"{sample.prompt} Answer in a word.",
                 "var",
                 max_new_tokens=4,
                 num_beams=beams,
             )
-            for item in asked
+            for sample in asked
         ]
         prompts = {record["prompt"] for record in jobs.records(run.path)}
-        assert prompts == {f"{item.prompt} Answer in a word." for item in asked}
+        assert prompts == {f"{sample.prompt} Answer in a word." for sample in asked}
 
 
-def test_what_logit_methods_move_adds_up_over_items(
-    loaded: tuple[Any, Any], asked: list[Item], run: Run
+def test_what_logit_methods_move_adds_up_over_samples(
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
     method = vlmfix.M3ID(decay=0.5)
     jobs.worker(loaded, [method], batch_size=4).work(run, jobs.draws(asked), max_errors=0)
@@ -648,18 +661,18 @@ def test_what_logit_methods_move_adds_up_over_items(
     assert activity.argmax_changed == sum(info["argmax_changed"] for info in infos) / activity.kl_steps
 
 
-def test_margins_between_yes_and_no(loaded: tuple[Any, Any], asked: list[Item], tmp_path: Path) -> None:
+def test_margins_between_yes_and_no(loaded: tuple[Any, Any], asked: list[Sample], tmp_path: Path) -> None:
     ids = answer_ids(loaded[1].tokenizer)
     margins: list[dict[str, float]] = []
     for size in (1, 9):
         run = jobs.start(tmp_path / str(size))
         worker = jobs.worker(loaded, batch_size=size)
-        Worker(*loaded, [], jobs.PROTOCOL, worker.parse, "0-of-1", size, ids).work(
+        Worker(*loaded, [], jobs.PROTOCOL, worker.judge, "0-of-1", size, ids).work(
             run, jobs.draws(asked), max_errors=0
         )
         margins.append({record["id"]: record["margin"] for record in jobs.records(run.path)})
     assert margins[0] == pytest.approx(margins[1], abs=2e-4)
-    for item, text in zip(asked, texts(run, asked), strict=True):
+    for sample, text in zip(asked, texts(run, asked), strict=True):
         if text in ("Yes", "No"):
-            assert (margins[0][item.id] > 0) == (text == "Yes")
-    assert set(margins[0]) == {item.id for item in asked}
+            assert (margins[0][sample.id] > 0) == (text == "Yes")
+    assert set(margins[0]) == {sample.id for sample in asked}

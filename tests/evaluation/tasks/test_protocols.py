@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from vlmfix.evaluation.tasks.protocols import default_protocol, load_protocol, protocols
+from vlmfix.evaluation.tasks.protocol_files import default_protocol, load_protocol, protocols
 
 SHORT = "Answer the question using a single word or phrase."
 ONE_WORD = "Please answer this question with one word."
@@ -62,15 +62,15 @@ def test_pope(name):
 def test_chair(name):
     protocol = load_protocol(name)
     assert (protocol.task, protocol.scorer) == ("chair", "official")
-    assert protocol.subset_size == (500 if protocol.subset else 0)
+    assert protocol.own["subset_size"] == (500 if protocol.own["subset"] else 0)
     found = (protocol.ask(protocol.prompt), decoding(protocol), protocol.max_new_tokens)
-    assert (*found, protocol.drop_incomplete, protocol.subset) == CHAIR[name]
+    assert (*found, protocol.own["drop_incomplete"], protocol.own["subset"]) == CHAIR[name]
 
 
 @pytest.mark.parametrize("name", VQA)
 def test_vqa(name):
     protocol = load_protocol(name)
-    assert (protocol.task, decoding(protocol), protocol.ocr_tokens) == ("vqa", GREEDY, "none")
+    assert (protocol.task, decoding(protocol), protocol.own["ocr_tokens"]) == ("vqa", GREEDY, "none")
     assert (protocol.ask("a?"), protocol.max_new_tokens, protocol.scorer) == VQA[name]
 
 
@@ -184,7 +184,7 @@ def test_a_protocol_of_the_user(tmp_path):
         ("task: [", "is no YAML"),
         ("- pope", "is no protocol file"),
         ("task: pope", "is no protocol file"),
-        ("task: mme\nprotocols: {}", "task is 'mme'; use one of pope, chair, vqa"),
+        ("task: mme\nprotocols: {}", "task is 'mme'; use one of chair, pope, vqa"),
         ("task: pope\nprotocols: {}", "holds 0 protocols"),
         ("task: pope\nid: x\nprotocols: {}", "unknown keys: id"),
         (

@@ -35,7 +35,7 @@ def test_vector() -> None:
 def test_model_against_naive_full_matrices(
     family: str, layers: Any, edited: Any, models: dict[str, PreTrainedModel]
 ) -> None:
-    """Rows behind the last image and new ones are edited; 9 to 14 of 32 layers are 1 of 5.
+    """Rows after the last image and new ones are edited; 9 to 14 of 32 layers are 1 of 5.
 
     In the sample with two images, the text between them is neither amplified nor weakened.
     """

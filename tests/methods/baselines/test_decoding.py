@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families, layer_reference
-from vlmfix.cli.options import parse_methods
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.baselines.output_shift import (
@@ -22,6 +21,7 @@ from vlmfix.methods.baselines.output_shift import (
     shifted,
 )
 from vlmfix.methods.baselines.plausibility import candidates
+from vlmfix.methods.grammar import make_methods, parse_settings
 from vlmfix.methods.logits.base import contrast, plausible
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
@@ -256,14 +256,14 @@ def test_controls_are_a_group_of_their_own() -> None:
 
 
 def test_names_with_a_dot_take_settings() -> None:
-    [alone] = parse_methods("baseline.sharpen", ["c=2", "baseline.sharpen.beta=0.3"])
-    assert alone == vlmfix.BaselineSharpen(c=2, beta=0.3)
-    both = parse_methods("var+baseline.sharpen", ["baseline.sharpen.c=2", "var.moved_fraction=0.1"])
-    assert both == [vlmfix.VAR(moved_fraction=0.1), vlmfix.BaselineSharpen(c=2)]
+    [alone] = parse_settings(["baseline.sharpen"], ["c=2", "baseline.sharpen.beta=0.3"])
+    assert make_methods(alone) == [vlmfix.BaselineSharpen(c=2, beta=0.3)]
+    [both] = parse_settings(["var+baseline.sharpen"], ["baseline.sharpen.c=2", "var.moved_fraction=0.1"])
+    assert make_methods(both) == [vlmfix.VAR(moved_fraction=0.1), vlmfix.BaselineSharpen(c=2)]
     with pytest.raises(
         ValueError, match=r"unknown method 'baseline.greed' \(did you mean 'baseline.greedy'\?\)"
     ):
-        parse_methods("baseline.greed", [])
+        vlmfix.make_method("baseline.greed")
 
 
 @pytest.mark.parametrize(

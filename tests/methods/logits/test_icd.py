@@ -24,7 +24,7 @@ from tests.support.branches import (
 )
 from vlmfix.evaluation.datasets import demo_scene, render
 from vlmfix.inference.chat import SystemSlot, prepare
-from vlmfix.models.loading import EMBEDDED
+from vlmfix.models.embedded import EMBEDDED
 
 INSTRUCTION = (7, 8, 9, 10, 11)
 QUESTION = "Is there a red dog?"
@@ -34,7 +34,7 @@ QUESTION = "Is there a red dog?"
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:
-    """Without a template, in front of the first image and its begin; the model counts positions itself."""
+    """Without a template, before the first image and its begin; the model counts positions itself."""
     inputs = families.prompt(family, model, images_of(family, way))
     first = getattr(model.config, "vision_start_token_id", families.IMAGE_TOKEN)
 

@@ -105,7 +105,7 @@ def test_heads_against_loops() -> None:
     for row in range(4):
         image[row, 3 + row : 12 + 2 * row] = True
     text = ~image
-    text[:, :2] = False  # the first token, and padding in front of it
+    text[:, :2] = False  # the first token, and padding before it
     heads = TextHeads.of(weights, text, image).weights
     for row in range(4):
         expected = text_heads(
@@ -159,7 +159,7 @@ def reference(model: PreTrainedModel, inputs: dict[str, Tensor], method: vlmfix.
 
 @pytest.mark.parametrize(
     "parameters",
-    # Layer 3 is behind those where Qwen3-VL adds to the stream what no hidden state shows.
+    # Layer 3 is after those where Qwen3-VL adds to the stream what no hidden state shows.
     [{"threshold": 0.1}, {"threshold": 0.0, "layer": 3}, {"threshold": 2.0, "layer": 4, "beta": 0.0}],
     ids=["some agree", "differ", "agree"],
 )

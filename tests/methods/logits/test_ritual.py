@@ -37,7 +37,7 @@ from vlmfix.methods.logits.ritual import (
     jitter,
     rotate,
 )
-from vlmfix.models.loading import EMBEDDED
+from vlmfix.models.embedded import EMBEDDED
 from vlmfix.models.pixels import PixelForm
 
 NOISE = numpy.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=numpy.uint8)

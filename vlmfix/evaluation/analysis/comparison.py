@@ -10,15 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.estimates import Key, Measured
+from vlmfix.evaluation.analysis.estimates import Estimates, Key
 from vlmfix.evaluation.analysis.results import Metric, Outcome
-from vlmfix.evaluation.analysis.statistics import (
-    Estimate,
-    Spread,
-    mcnemar,
-    spread,
-)
-from vlmfix.evaluation.runner.run_store import differences
+from vlmfix.evaluation.analysis.statistics import Estimate, Spread, mcnemar, spread
+from vlmfix.evaluation.files.hashing import differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +23,9 @@ class Figure:
     Args:
         metric: what it is made from.
         estimate: its value and interval.
-        difference: to the first method on the items that both answered; None for the first method itself and
-            where there is no pairing or an undefined value.
-        spread: over the samples of the task; None if there is only one.
+        difference: to the first method on the samples that both answered; None for the first method itself
+            and where there is no pairing or an undefined value.
+        spread: over the repeats of the task; None if there is only one.
     """
 
     metric: Metric
@@ -53,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Items that exactly one of two methods has right, and the exact p of as uneven a split by chance."""
+    """Samples that exactly one of two methods has right, and the exact p of as uneven a split by chance."""
 
     better: int
     worse: int
@@ -62,24 +57,24 @@ class McNemar:
 
 @dataclass(frozen=True, eq=False)
 class Best:
-    """A tested method beside the best of its controls.
+    """A tested method beside the best of its baselines.
 
     Args:
-        control: label of the control with the best headline figure.
-        figures: the headline figures of the method, with their paired differences to this control.
+        baseline: label of the baseline with the best headline figure.
+        figures: the headline figures of the method, with their paired differences to this baseline.
         verdict: how the method stands to it: "better than", "worse than" or "not distinguishable from", by
             whether the interval of the first difference excludes 0; "only partly better than" where captions
             have fewer hallucinations of one kind at more of the other, or at less recall.
     """
 
-    control: str
+    baseline_of: str
     figures: list[Figure]
     verdict: str
 
     @property
     def words(self) -> str:
         """Such as "not distinguishable from greedy"."""
-        return f"{self.verdict} {self.control}"
+        return f"{self.verdict} {self.baseline_of}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +82,13 @@ class Row:
     """One method in a comparison.
 
     Args:
-        outcome: as measured, its items sorted by id and sample.
+        outcome: as measured, its samples sorted by id and sample.
         figures: of the protocol's parser, in the order of the outcome.
         parsers: the figures by each named parser.
         mcnemar: against the first method, by group; a question that several groups share counts once in the
-            group "". Empty for the first method, several samples, and tasks without right and wrong.
+            group "". Empty for the first method, several repeats, and tasks without right and wrong.
         unpaired: why the method is not compared with the first one; "" if it is.
-        best: how it stands to the best of its controls; None for controls, and where there is none.
+        best: how it stands to the best of its baselines; None for baselines, and where there is none.
     """
 
     outcome: Outcome
@@ -124,8 +119,8 @@ class Comparison:
 
     @property
     def others(self) -> list[Row]:
-        """Whose answers are shown beside those of the first: tested methods; without any, controls."""
-        return [row for row in self.rows[1:] if row.outcome.control is None] or self.rows[1:]
+        """Whose answers are shown beside the answers of the first: tested methods; without any, baselines."""
+        return [row for row in self.rows[1:] if row.outcome.baseline_of is None] or self.rows[1:]
 
     def headline(self, group: str) -> list[Metric]:
         """The metrics of a group that have a better direction, once each."""
@@ -142,14 +137,14 @@ def find(figures: Sequence[Figure], name: str, group: str = "") -> Figure | None
 def compare(outcomes: Sequence[Outcome]) -> list[Comparison]:
     """Every metric with its interval, and every method against the first one of its task.
 
-    Means over items get a cluster-robust standard error (arXiv 2411.00640), other ratios an image-level
-    bootstrap; both are paired for differences. Neither depends on the order of the items.
+    Means over samples get a cluster-robust standard error (arXiv 2411.00640), other ratios an image-level
+    bootstrap; both are paired for differences. Neither depends on the order of the samples.
 
     Args:
-        outcomes: those of one task and protocol are compared with each other.
+        outcomes: outcomes of one task and protocol are compared with each other.
 
     Raises:
-        ValueError: two outcomes of a task and protocol have the same label, or an outcome has an item or a
+        ValueError: two outcomes of a task and protocol have the same label, or an outcome has a sample or a
             metric twice.
     """
     tasks: dict[tuple[str, str], list[Outcome]] = {}
@@ -165,10 +160,10 @@ def compare(outcomes: Sequence[Outcome]) -> list[Comparison]:
 
 def _rows(outcomes: list[Outcome]) -> list[Row]:
     first, rows = outcomes[0], []
-    base: Measured | None = None
-    controls: list[tuple[Outcome, Measured]] = []
+    base: Estimates | None = None
+    baselines: list[tuple[Outcome, Estimates]] = []
     for outcome in outcomes:
-        whole = Measured(outcome, np.ones(len(outcome.items), dtype=bool))
+        whole = Estimates(outcome, np.ones(len(outcome.samples), dtype=bool))
         base = base or whole
         unpaired = _why_unpaired(first, outcome)
         differences: dict[Key, Estimate | None] = {}
@@ -176,21 +171,21 @@ def _rows(outcomes: list[Outcome]) -> list[Row]:
         if outcome is not first and not unpaired:
             here, there = _paired(outcome, whole, first, base)
             differences = {key: here.difference(key, there) for key in here.metrics}
-            if outcome.yes_no and len(np.unique(outcome.samples)) == 1:
+            if outcome.yes_no and len(np.unique(outcome.repeats)) == 1:
                 tests = {
                     group: _mcnemar(first, outcome, members)
                     for (parser, group), members in here.members.items()
                     if not parser
                 }
         figures = {
-            key: Figure(metric, whole.estimate(key), differences.get(key), _spread(metric, outcome.samples))
+            key: Figure(metric, whole.estimate(key), differences.get(key), _spread(metric, outcome.repeats))
             for key, metric in whole.metrics.items()
         }
-        if outcome.control is not None:
-            controls.append((outcome, whole))
+        if outcome.baseline_of is not None:
+            baselines.append((outcome, whole))
             best = None
         else:
-            own = [each for each in controls if each[0].control in ("", outcome.method)]
+            own = [each for each in baselines if each[0].baseline_of in ("", outcome.method)]
             best = _best(outcome, whole, figures, own)
         parsers: dict[str, list[Figure]] = {}
         for key, figure in figures.items():
@@ -199,24 +194,26 @@ def _rows(outcomes: list[Outcome]) -> list[Row]:
     return rows
 
 
-def _paired(outcome: Outcome, whole: Measured, other: Outcome, base: Measured) -> tuple[Measured, Measured]:
-    """Both on the items that both answered."""
+def _paired(
+    outcome: Outcome, whole: Estimates, other: Outcome, base: Estimates
+) -> tuple[Estimates, Estimates]:
+    """Both on the samples that both answered."""
     kept = _answered(other) & _answered(outcome)
-    return (whole, base) if kept.all() else (Measured(outcome, kept), Measured(other, kept))
+    return (whole, base) if kept.all() else (Estimates(outcome, kept), Estimates(other, kept))
 
 
 def _best(
     outcome: Outcome,
-    whole: Measured,
+    whole: Estimates,
     figures: Mapping[Key, Figure],
-    controls: list[tuple[Outcome, Measured]],
+    baselines: list[tuple[Outcome, Estimates]],
 ) -> Best | None:
-    """The control with the best headline figure, the first of equals; None if there is no such figure."""
+    """The baseline with the best headline figure, the first of equals; None if there is no such figure."""
     group = min((metric.group for metric in outcome.metrics), key=bool, default="")
     headline = [key for key in figures if key[:2] == ("", group) and figures[key].metric.better]
     comparable = [
         (other, base)
-        for other, base in controls
+        for other, base in baselines
         if headline and base.metrics[headline[0]].is_defined and not _why_unpaired(outcome, other)
     ]
     if not comparable:
@@ -229,7 +226,7 @@ def _best(
 
 
 def _verdict(outcome: Outcome, figures: Sequence[Figure]) -> str:
-    """How a method stands to a control; see `Best`."""
+    """How a method stands to a baseline; see `Best`."""
     gains = {each.metric.name: each.gain for each in figures}
     main = figures[0].difference
     if main is None or not main.excludes_zero:
@@ -244,16 +241,18 @@ def _verdict(outcome: Outcome, figures: Sequence[Figure]) -> str:
 
 
 def _sorted(outcome: Outcome) -> Outcome:
-    """The outcome with its items by id and sample, so that the given order cannot show in a result."""
-    keys = [(item.id, int(sample)) for item, sample in zip(outcome.items, outcome.samples, strict=True)]
+    """The outcome with its samples by id and repeat, so that the given order cannot show in a result."""
+    keys = [(sample.id, int(repeat)) for sample, repeat in zip(outcome.samples, outcome.repeats, strict=True)]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     twice = next((keys[a] for a, b in pairwise(order) if keys[a] == keys[b]), None)
     if twice:
-        raise ValueError(f"{outcome.method} on {outcome.task} has item {twice[0]} (sample {twice[1]}) twice")
+        raise ValueError(
+            f"{outcome.method} on {outcome.task} has sample {twice[0]} (repeat {twice[1]}) twice"
+        )
     return dataclasses.replace(
         outcome,
-        items=[outcome.items[index] for index in order],
-        samples=outcome.samples[order],
+        samples=[outcome.samples[index] for index in order],
+        repeats=outcome.repeats[order],
         metrics=_taken(outcome.metrics, order, outcome),
         parsers={name: _taken(metrics, order, outcome) for name, metrics in outcome.parsers.items()},
     )
@@ -275,16 +274,16 @@ def _why_unpaired(first: Outcome, other: Outcome) -> str:
         return f"the runs differ in {'; '.join(lines)}"
     asked = [
         {
-            (item.id, int(sample)): (item.prompt, item.gold, item.cluster)
-            for item, sample in zip(outcome.items, outcome.samples, strict=True)
+            (sample.id, int(repeat)): (sample.prompt, sample.target, sample.cluster)
+            for sample, repeat in zip(outcome.samples, outcome.repeats, strict=True)
         }
         for outcome in (first, other)
     ]
     if asked[0].keys() != asked[1].keys():
         alone = len(asked[0].keys() ^ asked[1].keys())
-        return f"only one of the two has {alone:,} of the items"
+        return f"only one of the two has {alone:,} of the samples"
     differing = sum(question != asked[1][key] for key, question in asked[0].items())
-    return f"{differing:,} items differ in prompt, gold answer or image" if differing else ""
+    return f"{differing:,} samples differ in prompt, target answer or image" if differing else ""
 
 
 def _settings(outcome: Outcome) -> dict[str, Any]:
@@ -300,12 +299,12 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
 
 
 def _answered(outcome: Outcome) -> np.ndarray:
-    return np.array([item.score is not None for item in outcome.items], dtype=bool)
+    return np.array([sample.score is not None for sample in outcome.samples], dtype=bool)
 
 
 def _mcnemar(first: Outcome, other: Outcome, members: np.ndarray) -> McNemar:
     seen: dict[tuple[str, str], float] = {}
-    for before, after, member in zip(first.items, other.items, members, strict=True):
+    for before, after, member in zip(first.samples, other.samples, members, strict=True):
         if member:
             seen.setdefault((after.cluster, after.prompt), (after.score or 0) - (before.score or 0))
     changes = np.sign(list(seen.values()))
@@ -313,9 +312,9 @@ def _mcnemar(first: Outcome, other: Outcome, members: np.ndarray) -> McNemar:
     return McNemar(better, worse, mcnemar(better, worse))
 
 
-def _spread(metric: Metric, samples: np.ndarray) -> Spread | None:
-    several = np.unique(samples)
+def _spread(metric: Metric, repeats: np.ndarray) -> Spread | None:
+    several = np.unique(repeats)
     if len(several) < 2:
         return None
-    chosen = (samples == sample for sample in several)
+    chosen = (repeats == repeat for repeat in several)
     return spread([Metric("", metric.parts[:, each], metric.wholes[:, each]).value for each in chosen])

@@ -1,4 +1,4 @@
-"""The metrics of one method with their intervals, and their differences to those of another."""
+"""The metrics of one method with their intervals, and their differences to the metrics of another."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Key(NamedTuple):
     name: str
 
 
-class Measured:
-    """The metrics of an outcome, restricted to some of its items, with their resampled values.
+class Estimates:
+    """The metrics of an outcome, restricted to some of its samples, with their resampled values.
 
     Args:
-        outcome: its items sorted.
-        kept: which of them count, `(items,)` bool.
+        outcome: its samples sorted.
+        kept: which of them count, `(samples,)` bool.
     """
 
     def __init__(self, outcome: Outcome, kept: np.ndarray) -> None:
@@ -50,7 +50,7 @@ class Measured:
         self._draws = dict(zip(self.metrics, draws.T, strict=True))
 
     def is_mean(self, key: Key) -> bool:
-        """Whether a metric is a plain mean over all items that its group has."""
+        """Whether a metric is a plain mean over all samples that its group has."""
         wholes = self.metrics[key].wholes
         return len(wholes) == 1 and bool((wholes[0] == self.members[key[:2]]).all())
 
@@ -68,7 +68,7 @@ class Measured:
             return found
         return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
-    def difference(self, key: Key, first: Measured) -> Estimate | None:
+    def difference(self, key: Key, first: Estimates) -> Estimate | None:
         """To the same metric of the first method; None where either is undefined."""
         metric, other = self.metrics[key], first.metrics.get(key)
         if other is None or not metric.is_defined or not other.is_defined:
@@ -81,12 +81,12 @@ class Measured:
         return self._percentiles(metric.value - other.value, draws, [min(both) for both in sizes])
 
     def _size(self, key: Key) -> tuple[int, int]:
-        """Items with a share in a denominator, and images with a share in each of the denominators."""
+        """Samples with a share in a denominator, and images with a share in each of the denominators."""
         shares = self.metrics[key].wholes > 0
         clusters = min(len(np.unique(self.clusters[share])) for share in shares)
         return int(shares.any(axis=0).sum()), clusters
 
     @staticmethod
     def _percentiles(value: float, draws: np.ndarray, size: Sequence[int]) -> Estimate:
-        items, clusters = size
-        return percentile_estimate(value, draws, items=items, clusters=clusters)
+        samples, clusters = size
+        return percentile_estimate(value, draws, samples=samples, clusters=clusters)

@@ -1,4 +1,4 @@
-"""What comes out of a job: metrics as sums over items, and one outcome for each task and method."""
+"""Results of a job: metrics as sums over samples, and one outcome for each task and method."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A ratio of sums over items, or the unweighted mean of several such ratios (over splits, say).
+    """A ratio of sums over samples, or the unweighted mean of several such ratios (over splits, say).
 
     Accuracy is right answers over answers, F1 is `2 TP` over `2 TP + FP + FN`, CHAIRi is hallucinated
-    mentions over mentions: all that is needed to resample a metric are the two terms of each item.
+    mentions over mentions: all that is needed to resample a metric are the two terms of each sample.
 
     Args:
         name: as tables show it.
-        parts: what each item adds to the numerator of each ratio, `(ratios, items)` float.
-        wholes: what it adds to the denominator, the same shape; items outside a ratio add 0 to both.
+        parts: what each sample adds to the numerator of each ratio, `(ratios, samples)` float.
+        wholes: what it adds to the denominator, the same shape; samples outside a ratio add 0 to both.
         group: the split or type that it is restricted to; "" for the whole task.
         better: which direction is an improvement; "" for figures that only explain others.
         percent: whether it is a share, shown times 100.
@@ -40,32 +40,32 @@ class Metric:
 
     @property
     def value(self) -> float:
-        """The ratio over all items; a zero denominator gives 0.0."""
+        """The ratio over all samples; a zero denominator gives 0.0."""
         wholes = self.wholes.sum(axis=1).astype(float)
         parts = self.parts.sum(axis=1)
         return float(np.divide(parts, wholes, out=np.zeros_like(wholes), where=wholes > 0).mean())
 
 
 @dataclass(frozen=True)
-class ItemResult:
+class SampleResult:
     """One answer as a person reads it.
 
     Args:
-        id: of the item.
+        id: of the sample.
         cluster: the image that its statistics are clustered by.
         image: file of the picture; None if there is none.
         prompt: what was asked.
-        gold: what is right, in words.
-        answer: raw text of the model; None if the item failed.
+        target: what is right, in words.
+        answer: raw text of the model; None if the sample failed.
         verdict: what the scorer made of it in a few words, such as "yes", "unparsed", "not there: knife".
-        score: 1.0 for right, 0.0 for wrong, or a share between; None if the item failed.
+        score: 1.0 for right, 0.0 for wrong, or a share between; None if the sample failed.
     """
 
     id: str
     cluster: str
     image: Path | None
     prompt: str
-    gold: str
+    target: str
     answer: str | None
     verdict: str
     score: float | None
@@ -80,19 +80,19 @@ class Outcome:
         protocol: id of the protocol, with deviations.
         method: label of the method, unique within a job: "greedy", "var", "var(moved_fraction=0.6)".
         parameters: the complete configuration of the method.
-        items: one each, in order of their ids; with several samples of an item, they follow each other.
-        samples: which sample of its item each is, `(items,)` int.
-        control: of which method it is a control, by label; "": of all methods; None: of none, it is tested.
-        metrics: the headline figure first. Failed items add nothing to them.
+        samples: one each, in order of their ids; with several repeats of a sample, they follow each other.
+        repeats: which repeat of its sample each is, `(samples,)` int.
+        baseline: of which method it is a baseline, by label; "": of all methods; None: of none, it is tested.
+        metrics: the headline figure first. Failed samples add nothing to them.
         tradeoff: names of the hallucination metric and of the recall metric that the report plots.
         parsers: for each parser or scorer the metrics that it gives, by its name; the one of the protocol
             gave `metrics`. Empty where there is one way only.
         objects: for each object the wrong answers and the number of times it was asked about or named.
-        yes_no: whether items are right or wrong, so that McNemar's test applies.
-        counts: numbers of items: "items", "answered", "failed", "unparsed", "truncated".
-        failures: numbers of failed items by reason.
-        costs: measured figures that differ from run to run: "seconds per item", "forwards per token",
-            "new tokens per item", "peak memory" in bytes; None where unknown.
+        yes_no: whether samples are right or wrong, so that McNemar's test applies.
+        counts: numbers of samples: "samples", "answered", "failed", "unparsed", "truncated".
+        failures: numbers of failed samples by reason.
+        costs: measured figures that differ from run to run: "seconds per sample", "forwards per token",
+            "new tokens per sample", "peak memory" in bytes; None where unknown.
         activity: what the method did, as numbers; empty for greedy.
         inactive: whether the method never acted.
         details: what else a result file records: data files with SHA-256 and rows, model, decoding, versions.
@@ -102,10 +102,10 @@ class Outcome:
     protocol: str
     method: str
     parameters: Mapping[str, Any]
-    items: list[ItemResult]
-    samples: np.ndarray
+    samples: list[SampleResult]
+    repeats: np.ndarray
     metrics: list[Metric]
-    control: str | None = None
+    baseline_of: str | None = None
     tradeoff: tuple[str, str] | None = None
     parsers: Mapping[str, list[Metric]] = field(default_factory=dict)
     objects: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -119,5 +119,5 @@ class Outcome:
 
     @property
     def clusters(self) -> list[str]:
-        """The image of each item."""
-        return [item.cluster for item in self.items]
+        """The image of each sample."""
+        return [sample.cluster for sample in self.samples]

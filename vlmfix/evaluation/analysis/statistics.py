@@ -28,7 +28,7 @@ class Estimate:
         low: end of the interval; None where no interval exists, as with a single cluster.
         high: the other end.
         error: the standard error; None like `low`.
-        items: number of items that count.
+        samples: number of samples that count.
         clusters: number of images that these are of.
         source: how the interval was made, "sandwich" or "bootstrap"; "undefined" for a zero denominator.
     """
@@ -37,7 +37,7 @@ class Estimate:
     low: float | None
     high: float | None
     error: float | None
-    items: int
+    samples: int
     clusters: int
     source: str
 
@@ -49,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over the samples of a task: its values, their mean and standard deviation (n - 1)."""
+    """One figure over the repeats of a task: its values, their mean and standard deviation (n - 1)."""
 
     values: tuple[float, ...]
     mean: float
@@ -57,13 +57,13 @@ class Spread:
 
 
 def naive_error(values: np.ndarray) -> float | None:
-    """Standard error of a mean as if all items were independent.
+    """Standard error of a mean as if all samples were independent.
 
     Args:
-        values: `(items,)`.
+        values: `(samples,)`.
 
     Returns:
-        None for fewer than two items.
+        None for fewer than two samples.
     """
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
@@ -72,8 +72,8 @@ def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float | None:
     """Standard error of a mean with the covariances inside clusters added (arXiv 2411.00640).
 
     Args:
-        values: `(items,)`.
-        clusters: label of the cluster of each item, `(items,)`.
+        values: `(samples,)`.
+        clusters: label of the cluster of each sample, `(samples,)`.
 
     Returns:
         None for fewer than two clusters. Where negative covariances outweigh the rest, 0.
@@ -91,8 +91,8 @@ def robust_error(values: np.ndarray, clusters: np.ndarray) -> float | None:
     """Standard error of a mean by the cluster-robust (sandwich) formula with the factor C / (C - 1).
 
     Args:
-        values: `(items,)`.
-        clusters: label of the cluster of each item, `(items,)`.
+        values: `(samples,)`.
+        clusters: label of the cluster of each sample, `(samples,)`.
 
     Returns:
         None for fewer than two clusters.
@@ -105,13 +105,13 @@ def robust_error(values: np.ndarray, clusters: np.ndarray) -> float | None:
 
 
 def mean_estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
-    """A mean over items with its robust standard error and Student's t with C - 1 degrees of freedom.
+    """A mean over samples with its robust standard error and Student's t with C - 1 degrees of freedom.
 
-    For a paired comparison, `values` are the differences item by item.
+    For a paired comparison, `values` are the differences sample by sample.
 
     Args:
-        values: `(items,)`, at least one.
-        clusters: label of the cluster of each item, `(items,)`.
+        values: `(samples,)`, at least one.
+        clusters: label of the cluster of each sample, `(samples,)`.
     """
     value = _round(values.mean())
     count = len(np.unique(clusters))
@@ -148,11 +148,11 @@ def resampled_ratios(
 ) -> np.ndarray:
     """Every metric on the same resampled images.
 
-    Items are first summed by image, so that a resample is a row of a matrix product.
+    Samples are first summed by image, so that a resample is a row of a matrix product.
 
     Args:
-        metrics: of the same items.
-        clusters: label of the image of each item, `(items,)`.
+        metrics: of the same samples.
+        clusters: label of the image of each sample, `(samples,)`.
         resamples: number of resamples.
         seed: of the random generator; with the same images and seed, the values of two methods are paired.
 
@@ -187,42 +187,42 @@ def weighted_ratios(weights: np.ndarray, parts: np.ndarray, wholes: np.ndarray) 
     return np.divide(weights @ parts.T, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
-def percentile_estimate(value: float, draws: np.ndarray, *, items: int, clusters: int) -> Estimate:
+def percentile_estimate(value: float, draws: np.ndarray, *, samples: int, clusters: int) -> Estimate:
     """A value with the percentile interval of its resampled values.
 
     Args:
         value: the point estimate on all data.
         draws: `(resamples,)`; NaN, where a resample leaves the value undefined, is left out.
-        items: number of items that count.
+        samples: number of samples that count.
         clusters: number of images with a share in the denominator; with fewer than two, or if hardly any
             resample has a value, there is no interval.
     """
     draws = draws[np.isfinite(draws)]
     if clusters < 2 or len(draws) < 2:
-        return Estimate(_round(value), None, None, None, items, clusters, "bootstrap")
+        return Estimate(_round(value), None, None, None, samples, clusters, "bootstrap")
     low, high = np.quantile(draws, _TAILS)
     error = _round(np.std(draws, ddof=1))
-    return Estimate(_round(value), _round(low), _round(high), error, items, clusters, "bootstrap")
+    return Estimate(_round(value), _round(low), _round(high), error, samples, clusters, "bootstrap")
 
 
 def mcnemar(better: int, worse: int) -> float:
     """The exact two-sided p of McNemar's test.
 
     Args:
-        better: number of items that only the second of two methods has right.
-        worse: number of items that only the first one has right.
+        better: number of samples that only the second of two methods has right.
+        worse: number of samples that only the first one has right.
     """
     return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5))) if better + worse else 1.0
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation over samples; at least two."""
+    """Mean and standard deviation over repeats; at least two."""
     deviation = float(np.std(values, ddof=1))
     return Spread(tuple(map(_round, values)), _round(np.mean(values)), _round(deviation))
 
 
 def _totals(rows: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Sums by cluster, `(rows, items)` -> `(rows, clusters)`, clusters in the order of their labels."""
+    """Sums by cluster, `(rows, samples)` -> `(rows, clusters)`, clusters in the order of their labels."""
     order = np.argsort(clusters, kind="stable")
     labels = clusters[order]
     starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])

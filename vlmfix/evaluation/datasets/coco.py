@@ -81,8 +81,8 @@ def write_coco(
         file_name = f"{image_id:012d}.png"
         render(scene).save(folder / "images" / file_name)
         images.append({"id": image_id, "file_name": file_name, "width": scene.width, "height": scene.height})
-        for item in scene.objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_annotation(item)})
+        for sample in scene.objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_annotation(sample)})
         rng = np.random.default_rng([seed, index, 4])
         for _ in range(CAPTIONS_PER_SCENE):
             captions.append({"id": len(captions) + 1, "image_id": image_id, "caption": caption(scene, rng)})
@@ -108,9 +108,9 @@ def write_coco(
     return folder
 
 
-def _annotation(item: SceneObject) -> dict[str, Any]:
+def _annotation(sample: SceneObject) -> dict[str, Any]:
     """COCO fields of an object; the segmentation is the twelve-sided outline of an ellipse in its box."""
-    x, y, width, height = item.box
+    x, y, width, height = sample.box
     outline: list[float] = []
     for corner in range(12):
         angle = 2 * math.pi * corner / 12
@@ -119,14 +119,14 @@ def _annotation(item: SceneObject) -> dict[str, Any]:
             round(y + height / 2 * (1 + math.sin(angle)), 2),
         ]
     return {
-        "category_id": CATEGORIES[item.category].coco_id,
+        "category_id": CATEGORIES[sample.category].coco_id,
         "bbox": [x, y, width, height],
-        "area": round(0.75 * width * height * item.visibility, 2),
+        "area": round(0.75 * width * height * sample.visibility, 2),
         "segmentation": [outline],
         "iscrowd": 0,
-        "color": item.color,
-        "opacity": item.opacity,
-        "visibility": item.visibility,
+        "color": sample.color,
+        "opacity": sample.opacity,
+        "visibility": sample.visibility,
     }
 
 

@@ -1,4 +1,4 @@
-"""What a data folder holds for which task, and what was read of it."""
+"""Data folders: the files that they hold for each task, and what was read of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmfix.evals.pope.questions import SPLITS
 from vlmfix.evaluation.datasets import layouts
 from vlmfix.evaluation.datasets.annotations import Instances, read_instances
 from vlmfix.evaluation.files.readers import sha256_of
@@ -30,7 +29,7 @@ class DataFolder:
         questions: VQA v2 questions.
         answers: VQA v2 annotations.
         ids: the image ids of the list that the protocol names.
-        synonyms: the words of each object class for CHAIR; None: those of the library.
+        synonyms: the words of each object class for CHAIR; None: the words of the library.
         is_synthetic: whether the folder holds scenes of the synthetic world.
         used: what was read so far, by its role: file, SHA-256, rows.
     """
@@ -83,7 +82,7 @@ class DataFolder:
         return folder
 
     def data_set(self, task: str, wanted: str = "") -> str:
-        """Which of `protocols.DATA_SETS` the items of a task come from.
+        """Which of `layouts.DATA_SETS` the samples of a task come from.
 
         Args:
             task: "pope", "chair" or "vqa".
@@ -112,7 +111,7 @@ class DataFolder:
             FileNotFoundError: splits of a published data set are missing.
         """
         files = self.pope.get(data_set, {})
-        missing = [split for split in SPLITS if split not in files]
+        missing = [split for split in layouts.SPLITS if split not in files]
         if files and missing and data_set != "custom":
             raise FileNotFoundError(
                 f"{self._place} has no {data_set} POPE file for {', '.join(missing)}, and a mean over the "

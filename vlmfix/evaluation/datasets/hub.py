@@ -1,26 +1,24 @@
-"""Items from any data set of the library `datasets`: on the hub, saved to disk, or in plain files."""
+"""Samples from any data set of the library `datasets`: on the hub, saved to disk, or in plain files."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 from PIL import Image
 
-from vlmfix.evals.pope.parsers import asked_object
-from vlmfix.evals.pope.questions import yes_or_no
-from vlmfix.evals.vqa.questions import answer_texts
 from vlmfix.evaluation.files.hashing import digest
 from vlmfix.evaluation.files.readers import shown
-from vlmfix.evaluation.tasks.base import Item, content_hash
-from vlmfix.evaluation.tasks.protocols import Protocol
+from vlmfix.evaluation.sample import Sample, content_hash, in_order
 from vlmfix.settings import user_path
+
+if TYPE_CHECKING:
+    import datasets
 
 NEEDED = ("image", "question", "answer")
 OPTIONAL = ("id", "group")
@@ -40,7 +38,7 @@ class HubData:
             `question`; `answer`: yes or no, or the answers of people; `id`: unique within its group, by
             default the number of the row; `group`: the split of POPE or type of question to report by.
         config: configuration of the data set, if it has several.
-        used: what was read: name, rows, SHA-256 over the contents of the items.
+        used: what was read: name, rows, SHA-256 over the contents of the samples.
     """
 
     name: str
@@ -63,49 +61,64 @@ class HubData:
                 raise ValueError(f"the column {role} of {self.name} is {column!r}; it must be a name")
 
 
-def hub_items(data: HubData, protocol: Protocol, cache: str | Path) -> list[Item]:
-    """The rows of a data set as items; pictures that it contains become files.
+@dataclass(frozen=True)
+class HubRow:
+    """One row of a data set.
+
+    Args:
+        where: data set, split and number of the row, for messages.
+        id: of the column, or the number of the row.
+        image: file of the picture.
+        cluster: the picture by its content or path.
+        question: without suffix.
+        answer: whatever the column has.
+        group: of the column; "" without one.
+    """
+
+    where: str
+    id: int | str
+    image: Path
+    cluster: str
+    question: str
+    answer: Any
+    group: str
+
+
+def hub_samples(data: HubData, make: Callable[[HubRow], Sample], cache: str | Path) -> list[Sample]:
+    """The rows of a data set as samples; pictures that it contains become files.
 
     Args:
         data: the data set.
-        protocol: of the task pope or vqa.
+        make: the sample of a row.
         cache: folder that receives pictures, each once and under the SHA-256 of its bytes.
 
     Returns:
-        The items in order of their ids, `pope/custom/<group>/<id>` or `vqa/<id>`.
+        The samples in order of their ids.
 
     Raises:
         FileNotFoundError, ConnectionError: there is no such data set, or it cannot be reached.
         ValueError: it has no such split or column, a row has no image, question or valid answer, or an id
-            comes twice; for the task chair, which needs COCO annotations.
+            comes twice.
     """
-    if protocol.task not in ("pope", "vqa"):
-        raise ValueError(
-            f"{protocol.task} cannot use the data set {data.name}: it needs instances and captions of COCO; "
-            "give data: {root: FOLDER}"
-        )
-    rows = _rows(data)
-    items: dict[str, Item] = {}
-    for number, row in enumerate(rows, 1):
+    samples: dict[str, Sample] = {}
+    for number, row in enumerate(_rows(data), 1):
         where = f"{data.name}, split {data.split}, row {number}"
-        item = _item(row, number, where, data, protocol, Path(cache))
-        if item.id in items:
-            raise ValueError(f"{where}: the id of {item.id} comes twice; ids must be unique in their group")
-        items[item.id] = item
-    ordered = [items[id] for id in sorted(items)]
+        sample = make(_row(row, number, where, data, Path(cache)))
+        if sample.id in samples:
+            raise ValueError(f"{where}: the id of {sample.id} comes twice; ids must be unique in their group")
+        samples[sample.id] = sample
+    ordered = in_order(samples.values())
     data.used["data set"] = {
         "name": data.name,
         "config": data.config,
         "split": data.split,
         "rows": len(ordered),
-        "sha256": digest([[content_hash(item), item.cluster] for item in ordered]),
+        "sha256": digest([[content_hash(sample), sample.cluster] for sample in ordered]),
     }
     return ordered
 
 
-def _item(
-    row: Mapping[str, Any], number: int, where: str, data: HubData, protocol: Protocol, cache: Path
-) -> Item:
+def _row(row: Mapping[str, Any], number: int, where: str, data: HubData, cache: Path) -> HubRow:
     value = {role: row[column] for role, column in data.columns.items()}
     question, id = value["question"], value.get("id", number)
     if not isinstance(question, str) or not question.strip():
@@ -114,21 +127,16 @@ def _item(
         raise ValueError(f"{where}: the id is {shown(id)}; it must be a whole number or a text")
     image, cluster = _image(value["image"], where, data, cache)
     group = "" if value.get("group") is None else str(value["group"])
-    prompt = protocol.ask(question)
-    if protocol.task == "pope":
-        label = yes_or_no(value["answer"], where)
-        meta = {"split": group or "all", "object": asked_object(question) or "", "question": question}
-        return Item(f"pope/custom/{group or 'all'}/{id}", cluster, image, prompt, label, meta)
-    answers = list(answer_texts(value["answer"], where))
-    meta = {"image_id": cluster, "question": question, "question_type": group, "answer_type": ""}
-    return Item(f"vqa/{id}", cluster, image, prompt, answers, meta)
+    return HubRow(where, id, image, cluster, question, value["answer"], group)
 
 
 def _rows(data: HubData) -> datasets.Dataset:
     """The named columns, pictures as they are stored."""
+    import datasets  # takes a second
+
     try:
         loaded = _load(data)
-    except Exception as error:  # of many kinds, for data that only the user can mend
+    except Exception as error:  # of many kinds, for data that only the user can fix
         kinds = (FileNotFoundError, ConnectionError, OSError)
         kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
         reason = " ".join(str(error).split())
@@ -146,6 +154,8 @@ def _rows(data: HubData) -> datasets.Dataset:
 
 
 def _load(data: HubData) -> datasets.Dataset:
+    import datasets
+
     path = user_path(data.name)
     if path.is_file():
         if path.suffix not in _BUILDERS:

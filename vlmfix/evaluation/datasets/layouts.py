@@ -1,4 +1,4 @@
-"""Where files lie in a COCO root, as POPE and VQA v2 call theirs, and in what `vlmfix scenes` writes."""
+"""Places and names of files in a COCO root, of POPE and VQA v2, and in what `vlmfix scenes` writes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from vlmfix.evals.pope.questions import SPLITS
-from vlmfix.evaluation.tasks.protocols import DATA_SETS
 from vlmfix.inference.pictures import IMAGE_SUFFIXES
+
+DATA_SETS = ("coco", "aokvqa", "gqa", "synthetic", "custom")
+"""Sources of questions; `custom` is all that the user brings or has built."""
+
+SPLITS = ("random", "popular", "adversarial")
+"""Splits of POPE, in the names of its files."""
 
 PARTS = ("val2014", "val2017", "train2014", "train2017")
 """Parts of COCO; of several in one root the first is used."""
@@ -42,7 +46,7 @@ def find_captions(root: Path, instances: Path | None) -> Path | None:
 
 
 def find_images(root: Path, instances: Path | None) -> tuple[Path, ...]:
-    """The folders of pictures, those of the same part of COCO as the instances first."""
+    """The folders of pictures, first the same part of COCO as the instances."""
     parts = sorted(PARTS, key=lambda part: instances is None or part not in instances.name)
     names = [*parts, *(f"images/{part}" for part in parts), "images"]
     folders = [root / name for name in names if (root / name).is_dir()]

@@ -1,4 +1,4 @@
-"""Where a job's data come from: synthetic scenes, a folder, single files, or a data set by name."""
+"""Sources of a job's data: synthetic scenes, a folder, single files, or a data set by name."""
 
 from __future__ import annotations
 

@@ -73,4 +73,4 @@ def _beside(path: Path) -> Path:
 
 
 def _pretty(content: Any) -> str:
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

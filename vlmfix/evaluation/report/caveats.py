@@ -1,4 +1,4 @@
-"""What a reader must know before figures mislead, in sentences."""
+"""Caveats: what a reader must know before figures mislead, in sentences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ NOTABLE_GAP = 0.005
 """Two parsers that differ by more than half a point are worth a note."""
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """Unfinished and unpaired methods, failed items, methods that are no better than the best of their
-    controls, undefined figures and parsers that disagree."""
-    found = [note for row in comparison.rows for note in _notes(row)]
+def caveats(comparison: Comparison) -> list[str]:
+    """Unfinished and unpaired methods, failed samples, methods that are no better than the best of their
+    baselines, undefined figures and parsers that disagree."""
+    found = [note for row in comparison.rows for note in _caveats(row)]
     gaps = {row.outcome.method: gap for row in comparison.rows if (gap := _parser_gap(row))}
     if gaps:
         method, (_, text) = max(gaps.items(), key=lambda each: each[1][0])
@@ -24,27 +24,27 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def progress(outcome: Outcome) -> tuple[int, int] | None:
-    """Items done, and items asked for, of a run that has not ended; None if it has."""
+    """Samples done, and samples asked for, of a run that has not ended; None if it has."""
     done = outcome.counts.get("answered", 0) + outcome.counts.get("failed", 0)
-    asked = outcome.counts.get("items", done)
+    asked = outcome.counts.get("samples", done)
     return (done, asked) if done < asked else None
 
 
 def failed(outcome: Outcome) -> str:
-    """The failed items by reason, such as `3 of 400 items failed (2 OSError, 1 ValueError)`; "" for none."""
+    """Failed samples by reason, such as `3 of 400 samples failed (2 OSError, 1 ValueError)`; "" for none."""
     if not outcome.failures:
         return ""
     reasons = sorted(outcome.failures.items(), key=lambda each: (-each[1], each[0]))
     listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
     total = sum(outcome.failures.values())
-    return f"{total:,} of {outcome.counts.get('items', len(outcome.items)):,} items failed ({listed})"
+    return f"{total:,} of {outcome.counts.get('samples', len(outcome.samples)):,} samples failed ({listed})"
 
 
-def _notes(row: Row) -> list[str]:
+def _caveats(row: Row) -> list[str]:
     outcome = row.outcome
     found = []
     if done := progress(outcome):
-        found.append(f"partial ({done[0]:,} of {done[1]:,} items)")
+        found.append(f"partial ({done[0]:,} of {done[1]:,} samples)")
     if failures := failed(outcome):
         found.append(failures)
     if row.unpaired:

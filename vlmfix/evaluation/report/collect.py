@@ -1,4 +1,4 @@
-"""From the records of runs to figures, files and the report."""
+"""Collection of the records of runs into figures, files and the report."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy as np
 
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.analysis.comparison import Comparison, compare
-from vlmfix.evaluation.analysis.results import ItemResult, Outcome
-from vlmfix.evaluation.files.atomic import write_text
+from vlmfix.evaluation.analysis.results import Outcome, SampleResult
+from vlmfix.evaluation.files.atomic import write_json, write_text
 from vlmfix.evaluation.report.html import write_report
-from vlmfix.evaluation.report.json_summary import costs, summarise, write_json
-from vlmfix.evaluation.runner.plan import Planned
-from vlmfix.evaluation.runner.run_store import Run, read_manifest
-from vlmfix.evaluation.tasks.base import Item, Judgement, Task
+from vlmfix.evaluation.report.json_summary import costs, summarise
+from vlmfix.evaluation.runner.plan import RunPlan
+from vlmfix.evaluation.runner.run_store import RunStore, read_manifest
+from vlmfix.evaluation.tasks.scoring import score_of
 
 METRICS, COSTS, REPORT, ERRORS = "metrics.json", "costs.json", "report.html", "errors.jsonl"
-SYNTHETIC_NOTE = (
+SYNTHETIC_CAVEAT = (
     "Synthetic scenes and the embedded models are a test bed: effects measured here are no claim about large "
     "models or photographs."
 )
@@ -36,8 +36,8 @@ class Gathered:
 
     Args:
         outcomes: one a run, in the order of the job.
-        missing: items that nobody has tried yet.
-        total: items in all.
+        missing: samples that nobody has tried yet.
+        total: samples in all.
     """
 
     outcomes: list[Outcome]
@@ -45,55 +45,55 @@ class Gathered:
     total: int
 
 
-def gather(runs: Sequence[Planned]) -> Gathered:
+def gather(runs: Sequence[RunPlan]) -> Gathered:
     """Read and score the records of all runs; what is not answered yet is counted.
 
     Raises:
-        ValueError: records are damaged, or belong to other items.
+        ValueError: records are damaged, or belong to other samples.
         FileNotFoundError: a run has no directory.
     """
     outcomes, missing, total = [], 0, 0
-    for planned in runs:
-        outcome = outcome_of(planned)
+    for plan in runs:
+        outcome = outcome_of(plan)
         outcomes.append(outcome)
-        total += outcome.counts["items"]
-        missing += outcome.counts["items"] - outcome.counts["answered"] - outcome.counts["failed"]
+        total += outcome.counts["samples"]
+        missing += outcome.counts["samples"] - outcome.counts["answered"] - outcome.counts["failed"]
     return Gathered(outcomes, missing, total)
 
 
-def outcome_of(planned: Planned) -> Outcome:
+def outcome_of(plan: RunPlan) -> Outcome:
     """The outcome of one run as far as it got.
 
     Raises:
-        ValueError: records are damaged, or belong to other items.
+        ValueError: records are damaged, or belong to other samples.
         FileNotFoundError: the run has no directory.
     """
-    task, manifest = planned.task, read_manifest(planned.path)
-    identities = list(planned.identities)
-    records = Run(planned.path, manifest).read({(item.id, sample): None for item, sample in identities})
-    found = [records.done.get((item.id, sample)) for item, sample in identities]
-    failed = [records.failed.get((item.id, sample)) for item, sample in identities]
-    items = [item for item, _ in identities]
+    task, manifest = plan.task, read_manifest(plan.path)
+    identities = list(plan.identities)
+    records = RunStore(plan.path, manifest).read({(sample.id, repeat): None for sample, repeat in identities})
+    found = [records.done.get((sample.id, repeat)) for sample, repeat in identities]
+    failed = [records.failed.get((sample.id, repeat)) for sample, repeat in identities]
+    samples = [sample for sample, _ in identities]
     texts = [None if record is None else record["text"] for record in found]
-    cut = [record is not None and record["finish"] == "length" for record in found]
-    judgements = [
-        None if text is None else _judged(task, item, text, is_cut)
-        for item, text, is_cut in zip(items, texts, cut, strict=True)
+    truncated = [record is not None and record["finish"] == "length" for record in found]
+    scores = [
+        None if record is None else score_of(task, sample, record)
+        for sample, record in zip(samples, found, strict=True)
     ]
-    scores = task.scores(items, texts, cut)
+    metrics = task.metrics(samples, texts, truncated, scores)
     results = []
-    for item, text, judgement, failure in zip(items, texts, judgements, failed, strict=True):
+    for sample, text, score, failure in zip(samples, texts, scores, failed, strict=True):
         verdict = "not answered" if failure is None else f"failed: {failure['error']}"
         results.append(
-            ItemResult(
-                id=item.id,
-                cluster=item.cluster,
-                image=item.image,
-                prompt=item.prompt,
-                gold=task.gold(item),
+            SampleResult(
+                id=sample.id,
+                cluster=sample.cluster,
+                image=sample.image,
+                prompt=sample.prompt,
+                target=task.target(sample),
                 answer=text,
-                verdict=verdict if judgement is None else judgement.verdict,
-                score=None if judgement is None else judgement.score,
+                verdict=verdict if score is None else score.verdict,
+                score=None if score is None else score.value,
             )
         )
     answered = [record for record in found if record is not None]
@@ -101,22 +101,22 @@ def outcome_of(planned: Planned) -> Outcome:
     return Outcome(
         task=task.name,
         protocol=task.protocol.id,
-        method=planned.variant.label,
-        control=planned.variant.control,
+        method=plan.variant.label,
+        baseline_of=plan.variant.baseline_of,
         parameters={each["name"]: each["parameters"] for each in manifest["key"]["methods"]},
-        items=results,
-        samples=np.array([sample for _, sample in identities]),
-        metrics=scores.metrics,
+        samples=results,
+        repeats=np.array([repeat for _, repeat in identities]),
+        metrics=metrics.metrics,
         tradeoff=task.tradeoff,
-        parsers=scores.parsers if len(scores.parsers) > 1 else {},
-        objects=scores.objects,
+        parsers=metrics.parsers if len(metrics.parsers) > 1 else {},
+        objects=metrics.objects,
         yes_no=task.yes_no,
         counts={
-            "items": len(items),
+            "samples": len(samples),
             "answered": len(answered),
             "failed": sum(failure is not None for failure in failed),
-            "unparsed": scores.unparsed,
-            "truncated": sum(cut),
+            "unparsed": metrics.unparsed,
+            "truncated": sum(truncated),
         },
         failures=dict(sorted(Counter(failure["error_type"] for failure in failed if failure).items())),
         costs=_costs(answered),
@@ -130,18 +130,7 @@ def outcome_of(planned: Planned) -> Outcome:
     )
 
 
-def _judged(task: Task, item: Item, text: str, cut: bool) -> Judgement:
-    """The judgement of an answer; an error names the item, whose answer is safe."""
-    try:
-        return task.judge(item, text, cut=cut)
-    except Exception as error:
-        raise ValueError(
-            f"{item.id}: scoring fails ({type(error).__name__}: {error}); the answers are safe, and vlmfix "
-            "report scores them again"
-        ) from error
-
-
-def publish(gathered: Gathered, output: Path, runs: Sequence[Planned]) -> list[Comparison]:
+def publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[Comparison]:
     """Write `metrics.json`, `costs.json` and `report.html` of a job, and the scores of each run.
 
     Args:
@@ -156,39 +145,41 @@ def publish(gathered: Gathered, output: Path, runs: Sequence[Planned]) -> list[C
     write_json(output / METRICS, summarise(comparisons))
     write_json(output / COSTS, costs(gathered.outcomes))
     rows = {(row.outcome.task, row.outcome.method): row for each in comparisons for row in each.rows}
-    for planned, outcome in zip(runs, gathered.outcomes, strict=True):
+    for plan, outcome in zip(runs, gathered.outcomes, strict=True):
         row = rows[outcome.task, outcome.method]
-        _write_scores(planned, [each for each in comparisons if row in each.rows])
-        _write_items(planned, outcome)
-    notes = [SYNTHETIC_NOTE] if any("/synthetic" in outcome.protocol for outcome in gathered.outcomes) else []
+        _write_scores(plan, [each for each in comparisons if row in each.rows])
+        _write_samples(plan, outcome)
+    caveats = (
+        [SYNTHETIC_CAVEAT] if any("/synthetic" in outcome.protocol for outcome in gathered.outcomes) else []
+    )
     tasks = ", ".join(dict.fromkeys(outcome.task.upper() for outcome in gathered.outcomes))
     model = gathered.outcomes[0].details["key"]["model"]["id"]
-    write_report(output / REPORT, comparisons, title=f"{tasks}: {model}", notes=notes)
+    write_report(output / REPORT, comparisons, title=f"{tasks}: {model}", caveats=caveats)
     return comparisons
 
 
-def _write_scores(planned: Planned, comparisons: Sequence[Comparison]) -> None:
-    protocol = planned.task.protocol
+def _write_scores(plan: RunPlan, comparisons: Sequence[Comparison]) -> None:
+    protocol = plan.task.protocol
     content = summarise(comparisons)
     for task in content["tasks"]:
-        task["methods"] = [each for each in task["methods"] if each["method"] == planned.variant.label]
-    folder = planned.path / "scores"
+        task["methods"] = [each for each in task["methods"] if each["method"] == plan.variant.label]
+    folder = plan.path / "scores"
     folder.mkdir(exist_ok=True)
     mode = protocol.parser or protocol.scorer
-    write_json(folder / f"{planned.task.name}-{mode}.json", content)
+    write_json(folder / f"{plan.task.name}-{mode}.json", content)
 
 
-def _write_items(planned: Planned, outcome: Outcome) -> None:
-    """Results item by item, and failures."""
-    protocol = planned.task.protocol
+def _write_samples(plan: RunPlan, outcome: Outcome) -> None:
+    """Results sample by sample, and failures."""
+    protocol = plan.task.protocol
     mode = protocol.parser or protocol.scorer
     lines = [
-        {"id": item.id, "sample": int(sample), "verdict": item.verdict, "score": item.score}
-        for item, sample in zip(outcome.items, outcome.samples, strict=True)
+        {"id": sample.id, "repeat": int(repeat), "verdict": sample.verdict, "score": sample.score}
+        for sample, repeat in zip(outcome.samples, outcome.repeats, strict=True)
     ]
-    _write_lines(planned.path / "scores" / f"{planned.task.name}-{mode}.items.jsonl", lines)
+    _write_lines(plan.path / "scores" / f"{plan.task.name}-{mode}.samples.jsonl", lines)
     failed = [line for line in lines if str(line["verdict"]).startswith("failed")]
-    _write_lines(planned.path / ERRORS, failed)
+    _write_lines(plan.path / ERRORS, failed)
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -198,18 +189,18 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     if not records or not all("time_decode" in record for record in records):
-        return {}  # answers that were made of those of other runs cost nothing
+        return {}  # answers that were made from the answers of other runs cost nothing
     memory = [record["peak_memory"] for record in records if record["peak_memory"] is not None]
     return {
-        "seconds per item": fmean(record["time_prefill"] + record["time_decode"] for record in records),
+        "seconds per sample": fmean(record["time_prefill"] + record["time_decode"] for record in records),
         "forwards per token": fmean(record["forwards_per_token"] for record in records),
-        "new tokens per item": fmean(record["n_new_tokens"] for record in records),
+        "new tokens per sample": fmean(record["n_new_tokens"] for record in records),
         "peak memory": max(memory, default=None),
     }
 
 
 def _activity(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], bool]:
-    """Sums over all items for each method, and whether one of them never acted."""
+    """Sums over all samples for each method, and whether one of them never acted."""
     found: dict[str, Any] = {}
     inactive = False
     for name in dict.fromkeys(name for record in records for name in record["method_info"]):
@@ -217,8 +208,8 @@ def _activity(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], boo
         sums = {key: sum(row[key] for row in rows) for key in ("steps", "steps_edited", "edited", "eligible")}
         skipped = Counter(row["skipped"] for row in rows if row["skipped"])
         found[name] = {
-            "items": len(rows),
-            "items touched": sum(row["edited"] > 0 for row in rows),
+            "samples": len(rows),
+            "samples touched": sum(row["edited"] > 0 for row in rows),
             "site share": sums["edited"] / sums["eligible"] if sums["eligible"] else None,
             "step share": sums["steps_edited"] / sums["steps"] if sums["steps"] else None,
             "skipped": dict(sorted(skipped.items())),
@@ -228,5 +219,5 @@ def _activity(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], boo
             total = reduce(Divergence.merged, moved)
             found[name] |= total.figures
             inactive |= total.is_still
-        inactive |= found[name]["items touched"] == 0
+        inactive |= found[name]["samples touched"] == 0
     return found, inactive

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vlmfix.evaluation.analysis.comparison import Comparison, Figure, Row
 from vlmfix.evaluation.analysis.results import Metric
-from vlmfix.evaluation.report.caveats import notes, progress
+from vlmfix.evaluation.report.caveats import caveats, progress
 from vlmfix.evaluation.report.formatting import (
     companions,
     difference_texts,
@@ -52,14 +52,14 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
         yield from _fitting(f"{name}: {main} by group", rows, cells, width)
     if tested := [row for row in rows if row.best]:
         labels = [Text(f"{row.outcome.method}\n{row.best.words}") for row in tested if row.best]
-        yield from _fitting(f"{name}: beside the best control", tested, _gains(tested), width, labels)
+        yield from _fitting(f"{name}: beside the best baseline", tested, _gains(tested), width, labels)
     beside = companions(comparison)
     texts = {head: [Text(each[head]) for each in beside] for head in beside[0]}
     if any(row.mcnemar for row in rows):
         texts = {"McNemar p (better : worse)": [_test(row, groups[0]) for row in rows]} | texts
     yield from _fitting(f"{name}: companion figures", rows, texts, width)
     inactive = [f"{row.outcome.method}: inactive, it never acted." for row in rows if row.outcome.inactive]
-    for line in (*inactive, *notes(comparison)):
+    for line in (*inactive, *caveats(comparison)):
         yield Text(line, style="yellow")
     yield Text()
 
@@ -143,7 +143,7 @@ def _difference(figure: Figure) -> Text:
 
 
 def _gains(rows: list[Row]) -> dict[str, list[Text]]:
-    """The differences of each method to the best of its controls."""
+    """The differences of each method to the best of its baselines."""
     columns = zip(*(row.best.figures for row in rows if row.best), strict=True)
     return {_head(column[0].metric): [_difference(figure) for figure in column] for column in columns}
 
@@ -158,13 +158,13 @@ def _legend(comparisons: Sequence[Comparison]) -> list[Text]:
     lines = ["[a, b]: 95 % interval, clustered by image."]
     if any(figure.difference for row in rows for figure in row.figures):
         lines[0] += (
-            " Second line: difference to the first method on the same items, with its paired interval; "
+            " Second line: difference to the first method on the same samples, with its paired interval; "
             "* marks those that exclude 0."
         )
     if any(row.best for row in rows):
         lines.append(
-            "Best control: the one with the best first figure among those that explain a method by something "
-            "trivial; control.NAME(METHOD) was made to match the method on the same items."
+            "Best baseline: the one with the best first figure among those that explain a method by "
+            "something trivial; baseline.NAME(METHOD) was made to match the method on the same samples."
         )
     if any(row.mcnemar for row in rows):
         lines.append("better : worse: questions that only this method, or only the first one, has right.")

@@ -1,4 +1,4 @@
-"""Items on which methods disagree, and their pictures, small."""
+"""Samples on which methods disagree, and their pictures, small."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlmfix.evaluation.analysis.comparison import Comparison
-from vlmfix.evaluation.analysis.results import ItemResult, Outcome
+from vlmfix.evaluation.analysis.results import Outcome, SampleResult
 from vlmfix.inference.pictures import open_images
 
 LONGEST_SIDE = 320
@@ -37,40 +37,40 @@ class Answer:
     """
 
     method: str
-    item: ItemResult
+    sample: SampleResult
     change: str = ""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An item on which at least one method differs from the first.
+    """A sample on which at least one method differs from the first.
 
     Args:
-        item: as the first method answered it.
-        sample: number of the sample; None if each item has one only.
+        sample: as the first method answered it.
+        repeat: number of the repeat; None if each sample has one only.
         answers: of the first method, then of those that differ from it.
         same: methods with the verdict and score of the first.
     """
 
-    item: ItemResult
-    sample: int | None
+    sample: SampleResult
+    repeat: int | None
     answers: list[Answer]
     same: list[str]
 
 
 def disagreements(comparison: Comparison) -> list[Disagreement]:
-    """Items with different verdicts or scores, in a fixed order that is as good as random.
+    """Samples with different verdicts or scores, in a fixed order that is as good as random.
 
-    Failed items do not count, nor do items that were asked differently.
+    Failed samples do not count, nor do samples that were asked differently.
     """
     first = comparison.rows[0].outcome
     answered = [(row.outcome.method, _by_key(row.outcome)) for row in comparison.others]
-    several = len(set(first.samples.tolist())) > 1
+    several = len(set(first.repeats.tolist())) > 1
     found = []
-    for (id_, sample), before in _by_key(first).items():
+    for (id_, repeat), before in _by_key(first).items():
         answers, same = [Answer(first.method, before)], []
-        for method, items in answered:
-            after = items.get((id_, sample))
+        for method, samples in answered:
+            after = samples.get((id_, repeat))
             if after is None or after.prompt != before.prompt:
                 continue
             if change := _change(before, after):
@@ -78,8 +78,10 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
             else:
                 same.append(method)
         if len(answers) > 1:
-            found.append(Disagreement(before, sample if several else None, answers, same))
-    return sorted(found, key=lambda each: (hashlib.sha256(each.item.id.encode()).digest(), each.sample or 0))
+            found.append(Disagreement(before, repeat if several else None, answers, same))
+    return sorted(
+        found, key=lambda each: (hashlib.sha256(each.sample.id.encode()).digest(), each.repeat or 0)
+    )
 
 
 def thumbnail(path: Path) -> Picture | None:
@@ -96,15 +98,15 @@ def thumbnail(path: Path) -> Picture | None:
     )
 
 
-def _by_key(outcome: Outcome) -> dict[tuple[str, int], ItemResult]:
+def _by_key(outcome: Outcome) -> dict[tuple[str, int], SampleResult]:
     return {
-        (item.id, int(sample)): item
-        for item, sample in zip(outcome.items, outcome.samples, strict=True)
-        if item.score is not None
+        (sample.id, int(repeat)): sample
+        for sample, repeat in zip(outcome.samples, outcome.repeats, strict=True)
+        if sample.score is not None
     }
 
 
-def _change(before: ItemResult, after: ItemResult) -> str:
+def _change(before: SampleResult, after: SampleResult) -> str:
     if after.score != before.score:
         return "fixed" if (after.score or 0) > (before.score or 0) else "broken"
     return "changed" if after.verdict != before.verdict else ""

@@ -92,7 +92,7 @@ def cost(name: str, value: float | None) -> str:
 
 
 def companions(comparison: Comparison) -> list[dict[str, str]]:
-    """What stands beside the headline: figures without a better direction, shares of items, costs.
+    """What stands beside the headline: figures without a better direction, shares of samples, costs.
 
     Returns:
         For each method the texts by name; all have the same names in the same order.
@@ -119,7 +119,7 @@ def _companions(row: Row, group: str) -> dict[str, str]:
     }
     main = next((each for each in row.figures if each.metric.group == group and each.metric.better), None)
     if main and main.spread:
-        texts = {f"{main.metric.name} over {len(main.spread.values)} samples": spread_text(main)} | texts
+        texts = {f"{main.metric.name} over {len(main.spread.values)} repeats": spread_text(main)} | texts
     known = {each.metric.name for each in row.figures}
     counts = row.outcome.counts
     for name in ("unparsed", "truncated"):
@@ -132,6 +132,6 @@ def _companions(row: Row, group: str) -> dict[str, str]:
 def _costs(row: Row, first: Row) -> dict[str, str]:
     relative = relative_costs(row.outcome, first.outcome)
     texts = {name: cost(name, value) for name, value in row.outcome.costs.items()}
-    if row is not first and (times := relative.get("seconds per item")):
-        texts["seconds per item"] += f" (x{times:.2f})"
+    if row is not first and (times := relative.get("seconds per sample")):
+        texts["seconds per sample"] += f" (x{times:.2f})"
     return texts

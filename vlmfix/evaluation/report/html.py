@@ -19,18 +19,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vlmfix.evaluation.analysis.comparison import Comparison, find
-from vlmfix.evaluation.analysis.results import ItemResult, Metric, Outcome
+from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
 from vlmfix.evaluation.analysis.statistics import RESAMPLES
 from vlmfix.evaluation.report import formatting
-from vlmfix.evaluation.report.caveats import notes as notes_of
+from vlmfix.evaluation.report.caveats import caveats as caveats_of
 from vlmfix.evaluation.report.caveats import progress
 from vlmfix.evaluation.report.disagreements import Disagreement, disagreements, thumbnail
-from vlmfix.evaluation.report.json_summary import plain, relative_costs
-from vlmfix.evaluation.report.provenance import run_facts, task_facts
+from vlmfix.evaluation.report.json_summary import relative_costs, rounded
+from vlmfix.evaluation.report.provenance import run_provenance, task_provenance
 from vlmfix.evaluation.report.tradeoff_plot import Plot, tradeoff_plot
 
 SHOWN = 200
-"""Items in the list of disagreements, over all tasks; each brings a picture along."""
+"""Samples in the list of disagreements, over all tasks; each brings a picture along."""
 
 _OBJECTS = 20
 _UNANSWERED = 50
@@ -52,8 +52,8 @@ class _Section:
     """What the page shows of one task beyond the comparison itself."""
 
     comparison: Comparison
-    notes: list[str]
-    facts: dict[str, str]
+    caveats: list[str]
+    provenance: dict[str, str]
     plots: list[Plot]
     companions: list[dict[str, str]]
     tested: list[str]
@@ -62,13 +62,13 @@ class _Section:
     further_objects: int
     costs: dict[str, list[str]]
     activity: dict[str, list[str]]
-    unanswered: dict[str, list[ItemResult]]
+    unanswered: dict[str, list[SampleResult]]
     shown: list[Disagreement]
     differing: int
 
 
 def write_report(
-    path: str | Path, comparisons: Sequence[Comparison], *, title: str, notes: Sequence[str] = ()
+    path: str | Path, comparisons: Sequence[Comparison], *, title: str, caveats: Sequence[str] = ()
 ) -> None:
     """Write the page; pictures and all else are in the file.
 
@@ -107,8 +107,8 @@ def write_report(
     script = files("vlmfix.evaluation.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
     page = environment.get_template("report.html.j2").render(
         title=title,
-        notes=notes,
-        facts=run_facts(outcomes),
+        caveats=caveats,
+        provenance=run_provenance(outcomes),
         sections=_sections(comparisons),
         others=_others(comparisons),
         longest_list=_UNANSWERED,
@@ -132,11 +132,11 @@ def _section(comparison: Comparison, differing: list[Disagreement], limit: int) 
     outcomes = [row.outcome for row in comparison.rows]
     objects = _objects(outcomes)
     plots = (tradeoff_plot(comparison, width=width, height=height) for width, height in _PLOT_SIZES)
-    lost = {each.method: [item for item in each.items if item.score is None] for each in outcomes}
+    lost = {each.method: [sample for sample in each.samples if sample.score is None] for each in outcomes}
     return _Section(
         comparison=comparison,
-        notes=notes_of(comparison),
-        facts=task_facts(outcomes),
+        caveats=caveats_of(comparison),
+        provenance=task_provenance(outcomes),
         plots=[plot for plot in plots if plot],
         companions=formatting.companions(comparison),
         tested=list(next((row.mcnemar for row in comparison.rows if row.mcnemar), {})),
@@ -145,14 +145,14 @@ def _section(comparison: Comparison, differing: list[Disagreement], limit: int) 
         further_objects=max(0, len(objects) - _OBJECTS),
         costs=_costs(outcomes),
         activity=_activity(outcomes),
-        unanswered={method: items for method, items in lost.items() if items},
+        unanswered={method: samples for method, samples in lost.items() if samples},
         shown=differing[:limit],
         differing=len(differing),
     )
 
 
 def _others(comparisons: Sequence[Comparison]) -> list[str]:
-    """All methods whose answers are shown beside those of a first one."""
+    """All methods whose answers are shown beside the answers of a first one."""
     return list(dict.fromkeys(row.outcome.method for each in comparisons for row in each.others))
 
 
@@ -194,7 +194,7 @@ def _costs(outcomes: list[Outcome]) -> dict[str, list[str]]:
 
 def _activity(outcomes: list[Outcome]) -> dict[str, list[str]]:
     """Each figure of activity by method; figures that apply to none are left out."""
-    flat = [_flat(_only(plain(outcome.activity))) for outcome in outcomes]
+    flat = [_flat(_only(rounded(outcome.activity))) for outcome in outcomes]
     names = dict.fromkeys(
         name for each in flat for name, value in each.items() if value not in (None, [], {})
     )
@@ -256,4 +256,4 @@ def _shortened(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(plain(value), indent=2, ensure_ascii=False)
+    return json.dumps(rounded(value), indent=2, ensure_ascii=False)

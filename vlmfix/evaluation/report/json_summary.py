@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +21,10 @@ from vlmfix.evaluation.analysis.statistics import (
     SEED,
     Estimate,
 )
-from vlmfix.evaluation.report.caveats import notes
+from vlmfix.evaluation.report.caveats import caveats
 
 DIGITS = 8
-"""Significant digits of written numbers; what lies behind them may depend on the machine."""
+"""Significant digits of written numbers; what comes after them may depend on the machine."""
 
 
 def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -38,19 +35,21 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     Args:
         comparisons: from `vlmfix.evaluation.analysis.comparison.compare`.
     """
-    return {
-        "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "clusters": "image"},
-        "tasks": [
-            {
-                "task": comparison.task,
-                "protocol": comparison.protocol,
-                "first_method": comparison.rows[0].outcome.method,
-                "methods": [_method(row) for row in comparison.rows],
-                "notes": notes(comparison),
-            }
-            for comparison in comparisons
-        ],
-    }
+    return rounded(
+        {
+            "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "clusters": "image"},
+            "tasks": [
+                {
+                    "task": comparison.task,
+                    "protocol": comparison.protocol,
+                    "first_method": comparison.rows[0].outcome.method,
+                    "methods": [_method(row) for row in comparison.rows],
+                    "caveats": caveats(comparison),
+                }
+                for comparison in comparisons
+            ],
+        }
+    )
 
 
 def costs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def costs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "inactive": outcome.inactive,
             }
         )
-    return {"methods": found}
+    return rounded({"methods": found})
 
 
 def relative_costs(outcome: Outcome, first: Outcome) -> dict[str, float | None]:
@@ -79,26 +78,6 @@ def relative_costs(outcome: Outcome, first: Outcome) -> dict[str, float | None]:
         name: cost / base if cost is not None and (base := first.costs.get(name)) else None
         for name, cost in outcome.costs.items()
     }
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file at once, so that a reader sees the old one or the new one.
-
-    Args:
-        path: of the file; its folder exists.
-        content: mappings, sequences, sets, dataclasses, numbers and texts; anything else is written as text.
-
-    Raises:
-        ValueError: it holds NaN or an infinite number.
-    """
-    path = Path(path)
-    text = json.dumps(plain(content), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _method(row: Row) -> dict[str, Any]:
@@ -111,8 +90,8 @@ def _method(row: Row) -> dict[str, Any]:
         "metrics": [_figure(each) for each in row.figures],
         "parsers": {name: [_figure(each) for each in figures] for name, figures in row.parsers.items()},
         "objects": {name: {"wrong": wrong, "of": of} for name, (wrong, of) in outcome.objects.items()},
-        "control": outcome.control,
-        "best_control": None if row.best is None else _best(row.best),
+        "baseline_of": outcome.baseline_of,
+        "best_baseline": None if row.best is None else _best(row.best),
         "mcnemar": row.mcnemar,
         "unpaired": row.unpaired or None,
     }
@@ -120,7 +99,7 @@ def _method(row: Row) -> dict[str, Any]:
 
 def _best(best: Best) -> dict[str, Any]:
     return {
-        "method": best.control,
+        "method": best.baseline_of,
         "verdict": best.verdict,
         "differences": {
             each.metric.name: None if each.difference is None else _difference(each.difference)
@@ -139,7 +118,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "undefined": not figure.is_defined,
         **_estimate(figure.estimate),
         "difference": None if figure.difference is None else _difference(figure.difference),
-        "samples": figure.spread,
+        "repeats": figure.spread,
     }
 
 
@@ -152,20 +131,20 @@ def _difference(estimate: Estimate) -> dict[str, Any]:
     return {**_estimate(estimate), "excludes_zero": estimate.excludes_zero}
 
 
-def plain(value: Any) -> Any:
-    """What JSON can hold, with numbers rounded in this one place."""
+def rounded(value: Any) -> Any:
+    """A value as result files hold it: what JSON can hold, with numbers rounded in this one place."""
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float | np.floating):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
+        return rounded(value.tolist())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
+        return rounded(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): rounded(each) for key, each in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted((plain(each) for each in value), key=lambda each: (str(type(each)), each))
+        return sorted((rounded(each) for each in value), key=lambda each: (str(type(each)), each))
     if isinstance(value, Sequence):
-        return [plain(each) for each in value]
+        return [rounded(each) for each in value]
     return str(value)

@@ -1,4 +1,4 @@
-"""What was run, in a few words: model, software, data and decoding, out of the details of outcomes."""
+"""Provenance of results, in short: model, software, data and decoding, from the details of outcomes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmfix.evaluation.analysis.results import Outcome
 _SHORT = 19  # of hashes; they stand in full under the details
 
 
-def run_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
+def run_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Facts of all tasks together, by name; those that no outcome knows are left out."""
     attention = {
         part: _words(_found(outcomes, "key", "model", "attention", part)) for part in ("text", "vision")
@@ -21,7 +21,7 @@ def run_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
         devices.append(environment.get("device"))
         software |= {name: environment.get(name) for name in ("torch", "transformers")}
     started = sorted(map(str, _found(outcomes, "info", "started_at")))
-    facts = {
+    provenance = {
         "model": _words(_found(outcomes, "key", "model", "id")),
         "revision": _words(str(each)[:_SHORT] for each in _found(outcomes, "key", "model", "revision")),
         "weights": _words(_found(outcomes, "key", "model", "dtype")),
@@ -30,16 +30,16 @@ def run_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
         "software": _words(f"{name} {version}" for name, version in software.items() if version),
         "started": " to ".join(dict.fromkeys((*started[:1], *started[-1:]))),
     }
-    return {name: text for name, text in facts.items() if text}
+    return {name: text for name, text in provenance.items() if text}
 
 
-def task_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
+def task_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Facts of one task, by name; those that no outcome knows are left out."""
-    items = outcomes[0].items
-    images = len({item.cluster for item in items})
+    samples = outcomes[0].samples
+    images = len({sample.cluster for sample in samples})
     protocols = _found(outcomes, "key", "protocol")
-    facts = {
-        "items": f"{len(items):,} about {images:,} image{'' if images == 1 else 's'}",
+    provenance = {
+        "samples": f"{len(samples):,} about {images:,} image{'' if images == 1 else 's'}",
         "decoding": _words(map(_decoding, protocols)),
         "scored by": _words(each.get("parser") or each.get("scorer") for each in protocols),
         "first prompt": _words(_found(outcomes[:1], "info", "first_prompt")),
@@ -49,7 +49,7 @@ def task_facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
             for role, used in roles.items()
         ),
     }
-    return {name: text for name, text in facts.items() if text}
+    return {name: text for name, text in provenance.items() if text}
 
 
 def _found(outcomes: Sequence[Outcome], *path: str) -> list[Any]:
@@ -72,7 +72,7 @@ def _decoding(protocol: Mapping[str, Any]) -> str:
     temperature, beams = protocol.get("temperature"), protocol.get("num_beams")
     if temperature:
         seeds = protocol.get("seeds", ())
-        way = f"temperature {temperature:g}, top-p {protocol.get('top_p'):g}, {len(seeds)} samples"
+        way = f"temperature {temperature:g}, top-p {protocol.get('top_p'):g}, {len(seeds)} repeats"
     else:
         way = f"{beams} beams" if beams and beams > 1 else "greedy"
     return f"{way}, at most {protocol.get('max_new_tokens')} new tokens"

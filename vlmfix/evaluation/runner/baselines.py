@@ -1,4 +1,4 @@
-"""Which controls stand beside the methods of a comparison.
+"""Baselines that stand beside the methods of a comparison.
 
 Greedy decoding belongs to every comparison, a biased prompt and an output shift to yes/no questions, cutting
 to equal lengths to captions; each task names its own. Others (sampling, beams, the plausibility cut, sharper
@@ -16,28 +16,28 @@ from vlmfix.evaluation.tasks.protocols import Protocol
 
 OUTPUT_SHIFT, TRUNCATE = "baseline.output_shift", "baseline.truncate"
 MATCHED = (OUTPUT_SHIFT, TRUNCATE)
-"""Controls that are made to match a method, when its run has ended; see
+"""Baselines that are made to match a method, when its run has ended; see
 `vlmfix.evaluation.runner.matched_baselines`."""
 
 
 def rows(job: Job, task: Task) -> list[Variant]:
-    """What a job runs on a task: controls first, then the methods that are tested; without the controls that
-    are made to match a method.
+    """What a job runs on a task: baselines first, then the methods that are tested; without the baselines
+    that are made to match a method.
 
-    Stock decoding is a control, whoever named it, and so is a method of the level "control".
+    Stock decoding is a baseline, whoever named it, and so is a method of the level "baseline_of".
     """
     variants = [_named(variant, task.protocol) for variant in job.variants]
-    tested = [variant for variant in variants if not _is_control(variant)]
-    if not job.controls or not tested:
+    tested = [variant for variant in variants if not _is_baseline(variant)]
+    if not job.baselines or not tested:
         return variants
-    controls = [variant for variant in variants if _is_control(variant)]
-    if not any(is_greedy(variant, task.protocol) for variant in controls):
+    baselines = [variant for variant in variants if _is_baseline(variant)]
+    if not any(is_greedy(variant, task.protocol) for variant in baselines):
         plain = task.protocol.temperature == 0 and task.protocol.num_beams == 1
-        controls.append(Variant.of("greedy" if plain else vlmfix.BaselineGreedy.name, {}))
-    wanted = [Variant.of(name, {}) for name in task.controls if name not in MATCHED]
-    named = [variant.methods for variant in controls]
-    controls += [variant for variant in wanted if variant.methods not in named]
-    return [dataclasses.replace(variant, control="") for variant in controls] + tested
+        baselines.append(Variant.of("greedy" if plain else vlmfix.BaselineGreedy.name, {}))
+    wanted = [Variant.of(name, {}) for name in task.baselines if name not in MATCHED]
+    named = [variant.methods for variant in baselines]
+    baselines += [variant for variant in wanted if variant.methods not in named]
+    return [dataclasses.replace(variant, baseline_of="") for variant in baselines] + tested
 
 
 def is_greedy(variant: Variant, protocol: Protocol) -> bool:
@@ -54,5 +54,5 @@ def _named(variant: Variant, protocol: Protocol) -> Variant:
     return dataclasses.replace(variant, label="sampling" if protocol.temperature > 0 else "beam search")
 
 
-def _is_control(variant: Variant) -> bool:
+def _is_baseline(variant: Variant) -> bool:
     return all(method.info.is_baseline for method in variant.methods)

@@ -1,18 +1,22 @@
-"""What an evaluation job is: tasks, a model, methods, data, and how to run them."""
+"""Settings of an evaluation job: tasks, a model, methods, data, and how to run them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import vlmfix
-from vlmfix.evaluation.tasks.protocols import Protocol, load_protocol
-from vlmfix.evaluation.tasks.registry import tasks as known_tasks
-from vlmfix.models.loading import DEFAULT_MODEL
+from vlmfix.evaluation.tasks.protocol_files import load_protocol
+from vlmfix.evaluation.tasks.protocols import Protocol
+from vlmfix.evaluation.tasks.registry import get_task, task_names
+from vlmfix.methods.grammar import make_methods, parse_methods
+from vlmfix.methods.registry import GREEDY
+from vlmfix.models.embedded import DEFAULT_MODEL
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 
 SYNTHETIC = "synthetic"
@@ -25,13 +29,15 @@ _PLAIN: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"),
     "device": (str, "a text such as cpu or cuda:1"),
     "dtype": (str, "a text such as bfloat16"),
-    "controls": (bool, "true or false"),
+    "baselines": (bool, "true or false"),
     "retry_errors": (bool, "true or false"),
     "allow_environment_change": (bool, "true or false"),
     "allow_missing": (bool, "true or false"),
 }
-# By default so many items may fail, as a share and at least as a number.
+# Samples that may fail by default: this share, and at least this number.
 ERROR_SHARE, ERROR_COUNT = 0.01, 25
+# Old names of settings.
+_RENAMED = {"controls": "baselines"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,12 @@ class Variant:
     Args:
         label: as tables show it, unique in a job.
         methods: in the order of attachment; none is plain decoding.
-        control: of which method it is a control, by label; "": of all methods; None: of none, it is tested.
+        baseline: of which method it is a baseline, by label; "": of all methods; None: of none, it is tested.
     """
 
     label: str
     methods: tuple[vlmfix.Method, ...]
-    control: str | None = None
+    baseline_of: str | None = None
 
     @property
     def prompt_change(self) -> str:
@@ -59,23 +65,14 @@ class Variant:
 
         Raises:
             ValueError: unknown methods or parameters, or values out of their range.
+            UnsupportedError: methods that do not go together.
         """
-        chosen = [] if names == "greedy" else names.split("+")
-        if not chosen and any(parameters.values()):
-            raise ValueError("greedy has no parameters; name a method")
-        for name, values in parameters.items():
-            if chosen and name not in chosen:
-                raise ValueError(f"there are settings for {name}, which is not in {names}")
-            if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-                raise ValueError(f"the parameters of {name} are {values!r}; they must be a mapping of names")
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"{names} names a method twice; once is enough")
-        methods = tuple(vlmfix.make_method(name, **parameters.get(name, {})) for name in chosen)
+        chosen = parse_methods(names, parameters)
         shown = []
-        for name in chosen:
-            settings = ", ".join(f"{key}={value}" for key, value in parameters.get(name, {}).items())
+        for name, own in chosen.items():
+            settings = ", ".join(f"{key}={value}" for key, value in own.items())
             shown.append(f"{name}({settings})" if settings else name)
-        return cls("+".join(shown) or "greedy", methods)
+        return cls("+".join(shown) or GREEDY, tuple(make_methods(chosen)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +81,16 @@ class Job:
 
     Args:
         tasks: names of benchmarks, in order.
+        tasks_from: directories that hold a folder for each of the user's own benchmarks.
         variants: the first one is what the others are compared with.
-        controls: whether the controls that belong to a comparison are added, see
+        baselines: whether the baselines that belong to a comparison are added, see
             `vlmfix.evaluation.runner.baselines`.
         model: embedded model, folder or hub id.
         revision: branch, tag or commit of a hub id.
         protocols: by task; a task without one gets its default.
         data: "synthetic", or paths and names for `vlmfix.evaluation.datasets`: a root, single files, or a
             data set with a column map.
-        limit: number or share of the items of each task; None: all.
+        limit: number or share of the samples of each task; None: all.
         batch_size: prompts per forward pass; 0 finds one by itself.
         output: folder of all runs of the job; by default `runs/` and the name of the model.
         seed: of sampling protocols.
@@ -100,15 +98,16 @@ class Job:
         dtype: as on the command line.
         settings: what the job was made of, to make it again.
         resume: "if_possible", "always" (there must be something to go on with) or "never".
-        retry_errors: whether items that failed before are tried again.
-        max_errors: number, or share of the items below 1, of failures after which a run stops.
+        retry_errors: whether samples that failed before are tried again.
+        max_errors: number, or share of the samples below 1, of failures after which a run stops.
         allow_environment_change: whether a run may go on with other versions or devices.
         allow_missing: as on the command line.
     """
 
     tasks: tuple[str, ...]
+    tasks_from: tuple[Path, ...] = ()
     variants: tuple[Variant, ...]
-    controls: bool = True
+    baselines: bool = True
     model: str = DEFAULT_MODEL
     revision: str | None = None
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
@@ -126,11 +125,11 @@ class Job:
     allow_environment_change: bool = False
     allow_missing: bool = False
 
-    def allowed_errors(self, items: int) -> int:
-        """How many of so many items may fail."""
+    def allowed_errors(self, samples: int) -> int:
+        """How many of a number of samples may fail."""
         if self.max_errors is None:
-            return max(ERROR_COUNT, int(ERROR_SHARE * items))
-        return self.max_errors if isinstance(self.max_errors, int) else int(self.max_errors * items)
+            return max(ERROR_COUNT, int(ERROR_SHARE * samples))
+        return self.max_errors if isinstance(self.max_errors, int) else int(self.max_errors * samples)
 
 
 def make_job(settings: Mapping[str, Any]) -> Job:
@@ -145,6 +144,14 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         ValueError: an unknown key, or a value out of its range.
         FileNotFoundError: a protocol file that is not there.
     """
+    settings = dict(settings)
+    for old, new in _RENAMED.items():
+        if settings.get(old) is not None:
+            if settings.get(new) is not None:
+                raise ValueError(f"a job has both {old} and {new}, its new name; keep {new}")
+            warnings.warn(f"{old} is now called {new}; use that name", stacklevel=2)
+            settings[new] = settings[old]
+        settings.pop(old, None)
     names = {each.name for each in dataclasses.fields(Job)} - {"variants", "protocols", "settings"} | {
         "methods",
         "protocol",
@@ -154,17 +161,19 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         raise ValueError(f"a job has no {', '.join(unknown)}; it has {', '.join(sorted(names))}")
     given = {key: value for key, value in settings.items() if value is not None}
     _check_plain(given)
+    tasks_from = tuple(_directory(each) for each in _several("tasks_from", given.pop("tasks_from", ())))
     tasks = _several("tasks", given.pop("tasks", ()))
     if not tasks:
-        raise ValueError(f"no task to evaluate; name one or more of {', '.join(known_tasks())}")
+        raise ValueError(f"no task to evaluate; name one or more of {', '.join(task_names(tasks_from))}")
     for task in tasks:
-        if not isinstance(task, str) or task not in known_tasks():
-            raise ValueError(f"unknown task {task!r}; tasks are {', '.join(known_tasks())}")
+        if not isinstance(task, str):
+            raise ValueError(f"unknown task {task!r}; tasks are {', '.join(task_names(tasks_from))}")
+        get_task(task, tasks_from)
     protocols: dict[str, Protocol] = {}
     for id in _several("protocol", given.pop("protocol", ())):
         if not isinstance(id, str):
             raise ValueError(f"protocol is {id!r}; it must be an id such as pope.llava, or a list of ids")
-        protocol = parse_protocol(id)
+        protocol = parse_protocol(id, tasks_from)
         if protocol.task not in tasks:
             raise ValueError(f"protocol {id} is for {protocol.task}, which is not among the tasks")
         if protocol.task in protocols:
@@ -172,7 +181,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
                 f"two protocols for {protocol.task}; runs of different protocols need a job each"
             )
         protocols[protocol.task] = protocol
-    variants = tuple(_variant(each) for each in _several("methods", given.pop("methods", ())) or ("greedy",))
+    variants = tuple(_variant(each) for each in _several("methods", given.pop("methods", ())) or (GREEDY,))
     labels = [variant.label for variant in variants]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
@@ -191,6 +200,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         raise ValueError("data must be 'synthetic', a path, or a mapping of paths")
     return Job(
         tasks=tuple(dict.fromkeys(tasks)),
+        tasks_from=tasks_from,
         variants=variants,
         protocols=protocols,
         settings=dict(settings),
@@ -214,7 +224,7 @@ def read_job(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def parse_protocol(text: str) -> Protocol:
+def parse_protocol(text: str, tasks_from: Sequence[Path] = ()) -> Protocol:
     """A protocol by its id or file, with deviations: `pope.llava`, `chair.512/coco+max_new_tokens=64`.
 
     Raises:
@@ -233,7 +243,7 @@ def parse_protocol(text: str) -> Protocol:
             values[key] = parse_yaml(value)
         except ValueError as error:
             raise ValueError(f"protocol {text!r}: the value of {key} is not readable ({error})") from error
-    protocol = load_protocol(name)
+    protocol = load_protocol(name, tasks_from)
     return protocol.with_(**values) if values else protocol
 
 
@@ -251,6 +261,15 @@ def _variant(entry: Any) -> Variant:
     if not isinstance(parameters, Mapping):
         raise ValueError(f"the parameters of {name} are {parameters!r}; they must be a mapping by method")
     return Variant.of(name, parameters)
+
+
+def _directory(value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"tasks_from is {value!r}; it must be the path of a folder of benchmarks, or a list")
+    directory = user_path(value)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"tasks_from: there is no folder {str(value)!r}; check the path")
+    return directory
 
 
 def _check_plain(given: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A job at work: what is left to do of each run, as far as it belongs to this process."""
+"""Execution of a job: what is left to do of each run, as far as it belongs to this process."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from vlmfix.api import answer_batch
 from vlmfix.evaluation.runner import baselines
 from vlmfix.evaluation.runner.config import Job, Variant
 from vlmfix.evaluation.runner.matched_baselines import (
     Answered,
     AnswerIds,
     Matched,
-    matching_controls,
+    matching_baselines,
 )
-from vlmfix.evaluation.runner.plan import Planned, Prepared, write_job
+from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan, write_job
 from vlmfix.evaluation.runner.run_store import RECORDS, Identity
-from vlmfix.evaluation.runner.shard import Share
-from vlmfix.evaluation.runner.start import Beginning, Begun
+from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
 from vlmfix.evaluation.runner.worker import Worker, record_head
-from vlmfix.evaluation.tasks.base import Item, Task
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.base import Task
+from vlmfix.evaluation.tasks.scoring import score_fields
+from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.methods.baselines.output_shift import answer_ids
 
 # Prompts per forward pass, where nobody says; halved when memory runs out.
 _BATCH_SIZES = {"cpu": 32, "cuda": 64}
 _LONG_ANSWER = 64
-# The record of an item that a control cannot take from other runs.
+# The record of a sample that a baseline cannot take from other runs.
 _UNANSWERED = {
     "status": "error",
     "error": "one of the two runs has no answer",
@@ -40,14 +42,14 @@ _UNANSWERED = {
 }
 
 
-class Watcher(Protocol):
+class Progress(Protocol):
     """Is told what happens, to show it."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
     def begin(self, title: str, running: str, total: int, done: int) -> None:
-        """A run begins, of which `done` items are there; `running` names the mean score of its items."""
+        """A run begins, of which `done` samples are there; `running` names the mean score of its samples."""
 
     def advance(self, records: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> None:
         """Records were written, and the successful ones have these scores."""
@@ -58,16 +60,16 @@ class Watcher(Protocol):
 
 def execute(
     job: Job,
-    prepared: Sequence[Prepared],
+    task_plan: Sequence[TaskPlan],
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    share: Share,
-    watcher: Watcher,
-) -> list[Planned]:
+    shard: Shard,
+    progress: Progress,
+) -> list[RunPlan]:
     """Answer what is left of a job, as far as it belongs to this process.
 
-    Controls that are made to match a method begin when its run has ended. The process that finds it ended
-    answers all of them, those of others too: they may have gone by then.
+    Baselines that are made to match a method begin when its run has ended. The process that finds it ended
+    answers all of them, also the samples of other processes, which may have ended by then.
 
     Args:
         job: what to do.
@@ -78,41 +80,43 @@ def execute(
         watcher: is told about the progress.
 
     Returns:
-        The runs, which others may still be at work on; controls first in each task.
+        The runs, which others may still be at work on; baselines first in each task.
 
     Raises:
         ResumeError: a run cannot go on.
-        TooManyErrorsError: too many items failed.
-        UnsupportedError: a method or control does not go with the model.
+        TooManyErrorsError: too many samples failed.
+        UnsupportedError: a method or baseline does not go with the model.
         ValueError: a method lacks a value for this model.
         OSError: the disk is full.
     """
-    rows = [(each, variant) for each in prepared for variant in baselines.rows(job, each.task)]
+    rows = [(each, variant) for each in task_plan for variant in baselines.rows(job, each.task)]
     for _, variant in rows:  # what does not go together is refused before any work
         with ExitStack() as stack:
             for method in variant.methods:
                 if method.attaches:
                     stack.enter_context(method(model, processor))
-    work = _Work(job, model, processor, share, watcher, _answer_ids(rows, processor))
+    work = _Work(job, model, processor, shard, progress, _answer_ids(rows, processor))
     _warm_up(model, processor)
-    beginning = Beginning(job, model, processor, share, watcher.note)
-    begun = [beginning.begin(each, variant) for each, variant in rows]
-    write_job(job, [each.planned for each in begun])
-    for each in begun:
-        work.answer(each, share)
-    matched = work.matched(begun)
+    starter = RunStarter(job, model, processor, shard, progress.note)
+    active = [starter.begin(each, variant) for each, variant in rows]
+    write_job(job, [each.plan for each in active])
+    for each in active:
+        work.answer(each, shard)
+    matched = work.matched(active)
     further = [
-        beginning.begin(each, control.variant, settings=control.settings, calibrated_on=control.calibrated_on)
-        for each, control in matched
+        starter.begin(
+            each, baseline.variant, settings=baseline.settings, calibrated_on=baseline.calibrated_on
+        )
+        for each, baseline in matched
     ]
-    runs = [each.planned for each in (*begun, *further)]
-    runs.sort(key=lambda planned: (job.tasks.index(planned.task.name), planned.variant.control is None))
+    runs = [each.plan for each in (*active, *further)]
+    runs.sort(key=lambda plan: (job.tasks.index(plan.task.name), plan.variant.baseline_of is None))
     write_job(job, runs)
-    for each, (_, control) in zip(further, matched, strict=True):
-        if control.answers is None:
+    for each, (_, baseline) in zip(further, matched, strict=True):
+        if baseline.answers is None:
             work.answer_all(each)
         else:
-            work.copy(each, control.answers)
+            work.copy(each, baseline.answers)
     return runs
 
 
@@ -130,113 +134,116 @@ class _Work:
     job: Job
     model: PreTrainedModel
     processor: ProcessorMixin
-    share: Share
-    watcher: Watcher
+    shard: Shard
+    progress: Progress
     answer_ids: AnswerIds | None
 
-    def answer(self, begun: Begun, share: Share) -> None:
+    def answer(self, active: ActiveRun, shard: Shard) -> None:
         """Answer what is left of a share of a run."""
-        job, planned, draws = self.job, begun.planned, begun.draws
-        task = planned.task
-        records = begun.read()
-        own = [draw for draw in draws.values() if share.takes(draw.item)]
+        job, plan, draws = self.job, active.plan, active.draws
+        task = plan.task
+        records = active.read()
+        own = [draw for draw in draws.values() if shard.takes(draw.sample)]
         finished = set(records.done) | (set() if job.retry_errors else set(records.failed))
         left = [draw for draw in own if draw.identity not in finished]
         if not left:
             return
         for name in records.torn:
-            file = planned.path / RECORDS / name
-            self.watcher.note(f"{file}: the last line was cut off; its item is answered again")
-        items = {draw.item.id: draw.item for draw in own}
+            file = plan.path / RECORDS / name
+            self.progress.note(f"{file}: the last line was cut off; its sample is answered again")
 
         def advance(written: list[dict[str, Any]]) -> None:
-            scores = []
-            for record in (each for each in written if each["status"] == "ok"):
-                with suppress(Exception):  # a scorer that fails does so again when all is scored
-                    cut = record["finish"] == "length"
-                    scores.append(task.judge(items[record["id"]], record["text"], cut=cut).score)
-            self.watcher.advance(written, scores)
+            self.progress.advance(written, [record["score"] for record in written if "score" in record])
 
-        def parse(item: Item, text: str, cut: bool) -> Any:
-            return task.judge(item, text, cut=cut).parsed
+        def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
+            return score_fields(task, sample, text, truncated=truncated)
 
-        gives_margins = task.yes_no and baselines.is_greedy(planned.variant, task.protocol)
+        gives_margins = task.yes_no and baselines.is_greedy(plan.variant, task.protocol)
         worker = Worker(
             self.model,
             self.processor,
-            planned.variant.methods,
+            plan.variant.methods,
             task.protocol,
-            parse,
-            str(self.share),
+            judge,
+            str(self.shard),
             _batch_size(job, task, self.model),
             self.answer_ids if gives_margins else None,
         )
-        title = f"{task.name} · {planned.variant.label}"
-        self.watcher.begin(title, task.running, len(own), len(own) - len(left))
+        title = f"{task.name} · {plan.variant.label}"
+        self.progress.begin(title, task.running, len(own), len(own) - len(left))
         try:
-            worker.work(begun.run, left, max_errors=job.allowed_errors(len(draws)), on_records=advance)
+            worker.work(active.run, left, max_errors=job.allowed_errors(len(draws)), on_records=advance)
         finally:
-            self.watcher.end()
+            self.progress.end()
 
-    def answer_all(self, begun: Begun) -> None:
+    def answer_all(self, active: ActiveRun) -> None:
         """Answer what is left of a run, its own share first."""
-        for number in range(self.share.of):
-            self.answer(begun, Share((self.share.index + number) % self.share.of, self.share.of))
+        for number in range(self.shard.of):
+            self.answer(active, Shard((self.shard.index + number) % self.shard.of, self.shard.of))
 
-    def copy(self, begun: Begun, answers: Mapping[Identity, Mapping[str, Any]]) -> None:
-        """Write down answers that were made of those of other runs."""
-        records = begun.read()
+    def copy(self, active: ActiveRun, answers: Mapping[Identity, Mapping[str, Any]]) -> None:
+        """Write down answers that were made from the answers of other runs."""
+        records = active.read()
         new = []
-        for identity, draw in begun.draws.items():
+        for identity, draw in active.draws.items():
             answer = answers.get(identity, _UNANSWERED)
             if identity not in (records.failed if answer is _UNANSWERED else records.done):
-                new.append({**record_head(draw, draw.item.prompt, 1), **answer})
+                record = {**record_head(draw, draw.sample.prompt, 1), **answer}
+                if answer["status"] == "ok":
+                    with suppress(Exception):  # a scorer that fails does so again when all is scored
+                        record |= score_fields(
+                            active.plan.task,
+                            draw.sample,
+                            record["text"],
+                            truncated=record["finish"] == "length",
+                        )
+                new.append(record)
         if new:
-            begun.run.append(new, str(self.share))
-            begun.run.close()
+            active.run.append(new, str(self.shard))
+            active.run.close()
 
-    def matched(self, begun: Sequence[Begun]) -> list[tuple[Prepared, Matched]]:
-        """The controls of the methods whose runs have ended."""
-        found: list[tuple[Prepared, Matched]] = []
-        for method in begun:
-            greedy = _greedy_beside(method, begun)
+    def matched(self, active: Sequence[ActiveRun]) -> list[tuple[TaskPlan, Matched]]:
+        """The baselines of the methods whose runs have ended."""
+        found: list[tuple[TaskPlan, Matched]] = []
+        for method in active:
+            greedy = _greedy_beside(method, active)
             if greedy is None:
                 continue
-            stock, own = (Answered(each.planned, each.read()) for each in (greedy, method))
+            stock, own = (Answered(each.plan, each.read()) for each in (greedy, method))
             if all(each.records.is_complete(len(method.draws)) for each in (stock, own)):
-                made = matching_controls(stock, own, self.answer_ids, self.processor)
-                found += [(method.prepared, control) for control in made]
+                made = matching_baselines(stock, own, self.answer_ids, self.processor)
+                found += [(method.task_plan, baseline) for baseline in made]
         return found
 
 
-def _greedy_beside(method: Begun, begun: Sequence[Begun]) -> Begun | None:
-    """Greedy decoding of the same task as a control; None where there are no controls, or for one of them."""
-    if method.planned.variant.control is not None:
+def _greedy_beside(method: ActiveRun, active: Sequence[ActiveRun]) -> ActiveRun | None:
+    """Greedy decoding of the same task as a baseline; None without baselines, or for one of them."""
+    if method.plan.variant.baseline_of is not None:
         return None
-    task = method.planned.task
-    for each in begun:
-        variant = each.planned.variant
+    task = method.plan.task
+    for each in active:
+        variant = each.plan.variant
         if (
-            each.planned.task is task
-            and variant.control == ""
+            each.plan.task is task
+            and variant.baseline_of == ""
             and baselines.is_greedy(variant, task.protocol)
         ):
             return each
     return None
 
 
-def _answer_ids(rows: Sequence[tuple[Prepared, Variant]], processor: ProcessorMixin) -> AnswerIds | None:
+def _answer_ids(rows: Sequence[tuple[TaskPlan, Variant]], processor: ProcessorMixin) -> AnswerIds | None:
     """Tokens that say yes and no; None where no task asks for them, or where nobody needs them and there are
     none.
 
     Raises:
-        UnsupportedError: there are none, and a control needs them.
+        UnsupportedError: there are none, and a baseline needs them.
     """
-    if not any(prepared.task.yes_no for prepared, _ in rows):
+    if not any(task_plan.task.yes_no for task_plan, _ in rows):
         return None
     needed = any(
-        variant.control is not None and baselines.OUTPUT_SHIFT in prepared.task.controls
-        for prepared, variant in rows
+        variant.baseline_of is not None and baselines.OUTPUT_SHIFT in task_plan.task.baselines
+        for task_plan, variant in rows
     )
     with nullcontext() if needed else suppress(vlmfix.UnsupportedError):
         return answer_ids(processor.tokenizer)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-class ForwardHooks:
+class ForwardCounter:
     """Counts the forward passes of a model, and notes when the first one was over.
 
     Args:

@@ -1,4 +1,4 @@
-"""Controls that are made to match a method: its share of yes, or the lengths of its captions."""
+"""Baselines that are made to match a method: its share of yes, or the lengths of its captions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from transformers import ProcessorMixin
 
 import vlmfix
-from vlmfix.evals.chair.tokens import drop_incomplete
 from vlmfix.evaluation.runner.baselines import OUTPUT_SHIFT, TRUNCATE
 from vlmfix.evaluation.runner.config import Variant
-from vlmfix.evaluation.runner.plan import Planned
+from vlmfix.evaluation.runner.plan import RunPlan
 from vlmfix.evaluation.runner.run_store import Identity, Records
 from vlmfix.evaluation.runner.truncation import limits
+from vlmfix.evaluation.tasks.lengths import drop_incomplete
 from vlmfix.methods.baselines.output_shift import calibrate_shift
 
 MODE = "per_image"
 """How captions are cut, see `vlmfix.evaluation.runner.truncation.limits`."""
 
 # What a caption that may be cut takes over from its record: not what it cost to make it.
-_KEPT = ("status", "text", "parsed", "token_ids", "n_prompt_tokens", "n_new_tokens", "finish")
+_KEPT = ("status", "text", "token_ids", "n_prompt_tokens", "n_new_tokens", "finish")
 
 AnswerIds = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens that begin a yes, and those that begin a no."""
@@ -32,7 +32,7 @@ AnswerIds = tuple[tuple[int, ...], tuple[int, ...]]
 class Answered:
     """A run that has ended, and what it answered."""
 
-    planned: Planned
+    plan: RunPlan
     records: Records
 
 
@@ -44,7 +44,7 @@ class Matched:
         variant: how tables show it.
         calibrated_on: names of runs, by what was taken from them.
         settings: name and parameters of one that asks no model, in the form of `method_identity`.
-        answers: those of such a row, by item; in the form of records.
+        answers: the answers of such a row, by sample; in the form of records.
     """
 
     variant: Variant
@@ -53,24 +53,24 @@ class Matched:
     answers: Mapping[Identity, Mapping[str, Any]] | None = None
 
 
-def matching_controls(
+def matching_baselines(
     greedy: Answered, method: Answered, answer_ids: AnswerIds | None, processor: ProcessorMixin
 ) -> Iterator[Matched]:
-    """The controls of a method that its task wants matched.
+    """The baselines of a method that its task wants matched.
 
     Args:
         greedy: greedy decoding of the stock model.
-        method: the tested method, on the same items.
+        method: the tested method, on the same samples.
         answer_ids: see `AnswerIds`; None where no answer is yes or no.
         processor: of the model.
 
     Raises:
         ValueError: the greedy run has no margins.
     """
-    for control in method.planned.task.controls:
-        if control == OUTPUT_SHIFT and answer_ids is not None:
+    for baseline in method.plan.task.baselines:
+        if baseline == OUTPUT_SHIFT and answer_ids is not None:
             yield from _output_shift(greedy, method, answer_ids)
-        elif control == TRUNCATE:
+        elif baseline == TRUNCATE:
             yield from _truncations(greedy, method, processor)
 
 
@@ -82,28 +82,28 @@ def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> 
     records = [greedy.records.done[identity] for identity in both]
     if not all("margin" in record for record in records):
         raise ValueError(
-            f"{greedy.planned.path} was answered without margins between yes and no; choose another "
-            "--output, or leave the controls out (--no-controls)"
+            f"{greedy.plan.path} was answered without margins between yes and no; choose another "
+            "--output, or leave the baselines out (--no-baselines)"
         )
     share = fmean(method.records.done[identity]["parsed"] == "yes" for identity in both)
     delta = calibrate_shift([record["margin"] for record in records], share)
-    control = vlmfix.BaselineOutputShift(delta=delta, yes_ids=answer_ids[0], no_ids=answer_ids[1])
+    baseline = vlmfix.BaselineOutputShift(delta=delta, yes_ids=answer_ids[0], no_ids=answer_ids[1])
     yield Matched(
-        Variant(_label(OUTPUT_SHIFT, method), (control,), control=method.planned.variant.label),
-        {"share of yes": method.planned.path.name, "margins": greedy.planned.path.name},
+        Variant(_label(OUTPUT_SHIFT, method), (baseline,), baseline_of=method.plan.variant.label),
+        {"share of yes": method.plan.path.name, "margins": greedy.plan.path.name},
     )
 
 
 def _truncations(greedy: Answered, method: Answered, processor: ProcessorMixin) -> Iterator[Matched]:
     """Greedy captions cut to the method's lengths; where the method says more, its own cut to greedy ones."""
-    label = method.planned.variant.label
-    yield _cut(Variant(_label(TRUNCATE, method), (), control=label), greedy, method, processor)
+    label = method.plan.variant.label
+    yield _truncated(Variant(_label(TRUNCATE, method), (), baseline_of=label), greedy, method, processor)
     if _mean_length(method) > _mean_length(greedy):
-        yield _cut(Variant(f"{label}, cut to greedy", ()), method, greedy, processor)
+        yield _truncated(Variant(f"{label}, cut to greedy", ()), method, greedy, processor)
 
 
-def _cut(variant: Variant, captions: Answered, others: Answered, processor: ProcessorMixin) -> Matched:
-    """Captions of one run cut to the lengths of those of another."""
+def _truncated(variant: Variant, captions: Answered, others: Answered, processor: ProcessorMixin) -> Matched:
+    """Captions of one run cut to the lengths of the captions of another."""
     both = [identity for identity in captions.records.done if identity in others.records.done]
     records = [captions.records.done[identity] for identity in both]
     left = limits(
@@ -119,14 +119,13 @@ def _cut(variant: Variant, captions: Answered, others: Answered, processor: Proc
         if len(ids) < _length(record):
             answers[identity] |= {
                 "text": drop_incomplete(text),
-                "parsed": None,
                 "token_ids": ids,
                 "n_new_tokens": len(ids),
                 "finish": "length",
             }
     return Matched(
         variant,
-        {"captions": captions.planned.path.name, "lengths": others.planned.path.name},
+        {"captions": captions.plan.path.name, "lengths": others.plan.path.name},
         {"name": TRUNCATE, "parameters": {"mode": MODE}},
         answers,
     )
@@ -141,5 +140,5 @@ def _length(record: Mapping[str, Any]) -> int:
     return record["n_new_tokens"] - (record["finish"] == "eos")
 
 
-def _label(control: str, method: Answered) -> str:
-    return f"{control}({method.planned.variant.label})"
+def _label(baseline: str, method: Answered) -> str:
+    return f"{baseline}({method.plan.variant.label})"

@@ -1,4 +1,4 @@
-"""What a job comes to: its items, its runs, and the file that lists them."""
+"""Plan of a job: its samples, its runs, and the file that lists them."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.datasets.hub import HubData
-from vlmfix.evaluation.datasets.items import limited
 from vlmfix.evaluation.datasets.sources import open_data
 from vlmfix.evaluation.files.atomic import check_writable, write_json
+from vlmfix.evaluation.files.hashing import differences, plain
 from vlmfix.evaluation.runner import baselines, run_key
 from vlmfix.evaluation.runner.config import Job, Variant, make_job
-from vlmfix.evaluation.runner.run_store import ResumeError, differences, read_manifest
-from vlmfix.evaluation.tasks.base import Item, Task
-from vlmfix.evaluation.tasks.protocols import default_protocol
-from vlmfix.evaluation.tasks.registry import tasks as known_tasks
+from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
+from vlmfix.evaluation.sample import Sample, limited
+from vlmfix.evaluation.tasks.base import Task
+from vlmfix.evaluation.tasks.protocol_files import default_protocol
+from vlmfix.evaluation.tasks.registry import get_task
 
 JOB = "job.json"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A task of a job, its items in order of ids, and the data files that they are made of."""
+class TaskPlan:
+    """A task of a job, its samples in order of ids, and the data files that they are made of."""
 
     task: Task
-    items: list[Item]
+    samples: list[Sample]
     used: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Planned:
+class RunPlan:
     """One run of a job.
 
     Args:
         task: with data and protocol.
-        items: of the job, in order of ids.
+        samples: of the job, in order of ids.
         variant: the methods.
         path: of its directory.
     """
 
     task: Task
-    items: list[Item]
+    samples: list[Sample]
     variant: Variant
     path: Path
 
     @property
-    def identities(self) -> Iterator[tuple[Item, int]]:
-        """Every item with every sample, in order."""
-        for item in self.items:
-            for sample in range(len(self.task.protocol.seeds)):
-                yield item, sample
+    def identities(self) -> Iterator[tuple[Sample, int]]:
+        """Every sample with every repeat, in order."""
+        for sample in self.samples:
+            for repeat in range(len(self.task.protocol.seeds)):
+                yield sample, repeat
 
 
-def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Prepared]:
-    """The tasks of a job with their items; needs no model.
+def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[TaskPlan]:
+    """The tasks of a job with their samples; needs no model.
 
     Args:
         job: what to do.
@@ -64,7 +65,7 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Pre
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or there is no item.
+        ValueError: a file is broken, or there is no sample.
         OSError: the output cannot be written.
     """
     check_writable(job.output)
@@ -79,30 +80,30 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Pre
                 f"the protocol is for {wanted}, and the data set {data.name} is {data_set}; name the "
                 "protocol without data set"
             )
-        protocol = (protocol or default_protocol(name, data_set)).on(data_set)
+        protocol = (protocol or default_protocol(name, data_set, job.tasks_from)).on(data_set)
         data.used = {}
-        task = known_tasks()[name](data, protocol)
-        items = task.items(job.output / "data" / "pope")
+        task = get_task(name, job.tasks_from)(data, protocol)
+        samples = task.samples(job.output / "data" / "pope")
         if job.limit is not None:
-            items = limited(items, job.limit)
-        if not items:
-            raise ValueError(f"{name} has no items in the data; check --data and --limit")
-        tasks.append(Prepared(task, items, dict(data.used)))
+            samples = limited(samples, job.limit)
+        if not samples:
+            raise ValueError(f"{name} has no samples in the data; check --data and --limit")
+        tasks.append(TaskPlan(task, samples, dict(data.used)))
     return tasks
 
 
-def write_job(job: Job, runs: Sequence[Planned]) -> None:
+def write_job(job: Job, runs: Sequence[RunPlan]) -> None:
     """Note which runs belong to the latest job of an output folder."""
     listed = []
-    for planned in runs:
-        path = str(planned.path.relative_to(job.output))
-        run = {"task": planned.task.name, "label": planned.variant.label, "path": path}
-        of = planned.variant.control
-        listed.append(run if of is None else run | {"control": of})
-    write_json(job.output / JOB, {"settings": run_key.plain(job.settings), "runs": listed})
+    for plan in runs:
+        path = str(plan.path.relative_to(job.output))
+        run = {"task": plan.task.name, "label": plan.variant.label, "path": path}
+        of = plan.variant.baseline_of
+        listed.append(run if of is None else run | {"baseline_of": of})
+    write_json(job.output / JOB, {"settings": plain(job.settings), "runs": listed})
 
 
-def planned_again(output: Path) -> list[Planned]:
+def read_plans(output: Path) -> list[RunPlan]:
     """The runs of the latest job of an output folder, without a model.
 
     Raises:
@@ -120,19 +121,19 @@ def planned_again(output: Path) -> list[Planned]:
         for label in variants.keys() - {run["label"] for run in own}:
             raise ValueError(f"{output / JOB} lists no run of {task} · {label}; run vlmfix eval again")
         for run in own:  # those that are not among the variants were made to match one of them
-            made = Variant(run["label"], (), control=run.get("control"))
+            made = Variant(run["label"], (), baseline_of=run.get("baseline_of"))
             variant, path = variants.get(run["label"], made), output / run["path"]
             asked = run_key.key_of_data(task, each.used, each.task.protocol, variant.prompt_change)
             known = read_manifest(path)["key"]
             lines = differences({part: known.get(part) for part in asked}, asked)
             if lines:
                 raise ResumeError(f"{path} is about other data or another protocol ({'; '.join(lines)})")
-            runs.append(Planned(each.task, each.items, variant, path))
+            runs.append(RunPlan(each.task, each.samples, variant, path))
     return runs
 
 
 def _read_job(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What `write_job` wrote: the settings, and the runs with task, label, path and, of some, control.
+    """What `write_job` wrote: the settings, and the runs with task, label, path and, of some, baseline.
 
     Raises:
         FileNotFoundError: there was no job.

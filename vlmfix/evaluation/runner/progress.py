@@ -1,4 +1,4 @@
-"""Showing a job at work: bars on a terminal, a few plain lines elsewhere."""
+"""Progress of a job: bars on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rich.progress import (
 _INTERVAL = 60.0
 
 
-class ConsoleWatcher:
-    """Progress with items per second, remaining time and the running metric.
+class ConsoleProgress:
+    """Progress with samples per second, remaining time and the running metric.
 
     Args:
         console: a terminal gets a bar, anything else a line a minute.
@@ -46,7 +46,7 @@ class ConsoleWatcher:
             self.console.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
     def begin(self, title: str, running: str, total: int, done: int) -> None:
-        """A run begins, of which `done` items are there; `running` names the mean score of its items."""
+        """A run begins, of which `done` samples are there; `running` names the mean score of its samples."""
         self._title, self._running, self._total, self._done = title, running, total, done
         self._begun = True
         self._new, self._failed, self._scores = 0, 0, []
@@ -69,7 +69,7 @@ class ConsoleWatcher:
             )
             self._progress.start()
         else:
-            self._say(f"{done} of {total} items are there" if done else f"{total} items")
+            self._say(f"{done} of {total} samples are there" if done else f"{total} samples")
 
     def advance(self, records: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> None:
         """Records were written, and the successful ones have these scores."""
@@ -103,7 +103,7 @@ class ConsoleWatcher:
 
     def _speed(self) -> str:
         seconds = time.monotonic() - self._start
-        return f"{self._new / seconds:.1f} items/s" if seconds > 0 else ""
+        return f"{self._new / seconds:.1f} samples/s" if seconds > 0 else ""
 
     def _mean(self) -> str:
         mean = sum(self._scores) / len(self._scores) if self._scores else 0.0

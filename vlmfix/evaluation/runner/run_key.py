@@ -1,12 +1,11 @@
-"""Everything that changes an answer, written down: model, processor, method, decoding, library."""
+"""Key of a run, everything that changes an answer: model, processor, method, decoding, library."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
-import json
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import transformers
 from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
+from vlmfix.evaluation.files.hashing import digest, plain
+from vlmfix.evaluation.files.readers import sha256_of
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.inference.decoding import set_aside
 from vlmfix.models.loading import resolve
@@ -42,7 +43,7 @@ def run_key(
     prompt_change: str = "",
     calibrated_on: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The key of a run: what its answers depend on, apart from the single items.
+    """The key of a run: what its answers depend on, apart from the single samples.
 
     Args:
         task: its name.
@@ -52,7 +53,7 @@ def run_key(
         methods: see `method_identity`, in the order of attachment.
         seed: of sampling.
         prompt_change: what the methods change of the protocol's prompt, for its id, such as "+bias-yes".
-        calibrated_on: runs that a control was made to match, by what it takes from them.
+        calibrated_on: runs that a baseline was made to match, by what it takes from them.
     """
     key = {
         "library": vlmfix.__version__,
@@ -68,8 +69,7 @@ def key_of_data(
     task: str, data: Mapping[str, Mapping[str, Any]], protocol: Protocol, prompt_change: str = ""
 ) -> dict[str, Any]:
     """The part of `run_key` that says what is asked, and how."""
-    fields = dataclasses.asdict(protocol) | {"id": f"{protocol.id}{prompt_change}"}
-    del fields["mirrors"]
+    fields = protocol.settings | {"id": f"{protocol.id}{prompt_change}"}
     return {
         "task": {"name": task, "data": {role: _content(used) for role, used in data.items()}},
         "protocol": plain(fields),
@@ -115,14 +115,22 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
 
 
 def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, Any]:
-    """Name and complete parameters of a method, those from profiles included.
+    """Name and complete parameters of a method, those from profiles included; of another package, its code.
 
     Raises:
         ValueError: a value is missing or does not fit the model.
     """
     profile = find_profile(model)
     resolved = method if method.is_identity else method.resolve(model.config, profile)
-    return plain({"name": method.name, "parameters": resolved.parameters})
+    return plain({"name": method.name, "parameters": resolved.parameters} | _foreign_code(type(method)))
+
+
+def _foreign_code(method: type[vlmfix.Method]) -> dict[str, str]:
+    """A digest of the files of a method that the version of vlmfix says nothing about."""
+    modules = [cls.__module__ for cls in method.__mro__ if issubclass(cls, vlmfix.Method)]
+    foreign = {module for module in modules if module.partition(".")[0] != "vlmfix"}
+    files = {getattr(sys.modules.get(module), "__file__", None) for module in foreign}
+    return {"code": digest(sorted(sha256_of(file) for file in files if file))} if foreign else {}
 
 
 def environment(model: PreTrainedModel) -> dict[str, Any]:
@@ -164,19 +172,6 @@ def fingerprint(folder: Path) -> str | None:
     return f"sha256:{digest.hexdigest()}" if whole else f"sampled-sha256:{digest.hexdigest()}"
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON holds it: tuples as lists, sets sorted, anything else by its name."""
-    return json.loads(json.dumps(value, default=_named, allow_nan=False))
-
-
 def _content(used: Mapping[str, Any]) -> dict[str, Any]:
     """What was read, wherever it lay."""
     return {name: value for name, value in used.items() if name != "file"}
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(value))}"
-    return str(value)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.files.atomic import create_json, write_json
-from vlmfix.evaluation.files.hashing import canonical_json, digest
+from vlmfix.evaluation.files.hashing import brief, canonical_json, differences, digest
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
@@ -25,7 +25,7 @@ _MANIFEST_TYPES = {"key": dict, "digest": str, "environments": list, "info": dic
 _COSTS = ("time_prefill", "forwards_per_token", "n_new_tokens")
 
 Identity = tuple[str, int]
-"""An item and its sample."""
+"""A sample and its sample."""
 
 
 class ResumeError(ValueError):
@@ -37,10 +37,10 @@ class Records:
     """What the files of a run say.
 
     Args:
-        done: the record of each item that was answered.
-        failed: that of each item that was tried, and never answered.
+        done: the record of each sample that was answered.
+        failed: that of each sample that was tried, and never answered.
         torn: names of files whose last line was cut off and is left out.
-        duplicates: number of further answers to items that had one.
+        duplicates: number of further answers to samples that had one.
     """
 
     done: dict[Identity, dict[str, Any]]
@@ -48,13 +48,13 @@ class Records:
     torn: list[str]
     duplicates: int
 
-    def is_complete(self, items: int) -> bool:
-        """Whether all of so many items were tried."""
-        return len(self.done) + len(self.failed) == items
+    def is_complete(self, samples: int) -> bool:
+        """Whether this number of samples was tried."""
+        return len(self.done) + len(self.failed) == samples
 
 
 @dataclass
-class Run:
+class RunStore:
     """A run directory.
 
     Args:
@@ -77,12 +77,12 @@ class Run:
         *,
         info: Mapping[str, Any],
         allow_change: bool = False,
-    ) -> Run:
+    ) -> RunStore:
         """Make a run, or go on with it.
 
         Args:
             path: of the run; a part of the key's digest in its name keeps other keys out.
-            key: all that changes an answer, the same for all items.
+            key: all that changes an answer, the same for all samples.
             environment: versions and devices, which should not change an answer.
             info: what a person wants to find in the manifest as well; it is not compared.
             allow_change: whether a run may go on in another environment; the manifest then lists both.
@@ -118,14 +118,14 @@ class Run:
         return run
 
     def read(self, keys: Mapping[Identity, str | None]) -> Records:
-        """All records of the given items.
+        """All records of the given samples.
 
         Args:
-            keys: of each item and sample, see `item_key`; None: all records of the item must agree.
+            keys: of each sample and repeat, see `sample_key`; None: all records of the sample must agree.
 
         Raises:
             ValueError: a line that is not the last of its file is no record.
-            ResumeError: a record of an item was made under another key: its image or prompt has changed.
+            ResumeError: a record of a sample was made under another key: its image or prompt has changed.
         """
         done: dict[Identity, dict[str, Any]] = {}
         failed: dict[Identity, dict[str, Any]] = {}
@@ -139,12 +139,12 @@ class Run:
                 torn.append(path.name)
         # The first answer in this order holds, whatever the clocks of the hosts say.
         for _, name, record in sorted(found, key=lambda each: each[:2]):
-            identity = (record["id"], record["sample"])
+            identity = (record["id"], record["repeat"])
             if identity not in keys:
                 continue
             expected = keys[identity]
             if record["status"] != "ok":
-                if expected in (None, record["key"]):  # else what failed was mended since
+                if expected in (None, record["key"]):  # else what failed was fixed since
                     failed[identity] = record
                 continue
             if record["key"] != (expected or seen.setdefault(identity, record["key"])):
@@ -192,13 +192,13 @@ class Run:
             self._writer = None
 
 
-def item_key(run_key: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    """SHA-256 over the settings of the run and what belongs to one item: content, image, prompt, seed.
+def sample_key(run_key: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
+    """SHA-256 over the settings of the run and what belongs to one sample: content, image, prompt, seed.
 
     Raises:
         ValueError: a value is no finite number.
     """
-    return digest({**run_key, "item": dict(item)})
+    return digest({**run_key, "sample": dict(sample)})
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -217,31 +217,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise ValueError("it is no object")
         for name, kind in _MANIFEST_TYPES.items():
             if not isinstance(manifest.get(name), kind):
-                raise ValueError(f"{name} is {_brief(manifest.get(name))}")
+                raise ValueError(f"{name} is {brief(manifest.get(name))}")
         if manifest["digest"] != digest(manifest["key"]):
             raise ValueError("its key is not the one that it was written with")
         return manifest
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); move the directory away and start again") from error
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two JSON values, as "methods[0].moved_fraction: 0.4, now 0.6"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = sorted({*old, *new})
-        return [
-            line
-            for name in names
-            for line in differences(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
-        ]
-    old, new = json.loads(json.dumps([old, new]))  # tuples and lists are the same in a file
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = list(zip(old, new, strict=True))
-        if all(isinstance(each, Mapping) for pair in pairs for each in pair):
-            return [
-                line for index, pair in enumerate(pairs) for line in differences(*pair, f"{path}[{index}]")
-            ]
-    return [] if old == new else [f"{path}: {_brief(old)}, now {_brief(new)}"]
 
 
 def _open_new(directory: Path, shard: str) -> Any:
@@ -268,7 +249,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
             if number == len(lines) and not last:
                 return records, False
             raise ValueError(
-                f"{path}, line {number} is damaged ({error}); remove this line to answer its item again"
+                f"{path}, line {number} is damaged ({error}); remove this line to answer its sample again"
             ) from error
         records.append(record)
     return records, not last
@@ -287,11 +268,6 @@ def _is_record(record: Any) -> bool:
     texts = ["id", "key", *(["text", "finish"] if record.get("status") == "ok" else ["error", "error_type"])]
     return (
         all(isinstance(record.get(name), str) for name in texts)
-        and isinstance(record.get("sample"), int)
+        and isinstance(record.get("repeat"), int)
         and isinstance(record.get("written_at"), int | float)
     )
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""Sampling that depends on nothing but the item: not on its batch, its place or its worker."""
+"""Sampling that depends on nothing but the sample: not on its batch, its place or its worker."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _GOLDEN, _FIRST, _SECOND = (
 )
 
 
-def seed_of(seed: int, item: str, sample: int) -> int:
-    """The seed of one sample of an item in a run, a 63-bit number."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{item}/{sample}".encode()).digest()[:8], "big") >> 1
+def seed_of(seed: int, sample: str, repeat: int) -> int:
+    """The seed of one repeat of a sample in a run, a 63-bit number."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{sample}/{repeat}".encode()).digest()[:8], "big") >> 1
 
 
 class SeededSampling(LogitsProcessor):

@@ -1,4 +1,4 @@
-"""Which part of the work a process takes."""
+"""Shards: the part of the work that a process takes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmfix.evaluation.datasets.items import shard
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.files.hashing import shard
+from vlmfix.evaluation.sample import Sample
 
 # Number of a process, of all processes, and of the process on its host, as launchers tell them.
 _VARIABLES = (
@@ -18,7 +18,7 @@ _VARIABLES = (
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which part of the work a process takes.
 
     Args:
@@ -32,7 +32,7 @@ class Share:
     local: int = 0
 
     @classmethod
-    def from_environment(cls) -> Share:
+    def from_environment(cls) -> Shard:
         """What `accelerate launch`, `torchrun` or `mpirun` tell a process; all of it if nothing did.
 
         Raises:
@@ -52,7 +52,7 @@ class Share:
         return cls(int(index), int(of), int(local))
 
     @classmethod
-    def parse(cls, text: str) -> Share:
+    def parse(cls, text: str) -> Shard:
         """`i/n`, with i from 0 to n - 1.
 
         Raises:
@@ -68,9 +68,9 @@ class Share:
         first, _, rest = records.name.partition("-")
         return rest == f"of-{self.of}-000.jsonl" and first != str(self.index)
 
-    def takes(self, item: Item) -> bool:
-        """Whether an item belongs to it; questions about one image stay together."""
-        return shard(item.cluster, self.of) == self.index
+    def takes(self, sample: Sample) -> bool:
+        """Whether a sample belongs to it; questions about one image stay together."""
+        return shard(sample.cluster, self.of) == self.index
 
     def __str__(self) -> str:
         return f"{self.index}-of-{self.of}"

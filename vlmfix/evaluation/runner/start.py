@@ -1,4 +1,4 @@
-"""The beginning of a run: its key, its directory, and what it asks."""
+"""Start of a run: its key, its directory, and what it asks."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.api import prompt_under
-from vlmfix.evaluation.files.hashing import digest
+from vlmfix.evaluation.files.hashing import differences, digest, plain
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.runner.config import Job, Variant
-from vlmfix.evaluation.runner.plan import Planned, Prepared
+from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan
 from vlmfix.evaluation.runner.run_store import (
     MANIFEST,
     RECORDS,
     Identity,
     Records,
     ResumeError,
-    Run,
-    differences,
-    item_key,
+    RunStore,
     read_manifest,
+    sample_key,
 )
-from vlmfix.evaluation.runner.shard import Share
+from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.worker import Draw, decoding_of
-from vlmfix.evaluation.tasks.base import Item, Task, content_hash
+from vlmfix.evaluation.sample import Sample, content_hash
+from vlmfix.evaluation.tasks.base import Task
 from vlmfix.inference.chat import render
 from vlmfix.methods.suitability import profile_values
 
 
 @dataclass(frozen=True)
-class Begun:
+class ActiveRun:
     """A run that was begun, and all that it asks."""
 
-    prepared: Prepared
-    planned: Planned
-    run: Run
+    task_plan: TaskPlan
+    plan: RunPlan
+    run: RunStore
     draws: Mapping[Identity, Draw]
 
     def read(self) -> Records:
@@ -51,7 +51,7 @@ class Begun:
         return self.run.read({identity: draw.key for identity, draw in self.draws.items()})
 
 
-class Beginning:
+class RunStarter:
     """Makes the directories of the runs of a job.
 
     Args:
@@ -67,12 +67,12 @@ class Beginning:
         job: Job,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        share: Share,
+        shard: Shard,
         note: Callable[[str], None],
     ) -> None:
         self.job = job
         self.model = model
-        self.share = share
+        self.shard = shard
         self.note = note
         self._about_model = run_key.model_identity(model, processor, job.model)
         self._environment = run_key.environment(model)
@@ -82,32 +82,32 @@ class Beginning:
 
     def begin(
         self,
-        prepared: Prepared,
+        task_plan: TaskPlan,
         variant: Variant,
         *,
         settings: Mapping[str, Any] | None = None,
         calibrated_on: Mapping[str, str] | None = None,
-    ) -> Begun:
+    ) -> ActiveRun:
         """Make a run, or go on with it.
 
         Args:
-            prepared: task and items.
+            prepared: task and samples.
             variant: what answers them.
             settings: name and parameters of a variant without methods; None: it is plain decoding.
-            calibrated_on: of a control that was made to match runs, see
+            calibrated_on: of a baseline that was made to match runs, see
                 `vlmfix.evaluation.runner.matched_baselines.Matched`.
 
         Raises:
             ResumeError: the run cannot go on, or must not.
-            ValueError: an item cannot be written down, or a method lacks a value for this model.
+            ValueError: a sample cannot be written down, or a method lacks a value for this model.
             OSError: the directory cannot be written.
         """
-        job, task = self.job, prepared.task
+        job, task = self.job, task_plan.task
         methods = [run_key.method_identity(method, self.model) for method in variant.methods]
         methods += [] if settings is None else [dict(settings)]
         key = run_key.run_key(
             task=task.name,
-            data=prepared.used,
+            data=task_plan.used,
             protocol=task.protocol,
             model=self._about_model,
             methods=methods,
@@ -116,45 +116,47 @@ class Beginning:
             calibrated_on=calibrated_on,
         )
         if task.name not in self._parts:
-            self._parts[task.name] = _item_parts(job, task, prepared.items, self._images)
+            self._parts[task.name] = _sample_parts(job, task, task_plan.samples, self._images)
         name = "+".join(each["name"] for each in methods) or variant.label.replace(" ", "-")
         path = job.output / task.name / f"{name}-{digest(key)[:8]}"
-        planned = Planned(task, prepared.items, variant, path)
+        plan = RunPlan(task, task_plan.samples, variant, path)
         if job.resume == "never":
-            _refuse_records(path, self.share)
+            _refuse_records(path, self.shard)
         if calibrated_on is None:
-            _explain(planned, key, job.resume, self.note)
+            _explain(plan, key, job.resume, self.note)
 
-        def asked(item: Item) -> str:
-            text = prompt_under(variant.methods, item.prompt)
+        def asked(sample: Sample) -> str:
+            text = prompt_under(variant.methods, sample.prompt)
             try:
-                return self._rendered(text, int(item.image is not None))
+                return self._rendered(text, int(sample.image is not None))
             except ValueError:  # a prompt that no model takes fails when its turn comes, and alone
                 return text
 
-        info = _info(prepared.used, asked(prepared.items[0])) | {
-            "profiles": run_key.plain(profile_values(variant.methods, self.model)),
-            "decoding": run_key.plain(decoding_of(self.model, variant.methods, task.protocol)),
+        info = _info(task_plan.used, asked(task_plan.samples[0])) | {
+            "profiles": plain(profile_values(variant.methods, self.model)),
+            "decoding": plain(decoding_of(self.model, variant.methods, task.protocol)),
         }
-        run = Run.start(path, key, self._environment, info=info, allow_change=job.allow_environment_change)
+        run = RunStore.start(
+            path, key, self._environment, info=info, allow_change=job.allow_environment_change
+        )
         draws = {}
-        for item, sample in planned.identities:
-            part = self._parts[task.name][item.id, sample] | {"prompt": asked(item)}
-            draws[item.id, sample] = Draw(item, sample, part["seed"], item_key(key, part))
-        return Begun(prepared, planned, run, draws)
+        for sample, repeat in plan.identities:
+            part = self._parts[task.name][sample.id, repeat] | {"prompt": asked(sample)}
+            draws[sample.id, repeat] = Draw(sample, repeat, part["seed"], sample_key(key, part))
+        return ActiveRun(task_plan, plan, run, draws)
 
 
-def _refuse_records(path: Path, share: Share) -> None:
+def _refuse_records(path: Path, shard: Shard) -> None:
     """Refuse to go on with a run, unless it was begun by processes beside this one."""
-    if any(not share.is_beside(file) for file in (path / RECORDS).glob("*.jsonl")):
+    if any(not shard.is_beside(file) for file in (path / RECORDS).glob("*.jsonl")):
         raise ResumeError(
             f"{path} holds such a run already; choose another --output, or --resume if_possible"
         )
 
 
-def _explain(planned: Planned, key: Mapping[str, Any], resume: str, note: Callable[[str], None]) -> None:
+def _explain(plan: RunPlan, key: Mapping[str, Any], resume: str, note: Callable[[str], None]) -> None:
     """Say what becomes of earlier runs of the same methods, and refuse to begin where there must be one."""
-    path = planned.path
+    path = plan.path
     if (path / MANIFEST).exists():
         return
     others = path.parent.glob(f"{path.name.rpartition('-')[0]}-????????/{MANIFEST}")
@@ -168,33 +170,33 @@ def _explain(planned: Planned, key: Mapping[str, Any], resume: str, note: Callab
         note(f"a new run {path.name}, not {nearest}: {why}")
 
 
-def _item_parts(
-    job: Job, task: Task, items: Sequence[Item], images: dict[Path, str | None]
+def _sample_parts(
+    job: Job, task: Task, samples: Sequence[Sample], images: dict[Path, str | None]
 ) -> dict[Identity, dict[str, Any]]:
-    """What belongs to each sample of each item in the key of its answer, apart from the prompt.
+    """What belongs to each repeat of each sample in the key of its answer, apart from the prompt.
 
     Raises:
-        ValueError: an item cannot be written down.
+        ValueError: a sample cannot be written down.
     """
     parts = {}
-    for item in items:
-        if item.image is not None and item.image not in images:
+    for sample in samples:
+        if sample.image is not None and sample.image not in images:
             try:
-                images[item.image] = hashlib.sha256(item.image.read_bytes()).hexdigest()
+                images[sample.image] = hashlib.sha256(sample.image.read_bytes()).hexdigest()
             except (OSError, ValueError):
-                images[item.image] = None  # it fails when it is asked about
+                images[sample.image] = None  # it fails when it is asked about
         try:
-            content = content_hash(item)
-            str(item.image).encode()
+            content = content_hash(sample)
+            str(sample.image).encode()
         except ValueError as error:
-            raise ValueError(f"{item.id} cannot be written down ({error}); mend its texts") from error
-        for sample, seed in enumerate(task.protocol.seeds):
-            parts[item.id, sample] = {
-                "id": item.id,
+            raise ValueError(f"{sample.id} cannot be written down ({error}); fix its texts") from error
+        for repeat, seed in enumerate(task.protocol.seeds):
+            parts[sample.id, repeat] = {
+                "id": sample.id,
                 "content": content,
-                "image": None if item.image is None else images[item.image],
+                "image": None if sample.image is None else images[sample.image],
                 "seed": job.seed + seed,
-                "sample": sample,
+                "repeat": repeat,
             }
     return parts
 

@@ -1,4 +1,4 @@
-"""One process at work on a run: it answers items in batches and appends what it got."""
+"""One process at work on a run: it answers samples in batches and appends what it got."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from vlmfix.api import answer_batch, decoding_under, prompt_under
+from vlmfix.api import decoding_under, prompt_under
 from vlmfix.engine.kl import Divergence
-from vlmfix.evaluation.runner.forward_counter import ForwardHooks
+from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
-from vlmfix.evaluation.runner.run_store import Identity, Run
+from vlmfix.evaluation.runner.run_store import Identity, RunStore
 from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
-from vlmfix.evaluation.tasks.base import Item
+from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
+from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
@@ -42,35 +43,35 @@ _DIGITS = 4
 
 
 class TooManyErrorsError(RuntimeError):
-    """More items failed than were allowed."""
+    """More samples failed than were allowed."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of an item, and the key of its record.
+    """One repeat of a sample, and the key of its record.
 
     Args:
-        item: the question.
-        sample: 0, or the number of the sample where a protocol draws several.
+        sample: the question.
+        repeat: 0, or the number of the repeat where a protocol draws several.
         seed: of the run.
-        key: see `vlmfix.evaluation.runner.run_store.item_key`.
+        key: see `vlmfix.evaluation.runner.run_store.sample_key`.
     """
 
-    item: Item
-    sample: int
+    sample: Sample
+    repeat: int
     seed: int
     key: str
 
     @property
     def identity(self) -> Identity:
-        """Item and sample."""
-        return self.item.id, self.sample
+        """Sample and sample."""
+        return self.sample.id, self.repeat
 
     @property
     def order(self) -> tuple[bytes, str, str, int]:
         """Where it stands in a worker's queue: questions about one image follow each other."""
-        cluster = hashlib.sha256(self.item.cluster.encode()).digest()
-        return cluster, self.item.cluster, self.item.id, self.sample
+        cluster = hashlib.sha256(self.sample.cluster.encode()).digest()
+        return cluster, self.sample.cluster, self.sample.id, self.repeat
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Worker:
         processor: of the model.
         methods: in the order of attachment; none is plain decoding.
         protocol: which fixes length and decoding.
-        parse: what the task reads in an answer that was cut or not, as a JSON value; for the records only.
+        judge: what records keep of the score of an answer, truncated or not; see `score_fields`.
         shard: of this process, for file names.
         batch_size: prompts per forward pass; halved for good where memory runs out.
         answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
@@ -93,20 +94,20 @@ class Worker:
     processor: ProcessorMixin
     methods: Sequence[vlmfix.Method]
     protocol: Protocol
-    parse: Callable[[Item, str, bool], Any]
+    judge: Callable[[Sample, str, bool], Mapping[str, Any]]
     shard: str
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    _passes: ForwardHooks = field(init=False)
+    _passes: ForwardCounter = field(init=False)
 
     def __post_init__(self) -> None:
-        self._passes = ForwardHooks(self.model, keeps_logits=self.answer_ids is not None)
+        self._passes = ForwardCounter(self.model, keeps_logits=self.answer_ids is not None)
         if any(isinstance(method, MultiPassMethod) for method in self.methods):
             self.batch_size = 1
 
     def work(
         self,
-        run: Run,
+        run: RunStore,
         draws: Sequence[Draw],
         *,
         max_errors: int,
@@ -149,17 +150,17 @@ class Worker:
                 failures += len(failed)
                 if failures > max_errors:
                     raise TooManyErrorsError(
-                        f"{failures} items failed, more than the {max_errors} that --max-errors allows; fix "
-                        f"them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
+                        f"{failures} samples failed, more than the {max_errors} that --max-errors allows; "
+                        f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
                         f"({failed[-1]['error_type']})"
                     )
 
     def _next_batch(self, queue: deque[Draw]) -> list[Draw]:
         """Neighbours; a prompt that is far longer or shorter waits, as all are padded to the longest."""
         batch = [queue.popleft()]
-        shortest = longest = len(batch[0].item.prompt)
+        shortest = longest = len(batch[0].sample.prompt)
         while queue and len(batch) < self.batch_size:
-            length = len(queue[0].item.prompt)
+            length = len(queue[0].sample.prompt)
             shortest, longest = min(shortest, length), max(longest, length)
             if longest - shortest > _LENGTHS:
                 break
@@ -167,7 +168,7 @@ class Worker:
         return batch
 
     def _records(self, batch: list[Draw]) -> list[dict[str, Any]] | None:
-        """One record a draw, of success or of failure; None: memory ran out for so many."""
+        """One record a draw, of success or of failure; None: memory ran out for this number."""
         opened = _opened(batch)
         if len(batch) > 1 and any(
             isinstance(found, Exception) and is_out_of_memory(found) for found in opened.values()
@@ -176,7 +177,7 @@ class Worker:
         pictures = {path: found for path, found in opened.items() if isinstance(found, Image.Image)}
         readable, records = [], []
         for draw in batch:
-            found = None if draw.item.image is None else opened[draw.item.image]
+            found = None if draw.sample.image is None else opened[draw.sample.image]
             if isinstance(found, Exception):
                 records.append(self._failure(draw, found))
             else:
@@ -203,7 +204,7 @@ class Worker:
         start = time.perf_counter()
         self._passes.begin()
         generate_kwargs = self._generate_kwargs(batch)
-        pairs = [(draw.item.image and pictures[draw.item.image], self._asked(draw)) for draw in batch]
+        pairs = [(draw.sample.image and pictures[draw.sample.image], self._asked(draw)) for draw in batch]
         asking = [method for method in self.methods if isinstance(method, MultiPassMethod)]
         if asking:
             refinement = asking[0].run(self.model, self.processor, *pairs[0], **generate_kwargs)
@@ -221,7 +222,6 @@ class Worker:
             | {
                 "status": "ok",
                 "text": answer.text,
-                "parsed": self._parsed(draw.item, answer),
                 "token_ids": list(answer.token_ids),
                 "n_prompt_tokens": answer.prompt_tokens,
                 "n_new_tokens": len(answer.token_ids),
@@ -232,45 +232,46 @@ class Worker:
                 "forwards_per_token": passes,
                 "peak_memory": memory,
             }
+            | self._judged(draw.sample, answer)
             | margin
             for draw, answer, activity, margin in zip(batch, answers, did, margins, strict=True)
         ]
 
     def _asked(self, draw: Draw) -> str:
         """What is asked in place of the question."""
-        return prompt_under(self.methods, draw.item.prompt)
+        return prompt_under(self.methods, draw.sample.prompt)
 
-    def _margins(self, items: int) -> list[dict[str, float]]:
-        """By how much a yes is likelier than a no at the first step of each item, where that is wanted."""
+    def _margins(self, samples: int) -> list[dict[str, float]]:
+        """By how much a yes is likelier than a no at the first step of each sample, where that is wanted."""
         if self.answer_ids is None:
-            return [{}] * items
+            return [{}] * samples
         assert self._passes.logits is not None
         margins = answer_margins(self._passes.logits, *self.answer_ids).tolist()
         return [{"margin": round(margin, _DIGITS)} for margin in margins]
 
-    def _parsed(self, item: Item, answer: Answer) -> Any:
-        """What the task reads; None where it cannot, which comes out when all is scored."""
+    def _judged(self, sample: Sample, answer: Answer) -> dict[str, Any]:
+        """The score of an answer; without one where the scorer fails, which comes out when all is scored."""
         try:
-            return self.parse(item, answer.text, not answer.ended)
+            return dict(self.judge(sample, answer.text, not answer.ended))
         except Exception:
-            return None
+            return {"parsed": None}
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
-        """The decoding of the protocol under the methods; samples are drawn by seeds of their own."""
+        """The decoding of the protocol under the methods; repeats are drawn by seeds of their own."""
         kwargs = decoding_of(self.model, self.methods, self.protocol)
         warping = {name: kwargs.pop(name, None) for name in _WARPING}
         if kwargs["do_sample"]:
-            seeds = [seed_of(draw.seed, draw.item.id, draw.sample) for draw in batch]
+            seeds = [seed_of(draw.seed, draw.sample.id, draw.repeat) for draw in batch]
             kwargs["logits_processor"] = LogitsProcessorList([SeededSampling(seeds, **warping)])
         return plain_decoding(self.model, kwargs | {"do_sample": False})
 
-    def _activities(self, items: int) -> list[dict[str, Any]]:
-        """What each method did for each item, as sums that can be added up."""
-        found: list[dict[str, Any]] = [{} for _ in range(items)]
+    def _activities(self, samples: int) -> list[dict[str, Any]]:
+        """What each method did for each sample, as sums that can be added up."""
+        found: list[dict[str, Any]] = [{} for _ in range(samples)]
         for method in self.methods:
             rows = method.latest_edit_stats()
-            beams = len(rows) // items
-            for index in range(items if beams else 0):
+            beams = len(rows) // samples
+            for index in range(samples if beams else 0):
                 own = rows[index * beams : (index + 1) * beams]
                 sums = {
                     name: sum(getattr(row, name) for row in own)
@@ -316,14 +317,14 @@ def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
     Args:
         draw: what was asked.
         prompt: in these words.
-        batch_size: beside so many others.
+        batch_size: number of prompts in its batch.
     """
     return {
-        "id": draw.item.id,
-        "sample": draw.sample,
+        "id": draw.sample.id,
+        "repeat": draw.repeat,
         "seed": draw.seed,
         "key": draw.key,
-        "image": None if draw.item.image is None else str(draw.item.image),
+        "image": None if draw.sample.image is None else str(draw.sample.image),
         "prompt": prompt,
         "batch_size": batch_size,
         "host": platform.node(),
@@ -334,7 +335,7 @@ def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
 def _opened(batch: Sequence[Draw]) -> dict[Path, Image.Image | Exception]:
     """The picture of each file that a batch asks about, or why there is none."""
     opened: dict[Path, Image.Image | Exception] = {}
-    for path in {draw.item.image for draw in batch if draw.item.image is not None}:
+    for path in {draw.sample.image for draw in batch if draw.sample.image is not None}:
         try:
             [opened[path]] = open_images(path)
         except Exception as error:  # readers of image formats raise what they like

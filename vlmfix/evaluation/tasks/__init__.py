@@ -1,1 +1,1 @@
-"""What a benchmark is, and how it is found."""
+"""Base of benchmarks, and their registry."""

@@ -1,4 +1,4 @@
-"""What every benchmark asks: one question about one image."""
+"""Base of all benchmarks."""
 
 from __future__ import annotations
 
@@ -6,65 +6,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from vlmfix.evaluation.analysis.results import Metric
-from vlmfix.evaluation.files.hashing import digest
-
-if TYPE_CHECKING:
-    from vlmfix.evaluation.datasets.folder import DataFolder
-    from vlmfix.evaluation.datasets.hub import HubData
-    from vlmfix.evaluation.tasks.protocols import Protocol
+from vlmfix.evaluation.datasets.folder import DataFolder
+from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.tasks.protocols import Protocol, Setting
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question about one image.
-
-    Args:
-        id: unique over all splits, such as "pope/coco/random/17", "chair/000000000042", "vqa/262148000".
-        cluster: the image, for statistics and to keep the questions of an image together.
-        image: its file, which need not exist until it is asked about; None for a question without image.
-        prompt: what the user asks, suffix included, without chat template.
-        gold: what is right, as a JSON value: "yes" or "no", a list of classes, a list of ten answers.
-        meta: JSON values that scorers and reports need, such as split, object, question (without suffix).
-    """
-
-    id: str
-    cluster: str
-    image: Path | None
-    prompt: str
-    gold: Any
-    meta: Mapping[str, Any]
-
-
-def content_hash(item: Item) -> str:
-    """SHA-256 of what an item asks and holds right: id, prompt, gold and meta, but not where its image lies.
-
-    Raises:
-        ValueError: gold or meta hold NaN or an infinite number.
-        TypeError: gold or meta hold what JSON cannot.
-    """
-    return digest({"id": item.id, "prompt": item.prompt, "gold": item.gold, "meta": dict(item.meta)})
-
-
-@dataclass(frozen=True)
-class Judgement:
+class Score:
     """What a scorer makes of one answer.
 
     Args:
         parsed: what it read, as a JSON value.
         verdict: the same in a few words.
-        score: 1.0 for right, 0.0 for wrong, or a share between.
+        value: 1.0 for right, 0.0 for wrong, or a share between.
     """
 
     parsed: Any
     verdict: str
-    score: float
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class TaskMetrics:
     """The figures of one method on one task; see `vlmfix.evaluation.analysis.results.Outcome` for the fields.
 
     Args:
@@ -81,7 +48,7 @@ class Scores:
 
 
 class Task(ABC):
-    """A benchmark: its items, and how their answers are judged.
+    """A benchmark: its samples, and how their answers are judged.
 
     Args:
         data: which it asks about.
@@ -89,12 +56,18 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    running: ClassVar[str]
-    """What the mean score of the items so far is called."""
+    """As the command line and the folder of the benchmark call it."""
+    settings: ClassVar[Mapping[str, Setting]] = {}
+    """The settings that its protocols may have beside the decoding, by name."""
+    protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Its protocols by name, the default first, in the form of `protocols.yaml`; empty where that file lies
+    beside it."""
+    running: ClassVar[str] = "mean score"
+    """What the mean score of the samples so far is called."""
     yes_no: ClassVar[bool] = False
     """Whether an answer is yes or no, and so right or wrong."""
-    controls: ClassVar[tuple[str, ...]] = ()
-    """Controls that a comparison on it needs beside greedy decoding, by name, see
+    baselines: ClassVar[tuple[str, ...]] = ()
+    """Baselines that a comparison on it needs beside greedy decoding, by name, see
     `vlmfix.evaluation.runner.baselines`."""
     tradeoff: ClassVar[tuple[str, str] | None] = None
     """The metric of hallucination, and the recall beside which it has to be read."""
@@ -104,8 +77,8 @@ class Task(ABC):
         self.protocol = protocol
 
     @abstractmethod
-    def items(self, built: Path) -> list[Item]:
-        """All items in the order of their ids.
+    def samples(self, built: Path) -> list[Sample]:
+        """All samples in the order of their ids.
 
         Args:
             built: folder for questions and pictures that have to be built or unpacked.
@@ -116,25 +89,32 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def judge(self, item: Item, text: str, *, cut: bool) -> Judgement:
+    def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
         """Judge one answer by the protocol's parser or scorer.
 
         Args:
-            item: what was asked.
+            sample: what was asked.
             text: raw answer.
-            cut: whether it was cut at the length limit.
+            truncated: whether it was cut at the length limit.
         """
 
     @abstractmethod
-    def scores(self, items: Sequence[Item], texts: Sequence[str | None], cut: Sequence[bool]) -> Scores:
-        """The figures over all items.
+    def metrics(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str | None],
+        truncated: Sequence[bool],
+        scores: Sequence[Score | None],
+    ) -> TaskMetrics:
+        """The figures over all samples.
 
         Args:
-            items: what was asked; several times, where there are several samples.
-            texts: raw answers; None: the item failed, and adds nothing to any figure.
-            cut: which answers were cut at the length limit.
+            samples: what was asked; several times, where there are several repeats.
+            texts: raw answers; None: the sample failed, and adds nothing to any figure.
+            truncated: which answers were cut at the length limit.
+            scores: what `judge` made of each answer, its `parsed` as JSON holds it; None: the sample failed.
         """
 
-    def gold(self, item: Item) -> str:
+    def target(self, sample: Sample) -> str:
         """What is right, in words."""
-        return str(item.gold)
+        return str(sample.target)

@@ -16,16 +16,18 @@ from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import KeyEdit
 from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("adhh")
 @dataclass(frozen=True, kw_only=True)
 class ADHH(KeyEdit):
     """Adaptive deactivation of hallucination heads (github.com/TianyunYoung/Hallucination-Attribution).
 
     In the last prompt row and in all new rows, a listed head that puts much of its attention on the text
-    behind the last image, the question and the answer so far, loses that attention; the rest is not scaled
+    after the last image, the question and the answer so far, loses that attention; the rest is not scaled
     up, so that the head says less. A long question can set it off at the first token.
 
     Args:
@@ -40,7 +42,7 @@ class ADHH(KeyEdit):
 
     info = MethodInfo(
         stage="attention",
-        changes="weights of listed heads: none on the text behind the image",
+        changes="weights of listed heads: none on the text after the image",
         where="last prompt row and new rows; heads of the profile",
         forwards=1.0,
         provenance="released code",
@@ -99,11 +101,11 @@ class ADHH(KeyEdit):
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
-            sums.details = {"size": "attention of the listed heads to the text behind the image"}
+            sums.details = {"size": "attention of the listed heads to the text after the image"}
 
     def inactive_reason(self, context: DecodeContext) -> str:
         return (
-            f"no listed head puts {self.threshold:g} of its attention on the text behind the image; lower "
+            f"no listed head puts {self.threshold:g} of its attention on the text after the image; lower "
             "threshold"
         )
 
@@ -113,11 +115,11 @@ class ADHH(KeyEdit):
 
 
 def deactivate(weights: Tensor, text_tokens: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
-    """Take from heads their attention to the text behind the image where it is large (AD-HH, ICLR 2025).
+    """Take from heads their attention to the text after the image where it is large (AD-HH, ICLR 2025).
 
     Args:
         weights: after the softmax, of the heads in question, `(batch, heads, rows, keys)`.
-        text_tokens: behind the last image, generated ones included, `(batch, 1, 1, keys)` bool.
+        text_tokens: after the last image, generated ones included, `(batch, 1, 1, keys)` bool.
         threshold: attention to the text from which on it is taken.
 
     Returns:

@@ -23,7 +23,7 @@ _PUBLISHED_DEPTH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class KeyEdit(Method, ReadsLastRowAgain, ABC):
-    """Base of the methods that edit rows behind the last image."""
+    """Base of the methods that edit rows after the last image."""
 
     keeps_prefix: ClassVar = True
     last_row_only: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class ScoreEdit(KeyEdit, MeasuresScores):
     """Base of the methods that edit the scores of all heads.
 
     Args:
-        layers: first edited layer and the one behind the last, 0-based; None: those that are published for 32
+        layers: first edited layer and the one after the last, 0-based; None: those that are published for 32
             layers, at the same depth.
     """
 
@@ -81,7 +81,7 @@ class ScoreEdit(KeyEdit, MeasuresScores):
         layers = at_depth(self.published_layers, depth) if self.layers is None else self.layers
         if layers[1] > depth:
             raise ValueError(
-                f"layers is {layers}, first and behind the last; the layers of this model go from 0 to "
+                f"layers is {layers}, first and after the last; the layers of this model go from 0 to "
                 f"{depth - 1}"
             )
         return dataclasses.replace(self, layers=layers)
@@ -96,7 +96,7 @@ class ScoreEdit(KeyEdit, MeasuresScores):
 
         Args:
             image_tokens: `(batch, keys)` bool.
-            system_tokens: those in front of the first image, `(batch, keys)` bool.
+            system_tokens: those before the first image, `(batch, keys)` bool.
         """
 
     def key_values(self, context: DecodeContext, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
@@ -130,7 +130,7 @@ def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:
 
 
 def _layer_range(values: Any) -> tuple[int, int]:
-    """First layer and the one behind the last.
+    """First layer and the one after the last.
 
     Raises:
         ValueError: they are no range of layers.
@@ -138,6 +138,6 @@ def _layer_range(values: Any) -> tuple[int, int]:
     bounds = tuple(values) if isinstance(values, list | tuple) else ()
     if len(bounds) != 2 or any(type(each) is not int for each in bounds) or not 0 <= bounds[0] < bounds[1]:
         raise ValueError(
-            f"layers is {values!r}; it must be the first edited layer, 0 or more, and the one behind the last"
+            f"layers is {values!r}; it must be the first edited layer, 0 or more, and the one after the last"
         )
     return bounds[0], bounds[1]

@@ -11,9 +11,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("devils")
 @dataclass(frozen=True, kw_only=True)
 class Devils(ScoreEdit):
     """Devils in the Middle Layers (arXiv 2411.16724).

@@ -19,12 +19,14 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.inference.chat import find_question
 from vlmfix.inference.keywords import CONTENT_TAGS, Spans, keyword_extractor
 from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_whole, sequence
 from vlmfix.models.profiles import Profile
 
 DEFAULT_BOOST = 4.0
 
 
+@register_method("gift")
 @dataclass(frozen=True, kw_only=True)
 class GIFT(Method, ReadsLastRowAgain):
     """Gaze Shift-Guided Cross-modal Fusion Enhancement (arXiv 2510.22067).
@@ -38,7 +40,7 @@ class GIFT(Method, ReadsLastRowAgain):
     The released code knows words by themselves and their part of speech, so that of equal ones the last alone
     is informative; here all are, as in the paper. Without an informative word, where it gives NaN, here the
     whole question is informative. A prompt without a question, or whose words draw no gaze to the image (as
-    in front of it, where it is not seen yet), is left as it is, unless `query_gain` has something to do.
+    before it, where it is not seen yet), is left as it is, unless `query_gain` has something to do.
 
     Args:
         image_boost: strength on the image; 0 together with `query_gain` 1 leaves the model as it is; None:
@@ -183,7 +185,7 @@ class GIFT(Method, ReadsLastRowAgain):
             return
         layout, rows = context.layout_at(layer), self._reading_rows(context, layer)
         index = rows.index.to(weights.device)
-        # Rows stand in pairs: a word, and the token in front of it.
+        # Rows stand in pairs: a word, and the token before it.
         follows = torch.cat([index.new_zeros(1), index.diff()]) == 1
         words = layout.gather(context.state[self, "words"]).to(weights.device)[:, index] & follows
         shifts = gaze_shifts(weights, weights.roll(1, dims=2))
@@ -242,7 +244,7 @@ class GIFT(Method, ReadsLastRowAgain):
         return keyword_extractor(self.content_tags)
 
     def _reading_rows(self, context: DecodeContext, layer: int) -> Rows:
-        """The informative words and the tokens in front of them."""
+        """The informative words and the tokens before them."""
         key = (self, "rows")
         if key not in context.state:
             words = context.layout_at(layer).gather(context.state[self, "words"])
@@ -266,7 +268,7 @@ def gaze_shifts(attention: Tensor, before: Tensor) -> Tensor:
 
     Args:
         attention: weights of some rows, `(batch, heads, rows, keys)`.
-        before: weights of the row in front of each.
+        before: weights of the row before each.
     """
     return (attention - before).clamp_min(0)
 

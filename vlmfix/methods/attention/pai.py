@@ -14,9 +14,11 @@ from vlmfix.engine.layout import Rows
 from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("pai")
 @dataclass(frozen=True, kw_only=True)
 class PAI(ScoreEdit, AgainstText):
     """Pay Attention to Image (arXiv 2407.21771).

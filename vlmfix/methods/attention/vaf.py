@@ -11,20 +11,22 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("vaf")
 @dataclass(frozen=True, kw_only=True)
 class VAF(ScoreEdit):
     """Visual Amplification Fusion, of ClearSight (arXiv 2503.13107).
 
-    Behind the last image and in all new rows, scores are multiplied before the softmax, those of image tokens
-    and those of the tokens in front of the first image. They keep their sign, so that negative scores of
+    After the last image and in all new rows, scores are multiplied before the softmax, those of image tokens
+    and those of the tokens before the first image. They keep their sign, so that negative scores of
     image tokens are pushed further down.
 
     Args:
         enhance: factor on scores of image tokens, above 0 and at most 100.
-        suppress: factor on scores of tokens in front of the first image, above 0 and at most 100; 1 in both
+        suppress: factor on scores of tokens before the first image, above 0 and at most 100; 1 in both
             leaves the model as it is.
     """
 
@@ -34,7 +36,7 @@ class VAF(ScoreEdit):
     info = MethodInfo(
         stage="attention",
         changes="scores of image tokens and of the system prompt, multiplied",
-        where="text rows behind the image and new rows; layers 9 to 14 of 32",
+        where="text rows after the image and new rows; layers 9 to 14 of 32",
         forwards=1.0,
         provenance="released code",
         paper="2503.13107",
@@ -66,7 +68,7 @@ def column_factors(image_tokens: Tensor, system_tokens: Tensor, *, enhance: floa
 
     Args:
         image_tokens: `(batch, keys)` bool.
-        system_tokens: those in front of the first image, `(batch, keys)` bool.
+        system_tokens: those before the first image, `(batch, keys)` bool.
         enhance: factor at image tokens.
         suppress: factor at system tokens.
 

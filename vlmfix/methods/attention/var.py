@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 
@@ -27,6 +28,7 @@ _NO_TARGET = 1e-12
 _ROOM = 256
 
 
+@register_method("var")
 @dataclass(frozen=True, kw_only=True)
 class VAR(Method):
     """Visual Attention Redistribution (arXiv 2503.03321).
@@ -34,7 +36,7 @@ class VAR(Method):
     Attention sinks are tokens with a massive activation in a few fixed dimensions. In heads that look at the
     image and are not themselves caught by visual sinks, part of the attention on all sinks goes to the
     non-sink image tokens, in proportion to what they have. Sinks are found per layer in the prefill and
-    frozen; rows behind the last image and generated rows are edited. The released code moves 0.4, which the
+    frozen; rows after the last image and generated rows are edited. The released code moves 0.4, which the
     text of the paper leaves uncertain. It means to leave the last layer alone, as the paper does, and as it
     runs it edits that, too: published figures are those of `skip_last_layer=False`.
 
@@ -61,7 +63,7 @@ class VAR(Method):
     info = MethodInfo(
         stage="attention",
         changes="weights: from sinks to image tokens",
-        where="text rows behind the image and new rows; layers 2 to last but one",
+        where="text rows after the image and new rows; layers 2 to last but one",
         forwards=1.0,
         provenance="released code",
         paper="2503.03321",

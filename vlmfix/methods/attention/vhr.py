@@ -16,6 +16,7 @@ from vlmfix.engine.state import AuxiliaryPrompt
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.branch_prompts import text_alone
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
     check_flag,
@@ -31,6 +32,7 @@ _DEFAULT_SHARE = 0.44
 _TVHD_TOP = 8
 
 
+@register_method("vhr")
 @dataclass(frozen=True, kw_only=True)
 class VHR(Method, AddsAuxiliaryPrompt):
     """Vision-aware Head Reinforcement (arXiv 2412.13949).
@@ -122,7 +124,7 @@ class VHR(Method, AddsAuxiliaryPrompt):
         length = context.layout_at(layer).length
         scaled = heads.clone()
         scaled[:, :length] = self._scaled(heads[:, :length], factors)
-        if not context.is_prefill:  # without a cache, generated rows stand behind the prompt
+        if not context.is_prefill:  # without a cache, generated rows stand after the prompt
             scaled[:, length:] = heads[:, length:] * factors
         elif self.reinforce_text_stream:
             text = context.auxiliary_tokens(self, heads.shape[1])

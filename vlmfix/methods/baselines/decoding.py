@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_whole
 
 _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -62,11 +63,11 @@ class DecodingBaseline(OutsideMethod, ABC):
         return {**generate_kwargs, **self.settings}
 
 
+@register_method("baseline.greedy")
 @dataclass(frozen=True, kw_only=True)
 class BaselineGreedy(DecodingBaseline):
     """Greedy decoding of the stock model (arXiv 2504.10020): the one baseline that compares across papers."""
 
-    name: ClassVar = "baseline.greedy"
     info: ClassVar = MethodInfo(
         stage="baseline",
         changes="decoding: greedy",
@@ -82,13 +83,13 @@ class BaselineGreedy(DecodingBaseline):
         return {"num_beams": 1, **_NO_SAMPLING}
 
 
+@register_method("baseline.sample")
 @dataclass(frozen=True, kw_only=True)
 class BaselineSample(DecodingBaseline):
     """Sampling from the stock model's own distribution, temperature 1 and nothing cut off (arXiv 2504.10020):
     how much of a sampled baseline's weakness is noise.
     """
 
-    name: ClassVar = "baseline.sample"
     info: ClassVar = MethodInfo(
         stage="baseline",
         changes="decoding: sampling at temperature 1",
@@ -104,6 +105,7 @@ class BaselineSample(DecodingBaseline):
         return {"num_beams": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
+@register_method("baseline.beam")
 @dataclass(frozen=True, kw_only=True)
 class BaselineBeam(DecodingBaseline):
     """Beam search of the stock model (arXiv 2504.10020): the gain of beams alone.
@@ -114,7 +116,6 @@ class BaselineBeam(DecodingBaseline):
 
     num_beams: int = 5
 
-    name: ClassVar = "baseline.beam"
     info: ClassVar = MethodInfo(
         stage="baseline",
         changes="decoding: beam search",
@@ -133,6 +134,7 @@ class BaselineBeam(DecodingBaseline):
         return {"num_beams": self.num_beams, **_NO_SAMPLING}
 
 
+@register_method("baseline.prompt_bias")
 @dataclass(frozen=True, kw_only=True)
 class BaselinePromptBias(OutsideMethod):
     """One more sentence in the question that asks for one answer (arXiv 2504.10020): the gain of saying yes
@@ -144,7 +146,6 @@ class BaselinePromptBias(OutsideMethod):
 
     direction: str = "yes"
 
-    name: ClassVar = "baseline.prompt_bias"
     info: ClassVar = MethodInfo(
         stage="baseline",
         changes="the question: answer yes whenever possible",

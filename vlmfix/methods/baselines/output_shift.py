@@ -14,6 +14,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.base import differ, rule_out
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
     check_range,
@@ -25,6 +26,7 @@ from vlmfix.models.profiles import Profile
 _WORDS = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
 
 
+@register_method("baseline.output_shift")
 @dataclass(frozen=True, kw_only=True)
 class BaselineOutputShift(Method):
     """Yes against no by a fixed offset (arXiv 2504.10020): the gain of saying yes more, or less, often.
@@ -46,7 +48,6 @@ class BaselineOutputShift(Method):
     yes_ids: tuple[int, ...] | None = None
     no_ids: tuple[int, ...] | None = None
 
-    name: ClassVar = "baseline.output_shift"
     needs_image: ClassVar = False
     keeps_prefix: ClassVar = True
     info: ClassVar = MethodInfo(
@@ -187,7 +188,7 @@ def answer_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not single:
             raise UnsupportedError(
                 f"no single token of {type(tokenizer).__name__} says {words[1]}; pass yes_ids and no_ids, in "
-                "an evaluation leave the controls out (--no-controls)"
+                "an evaluation leave the baselines out (--no-baselines)"
             )
         found.append(tuple(sorted(single)))
     return found[0], found[1]

@@ -14,9 +14,11 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, plausible, rule_out
 from vlmfix.methods.logits.deco import Likeliest
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_whole
 
 
+@register_method("baseline.plausibility")
 @dataclass(frozen=True, kw_only=True)
 class BaselinePlausibility(LogitsMixer):
     """The cut of contrastive methods without their contrast (arXiv 2504.10020): how much of their gain is
@@ -32,7 +34,6 @@ class BaselinePlausibility(LogitsMixer):
     top_p: float = 1.0
     top_k: int = 0
 
-    name: ClassVar = "baseline.plausibility"
     needs_image: ClassVar = False
     info: ClassVar = MethodInfo(
         stage="baseline",
@@ -59,6 +60,7 @@ class BaselinePlausibility(LogitsMixer):
         sums.details = {"size": "probability of the tokens that are ruled out"}
 
 
+@register_method("baseline.sharpen")
 @dataclass(frozen=True, kw_only=True)
 class BaselineSharpen(LogitsMixer):
     """Logits times a number, and the cut (arXiv 2504.10020): the gain of larger logits, as methods have that
@@ -71,7 +73,6 @@ class BaselineSharpen(LogitsMixer):
 
     c: float = 4.0
 
-    name: ClassVar = "baseline.sharpen"
     needs_image: ClassVar = False
     info: ClassVar = MethodInfo(
         stage="baseline",

@@ -11,9 +11,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("baseline.text_contrast")
 @dataclass(frozen=True, kw_only=True)
 class BaselineTextContrast(AgainstText):
     """Contrast with the prompt without its image (arXiv 2504.10020): the gain of less language prior, without
@@ -27,10 +29,9 @@ class BaselineTextContrast(AgainstText):
 
     alpha: float = 1.0
 
-    name: ClassVar = "baseline.text_contrast"
     info: ClassVar = MethodInfo(
         stage="baseline",
-        changes="logits: away from those without the image",
+        changes="away from the logits without the image",
         where="every step",
         forwards=2.0,
         provenance="reconstruction",

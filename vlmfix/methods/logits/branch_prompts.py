@@ -204,7 +204,7 @@ def rewritten(
 ) -> Branch:
     """The prompts with other words in some places, of any number.
 
-    Where images stay, only words in front of them may be replaced; what follows keeps its distance to them.
+    Where images stay, only words before them may be replaced; what follows keeps its distance to them.
 
     Args:
         inputs_embeds: image features merged, `(batch, prompt, hidden)`.

@@ -18,6 +18,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, plausible
 from vlmfix.methods.logits.branch_prompts import unchanged, without_image
 from vlmfix.methods.logits.sid import check_layer, least_attended, least_attended_image
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
@@ -26,6 +27,7 @@ _LAYER = 2
 _KEPT_IMAGE = 0.25
 
 
+@register_method("crops")
 @dataclass(frozen=True, kw_only=True)
 class CRoPS(Contrastive):
     """CRoPS (TMLR 2026): away from a reading without the image, by a weight that grows with the answer, and
@@ -53,7 +55,7 @@ class CRoPS(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image and with the least attended quarter of it",
+        changes="away from the logits without the image and with the least attended quarter of it",
         where="every step",
         forwards=3.0,
         provenance="released code",

@@ -17,6 +17,7 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.base import differ, rule_out
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 
@@ -24,6 +25,7 @@ from vlmfix.models.profiles import Profile
 _EXITS = 0.625, 0.875
 
 
+@register_method("deco")
 @dataclass(frozen=True, kw_only=True)
 class DeCo(Method, ReadsEarlyExits):
     """Dynamic Correction Decoding (arXiv 2410.11779): the logits of the inner layer that is surest of one of
@@ -50,7 +52,7 @@ class DeCo(Method, ReadsEarlyExits):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of an inner layer are added",
+        changes="the logits of an inner layer are added",
         where="every step, among the likeliest tokens",
         forwards=1.0,
         provenance="released code",

@@ -18,6 +18,7 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_flag, check_range
 from vlmfix.models.profiles import Profile
 
@@ -25,6 +26,7 @@ from vlmfix.models.profiles import Profile
 _DEEP, _CANDIDATE_LAYERS = 40, 20
 
 
+@register_method("dola")
 @dataclass(frozen=True, kw_only=True)
 class DoLa(LogitsMixer, ReadsEarlyExits):
     """Decoding by Contrasting Layers (arXiv 2309.03883): away from the early exit that differs most from the
@@ -50,7 +52,7 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those of an early layer",
+        changes="away from the logits of an early layer",
         where="every step",
         forwards=1.0,
         provenance="released code",

@@ -12,9 +12,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("flb")
 @dataclass(frozen=True, kw_only=True)
 class FLB(LogitsMixer):
     """First Logit Boosting (github.com/jiwooha20/FLB): the first token's logits are added to later ones.
@@ -31,8 +33,8 @@ class FLB(LogitsMixer):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of the first token are added",
-        where="every step behind the first",
+        changes="the logits of the first token are added",
+        where="every step after the first",
         forwards=1.0,
         provenance="released code",
         paper="github.com/jiwooha20/FLB",

@@ -15,10 +15,12 @@ from vlmfix.inference.chat import SystemSlot
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_token_ids, sequence
 from vlmfix.models.profiles import Profile
 
 
+@register_method("icd")
 @dataclass(frozen=True, kw_only=True)
 class ICD(Contrastive):
     """Instruction Contrastive Decoding (arXiv 2403.18715): away from the same prompt under a disturbing
@@ -26,7 +28,7 @@ class ICD(Contrastive):
 
     The instruction takes the place of the system message, or is put where the chat template would put one.
     Where no processor says how that template goes, where it has no place for a system message, and where a
-    prompt does not begin as it says, the instruction stands right in front of the first image. The released
+    prompt does not begin as it says, the instruction stands right before the first image. The released
     code goes through five instructions; this is one of them.
 
     Args:
@@ -45,7 +47,7 @@ class ICD(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those under a disturbing instruction",
+        changes="away from the logits under a disturbing instruction",
         where="every step",
         forwards=2.0,
         provenance="released code",

@@ -12,9 +12,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("lcd")
 @dataclass(frozen=True, kw_only=True)
 class LCD(AgainstText):
     """Language Contrastive Decoding (arXiv 2408.04664): away from the prompt without its image, by a weight
@@ -34,7 +36,7 @@ class LCD(AgainstText):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image, by the surety of these",
+        changes="away from the logits without the image, by how sure these are",
         where="every step",
         forwards=2.0,
         provenance="reconstruction",

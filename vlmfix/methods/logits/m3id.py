@@ -13,9 +13,11 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("m3id")
 @dataclass(frozen=True, kw_only=True)
 class M3ID(AgainstText):
     """Multi-Modal Mutual-Information Decoding (arXiv 2403.14003): away from the prompt without its image.
@@ -39,7 +41,7 @@ class M3ID(AgainstText):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image, more at each token",
+        changes="away from the logits without the image, more at each token",
         where="every step",
         forwards=2.0,
         provenance="paper",

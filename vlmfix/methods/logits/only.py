@@ -17,6 +17,7 @@ from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, contrast, finite
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, layer_indices
 from vlmfix.models.profiles import Profile
 
@@ -24,6 +25,7 @@ from vlmfix.models.profiles import Profile
 _STREAM_SHARE, _FINAL_SHARE = 0.2, 0.5
 
 
+@register_method("only")
 @dataclass(frozen=True, kw_only=True)
 class ONLY(LogitsMixer, ReadsEarlyExits, RunsLayerParts):
     """One-Layer Intervention (arXiv 2507.00898): a branch of the decoder that costs one attention row and one
@@ -50,7 +52,7 @@ class ONLY(LogitsMixer, ReadsEarlyExits, RunsLayerParts):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of text-bound heads of one layer are added or removed",
+        changes="the logits of the text-bound heads of one layer are added or removed",
         where="every step",
         forwards=1.0,
         provenance="released code",

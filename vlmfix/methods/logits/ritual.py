@@ -19,6 +19,7 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, finite
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_whole
 from vlmfix.models.pixels import PixelForm
 
@@ -34,6 +35,7 @@ _HUES = 255
 _TRIES = 10
 
 
+@register_method("ritual")
 @dataclass(frozen=True, kw_only=True)
 class RITUAL(Contrastive):
     """Random Image Transformations as a Universal Anti-hallucination Lever (arXiv 2405.17821): the logits of
@@ -56,7 +58,7 @@ class RITUAL(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: those of a transformed image are added",
+        changes="the logits of a transformed image are added",
         where="every step",
         forwards=2.0,
         provenance="released code",

@@ -18,10 +18,12 @@ from vlmfix.engine.state import Branch, Selection
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import unchanged
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("sid")
 @dataclass(frozen=True, kw_only=True)
 class SID(Contrastive):
     """Self-Introspective Decoding (arXiv 2408.02032): away from a reading of the prompt whose deeper layers
@@ -46,7 +48,7 @@ class SID(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those that see the least attended image tokens",
+        changes="away from the logits under the least attended image tokens",
         where="every step",
         forwards=2.0,
         provenance="released code",

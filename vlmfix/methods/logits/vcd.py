@@ -15,12 +15,14 @@ from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_whole
 
 STEPS = 1000
 _CHANNELS = 3
 
 
+@register_method("vcd")
 @dataclass(frozen=True, kw_only=True)
 class VCD(Contrastive):
     """Visual Contrastive Decoding (arXiv 2311.16922): away from the same prompt with a noised image.
@@ -44,7 +46,7 @@ class VCD(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those of a noised image",
+        changes="away from the logits of a noised image",
         where="every step",
         forwards=2.0,
         provenance="released code",

@@ -17,10 +17,12 @@ from vlmfix.engine.state import Branch
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, finite
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten, without_image
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("vdd")
 @dataclass(frozen=True, kw_only=True)
 class VDD(Contrastive):
     """Visual Debias Decoding (arXiv 2403.05262): away from prompts that lost their image.
@@ -44,7 +46,7 @@ class VDD(Contrastive):
 
     info: ClassVar = MethodInfo(
         stage="logits",
-        changes="logits: away from those without the image and with an unknown one",
+        changes="away from the logits without the image and with an unknown one",
         where="every step",
         forwards=3.0,
         provenance="released code",
@@ -111,7 +113,7 @@ def debias(logits: Tensor, branches: Sequence[Tensor], alpha: float) -> Tensor:
 
 
 def image_spans(context: DecodeContext) -> list[list[tuple[int, int]]]:
-    """First column of each image and the one behind its last, markers of begin and end included.
+    """First column of each image and the one after its last, markers of begin and end included.
 
     Returns:
         For each prompt, copies of it counted once, its images in order.

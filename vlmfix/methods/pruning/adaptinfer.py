@@ -20,15 +20,17 @@ from vlmfix.methods.pruning.base import (
     keep_top,
     stage_layers,
 )
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_flag, check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("adaptinfer")
 @dataclass(frozen=True, kw_only=True)
 class AdaptInfer(TokenPruning):
     """Adaptive token pruning during the prefill (arXiv 2508.06084).
 
-    At each listed layer every text token behind the image gets a weight: the attention that it receives from
+    At each listed layer every text token after the image gets a weight: the attention that it receives from
     and gives to the other text tokens. With these weights the text's attention to the image becomes one score
     per image token, and the best go on to the deeper layers. A prompt without text after its image is left
     as it is. A method for speed; it promises no fewer hallucinations.
@@ -40,8 +42,8 @@ class AdaptInfer(TokenPruning):
     published or calibrated schedule of the checkpoint; schedules are never scaled to another model.
 
     Args:
-        prune_layers: layers behind which tokens are dropped, 0-based.
-        kept_tokens: image tokens left behind each of them; a count that is not below what is there keeps all,
+        prune_layers: layers after which tokens are dropped, 0-based.
+        kept_tokens: image tokens left after each of them; a count that is not below what is there keeps all,
             where the released code drops one.
         kept_ratios: or shares of the image tokens still there, rounded down, at least one token, in [0, 1]; 1
             keeps all.
@@ -61,7 +63,7 @@ class AdaptInfer(TokenPruning):
     info = MethodInfo(
         stage="pruning",
         changes="image tokens, dropped by the text's attention",
-        where="prompt, behind the layers of the schedule",
+        where="prompt, after the layers of the schedule",
         forwards=1.0,
         provenance="released code",
         paper="2508.06084",
@@ -125,7 +127,7 @@ class AdaptInfer(TokenPruning):
         assert method.prune_layers is not None
         if method.prune_layers and method.prune_layers[-1] >= layers - 1:
             raise ValueError(
-                f"prune_layers has {method.prune_layers[-1]}; behind a layer there must be another, so "
+                f"prune_layers has {method.prune_layers[-1]}; after a layer there must be another, so "
                 f"here they go from 0 to {layers - 2}"
             )
         return method
@@ -177,12 +179,12 @@ def image_scores(
     text_prior: bool = True,
     prior_smoothing: float = 1.0,
 ) -> Tensor:
-    """Scores of image tokens by the text behind them (arXiv 2508.06084).
+    """Scores of image tokens by the text after them (arXiv 2508.06084).
 
     Args:
-        weights: rows of the text behind the image, after the softmax, `(batch, heads, rows, keys)`.
+        weights: rows of the text after the image, after the softmax, `(batch, heads, rows, keys)`.
         text_index: where these rows stand among the keys, `(rows,)`.
-        text_mask: which of them are text behind the image of a sample, `(batch, rows)` bool.
+        text_mask: which of them are text after the image of a sample, `(batch, rows)` bool.
         image_tokens: `(batch, keys)` bool.
         text_prior: weigh text tokens by what they receive and give within the text, each head apart; False
             takes the mean over the rows, each head normalised over the image.

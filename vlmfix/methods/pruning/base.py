@@ -28,7 +28,7 @@ POSITION_SCHEMES = ("original", "renumber")
 class TokenPruning(Method, PrunesTokens, ABC):
     """Base of the methods that drop image tokens in the prefill; decoding never drops again.
 
-    Layers behind a pruning, and their caches, hold the kept tokens alone. With original positions the result
+    Layers after a pruning, and their caches, hold the kept tokens alone. With original positions the result
     equals masking the dropped keys in those layers. A prompt that ends with its image is left as it is: its
     last token must stay, and no word can rate the others.
 
@@ -125,7 +125,7 @@ class TokenPruning(Method, PrunesTokens, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CountedPruning(TokenPruning):
-    """Base of the methods in front of the language model that are told how many image tokens stay.
+    """Base of the methods before the language model that are told how many image tokens stay.
 
     Args:
         kept_tokens: image tokens that stay, 1 or more; prompts with no more of them keep them all. None

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning, select_each
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 
 
+@register_method("divprune")
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(TokenPruning):
     """DivPrune (arXiv 2503.02175): keep the image tokens that are least like each other.
 
-    Acts on the image features in front of the language model; all images of a prompt are one pool. Chooses
+    Acts on the image features before the language model; all images of a prompt are one pool. Chooses
     what the released code does; that numbers the positions of the kept tokens anew
     (`position_scheme="renumber"`), the default keeps them.
 

@@ -13,10 +13,12 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning, keep_top
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
 
+@register_method("fastv")
 @dataclass(frozen=True, kw_only=True)
 class FastV(TokenPruning):
     """FastV (arXiv 2403.06764): drop the image tokens that the last prompt token looks at least.

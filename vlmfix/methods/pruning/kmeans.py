@@ -11,6 +11,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import PruneResult
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_whole
 
 ITERATIONS = 20
@@ -19,11 +20,12 @@ ITERATIONS = 20
 _TIE = 1e-4
 
 
+@register_method("kmeans")
 @dataclass(frozen=True, kw_only=True)
 class KMeans(CountedPruning):
     """Cluster-aggregate (arXiv 2504.17892): image tokens become the means of their k-means clusters.
 
-    Acts on the image features in front of the language model; all images of a prompt are one pool. The mean
+    Acts on the image features before the language model; all images of a prompt are one pool. The mean
     of a cluster takes the place and the position of its medoid. A reconstruction: there is no released code,
     and the paper leaves the algorithm open.
 

@@ -18,6 +18,7 @@ from vlmfix.methods.pruning.base import (
     stage_layers,
 )
 from vlmfix.methods.pruning.fastv import last_row_scores
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
@@ -25,6 +26,7 @@ PUBLISHED_LAYERS = (8, 16, 24)
 _PUBLISHED_DEPTHS = (32, 40)
 
 
+@register_method("pyramid_drop")
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(TokenPruning):
     """PyramidDrop (arXiv 2410.17247): fewer image tokens in every next quarter of the layers.
@@ -42,7 +44,6 @@ class PyramidDrop(TokenPruning):
     prune_layers: tuple[int, ...] | None = None
     keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
 
-    name = "pyramid_drop"
     info = MethodInfo(
         stage="pruning",
         changes="image tokens with little attention from the last one leave in stages",

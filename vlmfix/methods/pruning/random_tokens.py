@@ -12,14 +12,16 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_whole
 
 
+@register_method("random_tokens")
 @dataclass(frozen=True, kw_only=True)
 class RandomTokens(CountedPruning):
     """Random image tokens stay: a control, as in arXiv 2504.17892.
 
-    Acts on the image features in front of the language model; all images of a prompt are one pool. The draw
+    Acts on the image features before the language model; all images of a prompt are one pool. The draw
     depends on the seed and on the token ids of the prompt, so that a batch keeps what its samples keep alone.
 
     Args:
@@ -30,7 +32,6 @@ class RandomTokens(CountedPruning):
 
     seed: int = 0
 
-    name = "random_tokens"
     info = MethodInfo(
         stage="pruning",
         changes="all but random image tokens leave",

@@ -20,6 +20,7 @@ from vlmfix.methods.pruning.base import (
     keep_top,
     stage_layers,
 )
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range
 from vlmfix.models.profiles import Profile
 
@@ -37,14 +38,15 @@ _RECYCLED_SHARE = 0.3
 _TOKENS_PER_CLUSTER = 10
 
 
+@register_method("sparsevlm")
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(TokenPruning):
     """SparseVLM and SparseVLM+ (arXiv 2410.04417): the words about the image decide which tokens of it stay.
 
-    Words behind the image that draw more of it than others, by their input embeddings, are raters. After each
+    Words after the image that draw more of it than others, by their input embeddings, are raters. After each
     listed layer the image tokens to which the raters attend most go on. In versions 1.0 and 1.5 the best of
     the dropped tokens are merged in clusters; the mean takes the place of the cluster's centre, where the
-    released code appends it behind the kept tokens and numbers the positions anew. A prompt without a word
+    released code appends it after the kept tokens and numbers the positions anew. A prompt without a word
     after its image is left as it is.
 
     Args:
@@ -219,7 +221,7 @@ def text_relevance(embeddings: Tensor, text_tokens: Tensor, image_tokens: Tensor
 
     Args:
         embeddings: input embeddings with the image features in them, `(batch, tokens, hidden)`.
-        text_tokens: candidates behind the image, `(batch, tokens)` bool.
+        text_tokens: candidates after the image, `(batch, tokens)` bool.
         image_tokens: `(batch, tokens)` bool.
 
     Returns:

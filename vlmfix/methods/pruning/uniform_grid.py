@@ -12,14 +12,16 @@ from torch import Tensor
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
+from vlmfix.methods.registry import register_method
 from vlmfix.models.image_grid import ImageTokens
 
 
+@register_method("uniform_grid")
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid(CountedPruning):
     """Image tokens on a uniform grid stay: a control, as in arXiv 2504.17892.
 
-    Acts on the image features in front of the language model. Several images of a prompt, the blocks of an
+    Acts on the image features before the language model. Several images of a prompt, the blocks of an
     image in tiles and the frames of a video share the budget in proportion to their tokens; newline tokens
     leave.
 
@@ -28,7 +30,6 @@ class UniformGrid(CountedPruning):
             leaves the model as it is.
     """
 
-    name = "uniform_grid"
     info = MethodInfo(
         stage="pruning",
         changes="all but evenly spaced image tokens leave",

@@ -14,8 +14,10 @@ from vlmfix.engine.state import PruneResult
 from vlmfix.engine.vision_attention import EncodedBlock
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning
+from vlmfix.methods.registry import register_method
 
 
+@register_method("visionzip")
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(TokenPruning, ReadsVisionAttention):
     """VisionZip (arXiv 2412.04467): what the vision encoder attends to stays, the rest is merged.
@@ -30,7 +32,7 @@ class VisionZip(TokenPruning, ReadsVisionAttention):
     padding off, so that it can be dominant there.
 
     Without a class token (Qwen-VL), dominant are the tokens whose patches receive most attention in the last
-    layer but one, or the last that sees the whole image; merging then comes behind the encoder's own merger.
+    layer but one, or the last that sees the whole image; merging then comes after the encoder's own merger.
 
     Args:
         dominant_tokens: of an image or tile, the class token included, 1 or more; None leaves the model as it

@@ -183,7 +183,7 @@ def test_released_rank_of_finished_beams() -> None:
 
 
 def test_what_is_about_to_be_chosen_cannot_be_taken_back() -> None:
-    """With a threshold below 2 the summary token goes, one more than the token behind it."""
+    """With a threshold below 2 the summary token goes, one more than the token after it."""
     rollbacks = Rollbacks(threshold=1, limit=2, window=512)
     for location in range(11):
         assert rollbacks.report([location]) is None

@@ -206,7 +206,7 @@ def test_box_between_pixels() -> None:
 def test_blocks_that_see_the_same_area_add_up() -> None:
     grids = (
         TokenGrid(0, 1, 1, 1, box=(0, 0, 4, 2)),
-        TokenGrid(1, 2, 1, 2, box=(2, 0, 6, 2)),  # with a newline behind each row
+        TokenGrid(1, 2, 1, 2, box=(2, 0, 6, 2)),  # with a newline after each row
     )
     values = torch.tensor([1.0, 10.0, 1000.0, 20.0, 1000.0])
     seen = saliency_map(values, ImageTokens(grids, 5), (7, 2))

@@ -1,4 +1,4 @@
-"""What people say about a scene: captions, and questions with their answers."""
+"""Language about a scene: captions, and questions with their answers."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Continuation(NamedTuple):
-    """One more token behind a beam.
+    """One more token after a beam.
 
     Args:
         score: sum of the log-probabilities.

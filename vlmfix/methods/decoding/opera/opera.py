@@ -25,11 +25,13 @@ from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.decoding.opera.beam import Finished, Rules
 from vlmfix.methods.decoding.opera.penalty import attention_rows
 from vlmfix.methods.decoding.opera.search import Search, SearchSettings, Seen
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range, check_whole
 
 RANKED_LENGTHS = ("prompt+answer", "answer")
 
 
+@register_method("opera")
 @dataclass(frozen=True, kw_only=True)
 class OPERA(Method, ChoosesTokens):
     """Over-trust Penalty and Retrospection-Allocation (arXiv 2311.17911).
@@ -37,7 +39,7 @@ class OPERA(Method, ChoosesTokens):
     A beam search that tries the likeliest tokens of every beam before it chooses. Each is penalised by how
     much the answer, itself included, attends to one earlier token of the answer in the last layer; the first
     ten by how little they attend to the image. If all beams lean on the same token for long, the answer is
-    taken back to the token behind it, which is chosen anew among all others.
+    taken back to the token after it, which is chosen anew among all others.
 
     It is a loop of its own for `generate`: `with opera(model): model.generate(..., num_beams=5,
     custom_generate=opera.decode)`. Alternatives are read in one pass, and each prompt of a batch is decoded
@@ -54,7 +56,7 @@ class OPERA(Method, ChoosesTokens):
         num_attn_candidates: tokens that are tried in every beam, 1 or more; all others are ruled out. With 1
             a beam cannot branch, so that the penalty has no effect.
         threshold: the answer is taken back when all beams have found the same token more often than this, 1
-            or more; None: never. Below 2, when the token behind that one is still to be chosen, that one
+            or more; None: never. Below 2, when the token after that one is still to be chosen, that one
             goes, too.
         scale_factor: on the attention to tokens of the answer before it is multiplied up, positive.
         penalty_weights: strength of the penalty, in [0, 1000]; 0 together with `threshold=None` tries
@@ -253,7 +255,7 @@ class OPERA(Method, ChoosesTokens):
     def report(self, context: DecodeContext, sums: Sums) -> None:
         taken_back = context.state.get((self, "taken back"), [])
         if taken_back:
-            sums.details = {"size": "largest penalty less the smallest of a beam, behind the first tokens"}
+            sums.details = {"size": "largest penalty less the smallest of a beam, after the first tokens"}
             for name, values in zip(
                 ("rollbacks", "tokens taken back"), zip(*taken_back, strict=True), strict=True
             ):

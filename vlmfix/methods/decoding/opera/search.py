@@ -30,11 +30,11 @@ from vlmfix.methods.decoding.opera.penalty import (
 
 
 class Seen(NamedTuple):
-    """What the last layer attends to from tokens behind the prompt.
+    """What the last layer attends to from tokens after the prompt.
 
     Args:
         image: `(sequences, tokens)`.
-        answer: the generated tokens in front of each and itself, `(sequences, tokens, generated + 1)`.
+        answer: the generated tokens before each and itself, `(sequences, tokens, generated + 1)`.
     """
 
     image: Tensor
@@ -62,7 +62,7 @@ class Tried(NamedTuple):
         locations: of the largest column score, `(beams, candidates)`.
         image_attention: `(beams, candidates)`.
         columns: logarithms of the column products, `(beams, candidates, tokens + 1)`.
-        logits: behind them, `(beams, candidates, vocabulary)`.
+        logits: after them, `(beams, candidates, vocabulary)`.
     """
 
     tokens: Tensor
@@ -219,7 +219,7 @@ class Search:
     def _go_on(
         self, going: list[Continuation], candidates: list[list[int]], tried: Tried | None, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Column products and logits behind the chosen tokens."""
+        """Column products and logits after the chosen tokens."""
         device = self.prompt_ids.device
         sources = torch.tensor([each.source for each in going], device=device)
         if tried is not None and all(each.token in candidates[each.source] for each in going):

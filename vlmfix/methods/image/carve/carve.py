@@ -24,6 +24,7 @@ from vlmfix.engine.modules import input_device
 from vlmfix.engine.stats import SequenceStats, Sums
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
+from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.chat import prepare, render
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.pictures import Images, open_images
@@ -35,6 +36,7 @@ from vlmfix.methods.image.carve.crop import (
     saliency_map,
     select_regions,
 )
+from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
     check_range,
@@ -88,6 +90,7 @@ class _MapCache:
             maps.popitem(last=False)
 
 
+@register_method("carve")
 @dataclass(frozen=True, kw_only=True)
 class CARVE(MultiPassMethod):
     """Contrastive Attention Refinement for Visual Enhancement (arXiv 2509.06461).
@@ -121,7 +124,7 @@ class CARVE(MultiPassMethod):
             `kept_pixel_fraction` of all regions, rounded down.
         final_images: "original+refined" or "refined", what the final question is asked about.
         general_instruction: the instruction without content.
-        answer_suffix: put behind the question and the instruction in all passes, so that they are answered
+        answer_suffix: put after the question and the instruction in all passes, so that they are answered
             briefly; "": none.
         max_map_tokens: length limit of the answers in the map passes, in tokens.
     """
@@ -223,8 +226,6 @@ class CARVE(MultiPassMethod):
                 processor, or another method drops image tokens.
             ValueError: `contrast_layers` does not fit the model.
         """
-        from vlmfix.api import answer_batch
-
         model = compatibility.stock_model(model)
         pictures = open_images(images)
 

@@ -1,4 +1,4 @@
-"""Which images captions are made of: named lists of ids, never the order of a directory."""
+"""Lists of the images that captions are made of: ids by name, never the order of a directory."""
 
 from __future__ import annotations
 
@@ -41,24 +41,25 @@ def image_list(folder: DataFolder, protocol: Protocol, image_ids: Collection[int
         ValueError: a file of ids is given to a protocol without one, has ids that are not among `image_ids`,
             or there are too few or too many of them.
     """
-    if protocol.subset in ("", RULE) and folder.ids is not None:
-        images = "all images" if not protocol.subset else f"the list {RULE}, which is made by a rule"
+    subset, size = protocol.own["subset"], protocol.own["subset_size"]
+    if subset in ("", RULE) and folder.ids is not None:
+        images = "all images" if not subset else f"the list {RULE}, which is made by a rule"
         raise ValueError(
             f"{protocol.id} takes {images}, but data: ids gives {folder.ids}; set the protocol's subset to a "
             "name for that file's list, and subset_size to its length"
         )
-    if not protocol.subset:
+    if not subset:
         return sorted(image_ids)
-    if protocol.subset == RULE:
-        if len(image_ids) < protocol.subset_size:
+    if subset == RULE:
+        if len(image_ids) < size:
             raise ValueError(
-                f"{protocol.id} takes {protocol.subset_size} images and the instances have {len(image_ids)}; "
+                f"{protocol.id} takes {size} images and the instances have {len(image_ids)}; "
                 "set the protocol's subset_size to fewer"
             )
-        chosen = draw(image_ids, protocol.subset_size)
+        chosen = draw(image_ids, size)
     else:
         chosen = _given(folder, protocol, image_ids)
-    folder.used[f"list {protocol.subset}"] = {
+    folder.used[f"list {subset}"] = {
         "sha256": digest(chosen),
         "rows": len(chosen),
         "of images": len(image_ids),
@@ -93,17 +94,18 @@ def read_ids(path: Path) -> list[int]:
 
 
 def _given(folder: DataFolder, protocol: Protocol, image_ids: Collection[int]) -> list[int]:
+    subset, size = protocol.own["subset"], protocol.own["subset_size"]
     if folder.ids is None:
         raise FileNotFoundError(
-            f"{protocol.id} needs the image ids of the list {protocol.subset} ({protocol.mirrors}); give "
+            f"{protocol.id} needs the image ids of the list {subset} ({protocol.mirrors}); give "
             "data: {ids: FILE}, one id a line or a JSON list"
         )
     chosen = read_ids(folder.ids)
     folder.record("ids", folder.ids, len(chosen))
-    if protocol.subset_size not in (0, len(chosen)):
+    if size not in (0, len(chosen)):
         raise ValueError(
-            f"{folder.ids} holds {len(chosen)} image ids, and the list {protocol.subset} of {protocol.id} "
-            f"has {protocol.subset_size}; give that list, or set the protocol's subset_size"
+            f"{folder.ids} holds {len(chosen)} image ids, and the list {subset} of {protocol.id} "
+            f"has {size}; give that list, or set the protocol's subset_size"
         )
     unknown = [each for each in chosen if each not in set(image_ids)]
     if unknown:

@@ -7,10 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 from vlmfix.calibration.heads import AnnotatedImage, ObjectWord
-from vlmfix.evals.chair.scorer import GroundTruth, judge
-from vlmfix.evals.chair.tokens import token_starts
-from vlmfix.evals.chair.vocabulary import Vocabulary
 from vlmfix.evaluation.datasets.folder import DataFolder
+
+from .scorer import GroundTruth, judge
+from .tokens import token_starts
+from .vocabulary import Vocabulary
 
 # Of several parts of COCO, those that no benchmark asks about.
 _TRAINING = ("train2014", "train2017")

@@ -1,8 +1,11 @@
-"""Items: what every task asks on which data, image lists, and the choice of some items."""
+"""Samples: what every task asks on which data, image lists, and the choice of some samples."""
 
 import random
 
 import pytest
+from vlmfix.evals.chair.dataset import chair_samples
+from vlmfix.evals.pope.dataset import pope_samples
+from vlmfix.evals.vqa.dataset import vqa_samples
 
 from tests.support.paths import OFFICIAL
 from tests.support.tinycoco import (
@@ -16,15 +19,9 @@ from tests.support.tinycoco import (
 )
 from vlmfix.evaluation.datasets import write_coco
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.items import (
-    chair_items,
-    limited,
-    pope_items,
-    shard,
-    vqa_items,
-)
-from vlmfix.evaluation.files.hashing import digest
-from vlmfix.evaluation.tasks.protocols import default_protocol, load_protocol
+from vlmfix.evaluation.files.hashing import digest, shard
+from vlmfix.evaluation.sample import limited
+from vlmfix.evaluation.tasks.protocol_files import default_protocol, load_protocol
 
 POPE = OFFICIAL / "pope"
 
@@ -48,25 +45,25 @@ def scenes(tmp_path_factory):
 
 def pope_of(root):
     with pytest.warns(UserWarning, match="has 6 questions and POPE's present file 3000"):
-        return pope_items(DataFolder.find(root), load_protocol("pope.llava"))
+        return pope_samples(DataFolder.find(root), load_protocol("pope.llava"))
 
 
 def chair_of(root, **changes):
-    return chair_items(DataFolder.find(root), load_protocol("chair.512").with_(**changes))
+    return chair_samples(DataFolder.find(root), load_protocol("chair.512").with_(**changes))
 
 
 def test_pope_from_files(coco_root):
-    items = {item.id: item for item in pope_of(coco_root)}
-    assert len(items) == 18
-    assert list(items) == sorted(items)
-    item = items["pope/coco/popular/4"]
-    assert item.prompt == f"Is there an apple in the image?\n{SHORT}"
-    assert (item.gold, item.cluster, item.image) == (
+    samples = {sample.id: sample for sample in pope_of(coco_root)}
+    assert len(samples) == 18
+    assert list(samples) == sorted(samples)
+    sample = samples["pope/coco/popular/4"]
+    assert sample.prompt == f"Is there an apple in the image?\n{SHORT}"
+    assert (sample.target, sample.cluster, sample.image) == (
         "no",
         name_of(42),
         coco_root / "val2014" / name_of(42),
     )
-    assert item.meta == {
+    assert sample.meta == {
         "split": "popular",
         "object": "apple",
         "question": "Is there an apple in the image?",
@@ -76,7 +73,7 @@ def test_pope_from_files(coco_root):
 def test_pope_files_are_recorded(coco_root):
     folder = DataFolder.find(coco_root)
     with pytest.warns(UserWarning, match="not comparable"):
-        pope_items(folder, load_protocol("pope.llava/coco"))
+        pope_samples(folder, load_protocol("pope.llava/coco"))
     assert {name: used["rows"] for name, used in folder.used.items()} == {
         "pope coco adversarial": 6,
         "pope coco popular": 6,
@@ -86,34 +83,34 @@ def test_pope_files_are_recorded(coco_root):
 
 def test_one_file_of_pope(coco_root, write):
     file = write("mine.json", pope_rows(2))
-    items = pope_items(DataFolder.find(coco_root, pope=file), load_protocol("pope.bare"))
-    assert [item.id for item in items] == ["pope/custom/mine/1", "pope/custom/mine/2"]
+    samples = pope_samples(DataFolder.find(coco_root, pope=file), load_protocol("pope.bare"))
+    assert [sample.id for sample in samples] == ["pope/custom/mine/1", "pope/custom/mine/2"]
 
 
 def test_pope_is_built_where_there_are_no_files(scenes, tmp_path):
     protocol = default_protocol("pope", "synthetic").on(scenes.data_set("pope"))
-    items = pope_items(scenes, protocol, built=tmp_path / "built")
+    samples = pope_samples(scenes, protocol, built=tmp_path / "built")
     assert protocol.id == "pope.tiny/synthetic"
-    assert items == pope_items(scenes, protocol)
-    assert {item.meta["split"] for item in items} == {"random", "popular", "adversarial"}
-    assert all(item.image.is_file() for item in items)
+    assert samples == pope_samples(scenes, protocol)
+    assert {sample.meta["split"] for sample in samples} == {"random", "popular", "adversarial"}
+    assert all(sample.image.is_file() for sample in samples)
     objects = scenes.read_instances("pope").objects
-    for item in items:
-        assert (item.gold == "yes") == (item.meta["object"] in objects[int(item.image.stem)])
-        assert item.prompt == item.meta["question"]
-    images = len({item.cluster for item in items})
+    for sample in samples:
+        assert (sample.target == "yes") == (sample.meta["object"] in objects[int(sample.image.stem)])
+        assert sample.prompt == sample.meta["question"]
+    images = len({sample.cluster for sample in samples})
     assert images == sum(len(names) >= 3 for names in objects.values())
     assert scenes.used["pope builder"] == {"seed": 0, "images": images, "of images": 40}
     assert scenes.used["pope synthetic random"]["rows"] == 6 * images
     again = DataFolder.find(scenes.root, pope=tmp_path / "built")
-    assert pope_items(again, protocol) == items
-    assert pope_items(scenes, protocol, seed=1) != items
+    assert pope_samples(again, protocol) == samples
+    assert pope_samples(scenes, protocol, seed=1) != samples
 
 
 def test_pope_needs_files_or_instances(tmp_path):
     folder = DataFolder.find(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"pope needs pope, .* or instances to build questions from"):
-        pope_items(folder, load_protocol("pope.llava"))
+        pope_samples(folder, load_protocol("pope.llava"))
 
 
 def test_pope_cannot_be_built_of_poor_images(tmp_path, write):
@@ -121,41 +118,43 @@ def test_pope_cannot_be_built_of_poor_images(tmp_path, write):
     content["annotations"] = []
     write("instances.json", content)
     with pytest.raises(ValueError, match="0 of 5 images have at least 3 objects"):
-        pope_items(DataFolder.find(tmp_path), load_protocol("pope.llava"))
+        pope_samples(DataFolder.find(tmp_path), load_protocol("pope.llava"))
 
 
 @pytest.mark.skipif(not POPE.exists(), reason=f"no official POPE files in {POPE}")
-def test_the_official_files_give_nine_thousand_items(tmp_path):
+def test_the_official_files_give_nine_thousand_samples(tmp_path):
     folder = DataFolder.find(pope=POPE, images=tmp_path)
-    items = pope_items(folder, load_protocol("pope.llava").on(folder.data_set("pope")))
-    assert len({item.id for item in items}) == 9000
-    assert len({item.cluster for item in items}) == 500
-    first = next(item for item in items if item.id == "pope/coco/random/1")
+    samples = pope_samples(folder, load_protocol("pope.llava").on(folder.data_set("pope")))
+    assert len({sample.id for sample in samples}) == 9000
+    assert len({sample.cluster for sample in samples}) == 500
+    first = next(sample for sample in samples if sample.id == "pope/coco/random/1")
     assert first.prompt == f"Is there a snowboard in the image?\n{SHORT}"
     assert first.image == tmp_path / "COCO_val2014_000000310196.jpg"
 
 
 def test_chair(coco_root):
-    items = chair_of(coco_root, subset="")
-    assert [item.id for item in items] == [f"chair/{image_id:012d}" for image_id in (9, 25, 42, 74, 133)]
-    assert items[1].gold == ["car", "dog", "person"]
-    assert items[4].gold == []
-    assert items[1].image == coco_root / "val2014" / name_of(25)
-    assert (items[1].cluster, items[1].meta) == ("25", {"image_id": 25})
-    assert {item.prompt for item in items} == {"Please describe this image in detail."}
-    assert not items[3].image.exists()
+    samples = chair_of(coco_root, subset="")
+    assert [sample.id for sample in samples] == [
+        f"chair/{image_id:012d}" for image_id in (9, 25, 42, 74, 133)
+    ]
+    assert samples[1].target == ["car", "dog", "person"]
+    assert samples[4].target == []
+    assert samples[1].image == coco_root / "val2014" / name_of(25)
+    assert (samples[1].cluster, samples[1].meta) == ("25", {"image_id": 25})
+    assert {sample.prompt for sample in samples} == {"Please describe this image in detail."}
+    assert not samples[3].image.exists()
 
 
 def test_chair_checks_what_the_scorer_will_read(coco_root, write):
     folder = DataFolder.find(coco_root, synonyms=write("synonyms.txt", "dog, puppy\ncat\n"))
-    chair_items(folder, load_protocol("chair.tiny"))
+    chair_samples(folder, load_protocol("chair.tiny"))
     assert {name: used["rows"] for name, used in folder.used.items()} == {
         "instances": 5,
         "captions": 5,
         "synonyms": 2,
     }
     folder.used.clear()
-    chair_items(folder, load_protocol("chair.tiny"))
+    chair_samples(folder, load_protocol("chair.tiny"))
     assert set(folder.used) == {"instances", "captions", "synonyms"}
     folder.captions.unlink()
     with pytest.raises(FileNotFoundError, match="chair needs captions"):
@@ -175,16 +174,16 @@ def test_broken_captions_are_refused(coco_root, write, change, message):
     content = captions()
     content["annotations"][1] |= change
     with pytest.raises(ValueError, match=message):
-        chair_items(
+        chair_samples(
             DataFolder.find(coco_root, captions=write("c.json", content)), load_protocol("chair.tiny")
         )
 
 
 def test_the_rule_of_the_list(coco_root):
     folder = DataFolder.find(coco_root)
-    items = chair_items(folder, load_protocol("chair.512").with_(subset_size=3))
+    samples = chair_samples(folder, load_protocol("chair.512").with_(subset_size=3))
     chosen = sorted(random.Random(0).sample([9, 25, 42, 74, 133], 3))
-    assert [item.meta["image_id"] for item in items] == chosen
+    assert [sample.meta["image_id"] for sample in samples] == chosen
     assert folder.used["list vlmfix-500"] == {
         "sha256": digest(chosen),
         "rows": 3,
@@ -198,8 +197,8 @@ def test_the_rule_of_the_list(coco_root):
 @pytest.mark.parametrize("content", ["133\n9\n\n", "[133, 9]", '["9", "133"]', "\ufeff 9\r\n133"])
 def test_a_list_of_the_user(coco_root, write, content):
     folder = DataFolder.find(coco_root, ids=write("ids", content))
-    items = chair_items(folder, load_protocol("chair.opera-512").with_(subset_size=2))
-    assert [item.meta["image_id"] for item in items] == [9, 133]
+    samples = chair_samples(folder, load_protocol("chair.opera-512").with_(subset_size=2))
+    assert [sample.meta["image_id"] for sample in samples] == [9, 133]
     assert folder.used["ids"]["rows"] == 2
     assert folder.used["list opera-500"]["sha256"] == digest([9, 133])
 
@@ -221,27 +220,27 @@ def test_a_list_of_the_user(coco_root, write, content):
 def test_broken_lists_are_refused(coco_root, write, content, message):
     folder = DataFolder.find(coco_root, ids=write("ids", content))
     with pytest.raises(ValueError, match=message):
-        chair_items(folder, load_protocol("chair.opera-512").with_(subset_size=2))
+        chair_samples(folder, load_protocol("chair.opera-512").with_(subset_size=2))
 
 
 def test_a_list_must_be_given_where_it_is_named_and_only_there(coco_root, write):
     with pytest.raises(FileNotFoundError, match=r"chair.opera-512 needs the image ids of the list opera-500"):
-        chair_items(DataFolder.find(coco_root), load_protocol("chair.opera-512"))
+        chair_samples(DataFolder.find(coco_root), load_protocol("chair.opera-512"))
     folder = DataFolder.find(coco_root, ids=write("ids", "9"))
     for name, taken in (("chair.512", "the list vlmfix-500"), ("chair.tiny", "all images")):
         with pytest.raises(ValueError, match=f"{name} takes {taken}"):
-            chair_items(folder, load_protocol(name))
+            chair_samples(folder, load_protocol(name))
 
 
 def test_vqa_on_coco_needs_no_instances(coco_root):
     (coco_root / "annotations/instances_val2014.json").unlink()
     folder = DataFolder.find(coco_root)
-    items = vqa_items(folder, load_protocol("vqa.llava").on(folder.data_set("vqa")))
-    assert [item.id for item in items] == ["vqa/42000", "vqa/42001", "vqa/9000", "vqa/9001"]
-    item = items[0]
-    assert (item.prompt, item.gold) == (f"What is it?\n{SHORT}", ["dog"] * 10)
-    assert (item.cluster, item.image) == ("42", coco_root / "val2014" / name_of(42))
-    assert item.meta == {
+    samples = vqa_samples(folder, load_protocol("vqa.llava").on(folder.data_set("vqa")))
+    assert [sample.id for sample in samples] == ["vqa/42000", "vqa/42001", "vqa/9000", "vqa/9001"]
+    sample = samples[0]
+    assert (sample.prompt, sample.target) == (f"What is it?\n{SHORT}", ["dog"] * 10)
+    assert (sample.cluster, sample.image) == ("42", coco_root / "val2014" / name_of(42))
+    assert sample.meta == {
         "image_id": 42,
         "question": "What is it?",
         "question_type": "what is",
@@ -251,10 +250,10 @@ def test_vqa_on_coco_needs_no_instances(coco_root):
 
 
 def test_vqa_on_scenes(scenes):
-    items = vqa_items(scenes, default_protocol("vqa", "synthetic"))
-    assert len(items) > 200
-    assert all(item.image.is_file() and len(item.gold) == 10 for item in items)
-    assert {item.meta["answer_type"] for item in items} == {"yes/no", "number", "other"}
+    samples = vqa_samples(scenes, default_protocol("vqa", "synthetic"))
+    assert len(samples) > 200
+    assert all(sample.image.is_file() and len(sample.target) == 10 for sample in samples)
+    assert {sample.meta["answer_type"] for sample in samples} == {"yes/no", "number", "other"}
 
 
 def questions_and_answers(question=None, answer=None):
@@ -288,7 +287,7 @@ def test_broken_vqa_files_are_refused(coco_root, write, changes, message):
     asked, answered = questions_and_answers(**changes)
     given = {"questions": write("q.json", asked), "answers": write("a.json", answered)}
     with pytest.raises(ValueError, match=message):
-        vqa_items(DataFolder.find(coco_root, **given), load_protocol("vqa.llava"))
+        vqa_samples(DataFolder.find(coco_root, **given), load_protocol("vqa.llava"))
 
 
 def test_vqa_ids_may_be_text_and_answers_may_be_more(coco_root, write):
@@ -297,7 +296,10 @@ def test_vqa_ids_may_be_text_and_answers_may_be_more(coco_root, write):
     given = {"questions": write("q.json", asked), "answers": write("a.json", answered)}
     folder = DataFolder.find(coco_root, **given)
     assert folder.data_set("vqa") == "custom"
-    assert [item.id for item in vqa_items(folder, load_protocol("vqa.llava"))] == ["vqa/42000", "vqa/42001"]
+    assert [sample.id for sample in vqa_samples(folder, load_protocol("vqa.llava"))] == [
+        "vqa/42000",
+        "vqa/42001",
+    ]
 
 
 def test_shards():
@@ -307,15 +309,15 @@ def test_shards():
 
 
 def test_limits(scenes):
-    items = chair_items(scenes, load_protocol("chair.tiny"))
-    ten = limited(items, 10)
-    assert [item.id for item in ten] == sorted(item.id for item in ten)
+    samples = chair_samples(scenes, load_protocol("chair.tiny"))
+    ten = limited(samples, 10)
+    assert [sample.id for sample in ten] == sorted(sample.id for sample in ten)
     assert len(ten) == 10
-    assert limited(items, 0.25) == ten
-    assert set(map(id, limited(items, 5))) < set(map(id, ten))
-    assert {item.id for item in limited(items[::-1], 10)} == {item.id for item in ten}
-    assert limited(items, 10_000) == limited(items, 1.0) == items
-    assert len(limited(items, 0.001)) == 1
+    assert limited(samples, 0.25) == ten
+    assert set(map(id, limited(samples, 5))) < set(map(id, ten))
+    assert {sample.id for sample in limited(samples[::-1], 10)} == {sample.id for sample in ten}
+    assert limited(samples, 10_000) == limited(samples, 1.0) == samples
+    assert len(limited(samples, 0.001)) == 1
 
 
 @pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5, float("nan"), True])

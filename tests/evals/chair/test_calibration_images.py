@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from vlmfix.evals.chair.calibration_images import annotated_images
 
-from vlmfix.evaluation.datasets.calibration_images import annotated_images
 from vlmfix.evaluation.files.readers import read_json
 
 

@@ -1,0 +1,80 @@
+"""The command `vlmfix score pope`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from vlmfix.evaluation.tasks.scored_files import ScoredFiles, counts_table
+
+from .parsers import DEFAULT_PARSER, FIGURES, PARSERS
+from .score_command import as_json, score_files
+
+
+def score(
+    answers: Annotated[
+        list[Path], typer.Option(help="JSON or JSON Lines with the answers of a split; repeatable.")
+    ],
+    labels: Annotated[
+        list[Path], typer.Option(help="POPE question file of that split; as many as --answers.")
+    ],
+    parser: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(PARSERS)}, or all; repeatable. official gives the official script's figures.",
+            show_default=DEFAULT_PARSER,
+        ),
+    ] = None,
+    pairing: Annotated[
+        str,
+        typer.Option(
+            help="How answers find their labels: position, id, or auto: by position under official, under "
+            "other parsers by id where there are ids."
+        ),
+    ] = "auto",
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Leave out and count missing, unknown and repeated ids.")
+    ] = False,
+    answer_key: Annotated[
+        str | None, typer.Option(help="Key of the answer in its record.", show_default="the one in use")
+    ] = None,
+) -> ScoredFiles:
+    """Yes/no answers about objects (POPE, arXiv 2305.10355)."""
+    wanted = parser or [DEFAULT_PARSER]
+    report = score_files(
+        answers,
+        labels,
+        list(PARSERS) if "all" in wanted else list(dict.fromkeys(wanted)),
+        pairing=pairing,
+        allow_partial=allow_partial,
+        answer_key=answer_key,
+    )
+    tables = []
+    for split in report.splits:
+        scores = {name: vars(each) for name, each in split.scores.items()}
+        tables.append(_figures(f"POPE {escape(split.name)}, percent", scores))
+        counts = {f"by {each['pairing']}": dict(each) for each in split.counts.values()}
+        for each in counts.values():
+            del each["pairing"]
+        tables.append(counts_table(counts))
+    if len(report.splits) > 1:
+        tables.append(_figures(f"unweighted mean of {len(report.splits)} splits, percent", report.mean))
+        pooled = {name: vars(each) for name, each in report.pooled.items()}
+        tables.append(_figures("all rows, percent", pooled))
+        if "vlmevalkit" in report.distinct:
+            overall = {"vlmevalkit": vars(report.distinct["vlmevalkit"])}
+            tables.append(_figures("Overall: distinct questions, percent", overall))
+    return ScoredFiles(as_json(report), tables, report.notes)
+
+
+def _figures(title: str, figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    heads = (Column(name.replace("_", " ").removesuffix(" share"), justify="right") for name in FIGURES)
+    table = Table(Column("parser", no_wrap=True), *heads, title=title)
+    for name, values in figures.items():
+        table.add_row(name, *(f"{100 * values[figure]:.2f}" for figure in FIGURES))
+    return table

@@ -1,0 +1,85 @@
+"""Open questions as samples: from files in the form of VQA v2, or from any data set of such questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vlmfix.evaluation.datasets.folder import DataFolder
+from vlmfix.evaluation.datasets.hub import HubData, HubRow, hub_samples
+from vlmfix.evaluation.datasets.layouts import PARTS, is_official
+from vlmfix.evaluation.sample import Sample, in_order
+from vlmfix.evaluation.tasks.protocols import Protocol
+
+from .questions import answer_texts, join_answers, read_by_id
+
+
+def vqa_samples(folder: DataFolder, protocol: Protocol) -> list[Sample]:
+    """Open questions in the form of VQA v2 with the answers of several people.
+
+    Args:
+        folder: with questions and answers, and with instances unless the questions are from VQA v2.
+        protocol: of the task vqa.
+
+    Returns:
+        The samples in order of their ids, `vqa/<question id>`; target are the answers.
+
+    Raises:
+        FileNotFoundError: a file, or all pictures, are missing.
+        ValueError: broken files, an id that comes twice, or a question without answers or image.
+    """
+    asked, answered = folder.require("questions", "vqa"), folder.require("answers", "vqa")
+    questions, answers = read_by_id(asked, "questions"), read_by_id(answered, "annotations")
+    folder.record("questions", asked, len(questions))
+    folder.record("answers", answered, len(answers))
+    file_name = _file_names(folder, asked)
+    return in_order(
+        Sample(
+            id=f"vqa/{question.id}",
+            cluster=str(question.image_id),
+            image=folder.image(file_name(question.image_id), "vqa"),
+            prompt=protocol.ask(question.text),
+            target=list(question.answers),
+            meta={
+                "image_id": question.image_id,
+                "question": question.text,
+                "question_type": question.question_type,
+                "answer_type": question.answer_type,
+            },
+        )
+        for question in join_answers(questions, answers)
+    )
+
+
+def vqa_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Sample]:
+    """The rows of a data set as open questions, `vqa/<id>`; see `hub_samples`."""
+
+    def sample(row: HubRow) -> Sample:
+        meta = {
+            "image_id": row.cluster,
+            "question": row.question,
+            "question_type": row.group,
+            "answer_type": "",
+        }
+        answers = list(answer_texts(row.answer, row.where))
+        return Sample(f"vqa/{row.id}", row.cluster, row.image, protocol.ask(row.question), answers, meta)
+
+    return hub_samples(data, sample, cache)
+
+
+def _file_names(folder: DataFolder, questions: Path) -> Callable[[int], str]:
+    """How the picture of an image id is called."""
+    if is_official(questions):
+        part = next(part for part in PARTS if part in questions.name)
+        return lambda image_id: f"COCO_{part}_{image_id:012d}.jpg"
+    instances = folder.read_instances("vqa")
+
+    def of_instances(image_id: int) -> str:
+        if image_id not in instances.file_names:
+            raise ValueError(
+                f"{questions} asks about image {image_id}, which {folder.instances} does not list; give the "
+                "instances of the same images"
+            )
+        return instances.file_names[image_id]
+
+    return of_instances

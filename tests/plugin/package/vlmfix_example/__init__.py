@@ -1,0 +1,1 @@
+"""A package beside vlmfix, as its users write them."""

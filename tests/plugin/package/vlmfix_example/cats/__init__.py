@@ -1,0 +1,1 @@
+"""Questions about cats, a benchmark of a package beside vlmfix."""

@@ -1,0 +1,93 @@
+"""Tests of what people are told: the recipes of CONTRIBUTING.md, followed word for word, and links."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.paths import ROOT
+
+_BLOCK = re.compile(r'^```(\w+) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#]+)")
+
+
+def follow(recipe: str, folder: Path) -> dict[str, str]:
+    """Write the files of a recipe into a folder and run its commands there.
+
+    Args:
+        recipe: which section of CONTRIBUTING.md.
+        folder: an empty one.
+
+    Returns:
+        What each command printed on stdout.
+    """
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split(f"[start:{recipe}]")[1].split(f"[end:{recipe}]")[0]
+    printed = {}
+    for language, title, content in _BLOCK.findall(section):
+        if language == "sh":
+            printed |= {line: run(line, folder) for line in content.splitlines()}
+        else:
+            (folder / title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / title).write_text(content, encoding="utf-8")
+    return printed
+
+
+def run(line: str, folder: Path) -> str:
+    """Run one command as a person would, but install into `folder/installed`; returns its stdout."""
+    installed = folder / "installed"
+    python: list[str | Path] = [sys.executable]
+    programs = {
+        "vlmfix": [*python, ROOT / "cli.py"],
+        "pytest": [*python, "-m", "pytest"],
+        "pip install -e": [
+            *python,
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            "--no-build-isolation",
+            "--target",
+            installed,
+        ],
+    }
+    [start] = [each for each in programs if line.startswith(f"{each} ")]
+    result = subprocess.run(
+        [*programs[start], *shlex.split(line.removeprefix(start))],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (installed, ROOT)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_recipe_of_a_method(tmp_path: Path) -> None:
+    Image.open(ROOT / "docs" / "scene.png").convert("RGB").save(tmp_path / "photo.jpg")
+    printed = follow("method", tmp_path)
+    tested, answered = (printed[line] for line in printed if not line.startswith("pip"))
+    assert "3 passed" in tested
+    assert answered.strip()
+
+
+@pytest.mark.slow
+def test_recipe_of_a_benchmark(tmp_path: Path) -> None:
+    printed = follow("benchmark", tmp_path)
+    assert "2 passed" in printed["pytest test_left.py"]
+    assert '"left"' in (tmp_path / "runs" / "left" / "metrics.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    links = [link for link in _LINK.findall((ROOT / page).read_text(encoding="utf-8")) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,102 @@
+"""The command `vlmfix calibrate`."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vlmfix.cli.console import out, progress_bar
+from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
+from vlmfix.models.embedded import DEFAULT_MODEL
+
+CALIBRATED = ("var", "gift", "adaptinfer", "adhh")
+
+
+def _complete_calibrated(incomplete: str) -> list[str]:
+    return [name for name in CALIBRATED if name.startswith(incomplete)]
+
+
+def calibrate(
+    images: Annotated[
+        Path,
+        path_option(
+            "Folder with 20 to 50 ordinary pictures; for adhh, a COCO root or what 'vlmfix scenes' "
+            "writes, with 100 to 150 annotated ones.",
+        ),
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"Method that needs the values: {', '.join(CALIBRATED)}.",
+            autocompletion=_complete_calibrated,
+        ),
+    ] = "var",
+    output: Annotated[
+        Path | None,
+        path_option("Profile file to write. (default: where later runs look first)"),
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
+) -> None:
+    """Find what a method needs to know of a checkpoint that has no profile."""
+    from vlmfix.calibration.calibrate import calibrate as find_values
+    from vlmfix.calibration.calibrate import calibration_of, write_profile
+    from vlmfix.cli.loading import load_model
+    from vlmfix.cli.pictures import is_readable, named_pictures
+    from vlmfix.evaluation.tasks.registry import task_module
+    from vlmfix.methods.registry import get_method
+    from vlmfix.models.profiles import user_directory
+
+    method = get_method(method).name  # a wrong name shows before the model is loaded
+    calibration_of(method)
+    if output is not None:
+        _check_profile_file(output)
+    if output is None:
+        user_directory()  # refused, if at all, before the work
+    pictures: Sequence[Any]
+    if method == "adhh":
+        least, most = 100, 150
+        chair = task_module("chair", "calibration_images")
+        assert chair is not None
+        pictures = [each for each in chair.annotated_images(images, most) if is_readable(each.image)]
+    else:
+        least, most = 20, 50
+        pictures = list(itertools.islice(filter(is_readable, named_pictures([images])), most))
+    if not pictures:
+        raise ValueError(f"no picture in {str(images)!r} can be read; give others")
+    if len(pictures) < least:
+        warnings.warn(f"{len(pictures)} pictures; {least} to {most} give a firmer result", stacklevel=1)
+    loaded = load_model(model, device, dtype, allow_missing=allow_missing)
+    with progress_bar("reading", len(pictures)) as advance:
+        found = find_values(method, *loaded, pictures, progress=advance)
+    path = write_profile(loaded[0], found, model, output)
+    table = Table(title=escape(f"{method} on {model}"), show_header=False)
+    for name, value in (found.values | found.findings).items():
+        table.add_row(name.replace("_", " "), escape(str(value)))
+    out.print(table)
+    out.print(f"written to {path}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _check_profile_file(file: Path) -> None:
+    """Refuse, before any work, what no profile can be written to.
+
+    Raises:
+        OSError: it is a folder, or cannot have one.
+        ValueError: there is a file that is no profile.
+    """
+    from vlmfix.models.profiles import Profile
+
+    if file.is_dir():
+        raise IsADirectoryError(f"{str(file)!r} is a folder; name a profile file in it")
+    if file.exists():
+        Profile.read(file)
+    file.parent.mkdir(parents=True, exist_ok=True)

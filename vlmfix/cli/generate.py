@@ -1,0 +1,178 @@
+"""The command `vlmfix generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import vlmfix
+from vlmfix.cli.completion import complete_methods
+from vlmfix.cli.console import out, print_json, progress_bar
+from vlmfix.cli.options import (
+    AllowMissingOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    given_temperature,
+    given_text,
+    path_option,
+)
+from vlmfix.failures import failure_of, words
+from vlmfix.models.embedded import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BATCH_SIZE = 8
+MOST_TOKENS = 2**31 - 1
+MOST_SEED = 2**63 - 1
+
+
+def generate(
+    model: ModelOption = DEFAULT_MODEL,
+    image: Annotated[
+        list[Path] | None,
+        path_option("Picture or folder of pictures; may be repeated. (default: demo scene)"),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(callback=given_text, help="What to ask about each picture.")
+    ] = "Describe the image.",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Method by name (see 'vlmfix methods'), several as var+vhr, or greedy.",
+            autocompletion=complete_methods,
+        ),
+    ] = "greedy",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Parameter KEY=VALUE, of one method among several METHOD.KEY=VALUE; repeatable."
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show plain decoding beside the method.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Length limit of an answer.")
+    ] = 128,
+    temperature: Annotated[
+        float,
+        typer.Option(callback=given_temperature, help="Sample at this temperature; 0 is greedy."),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_missing: AllowMissingOption = False,
+    save_maps: Annotated[
+        Path | None,
+        path_option("Folder for the maps and refined pictures of carve."),
+    ] = None,
+    json_: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON document and nothing else, also when it stops half way."),
+    ] = False,
+) -> None:
+    """Answer a prompt about pictures, plainly or with methods."""
+    import torch
+
+    from vlmfix.api import decoding_under
+    from vlmfix.cli.loading import load_model
+    from vlmfix.cli.pictures import Answered, answers_or_errors, named_pictures, picture_name, show
+    from vlmfix.inference.decoding import plain_decoding, set_aside
+    from vlmfix.methods.grammar import make_methods, parse_settings
+    from vlmfix.methods.suitability import profile_values
+
+    [parsed] = parse_settings([method], set_ or [])
+    chosen = make_methods(parsed)
+    if save_maps is not None and not any(isinstance(each, vlmfix.CARVE) for each in chosen):
+        raise ValueError("--save-maps needs --method carve, which makes maps")
+    if compare and not chosen:
+        raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
+    if save_maps is not None:
+        save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
+    sources = named_pictures(image)
+    loaded = load_model(model, device, dtype, allow_missing=allow_missing)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:  # from the whole distribution, as the protocols of the harness do
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    variants: dict[str, list[vlmfix.Method]]
+    plain = "sampling" if temperature > 0 else "greedy"
+    label = "+".join(parsed) or plain
+    variants = {plain: [], label: chosen} if compare else {label: chosen}
+
+    def answered(pictures: Sequence[Image.Image]) -> list[Answered]:
+        """The answers to a batch, by variant, and what CARVE found out."""
+        found = [Answered({}, []) for _ in pictures]
+        for name, applied in variants.items():
+            torch.manual_seed(seed)
+            refinements: list[vlmfix.Refinement] = []
+            texts = vlmfix.generate(
+                *loaded,
+                list(pictures),
+                prompt,
+                applied,
+                max_new_tokens=max_new_tokens,
+                on_refinement=refinements.append,
+                **sampling,
+            )
+            for index, each in enumerate(found):
+                each.texts[name] = texts[index]
+                each.refinements.extend(refinements[index : index + 1])
+        return found
+
+    def decoding_of(applied: list[vlmfix.Method]) -> dict[str, Any]:
+        wanted = decoding_under(applied, {"max_new_tokens": max_new_tokens, **sampling})
+        return plain_decoding(loaded[0], wanted)
+
+    results: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    saved: list[Path] = []
+
+    def document(stopped_by: BaseException | None = None) -> dict[str, Any]:
+        head = {
+            "model": model,
+            "prompt": prompt,
+            "method": label,
+            "parameters": {each.name: each.parameters for each in chosen},
+            "profile": profile_values(chosen, loaded[0]),
+            "activity": {each.name: dataclasses.asdict(each.edit_stats()) for each in chosen},
+            "decoding": {name: decoding_of(applied) for name, applied in variants.items()},
+            "generation_config_set_aside": set_aside(loaded[0]),
+        }
+        error = {} if stopped_by is None else {"error": failure_of(stopped_by).message}
+        return head | {"results": results, "failures": failures} | error
+
+    try:
+        with progress_bar("answering", len(sources), quiet=json_ or len(sources) == 1) as advance:
+            for start in range(0, len(sources), BATCH_SIZE):
+                batch = sources[start : start + BATCH_SIZE]
+                for source, picture, found in answers_or_errors(batch, answered):
+                    if isinstance(found, Exception):
+                        failures.append({"image": picture_name(source), "error": words(found)})
+                        continue
+                    results.append({"image": picture_name(source), "answers": found.texts})
+                    if save_maps is not None:
+                        stem = f"{len(results):04}-{Path(picture_name(source)).stem.replace(' ', '-')}"
+                        saved += found.refinements[0].save(save_maps, stem)
+                    if not json_:
+                        assert picture is not None
+                        show(source, picture, found.texts, alone=len(sources) == 1)
+                advance(len(batch))
+    except (Exception, KeyboardInterrupt) as error:
+        if json_:
+            print_json(document(error))
+        raise
+    if json_:
+        print_json(document())
+    elif save_maps is not None:
+        out.print(f"{len(saved)} pictures in {save_maps}", soft_wrap=True, highlight=False, markup=False)
+    if failures:
+        reasons = "; ".join(failure["error"] for failure in failures[:3])
+        raise ValueError(
+            f"{len(failures)} of {len(sources)} pictures could not be read or answered: {reasons}"
+        )

@@ -1,0 +1,109 @@
+"""Pictures that options name, and the answers about them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from rich.markup import escape
+from rich.table import Column, Table
+
+import vlmfix
+from vlmfix.cli.console import out
+from vlmfix.cli.display import mark_differences, thumbnail
+from vlmfix.evaluation.datasets import demo_scene, render
+from vlmfix.failures import is_for_users, is_foreign, printable, words
+from vlmfix.inference.pictures import IMAGE_SUFFIXES, ImageLike, open_images
+
+
+class Answered(NamedTuple):
+    """The answers about a picture by variant, and what CARVE found out of it."""
+
+    texts: dict[str, str]
+    refinements: list[vlmfix.Refinement]
+
+
+def is_readable(picture: ImageLike | None) -> bool:
+    """Whether a picture can be opened; warns if not."""
+    try:
+        open_images(_picture(None) if picture is None else picture)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"left out: {words(error)}", stacklevel=2)
+        return False
+    return True
+
+
+def named_pictures(given: list[Path] | None) -> list[Path | None]:
+    """The pictures to answer about; None is the demo scene."""
+    if not given:
+        return [None]
+    found: list[Path | None] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ValueError(f"no pictures in {str(path)!r} ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"no image file or folder {str(path)!r}; check the path")
+    return found
+
+
+def answers_or_errors(
+    batch: Sequence[Path | None], answered: Callable[[Sequence[Image.Image]], list[Answered]]
+) -> Iterator[tuple[Path | None, Image.Image | None, Answered | Exception]]:
+    """The answers about each picture of a batch, or why there are none: one cannot spoil those of others."""
+    opened: list[tuple[Path | None, Image.Image]] = []
+    for source in batch:
+        try:
+            opened.append((source, open_images(_picture(source))[0]))
+        except (OSError, ValueError) as error:
+            yield source, None, error
+    found: list[Answered | Exception] = []
+    try:
+        found += answered([picture for _, picture in opened]) if opened else []
+    except ValueError as error:  # a picture that the model cannot take, such as one of a single line
+        if len(opened) < 2 or not (is_for_users(error) or is_foreign(error)):
+            raise
+        for _, picture in opened:
+            try:
+                found += answered([picture])
+            except ValueError as alone:
+                found.append(alone)
+        if len({words(each) if isinstance(each, Exception) else None for each in found}) == 1:
+            raise  # it was not the picture
+    for (source, picture), each in zip(opened, found, strict=True):
+        yield source, picture, each
+
+
+def _picture(source: Path | None) -> Path | Image.Image:
+    return render(demo_scene()) if source is None else source
+
+
+def picture_name(source: Path | None) -> str:
+    return "demo scene" if source is None else printable(str(source))
+
+
+def show(source: Path | None, picture: Image.Image, answers: dict[str, str], *, alone: bool) -> None:
+    """One answer as text; two side by side with the differing words marked."""
+    if alone and out.is_terminal:
+        out.print(thumbnail(picture))
+    if len(answers) == 1:
+        text = next(iter(answers.values()))
+        out.print(
+            text if alone else f"{picture_name(source)}: {text}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+        return
+    table = Table(
+        *(Column(name, ratio=1) for name in answers), title=escape(picture_name(source)), expand=True
+    )
+    table.add_row(*mark_differences(*answers.values()))
+    out.print(table)

@@ -1,0 +1,19 @@
+"""The command `vlmfix report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmfix.cli.options import given_path
+
+
+def report(
+    output: Annotated[Path, typer.Argument(parser=given_path, help="The --output of 'vlmfix eval'.")],
+) -> None:
+    """Score the latest job of a folder again and write its report, also of a job that is not finished."""
+    from vlmfix.cli.jobs import report_again
+
+    report_again(output)

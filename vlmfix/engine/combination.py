@@ -1,0 +1,52 @@
+"""Combinations of methods that cannot act together on any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from vlmfix.engine.capabilities import AsksSeveralTimes, ChoosesTokens, PrunesTokens
+from vlmfix.engine.method import MethodHooks
+from vlmfix.errors import UnsupportedError
+
+
+def check_combination(methods: Sequence[MethodHooks]) -> None:
+    """Refuse methods that do not go together, in the order of attachment.
+
+    Raises:
+        UnsupportedError: with the reason and the remedy.
+    """
+    acting = [method for method in methods if not method.is_identity]
+    for other, method in combinations(acting, 2):
+        check_pair(other, method)
+
+
+def check_pair(other: MethodHooks, method: MethodHooks) -> None:
+    """Refuse a method that does not go with another one that is attached before it.
+
+    Raises:
+        UnsupportedError: with the reason and the remedy.
+    """
+    name, other_name = type(method).__name__, type(other).__name__
+    if type(other) is type(method):
+        raise UnsupportedError(
+            f"{name} is attached to this model already; leave that block before entering another"
+        )
+    if isinstance(method, AsksSeveralTimes) and isinstance(other, AsksSeveralTimes):
+        raise UnsupportedError(f"{other_name} and {name} ask the model several times each; use one of them")
+    if method.owns_logits and other.owns_logits:
+        raise UnsupportedError(
+            f"{other_name} defines the logits of this model already, and {name} would, too; use one of them "
+            "at a time"
+        )
+    for one, another in ((method, other), (other, method)):
+        if isinstance(one, ChoosesTokens) and another.owns_logits:
+            raise UnsupportedError(
+                f"{type(one).__name__} tries tokens and takes them back, which {type(another).__name__}, "
+                "which defines the logits, does not follow; use one of them at a time"
+            )
+    if isinstance(method, PrunesTokens) and isinstance(other, PrunesTokens):
+        raise UnsupportedError(
+            f"{other_name} drops image tokens of this model already, and the counts of {name} would refer "
+            "to tokens that are gone; use one pruning method at a time"
+        )

@@ -1,0 +1,102 @@
+"""Answers to a batch of prompts about images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+
+from vlmfix.engine import tokens
+from vlmfix.engine.modules import input_device
+from vlmfix.engine.prefix_cache import shared_prefix
+from vlmfix.engine.vision_cache import cached_vision
+from vlmfix.inference.chat import prepare
+from vlmfix.inference.output import Answer, read_answers
+from vlmfix.inference.pictures import Images, listed, open_images
+
+
+def answer_batch(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: Sequence[tuple[Images, str]],
+    **generate_kwargs: Any,
+) -> list[Answer]:
+    """Answers of one forward pass a token, under whatever methods are attached.
+
+    Prompts about the same images, as objects or paths, share their vision encoding, and the reading of what
+    stands before the question where the methods allow it.
+
+    Args:
+        batch: images and text of each prompt.
+        **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
+
+    Raises:
+        ValueError: a prompt or picture cannot be read, or the model gives no numbers.
+    """
+    pictures: dict[Any, list[Image.Image]] = {}
+    keys = [identity(images) for images, _ in batch]
+    for key, (images, _) in zip(keys, batch, strict=True):
+        if key not in pictures:
+            pictures[key] = open_images(images)
+    inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
+    check_token_ids(inputs["input_ids"], model)
+    inputs = inputs.to(input_device(model), dtype=model.dtype)
+    end_tokens = tokens.end_tokens(model, generate_kwargs)
+    with ExitStack() as stack:
+        if len(pictures) < len(batch):
+            stack.enter_context(cached_vision(model))
+            stack.enter_context(shared_prefix(model))
+        numbers = _Numbers()
+        processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
+        output = model.generate(**inputs, **generate_kwargs, logits_processor=processors)
+    numbers.check()
+    return read_answers(output, inputs["attention_mask"], end_tokens, processor)
+
+
+class _Numbers(LogitsProcessor):
+    """Watches whether scores are numbers; what is not would be read as the first token of the vocabulary."""
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        broken = scores.isnan().any()
+        self._broken = broken if self._broken is None else self._broken | broken
+        return scores
+
+    def check(self) -> None:
+        """Read the device, once a call.
+
+        Raises:
+            ValueError: some were not.
+        """
+        if self._broken is not None and bool(self._broken):
+            raise ValueError(
+                "the model gives scores that are not numbers (NaN), so that there is no answer; float16 "
+                "overflows in models trained in bfloat16 (use bfloat16 or float32), or weights or settings "
+                "of the checkpoint are broken"
+            )
+
+
+def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
+    """Refuse a prompt with tokens that the model has no embedding for, image tokens apart.
+
+    Raises:
+        ValueError: the tokenizer is another model's.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    beyond = input_ids[(input_ids >= size) & (input_ids != getattr(model.config, "image_token_id", None))]
+    if beyond.numel():
+        raise ValueError(
+            f"the tokenizer gives token {int(beyond[0])}, but the embedding of the model has {size} rows; "
+            "use the tokenizer of this checkpoint, or resize_token_embeddings and train the new rows"
+        )
+
+
+def identity(images: Images) -> Any:
+    """Equal for the same pictures."""
+    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in listed(images))
