@@ -29,9 +29,6 @@ ATTACHED = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
 REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
 """Methods with families that they refuse."""
 
-BASES = ("vlmfix.engine.capabilities", "vlmfix.engine.method", "vlmfix.methods.base")
-"""Modules of the bases of all methods, whose hooks the engine calls."""
-
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
     "var": {
@@ -138,11 +135,16 @@ def built(family: str, **kwargs: Any) -> PreTrainedModel:
 
 def hook_signature(cls: type[vlmfix.Method]) -> frozenset[str]:
     """What a method overrides of its bases in the engine: all that the engine can tell of it."""
-    of_bases = [base for base in cls.__mro__ if base.__module__ in BASES]
-    of_methods = [base for base in cls.__mro__ if base.__module__ not in (*BASES, "builtins", "abc")]
+    of_bases = {base for base in cls.__mro__ if _is_base(base)}
+    capabilities = {base.__name__ for base in of_bases}
     names = {name for base in of_bases for name in vars(base) if not name.startswith("_")}
-    overridden = {name for name in names if any(name in vars(base) for base in of_methods)}
-    return frozenset(overridden | {base.__name__ for base in of_bases})  # a capability may have no member
+    overridden = {name for base in set(cls.__mro__) - of_bases for name in names & vars(base).keys()}
+    return frozenset(capabilities | overridden)
+
+
+def _is_base(cls: type) -> bool:
+    """Whether it is of those that all methods share: the hooks, their capabilities, and their base."""
+    return cls.__module__.startswith("vlmfix.engine.") or cls.__module__ == "vlmfix.methods.base"
 
 
 def representatives(names: Sequence[str]) -> list[str]:

@@ -62,7 +62,7 @@ def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
     parameters = acting(name).parameters | {"position_scheme": "renumber"}
     method = vlmfix.make_method(name, **parameters)
 
-    def context(inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
+    def run(inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
         with method(llava):
             output = llava.generate(
                 **inputs,
@@ -74,10 +74,10 @@ def test_renumbered_positions(name: str, llava: PreTrainedModel) -> None:
             )
         return torch.stack(output.logits)
 
-    batch = context(inputs)
-    torch.testing.assert_close(batch, context(inputs, use_cache=False), atol=1e-4, rtol=1e-4)
+    batch = run(inputs)
+    torch.testing.assert_close(batch, run(inputs, use_cache=False), atol=1e-4, rtol=1e-4)
     for row, single in enumerate(families.split("llava", llava, inputs)):
-        torch.testing.assert_close(batch[:, row], context(single)[:, 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(batch[:, row], run(single)[:, 0], atol=1e-4, rtol=1e-4)
     with attached(name, llava):
         original = values(llava, inputs, max_new_tokens=4)
     assert (batch[:, 0] - original[:, 0]).abs().max() > 1e-4
