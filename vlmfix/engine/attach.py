@@ -1,4 +1,4 @@
-"""Blocks in which a method steers a model, and passes in which one does by itself."""
+"""Blocks in which a method is attached to a model, and passes in which one acts by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from vlmfix.models.profiles import find_profile
 
 
 class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
-    """A `with` block in which `method` steers `model`; several on one model compose in the order of entry.
+    """A `with` block in which `method` is attached to `model`; several on one model compose in the order of
+    entry.
 
     A block belongs to the thread or asyncio task that enters it, and to all that it starts inside, such as
     the thread that feeds a streamer. Others wait for its end with their calls and blocks, calls on one model
@@ -65,7 +66,7 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
             attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE) or Attachment(model)
             if attachment.model is not model:
                 raise UnsupportedError(
-                    "another model with the same language model is being steered; leave that block first"
+                    "another model with the same language model has a method attached; leave that block first"
                 )
             attachment.check(self._method)  # before what it lacks on this model, which would not help
             resolved = fitted(model, self._method, self._processor)

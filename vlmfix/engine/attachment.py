@@ -1,4 +1,4 @@
-"""What hangs on a model while methods steer it."""
+"""What hangs on a model while methods are attached to it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from vlmfix.errors import UnsupportedError
 
 
 class Attachment:
-    """What hangs on one model while at least one method steers it.
+    """What hangs on one model while at least one method is attached to it.
 
     Args:
         model: checked by `support.check_model`.

@@ -37,7 +37,7 @@ def attention(
     """Attention of one decoder layer, in the form that transformers calls.
 
     Args:
-        module: the attention module, which carries the steering of its model.
+        module: the attention module, which carries the attachment of its model.
         query: `(batch, heads, queries, head_dim)`, after the rotary embedding.
         key: `(batch, key_value_heads, keys, head_dim)`, the whole cache.
         value: like `key`.
@@ -47,7 +47,9 @@ def attention(
         `(batch, queries, heads, head_dim)`, and the weights where the model's own kernel gives them.
     """
     attachment = vars(module).get(ATTRIBUTE)
-    if attachment is None:  # an unsteered model that shares its configuration object with a steered one
+    if (
+        attachment is None
+    ):  # a model without methods that shares its configuration object with one that has some
         unsteered: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, **kwargs
         )

@@ -134,7 +134,7 @@ def _check_attention(decoder: PreTrainedModel) -> None:
     kernel = config._attn_implementation
     if kernel == kernels.NAME:
         raise UnsupportedError(
-            "another model that shares this configuration object is being steered, or the configuration was "
+            "another model that shares this configuration object has a method attached, or the configuration was "
             "copied inside its block; load the two models with configurations of their own"
         )
     if kernel == "eager":

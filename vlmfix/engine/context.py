@@ -181,7 +181,7 @@ class DecodeContext:
         )
 
     def auxiliary_tokens(self, method: Any, tokens: int) -> slice:
-        """Where the companion of a method stands among the `tokens` of this pass."""
+        """Where the auxiliary prompt of a method stands among the `tokens` of this pass."""
         start = tokens - self.auxiliary_length
         for owner, auxiliary_prompt in self.auxiliary_prompts.items():
             end = start + auxiliary_prompt.inputs_embeds.shape[1]

@@ -47,7 +47,7 @@ class ForwardHooks:
     """Hooks around the text decoder and its layers.
 
     Args:
-        steering: whose methods act and whose run is read.
+        attachment: whose methods act and whose run is read.
     """
 
     def __init__(self, attachment: Attached, decoder: Any) -> None:

@@ -105,7 +105,7 @@ class MethodHooks:
 
         Args:
             logits: of the prompts.
-            branches: of each branch and of each readout, in the same form.
+            branches: of each branch and of each extra hidden state, in the same form.
         """
         return logits
 

@@ -47,7 +47,7 @@ class LogitsMixer(Method, ABC):
 
         Args:
             logits: of the prompts.
-            branches: of each branch and of each readout, in the same form.
+            branches: of each branch and of each extra hidden state, in the same form.
         """
 
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ def check_depth(exits: tuple[int, ...], depth: int) -> None:
 
 
 def exit_states(context: DecodeContext, exits: Sequence[int], *, normed: bool) -> Sequence[Tensor]:
-    """The newest hidden states at some exits, `(batch, hidden)` each, for `Method.readouts`.
+    """The newest hidden states at some exits, `(batch, hidden)` each, for `extra_hidden_states`.
 
     Args:
         exits: what `Method.taps` named.
