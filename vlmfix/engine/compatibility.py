@@ -134,8 +134,8 @@ def _check_attention(decoder: PreTrainedModel) -> None:
     kernel = config._attn_implementation
     if kernel == kernels.NAME:
         raise UnsupportedError(
-            "another model that shares this configuration object has a method attached, or the configuration was "
-            "copied inside its block; load the two models with configurations of their own"
+            "another model that shares this configuration object has a method attached, or the configuration "
+            "was copied inside its block; load the two models with configurations of their own"
         )
     if kernel == "eager":
         layers: Any = decoder.layers
