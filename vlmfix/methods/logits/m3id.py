@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class M3ID(AgainstText):
 
     There is no official code. Tokens are counted from 1, so that the first one is touched, too; ports that
     count from 0 leave one-word answers to the plausibility cut alone. A prompt that holds nothing but an
-    image is left as it is.
+    image is left as it is. The setting of the paper is `gate=0.3, beta=0`, with `offset` 0 for captions and
+    10 for yes/no questions.
 
     Args:
         decay: growth of the weight, `exp(decay * tokens) - 1`, in [0, 1]; 0 leaves only the cut.
@@ -55,15 +56,6 @@ class M3ID(AgainstText):
         check_range("offset", self.offset, 0, 1000)
         if self.gate is not None:
             check_range("gate", self.gate, 0, 1)
-
-    @classmethod
-    def as_published(cls, offset: float = 0.0) -> Self:
-        """The setting of the paper: no cut, and the contrast only where the model is unsure.
-
-        Args:
-            offset: 0 for captions, 10 for yes/no questions.
-        """
-        return cls(offset=offset, gate=0.3, beta=0.0)
 
     @property
     def contrasts(self) -> bool:
