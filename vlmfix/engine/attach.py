@@ -119,7 +119,7 @@ def alone(
     Args:
         model: whatever is attached to it.
         method: with every value filled in.
-        run: to go on with; None: the pass reads the prompts.
+        context: to go on with; None: the pass reads the prompts.
         scores: what the method edits in place of the logits of this pass, `(sequences, vocabulary)`.
         copies: sequences of each prompt, which the text decoder reads, and not yet the model.
         inputs: of the prompts, as `generate` got them.

@@ -46,7 +46,7 @@ class Attachment:
     """What hangs on one model while at least one method is attached to it.
 
     Args:
-        model: checked by `support.check_model`.
+        model: checked by `compatibility.check_model`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

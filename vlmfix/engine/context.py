@@ -37,12 +37,11 @@ class DecodeContext:
         step: 0 in the prefill, then the number of tokens generated before this forward pass.
         is_prefill: whether this pass reads the prompt for the first time.
         alive: sequences that have not ended, `(batch,)` bool.
-        auxiliary prompts: what methods added after the prompt; in the prefill only.
-        reading: the branch that the decoder reads alone.
+        auxiliary_prompts: what methods added after the prompt; in the prefill only.
         modules: what methods may run of the text decoder by themselves.
-        taps: layers of which `exits` is kept.
-        exits: what entered these layers at the newest position in this pass, `(batch, hidden)`, by layer.
-        stages: what pruning left, by layer.
+        early_exits: what entered the tapped layers at the newest position in this pass, `(batch, hidden)`,
+            by layer.
+        pruning_stages: what pruning left, by layer.
         inputs: what `generate`, or else the model, was given beside the tokens, such as `pixel_values`; in
             the prefill only.
         copies: sequences of each prompt in `inputs`, which beams multiply.

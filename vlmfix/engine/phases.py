@@ -22,7 +22,7 @@ def is_prompt(
     Args:
         queries: number of tokens in the pass.
         cache: that the pass was given.
-        run: of the prompts read last; None: there are none.
+        context: of the prompts read last; None: there are none.
         in_generate: whether it is part of a `generate` call, which reads its prompts once.
 
     Raises:

@@ -67,7 +67,7 @@ class EditStats:
 
 
 class SequenceStats(NamedTuple):
-    """What a method did in one sequence of a run; see `Activity`.
+    """What a method did in one sequence of a run; see `EditStats`.
 
     Args:
         steps: forward passes until the sequence ended.

@@ -67,14 +67,14 @@ class Best:
             have fewer hallucinations of one kind at more of the other, or at less recall.
     """
 
-    baseline_of: str
+    baseline: str
     figures: list[Figure]
     verdict: str
 
     @property
     def words(self) -> str:
         """Such as "not distinguishable from greedy"."""
-        return f"{self.verdict} {self.baseline_of}"
+        return f"{self.verdict} {self.baseline}"
 
 
 @dataclass(frozen=True, eq=False)

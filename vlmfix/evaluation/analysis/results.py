@@ -82,7 +82,8 @@ class Outcome:
         parameters: the complete configuration of the method.
         samples: one each, in order of their ids; with several repeats of a sample, they follow each other.
         repeats: which repeat of its sample each is, `(samples,)` int.
-        baseline: of which method it is a baseline, by label; "": of all methods; None: of none, it is tested.
+        baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
+            tested.
         metrics: the headline figure first. Failed samples add nothing to them.
         tradeoff: names of the hallucination metric and of the recall metric that the report plots.
         parsers: for each parser or scorer the metrics that it gives, by its name; the one of the protocol

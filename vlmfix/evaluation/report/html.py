@@ -76,7 +76,7 @@ def write_report(
         path: of the HTML file; its folder exists.
         comparisons: from `vlmfix.evaluation.analysis.comparison.compare`.
         title: of the page.
-        notes: sentences at its top.
+        caveats: sentences at its top.
     """
     environment = Environment(
         loader=PackageLoader("vlmfix.evaluation.report"),

@@ -101,7 +101,7 @@ def _method(row: Row) -> dict[str, Any]:
 
 def _best(best: Best) -> dict[str, Any]:
     return {
-        "method": best.baseline_of,
+        "method": best.baseline,
         "verdict": best.verdict,
         "differences": {
             each.metric.name: None if each.difference is None else _difference(each.difference)

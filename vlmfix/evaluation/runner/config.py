@@ -47,7 +47,8 @@ class Variant:
     Args:
         label: as tables show it, unique in a job.
         methods: in the order of attachment; none is plain decoding.
-        baseline: of which method it is a baseline, by label; "": of all methods; None: of none, it is tested.
+        baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
+            tested.
     """
 
     label: str

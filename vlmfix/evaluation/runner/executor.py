@@ -73,11 +73,11 @@ def execute(
 
     Args:
         job: what to do.
-        prepared: its tasks.
+        task_plan: its tasks.
         model: that of the job.
         processor: with it.
-        share: of this process.
-        watcher: is told about the progress.
+        shard: of this process.
+        progress: is told about the progress.
 
     Returns:
         The runs, which others may still be at work on; baselines first in each task.

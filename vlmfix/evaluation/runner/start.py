@@ -58,7 +58,7 @@ class RunStarter:
         job: what to do.
         model: that of the job.
         processor: with it.
-        share: of this process.
+        shard: of this process.
         note: is told why earlier runs are left alone.
     """
 
@@ -91,7 +91,7 @@ class RunStarter:
         """Make a run, or go on with it.
 
         Args:
-            prepared: task and samples.
+            task_plan: task and samples.
             variant: what answers them.
             settings: name and parameters of a variant without methods; None: it is plain decoding.
             calibrated_on: of a baseline that was made to match runs, see

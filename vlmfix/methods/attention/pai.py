@@ -32,7 +32,7 @@ class PAI(ScoreEdit, AgainstText):
     Args:
         alpha: share of a score's size that is added to it, in [0, 100]; 0 edits no score.
         gamma: how far logits go from those without the image to those with it, in [1, 100]; 1 leaves them.
-        beta: plausibility cut, see `Mixing`; unless `gamma` is 1.
+        beta: plausibility cut, see `LogitsMixer`; unless `gamma` is 1.
         fused: see `Contrastive`.
     """
 

@@ -25,7 +25,7 @@ class BaselinePlausibility(LogitsMixer):
     that sampling becomes nearly greedy. Greedy tokens stay as they are.
 
     Args:
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
         top_p: the smallest set of likeliest tokens that reaches this probability is kept, in [0, 1]; 1: all.
         top_k: of these at most so many, 0 or more; 0: all. DeCo's candidates (arXiv 2410.11779) are those of
             `beta=0, top_p=0.9, top_k=20`.
@@ -68,7 +68,7 @@ class BaselineSharpen(LogitsMixer):
 
     Args:
         c: total weight of the added branches plus 1, in (0, 100]; 1 leaves only the cut.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
     """
 
     c: float = 4.0

@@ -23,7 +23,7 @@ class BaselineTextContrast(AgainstText):
 
     Args:
         alpha: strength, in [0, 100]; 0 leaves only the cut.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
         fused: see `Contrastive`.
     """
 

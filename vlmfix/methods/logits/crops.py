@@ -45,7 +45,7 @@ class CRoPS(Contrastive):
         decay: growth of the weight of the first, `exp(decay * tokens) - 1`, in [0, 1]; 0 leaves it out.
         alpha: weight of the second, in [0, 100]; 0 leaves it out.
         confidence: the contrast acts where no token has more than this probability after the cut, in [0, 1].
-        beta: plausibility cut, see `Mixing`; here it comes first.
+        beta: plausibility cut, see `LogitsMixer`; here it comes first.
         fused: see `Contrastive`.
     """
 

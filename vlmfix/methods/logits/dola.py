@@ -43,7 +43,7 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
         exits: the candidates: "low" (even ones below the middle), "high" (even ones from there), or a list of
             layers, 0-based; exit 0 is the embedding, which "low" leaves out where embeddings are tied.
         normed: whether exits go through the final norm of the model.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
     """
 
     weight: float = 1.0

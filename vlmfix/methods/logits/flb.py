@@ -25,7 +25,7 @@ class FLB(LogitsMixer):
     Args:
         gamma: weight that is approached, in [0, 100]; 0 leaves only the cut.
         decay: how fast it is, per token, in [0, 100].
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
     """
 
     gamma: float = 0.3

@@ -35,7 +35,7 @@ class ICD(Contrastive):
         alpha: strength, in [0, 100]; 0 leaves only the cut.
         instruction: in words.
         instruction_ids: in tokens, in the place of `instruction`; no processor is needed then.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
         fused: see `Contrastive`.
     """
 

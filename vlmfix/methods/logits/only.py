@@ -42,7 +42,7 @@ class ONLY(LogitsMixer, ReadsEarlyExits, RunsLayerParts):
         alpha_differ: strength of the contrast where they differ, in [0, 100]; 0 for both leaves only the cut.
         threshold: sum of the differences of probabilities from which they differ, in [0, 2].
         layer: the layer of the branch, 0-based.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
     """
 
     alpha_agree: float = 3.0

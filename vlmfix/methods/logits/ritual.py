@@ -49,7 +49,7 @@ class RITUAL(Contrastive):
     Args:
         kappa: weight of the added logits, in [0, 100]; 0 leaves only the cut.
         seed: of the draws, 0 or more.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
         fused: see `Contrastive`.
     """
 

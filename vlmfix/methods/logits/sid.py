@@ -38,7 +38,7 @@ class SID(Contrastive):
         keep: how many image tokens are seen, as a number (int, 0 or more) or as a share (float, in [0, 1]) of
             those of each prompt; 100 of the 576 of LLaVA-1.5 by default.
         layer: the first layer that sees only these, 0-based, 1 or more.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
         fused: see `Contrastive`.
     """
 

@@ -36,7 +36,7 @@ class VCD(Contrastive):
         alpha: strength, in [0, 100]; 0 leaves only the cut.
         noise_step: of the 1,000 steps of the diffusion, 0 to 999; the higher, the less is left of the image.
         seed: of the noise, 0 or more.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
         fused: see `Contrastive`.
     """
 

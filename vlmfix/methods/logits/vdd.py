@@ -36,7 +36,7 @@ class VDD(Contrastive):
         alpha: strength, in [0, 100]; 0 leaves only the cut.
         reference: "no_image", "unknown", or "both".
         unknown_token_id: what stands for an image in "unknown"; None: from the checkpoint's profile.
-        beta: plausibility cut, see `Mixing`.
+        beta: plausibility cut, see `LogitsMixer`.
         fused: see `Contrastive`.
     """
 

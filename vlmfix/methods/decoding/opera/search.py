@@ -81,7 +81,7 @@ class Search:
         method: under which steps are counted.
         settings: its numbers.
         rules: of the beams.
-        reader: of the prompt.
+        step_decoder: of the prompt.
         prompt_ids: `(beams, prompt)`.
         processors: of log-probabilities.
         criteria: by which sequences end.
