@@ -22,6 +22,7 @@ from vlmfix.engine.stats import (
     Sums,
 )
 from vlmfix.errors import UnsupportedError
+from vlmfix.methods.search_space import Dimension
 
 Stage = Literal["attention", "logits", "pruning", "vision", "image", "decoding", "baseline"]
 Provenance = Literal["paper", "released code", "reconstruction", "unpublished"]
@@ -97,6 +98,8 @@ class Method(MethodHooks):
     info: ClassVar[MethodInfo]
     attaches: ClassVar[bool] = True
     """Whether it acts inside one `model.generate`, and not on what is asked or how it is decoded alone."""
+    search_space: ClassVar[Mapping[str, Dimension] | None] = None
+    """Where `vlmfix tune` searches its parameters, by name; None: it does not try this method."""
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):

@@ -12,6 +12,7 @@ from vlmfix.evaluation.datasets.synthetic.synthetic import SCENES, synthetic_fol
 from vlmfix.settings import user_path
 
 SYNTHETIC = "synthetic"
+_SCENE_KEYS = ("count", "seed", "split")
 _HUB_KEYS = {"dataset", "split", "columns", "config"}
 
 
@@ -22,7 +23,7 @@ def open_data(
 
     Args:
         data: "synthetic"; the folder of a data set; or a mapping: paths for `DataFolder.find`, or `dataset`,
-            `split`, `columns` and `config` of a `HubData`, or `synthetic: {count:, seed:}`.
+            `split`, `columns` and `config` of a `HubData`, or `synthetic: {count:, seed:, split:}`.
         cache: folder that keeps drawn scenes.
         progress: called with the number of scenes just drawn.
 
@@ -41,8 +42,8 @@ def open_data(
         return DataFolder.find(data)
     if SYNTHETIC in data:
         settings = data[SYNTHETIC]
-        if len(data) > 1 or not isinstance(settings, Mapping) or settings.keys() - {"count", "seed"}:
-            raise ValueError(f"data has {dict(data)}; of synthetic scenes, set count and seed")
+        if len(data) > 1 or not isinstance(settings, Mapping) or settings.keys() - set(_SCENE_KEYS):
+            raise ValueError(f"data has {dict(data)}; of synthetic scenes, set {', '.join(_SCENE_KEYS)}")
         return synthetic_folder(cache, progress=progress, **settings)
     if "dataset" in data:
         unknown = sorted(map(str, data.keys() - _HUB_KEYS))

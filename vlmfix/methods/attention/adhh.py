@@ -17,6 +17,7 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import KeyEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
@@ -49,6 +50,7 @@ class ADHH(KeyEdit):
         paper="github.com/TianyunYoung/Hallucination-Attribution",
     )
     identity_parameters: ClassVar = {"heads": ()}
+    search_space: ClassVar = {"threshold": Between(0.1, 0.6)}
 
     def __post_init__(self) -> None:
         check_range("threshold", self.threshold, 0, math.inf)

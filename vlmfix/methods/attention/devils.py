@@ -12,6 +12,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 
 
@@ -38,6 +39,7 @@ class Devils(ScoreEdit):
         paper="2411.16724",
     )
     identity_parameters: ClassVar = {"alpha": 0}
+    search_space: ClassVar = {"alpha": Between(0.1, 1)}
     published_layers: ClassVar = (5, 19)
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from vlmfix.inference.chat import find_question
 from vlmfix.inference.keywords import CONTENT_TAGS, Spans, keyword_extractor
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range, check_whole, sequence
 from vlmfix.models.profiles import Profile
 
@@ -75,6 +76,7 @@ class GIFT(Method, ReadsLastRowAgain):
         decoding="greedy, sampling, beams, batches, with the processor",
     )
     identity_parameters: ClassVar = {"image_boost": 0, "query_gain": 1}
+    search_space: ClassVar = {"image_boost": Between(0.2, 10, log=True)}
     needs_processor: ClassVar = True
     keeps_prefix: ClassVar = True
 

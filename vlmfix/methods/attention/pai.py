@@ -15,6 +15,7 @@ from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 
 
@@ -48,6 +49,7 @@ class PAI(ScoreEdit, AgainstText):
         paper="2407.21771",
     )
     identity_parameters: ClassVar = {"alpha": 0, "gamma": 1}
+    search_space: ClassVar = {"alpha": Between(0.05, 1, log=True)}
     published_layers: ClassVar = (2, 32)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 
 
@@ -42,6 +43,7 @@ class VAF(ScoreEdit):
         paper="2503.13107",
     )
     identity_parameters: ClassVar = {"enhance": 1, "suppress": 1}
+    search_space: ClassVar = {"enhance": Between(1, 2), "suppress": Between(0.6, 1)}
     last_row_only: ClassVar = False
     published_layers: ClassVar = (9, 15)
 

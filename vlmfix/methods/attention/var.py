@@ -16,6 +16,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 
@@ -69,6 +70,11 @@ class VAR(Method):
         paper="2503.03321",
     )
     identity_parameters: ClassVar = {"moved_fraction": 0}
+    search_space: ClassVar = {
+        "moved_fraction": Between(0.2, 1),
+        "min_non_sink_share": Between(0, 0.8),
+        "min_image_mass": Between(0.05, 0.3),
+    }
     keeps_prefix: ClassVar = True
 
     def __post_init__(self) -> None:

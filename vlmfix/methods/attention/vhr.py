@@ -17,6 +17,7 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.branch_prompts import text_alone
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between, LayersBetween
 from vlmfix.methods.validation import (
     check_choice,
     check_flag,
@@ -73,6 +74,7 @@ class VHR(Method, AddsAuxiliaryPrompt):
         paper="2412.13949",
     )
     identity_parameters: ClassVar = {"head_scale": 1}
+    search_space: ClassVar = {"head_scale": Between(1.1, 3), "num_last_layers": LayersBetween(1 / 16, 3 / 4)}
 
     def __post_init__(self) -> None:
         check_range("head_scale", self.head_scale, 0, 10)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import OneOf
 from vlmfix.methods.validation import check_choice, check_whole
 
 _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -115,6 +116,8 @@ class BaselineBeam(DecodingBaseline):
     """
 
     num_beams: int = 5
+
+    search_space: ClassVar = {"num_beams": OneOf((5, 3))}
 
     info: ClassVar = MethodInfo(
         stage="baseline",

@@ -19,6 +19,7 @@ from vlmfix.methods.logits.base import Contrastive, contrast, plausible
 from vlmfix.methods.logits.branch_prompts import unchanged, without_image
 from vlmfix.methods.logits.sid import check_layer, least_attended, least_attended_image
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
@@ -63,6 +64,7 @@ class CRoPS(Contrastive):
         "Language-Models",
     )
     identity_parameters: ClassVar = {"decay": 0, "alpha": 0, "beta": 0}
+    search_space: ClassVar = {"alpha": Between(0.25, 2), "decay": Between(0.005, 0.1, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.base import differ, rule_out
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 
@@ -59,6 +60,7 @@ class DeCo(Method, ReadsEarlyExits):
         paper="2410.11779",
     )
     identity_parameters: ClassVar = {"alpha": 0, "top_p": 1, "top_k": 0}
+    search_space: ClassVar = {"alpha": Between(0.1, 1)}
     keeps_prefix: ClassVar = True
     needs_image: ClassVar = False
 

@@ -19,6 +19,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between, OneOf
 from vlmfix.methods.validation import check_choice, check_flag, check_range
 from vlmfix.models.profiles import Profile
 
@@ -59,6 +60,7 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
         paper="2309.03883",
     )
     identity_parameters: ClassVar = {"weight": 0, "beta": 0}
+    search_space: ClassVar = {"weight": Between(0.25, 1), "exits": OneOf(("low", "high"))}
     needs_image: ClassVar = False
 
     def __post_init__(self) -> None:

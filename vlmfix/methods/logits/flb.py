@@ -13,6 +13,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 
 
@@ -40,6 +41,7 @@ class FLB(LogitsMixer):
         paper="github.com/jiwooha20/FLB",
     )
     identity_parameters: ClassVar = {"gamma": 0, "beta": 0}
+    search_space: ClassVar = {"gamma": Between(0.1, 1.5)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range, check_token_ids, sequence
 from vlmfix.models.profiles import Profile
 
@@ -55,6 +56,7 @@ class ICD(Contrastive):
         decoding="greedy, sampling, beams, batches, with the processor",
     )
     identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+    search_space: ClassVar = {"alpha": Between(0.1, 1.5)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

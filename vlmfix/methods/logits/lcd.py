@@ -13,6 +13,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 
 
@@ -43,6 +44,7 @@ class LCD(AgainstText):
         paper="2408.04664",
     )
     identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+    search_space: ClassVar = {"alpha": Between(0.25, 3)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 
 
@@ -49,6 +50,7 @@ class M3ID(AgainstText):
         paper="2403.14003",
     )
     identity_parameters: ClassVar = {"decay": 0, "beta": 0}
+    search_space: ClassVar = {"decay": Between(0.005, 0.2, log=True)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

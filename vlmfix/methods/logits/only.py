@@ -18,6 +18,7 @@ from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, contrast, finite
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between, LayersBetween
 from vlmfix.methods.validation import check_range, layer_indices
 from vlmfix.models.profiles import Profile
 
@@ -60,6 +61,7 @@ class ONLY(LogitsMixer, ReadsEarlyExits, RunsLayerParts):
         families="LLaVA, Qwen-VL, InternVL",
     )
     identity_parameters: ClassVar = {"alpha_agree": 0, "alpha_differ": 0, "beta": 0}
+    search_space: ClassVar = {"threshold": Between(0.1, 1), "layer": LayersBetween(0, 3 / 4)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, finite
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range, check_whole
 from vlmfix.models.pixels import PixelForm
 
@@ -66,6 +67,7 @@ class RITUAL(Contrastive):
         decoding="greedy, sampling, beams, batches, with the processor",
     )
     identity_parameters: ClassVar = {"kappa": 0, "beta": 0}
+    search_space: ClassVar = {"kappa": Between(0.5, 5)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import unchanged
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
@@ -55,6 +56,7 @@ class SID(Contrastive):
         paper="2408.02032",
     )
     identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+    search_space: ClassVar = {"alpha": Between(0.2, 2), "keep": Between(0.05, 0.6)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

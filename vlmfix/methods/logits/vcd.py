@@ -16,6 +16,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between, OneOf
 from vlmfix.methods.validation import check_range, check_whole
 
 STEPS = 1000
@@ -53,6 +54,7 @@ class VCD(Contrastive):
         paper="2311.16922",
     )
     identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+    search_space: ClassVar = {"alpha": Between(0.2, 2), "noise_step": OneOf((300, 500, 700, 999))}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, finite
 from vlmfix.methods.logits.branch_prompts import Replacement, rewritten, without_image
 from vlmfix.methods.registry import register_method
+from vlmfix.methods.search_space import Between, OneOf
 from vlmfix.methods.validation import check_choice, check_range
 from vlmfix.models.profiles import Profile
 
@@ -53,6 +54,7 @@ class VDD(Contrastive):
         paper="2403.05262",
     )
     identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+    search_space: ClassVar = {"alpha": Between(0.2, 2), "reference": OneOf(("both", "no_image"))}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,192 @@
+"""Candidates for a recipe: up to three methods and a way of decoding, with their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlmfix.api import decoding_under
+from vlmfix.errors import UnsupportedError
+from vlmfix.evaluation.runner.config import Variant
+from vlmfix.methods.base import Method
+from vlmfix.methods.baselines.decoding import BaselineBeam
+from vlmfix.methods.grammar import make_methods
+from vlmfix.methods.registry import GREEDY, list_methods, make_method
+from vlmfix.methods.search_space import Between, Dimension, LayersBetween
+from vlmfix.methods.suitability import suitability
+
+_NONE = "none"
+_DIGITS = 3
+
+
+class Suggests(Protocol):
+    """What a trial of Optuna offers."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Methods with their parameters, in the order of attachment.
+
+    Args:
+        parts: name of each method, and the parameters that differ from its defaults.
+    """
+
+    parts: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Mapping[str, Any]]) -> Candidate:
+        """A candidate of parameters by method."""
+        return cls(tuple((name, tuple(sorted(own.items()))) for name, own in parts.items()))
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """By method."""
+        return {name: dict(own) for name, own in self.parts}
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        shown = []
+        for name, own in self.parts:
+            settings = ", ".join(f"{key}={value}" for key, value in own)
+            shown.append(f"{name}({settings})" if settings else name)
+        return "+".join(shown) or GREEDY
+
+    @cached_property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods."""
+        return tuple(make_methods(self.parameters))
+
+    @property
+    def variant(self) -> Variant:
+        """As a row of a job."""
+        return Variant(self.label, self.methods)
+
+    @property
+    def cost(self) -> float:
+        """Forward passes a token, beams multiplied in, as the methods declare them; 1 is greedy decoding."""
+        passes = 1 + sum(method.info.forwards - 1 for method in self.methods)
+        return passes * decoding_under(self.methods, {}).get("num_beams", 1)
+
+    def without(self, name: str) -> Candidate:
+        """The others of its methods."""
+        return Candidate(tuple(part for part in self.parts if part[0] != name))
+
+    def only(self, name: str) -> Candidate:
+        """One of its methods alone."""
+        return Candidate(tuple(part for part in self.parts if part[0] == name))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search may combine on a model: one or two methods at the attention, one at the logits, and a way
+    of decoding; combinations that the library refuses are never tried.
+
+    Args:
+        slots: names of the methods that each place may hold.
+        ranges: of each parameter of each method, layers as whole numbers.
+        defaults: values of these parameters that the method has on this model by itself.
+        left_out: why a method is not tried, by name.
+    """
+
+    slots: Mapping[str, tuple[str, ...]]
+    ranges: Mapping[str, Mapping[str, Dimension]]
+    defaults: Mapping[str, Mapping[str, Any]]
+    left_out: Mapping[str, str]
+
+    @classmethod
+    def on(cls, model: PreTrainedModel, processor: ProcessorMixin, *, decodes: bool) -> Space:
+        """What works on a model.
+
+        Args:
+            model: as loaded.
+            processor: with it.
+            decodes: whether answers have more than a token, so that beams can differ from greedy decoding.
+        """
+        depth = model.config.get_text_config().num_hidden_layers
+        slots: dict[str, list[str]] = {"attention": [], "logits": [], "decoding": []}
+        ranges: dict[str, dict[str, Dimension]] = {}
+        defaults: dict[str, dict[str, Any]] = {}
+        left_out: dict[str, str] = {}
+        for name, cls_ in list_methods().items():
+            if cls_.search_space is None:
+                continue
+            slot = "decoding" if issubclass(cls_, BaselineBeam) else cls_.info.stage
+            if slot not in slots or (slot == "decoding" and not decodes):
+                continue
+            method = make_method(name)
+            found = suitability(method, model, processor) if method.attaches else None
+            if found is not None and not found.works:
+                left_out[name] = found.notes[0]
+                continue
+            own = {key: _at_depth(each, depth) for key, each in cls_.search_space.items()}
+            resolved = method.parameters if found is None else found.parameters
+            slots[slot].append(name)
+            ranges[name] = own
+            defaults[name] = {key: _within(own[key], resolved[key]) for key in own}
+        return cls({name: tuple(several) for name, several in slots.items()}, ranges, defaults, left_out)
+
+    @property
+    def first_trials(self) -> list[dict[str, Any]]:
+        """Greedy decoding, then every method alone at its published values, as parameters of a trial."""
+        none = {"attention": _NONE, "second attention": _NONE, "logits": _NONE, "decoding": _NONE}
+        if not self.slots["decoding"]:
+            del none["decoding"]
+        alone = []
+        for slot, names in self.slots.items():
+            for name in names:
+                values = {f"{name}.{key}": value for key, value in self.defaults[name].items()}
+                alone.append({**none, slot: name, **values})
+        return [none, *alone]
+
+    def suggest(self, trial: Suggests) -> Candidate:
+        """The candidate of a trial; a method that does not go with those before it gives up its place."""
+        attention, logits, decoding = (self.slots[name] for name in ("attention", "logits", "decoding"))
+        chosen: dict[str, dict[str, Any]] = {}
+        places = [("attention", attention), ("second attention", attention), ("logits", logits)]
+        for place, names in [*places, *([("decoding", decoding)] if decoding else [])]:
+            name = trial.suggest_categorical(place, (_NONE, *names))
+            if name in (_NONE, *chosen) or not self._go_together([*chosen, name]):
+                continue
+            own = {key: _suggest(trial, f"{name}.{key}", each) for key, each in self.ranges[name].items()}
+            chosen[name] = own
+        return Candidate.of(chosen)
+
+    def _go_together(self, names: Sequence[str]) -> bool:
+        try:
+            make_methods({name: {} for name in names})
+        except UnsupportedError:
+            return False
+        return True
+
+
+def _at_depth(dimension: Dimension, depth: int) -> Dimension:
+    if isinstance(dimension, LayersBetween):
+        return LayersBetween(*dimension.at(depth))
+    return dimension
+
+
+def _within(dimension: Dimension, value: Any) -> Any:
+    """A default; the nearest end of the range where it lies outside."""
+    if isinstance(dimension, Between | LayersBetween):
+        return min(max(value, dimension.low), dimension.high)
+    return value if value in dimension.values else dimension.values[0]
+
+
+def _suggest(trial: Suggests, name: str, dimension: Dimension) -> Any:
+    if isinstance(dimension, Between):
+        value = trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(dimension, LayersBetween):
+        return trial.suggest_int(name, int(dimension.low), int(dimension.high))
+    return trial.suggest_categorical(name, dimension.values)
