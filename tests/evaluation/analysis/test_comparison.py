@@ -7,8 +7,8 @@ import pytest
 
 from tests.support import outcomes
 from vlmfix.evaluation.analysis.comparison import Row, compare, find
+from vlmfix.evaluation.analysis.intervals import paired_estimate
 from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
-from vlmfix.evaluation.analysis.statistics import mean_estimate
 from vlmfix.evaluation.report.caveats import caveats, failed, progress
 
 
@@ -40,30 +40,30 @@ def rows(*several: Outcome) -> list[Row]:
     return comparison.rows
 
 
-def test_means_get_the_robust_formula_and_ratios_the_bootstrap() -> None:
+def test_intervals_of_yes_no_figures() -> None:
     [row] = rows(outcomes.yes_no())
     sources = {
         (each.metric.name, each.metric.group): (each.estimate.source, each.estimate.samples)
         for each in row.figures
     }
-    assert sources["accuracy", "random"] == ("sandwich", 72)
-    assert sources["yes ratio", "popular"] == ("sandwich", 72)
-    assert sources["accuracy", ""] == ("bootstrap", 216)  # a mean of three splits
-    assert sources["F1", "random"][0] == "bootstrap"
-    assert sources["precision", "random"][0] == "bootstrap"
+    assert sources["accuracy", "random"] == ("Wilson", 72)
+    assert sources["accuracy", ""] == ("Wilson", 216)  # a mean of three splits
+    assert sources["F1", "random"][0] == sources["precision", "random"][0] == "Wilson"
+    assert sources["words", ""][0] == "sandwich"
     assert all(each.estimate.clusters == 12 for each in row.figures)
     for each in row.figures:
-        assert each.estimate.low is not None
-        assert each.estimate.low <= each.metric.value <= each.estimate.high  # type: ignore[operator]
         assert each.difference is each.spread is None
+        if each.metric.name != "words":
+            assert each.estimate.low is not None
+            assert each.estimate.low <= each.metric.value <= each.estimate.high  # type: ignore[operator]
 
 
 def test_difference_of_means_is_paired_by_sample() -> None:
     before, after = [1.0, 0, 0, 1, 0, 1, 1, 0], [1.0, 1, 0, 1, 1, 1, 0, 0]
     _, row = rows(plain("a", before), plain("b", after))
     [figure] = row.figures
-    expected = mean_estimate(np.subtract(after, before), np.arange(8) // 2)
-    assert figure.difference == expected
+    accuracies = [plain("", scores).metrics[0] for scores in (after, before)]
+    assert figure.difference == paired_estimate(*accuracies, np.arange(8) // 2)
     assert row.mcnemar[""].better == 2
     assert row.mcnemar[""].worse == 1
     assert row.mcnemar[""].p == pytest.approx(1.0)
@@ -71,9 +71,11 @@ def test_difference_of_means_is_paired_by_sample() -> None:
 
 def test_difference_of_ratios_uses_the_same_resamples() -> None:
     _, row = rows(outcomes.yes_no("a"), outcomes.yes_no("b"))
-    for each in row.figures:
-        assert each.difference is not None
-        assert (each.difference.value, each.difference.low, each.difference.high) == (0, 0, 0)
+    figure = row.figure("F1")
+    assert figure is not None
+    assert figure.difference is not None
+    assert figure.difference.source == "bootstrap"
+    assert (figure.difference.value, figure.difference.low, figure.difference.error) == (0, None, 0)
 
 
 def test_better_method_shows() -> None:
@@ -98,9 +100,12 @@ def test_failed_samples_leave_both_methods() -> None:
     assert (row.mcnemar[""].better, row.mcnemar[""].worse) == (1, 0)
 
 
-def test_intervals_of_shares_stay_shares() -> None:
-    [row] = rows(plain("a", [1, 1, 1, 1, 1, 0]))
-    assert row.figures[0].estimate.high == 1
+def test_all_right_is_not_certain() -> None:
+    [row] = rows(plain("a", [1, 1, 1, 1, 1, 1]))
+    found = row.figures[0].estimate
+    assert found.value == found.high == 1
+    assert found.low is not None
+    assert 0 < found.low < 0.5
 
 
 def test_one_image_has_values_only() -> None:

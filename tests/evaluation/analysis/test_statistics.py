@@ -1,4 +1,4 @@
-"""Standard errors, bootstrap and McNemar's test against worked vectors."""
+"""Bootstrap and spread against worked vectors."""
 
 import itertools
 
@@ -6,74 +6,18 @@ import numpy as np
 import pytest
 
 from vlmfix.evaluation.analysis import statistics
+from vlmfix.evaluation.analysis.intervals import ratio_estimate
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.analysis.statistics import (
-    clustered_error,
     draw_clusters,
-    mcnemar,
-    mean_estimate,
-    naive_error,
     percentile_estimate,
     resampled_ratios,
-    robust_error,
     spread,
     weighted_ratios,
 )
 
-VALUES = np.array([1, 1, 1, 0, 0, 1, 0, 1, 1, 1], dtype=float)
-BASELINE = np.array([1, 0, 1, 0, 0, 1, 0, 0, 1, 1], dtype=float)
-CLUSTERS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
 HALLUCINATED = np.array([[1, 0, 2, 0]], dtype=float)
 MENTIONS = np.array([[4, 3, 5, 6]], dtype=float)
-
-
-def test_standard_errors_of_a_mean() -> None:
-    assert naive_error(VALUES) == pytest.approx(0.152753, abs=1e-6)
-    assert clustered_error(VALUES, CLUSTERS) == pytest.approx(0.166533, abs=1e-6)
-    assert robust_error(VALUES, CLUSTERS) == pytest.approx(0.184029, abs=1e-6)
-
-
-def test_paired_difference() -> None:
-    estimate = mean_estimate(VALUES - BASELINE, CLUSTERS)
-    assert estimate.value == 0.2
-    assert estimate.error == pytest.approx(0.117757, abs=1e-6)
-    half = 3.182446 * 0.117757  # Student's t with three degrees of freedom
-    assert (estimate.low, estimate.high) == (
-        pytest.approx(0.2 - half, abs=1e-5),
-        pytest.approx(0.2 + half, abs=1e-5),
-    )
-    assert not estimate.excludes_zero
-    assert (estimate.samples, estimate.clusters, estimate.source) == (10, 4, "sandwich")
-
-
-def test_labels_of_clusters_do_not_matter() -> None:
-    names = np.array(["d", "d", "d", "a", "a", "a", "c", "c", "b", "b"])
-    order = np.random.default_rng(0).permutation(10)
-    assert robust_error(VALUES[order], names[order]) == pytest.approx(robust_error(VALUES, CLUSTERS))
-    assert clustered_error(VALUES[order], names[order]) == pytest.approx(clustered_error(VALUES, CLUSTERS))
-
-
-def test_each_sample_its_own_cluster_gives_the_naive_error() -> None:
-    own = np.arange(10)
-    assert robust_error(VALUES, own) == pytest.approx(naive_error(VALUES))
-    assert clustered_error(VALUES, own) == pytest.approx(naive_error(VALUES))
-
-
-def test_opposite_answers_about_each_image_leave_no_error() -> None:
-    values, clusters = np.array([0.0, 1, 0, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 2])
-    assert clustered_error(values, clusters) == pytest.approx(np.sqrt(0.05 - 1.5 / 36))
-    assert robust_error(values, clusters) == 0
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_one_cluster_has_no_interval(count: int) -> None:
-    values, clusters = np.arange(count, dtype=float), np.zeros(count, dtype=int)
-    assert robust_error(values, clusters) is None
-    assert clustered_error(values, clusters) is None
-    estimate = mean_estimate(values, clusters)
-    assert estimate.value == values.mean()
-    assert estimate.low is estimate.high is estimate.error is None
-    assert not estimate.excludes_zero
 
 
 def test_all_resamples_of_a_ratio() -> None:
@@ -93,14 +37,13 @@ def test_bootstrap_approaches_all_resamples() -> None:
     assert draws.std() == pytest.approx(0.090342, abs=0.003)
 
 
-def test_bootstrap_of_a_mean_agrees_with_the_robust_error() -> None:
+def test_bootstrap_of_a_mean_agrees_with_the_sandwich() -> None:
     random = np.random.default_rng(1)
     clusters = np.repeat(np.arange(200), 6)
     values = (random.random(1200) < np.repeat(random.random(200), 6)).astype(float)
     metric = Metric("accuracy", values[None], np.ones((1, 1200)))
-    assert resampled_ratios([metric], clusters).std() == pytest.approx(
-        robust_error(values, clusters), rel=0.05
-    )
+    error = ratio_estimate(metric, clusters).error
+    assert resampled_ratios([metric], clusters).std() == pytest.approx(error, rel=0.05)
 
 
 def test_draws_are_whole_resamples_whatever_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,22 +86,15 @@ def test_ratio_of_one_image_has_no_interval() -> None:
     assert estimate.low is estimate.high is estimate.error is None
 
 
+def test_resamples_that_agree_give_no_interval() -> None:
+    estimate = percentile_estimate(0.5, np.full(100, 0.5), samples=3, clusters=3)
+    assert (estimate.low, estimate.high, estimate.error) == (None, None, 0)
+
+
 def test_nothing_to_resample() -> None:
     assert resampled_ratios([], np.arange(4), resamples=10).shape == (10, 0)
     empty = Metric("x", np.zeros((1, 0)), np.zeros((1, 0)))
     assert np.isnan(resampled_ratios([empty], np.arange(0), resamples=10)).all()
-
-
-def test_negative_zero_is_zero() -> None:
-    estimate = mean_estimate(np.array([-1e-17, 0.0]), np.arange(2))
-    assert str(estimate.value) == str(estimate.low) == "0.0"
-
-
-@pytest.mark.parametrize(
-    ("better", "worse", "p"), [(9, 3, 0.145996), (3, 9, 0.145996), (0, 0, 1), (5, 5, 1), (0, 6, 0.03125)]
-)
-def test_mcnemar(better: int, worse: int, p: float) -> None:
-    assert mcnemar(better, worse) == pytest.approx(p, abs=1e-6)
 
 
 def test_spread_over_repeats() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.estimates import Estimates, Key
 from vlmfix.evaluation.analysis.results import Metric, Outcome
-from vlmfix.evaluation.analysis.statistics import Estimate, Spread, mcnemar, spread
+from vlmfix.evaluation.analysis.significance import mcnemar
+from vlmfix.evaluation.analysis.statistics import Estimate, Spread, spread
 from vlmfix.evaluation.files.hashing import differences
 
 
@@ -137,8 +138,9 @@ def find(figures: Sequence[Figure], name: str, group: str = "") -> Figure | None
 def compare(outcomes: Sequence[Outcome]) -> list[Comparison]:
     """Every metric with its interval, and every method against the first one of its task.
 
-    Means over samples get a cluster-robust standard error (arXiv 2411.00640), other ratios an image-level
-    bootstrap; both are paired for differences. Neither depends on the order of the samples.
+    Intervals are clustered by image, see `vlmfix.evaluation.analysis.intervals`; differences are paired, by
+    sample where both methods are a mean over the same ones, else by an image-level bootstrap. None depends on
+    the order of the samples.
 
     Args:
         outcomes: outcomes of one task and protocol are compared with each other.

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from vlmfix.evaluation.analysis.intervals import is_by_sample, paired_estimate, ratio_estimate
 from vlmfix.evaluation.analysis.results import Outcome
-from vlmfix.evaluation.analysis.statistics import (
-    Estimate,
-    mean_estimate,
-    percentile_estimate,
-    resampled_ratios,
-)
+from vlmfix.evaluation.analysis.statistics import Estimate, percentile_estimate, resampled_ratios
 
 
 class Key(NamedTuple):
@@ -26,7 +22,7 @@ class Key(NamedTuple):
 
 
 class Estimates:
-    """The metrics of an outcome, restricted to some of its samples, with their resampled values.
+    """The metrics of an outcome, restricted to some of its samples.
 
     Args:
         outcome: its samples sorted.
@@ -46,47 +42,33 @@ class Estimates:
         for key, metric in self.metrics.items():
             before = self.members.get(key[:2], np.zeros(len(kept), dtype=bool))
             self.members[key[:2]] = before | (metric.wholes > 0).any(axis=0)
-        draws = resampled_ratios(list(self.metrics.values()), self.clusters)
-        self._draws = dict(zip(self.metrics, draws.T, strict=True))
-
-    def is_mean(self, key: Key) -> bool:
-        """Whether a metric is a plain mean over all samples that its group has."""
-        wholes = self.metrics[key].wholes
-        return len(wholes) == 1 and bool((wholes[0] == self.members[key[:2]]).all())
 
     def estimate(self, key: Key) -> Estimate:
         """A metric with its interval."""
         metric = self.metrics[key]
         if not metric.is_defined:
             return Estimate(metric.value, None, None, None, *self._size(key), "undefined")
-        if self.is_mean(key):
-            members = self.members[key[:2]]
-            found = mean_estimate(metric.parts[0][members], self.clusters[members])
-        else:
-            found = self._percentiles(metric.value, self._draws[key], self._size(key))
-        if not metric.percent or found.low is None or found.high is None:
-            return found
-        return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        return ratio_estimate(metric, self.clusters)
 
     def difference(self, key: Key, first: Estimates) -> Estimate | None:
         """To the same metric of the first method; None where either is undefined."""
         metric, other = self.metrics[key], first.metrics.get(key)
         if other is None or not metric.is_defined or not other.is_defined:
             return None
-        if self.is_mean(key) and first.is_mean(key):
-            members = self.members[key[:2]]
-            return mean_estimate((metric.parts - other.parts)[0][members], self.clusters[members])
+        if is_by_sample(metric, other):
+            return paired_estimate(metric, other, self.clusters)
         draws = self._draws[key] - first._draws[key]
-        sizes = zip(self._size(key), first._size(key), strict=True)
-        return self._percentiles(metric.value - other.value, draws, [min(both) for both in sizes])
+        samples, clusters = map(min, zip(self._size(key), first._size(key), strict=True))
+        return percentile_estimate(metric.value - other.value, draws, samples=samples, clusters=clusters)
+
+    @cached_property
+    def _draws(self) -> dict[Key, np.ndarray]:
+        """Every metric on the same resampled images, `(resamples,)` each."""
+        draws = resampled_ratios(list(self.metrics.values()), self.clusters)
+        return dict(zip(self.metrics, draws.T, strict=True))
 
     def _size(self, key: Key) -> tuple[int, int]:
         """Samples with a share in a denominator, and images with a share in each of the denominators."""
         shares = self.metrics[key].wholes > 0
         clusters = min(len(np.unique(self.clusters[share])) for share in shares)
         return int(shares.any(axis=0).sum()), clusters
-
-    @staticmethod
-    def _percentiles(value: float, draws: np.ndarray, size: Sequence[int]) -> Estimate:
-        samples, clusters = size
-        return percentile_estimate(value, draws, samples=samples, clusters=clusters)

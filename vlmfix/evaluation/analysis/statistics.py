@@ -1,4 +1,4 @@
-"""Standard errors clustered by image, resampled ratios and McNemar's test, as functions of arrays."""
+"""Estimates with intervals, sums by image, and ratios on resampled images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr, stdtrit
 
 from vlmfix.evaluation.analysis.results import Metric
 
@@ -14,7 +13,7 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 SEED = 0
 
-_TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 _WEIGHTS_AT_ONCE = 2**21  # bounds the memory of a block of resamples
 _DECIMALS = 12  # what lies below depends on the order of summation, not on the data
 
@@ -25,12 +24,14 @@ class Estimate:
 
     Args:
         value: the point estimate on all data.
-        low: end of the interval; None where no interval exists, as with a single cluster.
+        low: end of the interval; None where no interval exists, as with a single cluster, or where the data
+            show no error to make one from.
         high: the other end.
-        error: the standard error; None like `low`.
+        error: the standard error; None with a single cluster.
         samples: number of samples that count.
         clusters: number of images that these are of.
-        source: how the interval was made, "sandwich" or "bootstrap"; "undefined" for a zero denominator.
+        source: how the interval was made, "Wilson", "adjusted", "sandwich" or "bootstrap"; "undefined" for a
+            zero denominator.
     """
 
     value: float
@@ -54,73 +55,6 @@ class Spread:
     values: tuple[float, ...]
     mean: float
     deviation: float
-
-
-def naive_error(values: np.ndarray) -> float | None:
-    """Standard error of a mean as if all samples were independent.
-
-    Args:
-        values: `(samples,)`.
-
-    Returns:
-        None for fewer than two samples.
-    """
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
-def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float | None:
-    """Standard error of a mean with the covariances inside clusters added (arXiv 2411.00640).
-
-    Args:
-        values: `(samples,)`.
-        clusters: label of the cluster of each sample, `(samples,)`.
-
-    Returns:
-        None for fewer than two clusters. Where negative covariances outweigh the rest, 0.
-    """
-    naive = naive_error(values)
-    residuals = values - values.mean()
-    totals = _totals(residuals[None], clusters)[0]
-    if naive is None or len(totals) < 2:
-        return None
-    pairs = (totals**2).sum() - (residuals**2).sum()
-    return float(np.sqrt(max(naive**2 + pairs / len(values) ** 2, 0)))
-
-
-def robust_error(values: np.ndarray, clusters: np.ndarray) -> float | None:
-    """Standard error of a mean by the cluster-robust (sandwich) formula with the factor C / (C - 1).
-
-    Args:
-        values: `(samples,)`.
-        clusters: label of the cluster of each sample, `(samples,)`.
-
-    Returns:
-        None for fewer than two clusters.
-    """
-    totals = _totals((values - values.mean())[None], clusters)[0]
-    count = len(totals)
-    if count < 2:
-        return None
-    return float(np.sqrt(count / (count - 1) * (totals**2).sum()) / len(values))
-
-
-def mean_estimate(values: np.ndarray, clusters: np.ndarray) -> Estimate:
-    """A mean over samples with its robust standard error and Student's t with C - 1 degrees of freedom.
-
-    For a paired comparison, `values` are the differences sample by sample.
-
-    Args:
-        values: `(samples,)`, at least one.
-        clusters: label of the cluster of each sample, `(samples,)`.
-    """
-    value = _round(values.mean())
-    count = len(np.unique(clusters))
-    error = robust_error(values, clusters)
-    if error is None:
-        return Estimate(value, None, None, None, len(values), count, "sandwich")
-    half = float(stdtrit(count - 1, _TAILS[1])) * error
-    low, high = _round(value - half), _round(value + half)
-    return Estimate(value, low, high, _round(error), len(values), count, "sandwich")
 
 
 def draw_clusters(count: int, resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[np.ndarray]:
@@ -161,8 +95,8 @@ def resampled_ratios(
     """
     if not metrics or not len(clusters):
         return np.full((resamples, len(metrics)), np.nan)
-    parts = _totals(np.concatenate([metric.parts for metric in metrics]), clusters)
-    wholes = _totals(np.concatenate([metric.wholes for metric in metrics]), clusters)
+    parts = totals(np.concatenate([metric.parts for metric in metrics]), clusters)
+    wholes = totals(np.concatenate([metric.wholes for metric in metrics]), clusters)
     ratios = [len(metric.parts) for metric in metrics]
     starts = np.cumsum([0, *ratios[:-1]])
     blocks = [
@@ -196,39 +130,35 @@ def percentile_estimate(value: float, draws: np.ndarray, *, samples: int, cluste
         draws: `(resamples,)`; NaN, where a resample leaves the value undefined, is left out.
         samples: number of samples that count.
         clusters: number of images with a share in the denominator; with fewer than two, or if hardly any
-            resample has a value, there is no interval.
+            resample has a value, there is no interval; nor is there one if all resamples agree, which says
+            that the data show no error, not that there is none.
     """
     draws = draws[np.isfinite(draws)]
     if clusters < 2 or len(draws) < 2:
-        return Estimate(_round(value), None, None, None, samples, clusters, "bootstrap")
-    low, high = np.quantile(draws, _TAILS)
-    error = _round(np.std(draws, ddof=1))
-    return Estimate(_round(value), _round(low), _round(high), error, samples, clusters, "bootstrap")
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """The exact two-sided p of McNemar's test.
-
-    Args:
-        better: number of samples that only the second of two methods has right.
-        worse: number of samples that only the first one has right.
-    """
-    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5))) if better + worse else 1.0
+        return Estimate(rounded(value), None, None, None, samples, clusters, "bootstrap")
+    low, high = map(rounded, np.quantile(draws, TAILS))
+    error = rounded(np.std(draws, ddof=1))
+    if low == high:
+        return Estimate(rounded(value), None, None, error, samples, clusters, "bootstrap")
+    return Estimate(rounded(value), low, high, error, samples, clusters, "bootstrap")
 
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation over repeats; at least two."""
     deviation = float(np.std(values, ddof=1))
-    return Spread(tuple(map(_round, values)), _round(np.mean(values)), _round(deviation))
+    return Spread(tuple(map(rounded, values)), rounded(np.mean(values)), rounded(deviation))
 
 
-def _totals(rows: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+def totals(rows: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Sums by cluster, `(rows, samples)` -> `(rows, clusters)`, clusters in the order of their labels."""
+    if not len(clusters):
+        return rows
     order = np.argsort(clusters, kind="stable")
     labels = clusters[order]
     starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
     return np.add.reduceat(rows[:, order], starts, axis=1)
 
 
-def _round(value: float | np.floating) -> float:
+def rounded(value: float | np.floating) -> float:
+    """A value without what depends on the order of summation."""
     return round(float(value), _DECIMALS) + 0.0  # without the sign of a negative zero
