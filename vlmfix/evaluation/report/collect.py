@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from vlmfix.atomic import write_text
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.analysis.comparison import Comparison, compare
 from vlmfix.evaluation.analysis.results import Outcome, SampleResult
-from vlmfix.evaluation.files.atomic import write_json, write_text
+from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.html import write_report
 from vlmfix.evaluation.report.json_summary import costs, summarise
 from vlmfix.evaluation.runner.plan import RunPlan
