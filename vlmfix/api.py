@@ -153,9 +153,7 @@ def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Met
     several = [method] if isinstance(method, Method | str) else list(method)
     for each in several:
         if not isinstance(each, Method | str):
-            raise ValueError(
-                f"{each!r} is no method and no name of one; a recipe stands alone, not in a list"
-            )
+            raise ValueError(f"{each!r} is no method and no name of one; a recipe stands alone, in no list")
     return [
         made
         for each in several
