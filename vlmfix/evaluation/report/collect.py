@@ -104,7 +104,7 @@ def outcome_of(plan: RunPlan) -> Outcome:
         protocol=task.protocol.id,
         method=plan.variant.label,
         baseline_of=plan.variant.baseline_of,
-        parameters={each["name"]: each["parameters"] for each in manifest["key"]["methods"]},
+        parameters=_parameters(manifest["key"]),
         samples=results,
         repeats=np.array([repeat for _, repeat in identities]),
         metrics=metrics.metrics,
@@ -129,6 +129,12 @@ def outcome_of(plan: RunPlan) -> Outcome:
             "environments": manifest["environments"],
         },
     )
+
+
+def _parameters(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by method, and beside them the decoding of a recipe."""
+    own = {each["name"]: each["parameters"] for each in key["methods"]}
+    return own | ({"decoding": key["decoding"]} if "decoding" in key else {})
 
 
 def publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[Comparison]:
