@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.registry import list_methods, make_method, method_names, register_method
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
+    from vlmfix.recipes import Recipe, find_recipe, load_recipe
 
 __version__ = "0.1.0"
 
@@ -129,6 +130,7 @@ __all__ = [
     "ReadsEarlyExits",
     "ReadsLastRowAgain",
     "ReadsVisionAttention",
+    "Recipe",
     "Refinement",
     "Rows",
     "RunsLayerParts",
@@ -138,9 +140,11 @@ __all__ = [
     "UniformGrid",
     "UnsupportedError",
     "VisionZip",
+    "find_recipe",
     "generate",
     "list_methods",
     "load",
+    "load_recipe",
     "make_method",
     "method_names",
     "register_method",
@@ -198,6 +202,7 @@ _NAMES = {
     "vlmfix.methods.registry": "list_methods make_method method_names register_method",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
+    "vlmfix.recipes": "Recipe find_recipe load_recipe",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

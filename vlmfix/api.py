@@ -22,6 +22,8 @@ from vlmfix.inference.pictures import (
 from vlmfix.methods.base import Method, MultiPassMethod
 from vlmfix.methods.grammar import make_methods, parse_methods
 from vlmfix.methods.image.carve.crop import Refinement
+from vlmfix.methods.registry import AUTO
+from vlmfix.recipes import Recipe, find_recipe
 
 
 @overload
@@ -30,7 +32,7 @@ def generate(
     processor: ProcessorMixin,
     images: ImageLike | None,
     prompts: str,
-    method: Method | str | Sequence[Method | str] | None = ...,
+    method: Method | Recipe | str | Sequence[Method | str] | None = ...,
     **kwargs: Any,
 ) -> str: ...
 
@@ -41,7 +43,7 @@ def generate(
     processor: ProcessorMixin,
     images: ImageLike | Sequence[Images] | None,
     prompts: str | Sequence[str],
-    method: Method | str | Sequence[Method | str] | None = ...,
+    method: Method | Recipe | str | Sequence[Method | str] | None = ...,
     **kwargs: Any,
 ) -> list[str]: ...
 
@@ -51,7 +53,7 @@ def generate(
     processor: ProcessorMixin,
     images: ImageLike | Sequence[Images] | None,
     prompts: str | Sequence[str],
-    method: Method | str | Sequence[Method | str] | None = None,
+    method: Method | Recipe | str | Sequence[Method | str] | None = None,
     *,
     max_new_tokens: int = 128,
     batch_size: int = 8,
@@ -71,7 +73,8 @@ def generate(
         prompts: what the user asks, without any template; a single one is asked about every image.
         method: a method, the name of one (at its defaults), or several of either, attached in that order; a
             name may be several joined by `+`, such as "var+vhr". None or "greedy" is plain decoding. With one
-            that asks several times, such as CARVE, the others act in all its passes.
+            that asks several times, such as CARVE, the others act in all its passes. Or a recipe, or "auto"
+            for that of the checkpoint: its methods and its decoding, for no other checkpoint.
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
@@ -86,7 +89,8 @@ def generate(
 
     Raises:
         ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image,
-            or what is neither a picture nor a path.
+            or what is neither a picture nor a path; a recipe of another checkpoint or that other arguments
+            contradict, or none for "auto".
         FileNotFoundError: no such image.
         UnsupportedError: the model or the way of decoding does not go with the method.
     """
@@ -97,7 +101,12 @@ def generate(
     if generate_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError("num_return_sequences must be 1: one text a prompt; call model.generate for more")
     model = compatibility.stock_model(model)
-    methods = as_methods(method)
+    recipe = find_recipe(model) if isinstance(method, str) and method == AUTO else method
+    if isinstance(recipe, Recipe):
+        recipe.check(model)
+        generate_kwargs, methods = recipe.generate_kwargs(generate_kwargs), recipe.make_methods()
+    else:
+        methods = as_methods(recipe)
     check_combination(methods)
     asking = [each for each in methods if isinstance(each, MultiPassMethod)]
     wanted = decoding_under(methods, {**generate_kwargs, "max_new_tokens": max_new_tokens})
@@ -142,6 +151,9 @@ def as_methods(method: Method | str | Sequence[Method | str] | None) -> list[Met
     if method is None:
         return []
     several = [method] if isinstance(method, Method | str) else list(method)
+    for each in several:
+        if not isinstance(each, Method | str):
+            raise ValueError(f"{each!r} is no method and no name of one; a recipe stands alone, in no list")
     return [
         made
         for each in several

@@ -91,6 +91,24 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as text."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump_yaml(value: Any) -> str:
+    """YAML of plain values that `parse_yaml` reads as they were; keys in their order.
+
+    Raises:
+        yaml.YAMLError: a value is no text, number, truth value, list or mapping.
+    """
+    return yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
+    )
+
+
 def user_path(name: str | Path) -> Path:
     """A path as people write it, `~` for a home.
 

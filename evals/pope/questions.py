@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmfix.atomic import write_text
 from vlmfix.evaluation.datasets.layouts import SPLITS
 from vlmfix.evaluation.datasets.synthetic.language import with_article
-from vlmfix.evaluation.files.atomic import write_text
 from vlmfix.evaluation.files.readers import (
     Record,
     examples,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import vlmfix
-from vlmfix.evaluation.runner.config import Variant
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.methods.grammar import make_methods, parse_methods, parse_settings
 
 PROMPT = "Is there a dog in the image?"

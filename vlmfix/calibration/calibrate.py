@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vlmfix.atomic import write_text
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
 from vlmfix.calibration.results import (
     PROMPT,
@@ -30,8 +29,9 @@ from vlmfix.inference.pictures import ImageLike
 from vlmfix.methods.attention.gift import GIFT, gaze_shifts
 from vlmfix.methods.attention.var import DEFAULT_THRESHOLD, sink_scores
 from vlmfix.methods.base import Method
-from vlmfix.models.digest import weights_digest
+from vlmfix.models.match import file_name, match_of
 from vlmfix.models.profiles import Profile, user_directory
+from vlmfix.settings import dump_yaml
 
 QUESTIONS = (
     "Is there a person in the image?",
@@ -282,19 +282,9 @@ def write_profile(
         ValueError: the weights are nowhere, the file is no profile, or `VLMFIX_PROFILES` names no folder.
         OSError: the file cannot be written.
     """
-    weights = weights_digest(model)
-    if weights is None:
-        raise ValueError("the model has no weights to be known by; load it on a device other than meta")
-    text = model.config.get_text_config()
-    shape = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")
-    match = {
-        "model_type": model.config.model_type,
-        "text_config": {key: getattr(text, key) for key in shape},
-        "weights": weights,
-    }
+    match = match_of(model)
     if path is None:
-        stem = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
-        path = user_directory() / f"{stem}-{weights[-8:]}.yaml"
+        path = user_directory() / file_name(name, match)
     values = {}
     if path.is_file():
         before = Profile.read(path)
@@ -302,6 +292,5 @@ def write_profile(
     source = f"vlmfix calibrate on {calibration.source}"
     values |= {key: {"value": value, "source": source} for key, value in calibration.values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"name": name, "match": match, "values": values}
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_text(path, dump_yaml({"name": name, "match": match, "values": values}))
     return path

@@ -7,14 +7,14 @@ from pathlib import Path
 import typer
 
 from vlmfix.evaluation.tasks.registry import task_names
-from vlmfix.methods.registry import method_names
+from vlmfix.methods.registry import AUTO, GREEDY, method_names
 from vlmfix.models.embedded import EMBEDDED
 
 
 def complete_methods(incomplete: str) -> list[str]:
     """Methods that begin so; after `a+`, each of the others joined to it."""
     *before, start = incomplete.split("+")
-    names = [*method_names(), *([] if before else ["greedy"])]
+    names = [*method_names(), *([] if before else [GREEDY, AUTO])]
     return ["+".join([*before, name]) for name in names if name.startswith(start) and name not in before]
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from vlmfix.cli.completion import complete_methods, complete_models, complete_tasks
-from vlmfix.cli.options import TasksOption, path_option
+from vlmfix.cli.options import RECIPE, ForceOption, TasksOption, path_option
 from vlmfix.methods.grammar import parse_settings
+from vlmfix.methods.registry import AUTO
 from vlmfix.models.embedded import DEFAULT_MODEL
 
 
@@ -41,10 +42,15 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Method by name, a+b, or greedy; repeatable. Others are compared with the first.",
+            help="Method by name, a+b, or greedy; repeatable. Others are compared with the first. Or auto "
+            "alone: the recipe of the checkpoint.",
             autocompletion=complete_methods,
         ),
     ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help=f"{RECIPE}; a row beside those of --method; repeatable.")
+    ] = None,
+    force: ForceOption = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="METHOD.KEY=VALUE, a parameter of a method; repeatable.")
     ] = None,
@@ -116,6 +122,8 @@ def evaluate(
         "tasks_from": [str(each) for each in tasks_from or []] or None,
         "model": model,
         "methods": _entries(method, set_ or []),
+        "recipes": recipe or None,
+        "force": force or None,
         "data": data,
         "protocol": protocol or None,
         "limit": limit,
@@ -140,6 +148,8 @@ def _entries(names: list[str] | None, settings: list[str]) -> list[Any] | None:
         if settings:
             raise ValueError(f"--set {settings[0]} belongs to no --method; name one")
         return None
+    if names == [AUTO] and not settings:
+        return names
     entries: list[Any] = []
     for name, chosen in zip(names, parse_settings(names, settings), strict=True):
         given = {each: own for each, own in chosen.items() if own}

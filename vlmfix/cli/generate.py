@@ -13,19 +13,24 @@ import vlmfix
 from vlmfix.cli.completion import complete_methods
 from vlmfix.cli.console import out, print_json, progress_bar
 from vlmfix.cli.options import (
+    RECIPE,
     AllowMissingOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     ModelOption,
     given_temperature,
     given_text,
     path_option,
 )
 from vlmfix.failures import failure_of, words
+from vlmfix.methods.registry import AUTO, GREEDY
 from vlmfix.models.embedded import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from vlmfix.recipes import Recipe
 
 BATCH_SIZE = 8
 MOST_TOKENS = 2**31 - 1
@@ -42,12 +47,15 @@ def generate(
         str, typer.Option(callback=given_text, help="What to ask about each picture.")
     ] = "Describe the image.",
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Method by name (see 'vlmfix methods'), several as var+vhr, or greedy.",
+            help="Method by name (see 'vlmfix methods'), several as var+vhr, greedy, or auto: the recipe of "
+            "the checkpoint. (default: greedy)",
             autocompletion=complete_methods,
         ),
-    ] = "greedy",
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{RECIPE}; in the place of --method.")] = None,
+    force: ForceOption = False,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,29 +94,39 @@ def generate(
     from vlmfix.inference.decoding import plain_decoding, set_aside
     from vlmfix.methods.grammar import make_methods, parse_settings
     from vlmfix.methods.suitability import profile_values
+    from vlmfix.recipes import find_recipe
 
-    [parsed] = parse_settings([method], set_ or [])
-    chosen = make_methods(parsed)
-    if save_maps is not None and not any(isinstance(each, vlmfix.CARVE) for each in chosen):
-        raise ValueError("--save-maps needs --method carve, which makes maps")
-    if compare and not chosen:
+    taken = _named_recipe(recipe, method, set_ or [], force=force)
+    by_name = taken is None and method != AUTO
+    [parsed] = parse_settings([method or GREEDY], set_ or []) if by_name else [{}]
+    chosen = make_methods(parsed) if taken is None else taken.make_methods()
+    if compare and by_name and not chosen:
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     if save_maps is not None:
+        if not any(isinstance(each, vlmfix.CARVE) for each in chosen):
+            raise ValueError("--save-maps needs --method carve, which makes maps")
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
     sources = named_pictures(image)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
+    if method == AUTO:
+        taken = find_recipe(loaded[0])
+        chosen = taken.make_methods()
+    elif taken is not None:
+        taken.check(loaded[0], force=force)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:  # from the whole distribution, as the protocols of the harness do
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    variants: dict[str, list[vlmfix.Method]]
-    plain = "sampling" if temperature > 0 else "greedy"
-    label = "+".join(parsed) or plain
-    variants = {plain: [], label: chosen} if compare else {label: chosen}
+    plain = "sampling" if temperature > 0 else GREEDY
+    label = "+".join(parsed) or plain if taken is None else f"recipe {taken.name}"
+    own = sampling if taken is None else taken.generate_kwargs(sampling)
+    variants: dict[str, tuple[list[vlmfix.Method], dict[str, Any]]]
+    variants = {plain: ([], sampling)} if compare else {}
+    variants[label] = (chosen, own)
 
     def answered(pictures: Sequence[Image.Image]) -> list[Answered]:
         """The answers to a batch, by variant, and what CARVE found out."""
         found = [Answered({}, []) for _ in pictures]
-        for name, applied in variants.items():
+        for name, (applied, decoding) in variants.items():
             torch.manual_seed(seed)
             refinements: list[vlmfix.Refinement] = []
             texts = vlmfix.generate(
@@ -118,15 +136,15 @@ def generate(
                 applied,
                 max_new_tokens=max_new_tokens,
                 on_refinement=refinements.append,
-                **sampling,
+                **decoding,
             )
             for index, each in enumerate(found):
                 each.texts[name] = texts[index]
                 each.refinements.extend(refinements[index : index + 1])
         return found
 
-    def decoding_of(applied: list[vlmfix.Method]) -> dict[str, Any]:
-        wanted = decoding_under(applied, {"max_new_tokens": max_new_tokens, **sampling})
+    def decoding_of(applied: list[vlmfix.Method], decoding: dict[str, Any]) -> dict[str, Any]:
+        wanted = decoding_under(applied, {"max_new_tokens": max_new_tokens, **decoding})
         return plain_decoding(loaded[0], wanted)
 
     results: list[dict[str, Any]] = []
@@ -141,7 +159,7 @@ def generate(
             "parameters": {each.name: each.parameters for each in chosen},
             "profile": profile_values(chosen, loaded[0]),
             "activity": {each.name: dataclasses.asdict(each.edit_stats()) for each in chosen},
-            "decoding": {name: decoding_of(applied) for name, applied in variants.items()},
+            "decoding": {name: decoding_of(*variant) for name, variant in variants.items()},
             "generation_config_set_aside": set_aside(loaded[0]),
         }
         error = {} if stopped_by is None else {"error": failure_of(stopped_by).message}
@@ -176,3 +194,21 @@ def generate(
         raise ValueError(
             f"{len(failures)} of {len(sources)} pictures could not be read or answered: {reasons}"
         )
+
+
+def _named_recipe(name: str | None, method: str | None, settings: list[str], *, force: bool) -> Recipe | None:
+    """The recipe that the options name; None: none.
+
+    Raises:
+        ValueError: it is no recipe, or other options do not go with it.
+        FileNotFoundError: there is none.
+    """
+    if settings and (name is not None or method == AUTO):
+        raise ValueError(f"--set {settings[0]} changes no recipe; write another file, or name a --method")
+    if name is None:
+        if force:
+            raise ValueError("--force takes a recipe that is for other weights; name one with --recipe")
+        return None
+    if method is not None:
+        raise ValueError(f"--recipe {name} brings its methods; leave --method {method} out")
+    return vlmfix.load_recipe(name)

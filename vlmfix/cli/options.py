@@ -60,6 +60,10 @@ AllowMissingOption = Annotated[
         "of the model, or not finite.",
     ),
 ]
+RECIPE = "Recipe file, or the name of a recipe: methods and decoding that go together on one checkpoint"
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Take a --recipe that is for other weights, with a warning.")
+]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's.")]
 TasksOption = Annotated[
     list[Path] | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmfix.methods.registry import GREEDY, current_name, make_method, method_names
+from vlmfix.methods.registry import AUTO, GREEDY, current_name, make_method, method_names
 from vlmfix.settings import parse_yaml
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ def _split(text: str) -> list[str]:
         rest = "+".join(filter(None, written))
         missing = f"lacks a name beside '+'; write {rest!r}" if rest else f"names none; write {GREEDY!r}"
         raise ValueError(f"method {text!r} {missing} or name a method there: {', '.join(method_names())}")
+    if AUTO in written:
+        raise ValueError(
+            f"{text}: {AUTO} is the recipe of a checkpoint and no method; give it alone and without "
+            "parameters, or name methods"
+        )
     if written == [GREEDY]:
         return []
     if GREEDY in written:

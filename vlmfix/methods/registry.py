@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 GROUP = "vlmfix.methods"
 GREEDY = "greedy"
 """The word for decoding without any method."""
+AUTO = "auto"
+"""The word for the recipe of a checkpoint, see `vlmfix.recipes.find_recipe`."""
 
 _PACKAGE = __name__.rpartition(".")[0]
 _LINE = re.compile(r'^@register_method\("([^"]+)"\)', re.MULTILINE)
@@ -53,10 +55,10 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
     """
 
     def register(cls: type[_M]) -> type[_M]:
-        if not _NAME.fullmatch(name) or name == GREEDY:
+        if not _NAME.fullmatch(name) or name in (GREEDY, AUTO):
             raise ValueError(
                 f"{_place(cls)} cannot be called {name!r}; use small letters, digits, '_', '-' and '.'"
-                f"{', and not the word for no method' if name == GREEDY else ''}"
+                f"{', and not a word for something else' if name in (GREEDY, AUTO) else ''}"
             )
         _check_class(cls)
         places = {*_own().get(name, ()), *(_place(each) for each in (_registered.get(name),) if each)}

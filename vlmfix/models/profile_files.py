@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmfix.models.match import fault_of_match, given, unknown_key
 from vlmfix.settings import parse_yaml
 
 Content = dict[str, Any]
@@ -36,27 +37,11 @@ def _fault(content: Any) -> str | None:
     for name, wanted in (("name", str), ("match", Mapping), ("values", Mapping)):
         if not isinstance(content.get(name), wanted) or content[name] == "":
             kind = "a text" if wanted is str else "a mapping"
-            return f"{name} is {_shown(content, name)}; it must be {kind}"
-    return _unknown("", content, ("name", "match", "values")) or next(
-        filter(None, (_fault_of_match(content["match"]), *map(_fault_of_value, content["values"].items()))),
+            return f"{name} is {given(content, name)}; it must be {kind}"
+    return unknown_key("", content, ("name", "match", "values")) or next(
+        filter(None, (fault_of_match(content["match"]), *map(_fault_of_value, content["values"].items()))),
         None,
     )
-
-
-def _fault_of_match(match: Mapping[Any, Any]) -> str | None:
-    types = match.get("model_type")
-    several = types if isinstance(types, list) else [types]
-    if not several or not all(isinstance(each, str) and each for each in several):
-        return (
-            f"match.model_type is {_shown(match, 'model_type')}; it must be a model type such as llava, or a "
-            "list of them"
-        )
-    text = match.get("text_config", {})
-    if not isinstance(text, Mapping) or not all(isinstance(name, str) for name in text):
-        return f"match.text_config is {text!r}; it must be a mapping of attributes of the text configuration"
-    if "weights" in match and not isinstance(match["weights"], str):
-        return f"match.weights is {match['weights']!r}; it must be a digest, in quotes"
-    return _unknown("match.", match, ("model_type", "text_config", "weights"))
 
 
 def _fault_of_value(item: tuple[Any, Any]) -> str | None:
@@ -69,7 +54,7 @@ def _fault_of_value(item: tuple[Any, Any]) -> str | None:
     if entry.get("value") is None:
         return f"{field}.value is missing"
     if not isinstance(entry.get("source"), str) or not entry["source"]:
-        return f"{field}.source is {_shown(entry, 'source')}; it must be a text that says where it comes from"
+        return f"{field}.source is {given(entry, 'source')}; it must be a text that says where it comes from"
     if not isinstance(entry.get("verified", True), bool):
         return f"{field}.verified is {entry['verified']!r}; it must be true or false"
     if name not in _RULES:  # methods of other packages have parameters of their own
@@ -78,16 +63,7 @@ def _fault_of_value(item: tuple[Any, Any]) -> str | None:
             return f"{field} is no parameter of any method; did you mean {near[0]}?"
     elif not _RULES[name][0](entry["value"]):
         return f"{field}.value is {entry['value']!r}; it must be {_RULES[name][1]}"
-    return _unknown(f"{field}.", entry, ("value", "source", "verified"))
-
-
-def _unknown(prefix: str, content: Mapping[Any, Any], known: tuple[str, ...]) -> str | None:
-    extra = next((key for key in content if key not in known), None)
-    return None if extra is None else f"{prefix}{extra} is unknown; there are {', '.join(known)}"
-
-
-def _shown(content: Mapping[Any, Any], name: str) -> str:
-    return repr(content[name]) if name in content else "missing"
+    return unknown_key(f"{field}.", entry, ("value", "source", "verified"))
 
 
 def _is_index(value: Any) -> bool:

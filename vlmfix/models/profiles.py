@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlmfix.models.digest import weights_digest
+from vlmfix.models.match import fits
 from vlmfix.models.profile_files import read_profile_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -76,11 +77,7 @@ class Profile:
 
     def fits(self, config: PreTrainedConfig) -> bool:
         """Whether `config` is of this family and shape."""
-        types = self.match["model_type"]
-        text = config.get_text_config()
-        return config.model_type in ([types] if isinstance(types, str) else types) and all(
-            getattr(text, name, None) == value for name, value in self.match.get("text_config", {}).items()
-        )
+        return fits(self.match, config)
 
     def get(self, parameter: str) -> Any:
         """The value of `parameter`, None where this profile has none; warns if nobody has verified it."""

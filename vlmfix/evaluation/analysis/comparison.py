@@ -289,11 +289,12 @@ def _why_unpaired(first: Outcome, other: Outcome) -> str:
 
 
 def _settings(outcome: Outcome) -> dict[str, Any]:
-    """What must be equal in the keys of two runs that are compared: all but the methods and what they ask."""
+    """What must be equal in the keys of two runs that are compared: all but the methods, what they ask and
+    how they decode."""
     key = {
         name: value
         for name, value in outcome.details.get("key", {}).items()
-        if name not in ("methods", "calibrated_on")
+        if name not in ("methods", "decoding", "calibrated_on")
     }
     if "protocol" in key:
         key["protocol"] = {name: value for name, value in key["protocol"].items() if name != "id"}

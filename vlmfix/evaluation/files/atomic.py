@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
+
+from vlmfix.atomic import beside, write_text
 
 # Room that a job wants to find before it starts work.
 _FREE_BYTES = 20_000_000
@@ -19,7 +20,7 @@ def check_writable(directory: Path) -> None:
     Raises:
         OSError: it does not; the message says why.
     """
-    probe = _beside(directory / "write-test")
+    probe = beside(directory / "write-test")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         try:
@@ -41,21 +42,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, _pretty(content))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text; the file is either whole or as it was, whenever the process is killed."""
-    partial = _beside(path)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def create_json(path: Path, content: Any) -> None:
     """Write a value unless there is a file; of several processes, one wins."""
     if path.exists():
         return
-    partial = _beside(path)
+    partial = beside(path)
     partial.write_text(_pretty(content), encoding="utf-8")
     try:
         os.link(partial, path)
@@ -65,11 +56,6 @@ def create_json(path: Path, content: Any) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    """A name for a file that is not finished; process numbers may be the same on other hosts."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
 def _pretty(content: Any) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from vlmfix.atomic import write_text
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.analysis.comparison import Comparison, compare
 from vlmfix.evaluation.analysis.results import Outcome, SampleResult
-from vlmfix.evaluation.files.atomic import write_json, write_text
+from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.html import write_report
 from vlmfix.evaluation.report.json_summary import costs, summarise
 from vlmfix.evaluation.runner.plan import RunPlan
@@ -103,7 +104,7 @@ def outcome_of(plan: RunPlan) -> Outcome:
         protocol=task.protocol.id,
         method=plan.variant.label,
         baseline_of=plan.variant.baseline_of,
-        parameters={each["name"]: each["parameters"] for each in manifest["key"]["methods"]},
+        parameters=_parameters(manifest["key"]),
         samples=results,
         repeats=np.array([repeat for _, repeat in identities]),
         metrics=metrics.metrics,
@@ -128,6 +129,12 @@ def outcome_of(plan: RunPlan) -> Outcome:
             "environments": manifest["environments"],
         },
     )
+
+
+def _parameters(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by method, and beside them the decoding of a recipe."""
+    own = {each["name"]: each["parameters"] for each in key["methods"]}
+    return own | ({"decoding": key["decoding"]} if "decoding" in key else {})
 
 
 def publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[Comparison]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 import vlmfix
-from vlmfix.evaluation.runner.config import Job, Variant
+from vlmfix.evaluation.runner.config import Job
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.protocols import Protocol
 
@@ -24,7 +25,8 @@ def rows(job: Job, task: Task) -> list[Variant]:
     """What a job runs on a task: baselines first, then the methods that are tested; without the baselines
     that are made to match a method.
 
-    Stock decoding is a baseline, whoever named it, and so is a method of the level "baseline_of".
+    Stock decoding is a baseline, whoever named it, and so is a method of the level "baseline_of"; a recipe
+    is tested whatever it holds.
     """
     variants = [_named(variant, task.protocol) for variant in job.variants]
     tested = [variant for variant in variants if not _is_baseline(variant)]
@@ -42,6 +44,8 @@ def rows(job: Job, task: Task) -> list[Variant]:
 
 def is_greedy(variant: Variant, protocol: Protocol) -> bool:
     """Whether a variant is greedy decoding of the stock model."""
+    if variant.recipe is not None or variant.decoding:
+        return False
     if not variant.methods:
         return protocol.temperature == 0 and protocol.num_beams == 1
     return variant.methods == (vlmfix.BaselineGreedy(),)
@@ -49,10 +53,10 @@ def is_greedy(variant: Variant, protocol: Protocol) -> bool:
 
 def _named(variant: Variant, protocol: Protocol) -> Variant:
     """Stock decoding is called greedy only where it is: the protocol may sample, or search with beams."""
-    if variant.methods or is_greedy(variant, protocol):
+    if variant.methods or variant.recipe is not None or is_greedy(variant, protocol):
         return variant
     return dataclasses.replace(variant, label="sampling" if protocol.temperature > 0 else "beam search")
 
 
 def _is_baseline(variant: Variant) -> bool:
-    return all(method.info.is_baseline for method in variant.methods)
+    return variant.recipe is None and all(method.info.is_baseline for method in variant.methods)

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import vlmfix
+from transformers import PreTrainedModel
+
+from vlmfix.evaluation.runner.variants import Variant, recipe_of, variants_of
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.registry import get_task, task_names
-from vlmfix.methods.grammar import make_methods, parse_methods
-from vlmfix.methods.registry import GREEDY
 from vlmfix.models.embedded import DEFAULT_MODEL
+from vlmfix.recipes import find_recipe
 from vlmfix.settings import parse_yaml, read_yaml, user_path
 
 SYNTHETIC = "synthetic"
@@ -33,47 +34,12 @@ _PLAIN: dict[str, tuple[type, str]] = {
     "retry_errors": (bool, "true or false"),
     "allow_environment_change": (bool, "true or false"),
     "allow_missing": (bool, "true or false"),
+    "force": (bool, "true or false"),
 }
 # Samples that may fail by default: this share, and at least this number.
 ERROR_SHARE, ERROR_COUNT = 0.01, 25
 # Old names of settings.
 _RENAMED = {"controls": "baselines"}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One or several methods at their settings, as one row of the tables.
-
-    Args:
-        label: as tables show it, unique in a job.
-        methods: in the order of attachment; none is plain decoding.
-        baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
-            tested.
-    """
-
-    label: str
-    methods: tuple[vlmfix.Method, ...]
-    baseline_of: str | None = None
-
-    @property
-    def prompt_change(self) -> str:
-        """What the methods change of the prompt, such as "+bias-yes"; "": nothing."""
-        return "".join(f"+{change}" for method in self.methods if (change := method.prompt_change))
-
-    @classmethod
-    def of(cls, names: str, parameters: Mapping[str, Mapping[str, Any]]) -> Variant:
-        """The variant that `a+b` names, with parameters by method.
-
-        Raises:
-            ValueError: unknown methods or parameters, or values out of their range.
-            UnsupportedError: methods that do not go together.
-        """
-        chosen = parse_methods(names, parameters)
-        shown = []
-        for name, own in chosen.items():
-            settings = ", ".join(f"{key}={value}" for key, value in own.items())
-            shown.append(f"{name}({settings})" if settings else name)
-        return cls("+".join(shown) or GREEDY, tuple(make_methods(chosen)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +49,8 @@ class Job:
     Args:
         tasks: names of benchmarks, in order.
         tasks_from: directories that hold a folder for each of the user's own benchmarks.
-        variants: the first one is what the others are compared with.
+        variants: the first one is what the others are compared with; none: the recipe of the checkpoint,
+            which is known when the model is.
         baselines: whether the baselines that belong to a comparison are added, see
             `vlmfix.evaluation.runner.baselines`.
         model: embedded model, folder or hub id.
@@ -103,6 +70,7 @@ class Job:
         max_errors: number, or share of the samples below 1, of failures after which a run stops.
         allow_environment_change: whether a run may go on with other versions or devices.
         allow_missing: as on the command line.
+        force: whether recipes that are for other weights are taken.
     """
 
     tasks: tuple[str, ...]
@@ -125,6 +93,21 @@ class Job:
     max_errors: int | float | None = None
     allow_environment_change: bool = False
     allow_missing: bool = False
+    force: bool = False
+
+    def on(self, model: PreTrainedModel) -> Job:
+        """This job on a model: with the recipe of the checkpoint, if it asks for it.
+
+        Raises:
+            ValueError: there is none, or a recipe of the job is for other weights.
+        """
+        if not self.variants:
+            given = {name: value for name, value in self.settings.items() if name != "methods"}
+            return make_job(given | {"recipes": [find_recipe(model).content]})
+        for variant in self.variants:
+            if variant.recipe is not None:
+                variant.recipe.check(model, force=self.force)
+        return self
 
     def allowed_errors(self, samples: int) -> int:
         """How many of a number of samples may fail."""
@@ -137,13 +120,14 @@ def make_job(settings: Mapping[str, Any]) -> Job:
     """A job of settings in the form of a job file, checked.
 
     Args:
-        settings: the fields of `Job`, but `methods` in the place of `variants`: names, or mappings from a
-            name to its parameters (of several methods `a+b`: parameters by method); `protocol` in the place
-            of `protocols`: ids or files; `batch_size: auto`.
+        settings: the fields of `Job`, but `methods` and `recipes` in the place of `variants`: names, or
+            mappings from a name to its parameters (of several methods `a+b`: parameters by method), or
+            `auto` alone; files or names of recipes, or what such a file holds; `protocol` in the place of
+            `protocols`: ids or files; `batch_size: auto`.
 
     Raises:
         ValueError: an unknown key, or a value out of its range.
-        FileNotFoundError: a protocol file that is not there.
+        FileNotFoundError: a protocol or recipe that is not there.
     """
     settings = dict(settings)
     for old, new in _RENAMED.items():
@@ -155,6 +139,7 @@ def make_job(settings: Mapping[str, Any]) -> Job:
         settings.pop(old, None)
     names = {each.name for each in dataclasses.fields(Job)} - {"variants", "protocols", "settings"} | {
         "methods",
+        "recipes",
         "protocol",
     }
     unknown = sorted(map(str, settings.keys() - names))
@@ -182,11 +167,12 @@ def make_job(settings: Mapping[str, Any]) -> Job:
                 f"two protocols for {protocol.task}; runs of different protocols need a job each"
             )
         protocols[protocol.task] = protocol
-    variants = tuple(_variant(each) for each in _several("methods", given.pop("methods", ())) or (GREEDY,))
-    labels = [variant.label for variant in variants]
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise ValueError(f"method {twice} is named twice with the same settings")
+    recipes = [recipe_of(each) for each in _several("recipes", given.pop("recipes", ()))]
+    variants = variants_of(_several("methods", given.pop("methods", ())), recipes)
+    if given.get("force") and not recipes:
+        raise ValueError("force takes recipes that are for other weights; name one under recipes (--recipe)")
+    if recipes:  # a file may be another one when the report is written again
+        settings["recipes"] = [recipe.content for recipe in recipes]
     given["batch_size"] = _count("batch_size", given.get("batch_size", "auto"), auto=True)
     output = given.get("output", f"runs/{Path(given.get('model', DEFAULT_MODEL)).name}")
     given["output"] = user_path(output)
@@ -246,22 +232,6 @@ def parse_protocol(text: str, tasks_from: Sequence[Path] = ()) -> Protocol:
             raise ValueError(f"protocol {text!r}: the value of {key} is not readable ({error})") from error
     protocol = load_protocol(name, tasks_from)
     return protocol.with_(**values) if values else protocol
-
-
-def _variant(entry: Any) -> Variant:
-    """`var`, `{var: {moved_fraction: 0.6}}` or `{var+vhr: {var: {...}}}`."""
-    if isinstance(entry, str):
-        return Variant.of(entry, {})
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise ValueError(f"method {entry!r} must be a name, or one name with its parameters")
-    [(name, parameters)] = entry.items()
-    if not isinstance(name, str):
-        raise ValueError(f"method {name!r} must be a name, such as var")
-    if "+" not in name:
-        return Variant.of(name, {name: parameters})
-    if not isinstance(parameters, Mapping):
-        raise ValueError(f"the parameters of {name} are {parameters!r}; they must be a mapping by method")
-    return Variant.of(name, parameters)
 
 
 def _directory(value: Any) -> Path:

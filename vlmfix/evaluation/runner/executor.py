@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.evaluation.runner import baselines
-from vlmfix.evaluation.runner.config import Job, Variant
+from vlmfix.evaluation.runner.config import Job
 from vlmfix.evaluation.runner.matched_baselines import (
     Answered,
     AnswerIds,
@@ -23,6 +23,7 @@ from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan, write_job
 from vlmfix.evaluation.runner.run_store import RECORDS, Identity
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.runner.worker import Worker, record_head
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task
@@ -86,9 +87,10 @@ def execute(
         ResumeError: a run cannot go on.
         TooManyErrorsError: too many samples failed.
         UnsupportedError: a method or baseline does not go with the model.
-        ValueError: a method lacks a value for this model.
+        ValueError: a method lacks a value for this model, or a recipe is for another one.
         OSError: the disk is full.
     """
+    job = job.on(model)
     rows = [(each, variant) for each in task_plan for variant in baselines.rows(job, each.task)]
     for _, variant in rows:  # what does not go together is refused before any work
         with ExitStack() as stack:
@@ -168,6 +170,7 @@ class _Work:
             str(self.shard),
             _batch_size(job, task, self.model),
             self.answer_ids if gives_margins else None,
+            plan.variant.decoding,
         )
         title = f"{task.name} · {plan.variant.label}"
         self.progress.begin(title, task.running, len(own), len(own) - len(left))

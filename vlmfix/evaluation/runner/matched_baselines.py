@@ -11,10 +11,10 @@ from transformers import ProcessorMixin
 
 import vlmfix
 from vlmfix.evaluation.runner.baselines import OUTPUT_SHIFT, TRUNCATE
-from vlmfix.evaluation.runner.config import Variant
 from vlmfix.evaluation.runner.plan import RunPlan
 from vlmfix.evaluation.runner.run_store import Identity, Records
 from vlmfix.evaluation.runner.truncation import limits
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.tasks.lengths import drop_incomplete
 from vlmfix.methods.baselines.output_shift import calibrate_shift
 

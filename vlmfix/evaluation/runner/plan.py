@@ -13,8 +13,9 @@ from vlmfix.evaluation.datasets.sources import open_data
 from vlmfix.evaluation.files.atomic import check_writable, write_json
 from vlmfix.evaluation.files.hashing import differences, plain
 from vlmfix.evaluation.runner import baselines, run_key
-from vlmfix.evaluation.runner.config import Job, Variant, make_job
+from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.sample import Sample, limited
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.protocol_files import default_protocol

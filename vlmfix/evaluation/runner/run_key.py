@@ -41,6 +41,7 @@ def run_key(
     methods: Iterable[Mapping[str, Any]],
     seed: int,
     prompt_change: str = "",
+    decoding: Mapping[str, Any] | None = None,
     calibrated_on: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The key of a run: what its answers depend on, apart from the single samples.
@@ -53,6 +54,7 @@ def run_key(
         methods: see `method_identity`, in the order of attachment.
         seed: of sampling.
         prompt_change: what the methods change of the protocol's prompt, for its id, such as "+bias-yes".
+        decoding: arguments of `model.generate` in the place of those of the protocol; none have no part.
         calibrated_on: runs that a baseline was made to match, by what it takes from them.
     """
     key = {
@@ -62,6 +64,8 @@ def run_key(
         "methods": list(methods),
         "seed": seed,
     }
+    if decoding:
+        key["decoding"] = plain(decoding)
     return key if calibrated_on is None else key | {"calibrated_on": dict(calibrated_on)}
 
 

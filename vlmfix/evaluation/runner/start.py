@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.api import prompt_under
 from vlmfix.evaluation.files.hashing import differences, digest, plain
 from vlmfix.evaluation.runner import run_key
-from vlmfix.evaluation.runner.config import Job, Variant
+from vlmfix.evaluation.runner.config import Job
 from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan
 from vlmfix.evaluation.runner.run_store import (
     MANIFEST,
@@ -30,6 +30,7 @@ from vlmfix.evaluation.runner.run_store import (
     sample_key,
 )
 from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.runner.worker import Draw, decoding_of
 from vlmfix.evaluation.sample import Sample, content_hash
 from vlmfix.evaluation.tasks.base import Task
@@ -113,11 +114,14 @@ class RunStarter:
             methods=methods,
             seed=job.seed,
             prompt_change=variant.prompt_change,
+            decoding=variant.decoding,
             calibrated_on=calibrated_on,
         )
         if task.name not in self._parts:
             self._parts[task.name] = _sample_parts(job, task, task_plan.samples, self._images)
-        name = "+".join(each["name"] for each in methods) or variant.label.replace(" ", "-")
+        parts = [each["name"] for each in methods]
+        parts += [f"{argument}={value}" for argument, value in variant.decoding.items()]
+        name = "+".join(parts) or variant.label.replace(" ", "-")
         path = job.output / task.name / f"{name}-{digest(key)[:8]}"
         plan = RunPlan(task, task_plan.samples, variant, path)
         if job.resume == "never":
@@ -134,7 +138,7 @@ class RunStarter:
 
         info = _info(task_plan.used, asked(task_plan.samples[0])) | {
             "profiles": plain(profile_values(variant.methods, self.model)),
-            "decoding": plain(decoding_of(self.model, variant.methods, task.protocol)),
+            "decoding": plain(decoding_of(self.model, variant.methods, task.protocol, variant.decoding)),
         }
         run = RunStore.start(
             path, key, self._environment, info=info, allow_change=job.allow_environment_change

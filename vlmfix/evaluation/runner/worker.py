@@ -88,6 +88,7 @@ class Worker:
         batch_size: prompts per forward pass; halved for good where memory runs out.
         answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
             between them at the first step; None: they shall not.
+        decoding: arguments of `model.generate` in the place of those of the protocol.
     """
 
     model: PreTrainedModel
@@ -98,6 +99,7 @@ class Worker:
     shard: str
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     _passes: ForwardCounter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -258,7 +260,7 @@ class Worker:
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
         """The decoding of the protocol under the methods; repeats are drawn by seeds of their own."""
-        kwargs = decoding_of(self.model, self.methods, self.protocol)
+        kwargs = decoding_of(self.model, self.methods, self.protocol, self.decoding)
         warping = {name: kwargs.pop(name, None) for name in _WARPING}
         if kwargs["do_sample"]:
             seeds = [seed_of(draw.seed, draw.sample.id, draw.repeat) for draw in batch]
@@ -293,13 +295,30 @@ class Worker:
 
 
 def decoding_of(
-    model: PreTrainedModel, methods: Sequence[vlmfix.Method], protocol: Protocol
+    model: PreTrainedModel,
+    methods: Sequence[vlmfix.Method],
+    protocol: Protocol,
+    decoding: Mapping[str, Any],
 ) -> dict[str, Any]:
     """How answers are decoded: as the protocol says, under the methods; nothing else of the checkpoint's
     generation_config but token ids.
 
     Where the protocol has a single beam, a method may bring as many as it wants.
+
+    Args:
+        model: that decodes.
+        methods: in the order of attachment.
+        protocol: of the task.
+        decoding: of a recipe, in the place of what the protocol says.
+
+    Raises:
+        UnsupportedError: the protocol samples, which no recipe with beams does.
     """
+    if decoding.get("num_beams", 1) > 1 and protocol.temperature > 0:
+        raise vlmfix.UnsupportedError(
+            f"a recipe decodes with {decoding['num_beams']} beams, and {protocol.name} samples at "
+            f"temperature {protocol.temperature:g}; choose a protocol without sampling"
+        )
     kwargs: dict[str, Any] = {
         "max_new_tokens": protocol.max_new_tokens,
         "do_sample": protocol.temperature > 0,
@@ -308,7 +327,7 @@ def decoding_of(
         kwargs["num_beams"] = protocol.num_beams
     if protocol.temperature > 0:
         kwargs |= {name: getattr(protocol, name) for name in _WARPING}
-    return plain_decoding(model, decoding_under(methods, kwargs))
+    return plain_decoding(model, decoding_under(methods, kwargs | dict(decoding)))
 
 
 def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
