@@ -34,7 +34,7 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
         )
     if isinstance(method, AsksSeveralTimes) and isinstance(other, AsksSeveralTimes):
         raise UnsupportedError(f"{other_name} and {name} ask the model several times each; use one of them")
-    if method.owns_logits and other.owns_logits:
+    if method.owns_logits and other.owns_logits and not method.follows_logits:
         raise UnsupportedError(
             f"{other_name} defines the logits of this model already, and {name} would, too; use one of them "
             "at a time"

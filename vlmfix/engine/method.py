@@ -45,6 +45,8 @@ class MethodHooks:
     keeps_prefix: ClassVar[bool] = False
     """Whether nothing that it edits or observes by rows stands before the last image token, so that
     prompts about one image may share what was read up to there; `enter_layer` still sees the whole prompt."""
+    follows_logits: ClassVar[bool] = False
+    """Whether its edit of the logits may come after one of another method, whatever that is."""
     _sums: Sums = field(default_factory=Sums, init=False, repr=False, compare=False)
 
     @property

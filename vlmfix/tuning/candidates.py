@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.api import decoding_under
 from vlmfix.errors import UnsupportedError
-from vlmfix.evaluation.runner.config import Variant
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.methods.base import Method
 from vlmfix.methods.baselines.decoding import BaselineBeam
 from vlmfix.methods.grammar import make_methods
@@ -75,8 +75,9 @@ class Candidate:
     @property
     def cost(self) -> float:
         """Forward passes a token, beams multiplied in, as the methods declare them; 1 is greedy decoding."""
-        passes = 1 + sum(method.info.forwards - 1 for method in self.methods)
-        return passes * decoding_under(self.methods, {}).get("num_beams", 1)
+        passes: float = 1 + sum(method.info.forwards - 1 for method in self.methods)
+        beams: int = decoding_under(self.methods, {}).get("num_beams", 1)
+        return passes * beams
 
     def without(self, name: str) -> Candidate:
         """The others of its methods."""

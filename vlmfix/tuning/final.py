@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.comparison import Comparison, Row, compare
-from vlmfix.evaluation.analysis.estimates import Estimate
+from vlmfix.evaluation.analysis.comparison import Row, compare
 from vlmfix.evaluation.analysis.marks import Mark, mark, marks
 from vlmfix.evaluation.analysis.roc import auc, auc_difference, auc_swap_test
 from vlmfix.evaluation.analysis.significance import holm
+from vlmfix.evaluation.analysis.statistics import Estimate
 from vlmfix.tuning.candidates import Candidate
 from vlmfix.tuning.objective import AUC, COST
 from vlmfix.tuning.worlds import Answered
@@ -41,8 +41,8 @@ class FinalRow:
     Args:
         label: as the table shows it.
         cells: by metric.
-        mark: whether its difference in the first metric is more than chance, all rows counted; None for greedy
-            decoding.
+        mark: whether its difference in the first metric is more than chance, all rows counted; None for
+            greedy decoding.
         cost: forward passes a token, beams multiplied in.
         seconds: that an answer took.
     """

@@ -39,7 +39,7 @@ def find_metric(name: str, metrics: Mapping[str, str]) -> str:
 
 def directions(metrics: Sequence[Metric], *, yes_no: bool) -> dict[str, str]:
     """The metrics that a search can look at, and which direction is better ("": neither)."""
-    found = {each.name: each.better for each in metrics if not each.group}
+    found: dict[str, str] = {each.name: each.better for each in metrics if not each.group}
     return {**found, COST: "lower"} | ({AUC: "higher"} if yes_no else {})
 
 
@@ -67,8 +67,8 @@ class Guard:
         found = _GUARD.fullmatch(text)
         if found is None:
             raise ValueError(
-                f"--keep {text!r} is not METRIC >= NUMBER or METRIC <= NUMBER, such as 'recall >= -0.01': the "
-                "difference to greedy decoding that is still allowed"
+                f"--keep {text!r} is not METRIC >= NUMBER or METRIC <= NUMBER, such as 'recall >= -0.01': "
+                "the difference to greedy decoding that is still allowed"
             )
         name, sense, bound = found.groups()
         return cls(find_metric(name, metrics), sense == ">=", float(bound))

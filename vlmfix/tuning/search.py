@@ -156,9 +156,7 @@ class Search:
                 if images != self.rungs[-1] and trial.should_prune():
                     is_complete = False
                     break
-        done = Trial(
-            number, candidate, images, *_fields(measured), is_complete, time.monotonic() - start
-        )
+        done = Trial(number, candidate, images, *_fields(measured), is_complete, time.monotonic() - start)
         for name, value in _attributes(done).items():
             trial.set_user_attr(name, value)
         if is_complete:
@@ -180,8 +178,7 @@ class Search:
             if self.objectives == 1
             else NopPruner()
         )
-        directions = ["maximize"] * self.objectives
-        study = optuna.create_study(sampler=sampler, pruner=pruner, directions=directions)
+        study = optuna.create_study(sampler=sampler, pruner=pruner, directions=["maximize"] * self.objectives)
         study.add_trials([before[key] for key in sorted(before)])
         if number < len(self._first):
             study.enqueue_trial(self._first[number])
@@ -214,10 +211,6 @@ def _rungs(images: int) -> list[int]:
     """Numbers of images on which a trial is tried, one after the other."""
     least = max(1, images // _REDUCTION ** (_RUNGS - 1))
     return sorted({min(images, least * _REDUCTION**rung) for rung in range(_RUNGS - 1)} | {images})
-
-
-def _fields(measured: Measured) -> tuple[Any, ...]:
-    return measured.values, measured.gains, measured.figures, measured.broken
 
 
 def _attributes(trial: Trial) -> dict[str, Any]:

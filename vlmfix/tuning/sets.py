@@ -17,8 +17,8 @@ _LEAST = 10
 class Sizes:
     """The number of images, at most, of each set and data set."""
 
-    search: int = 60
-    choice: int = 60
+    search: int = 108
+    choice: int = 108
     test: int = 300
 
 
@@ -55,8 +55,8 @@ class ThreeSets:
         ):
             if min(len(several), size) < _LEAST:
                 raise ValueError(
-                    f"the {part} set of {name} has {min(len(several), size)} images, of {len(images)} in all; "
-                    f"it needs {_LEAST} at least, better 60: give more annotated pictures"
+                    f"the {part} set of {name} has {min(len(several), size)} images, of {len(images)} in all; it "
+                    f"needs {_LEAST} at least, better 60: give more annotated pictures"
                 )
             rank = {image: number for number, image in enumerate(several[:size])}
             taken = [sample for sample in samples if sample.cluster in rank]

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.evaluation.files.atomic import create_json, write_json
+from vlmfix.evaluation.files.atomic import create_json
+from vlmfix.evaluation.files.hashing import differences, plain
 from vlmfix.evaluation.runner.config import make_job
 from vlmfix.evaluation.runner.plan import prepare
+from vlmfix.evaluation.runner.run_store import ResumeError
 from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.tuning.candidates import Candidate, Space
 from vlmfix.tuning.config import TuneSettings
-from vlmfix.tuning.objective import AUC, Figures, Objective, directions
+from vlmfix.tuning.final import PLAIN, RECIPE, FinalTable, compared, final_table
+from vlmfix.tuning.objective import AUC, Figures, Objective
 from vlmfix.tuning.search import Measured, Search, Trial
-from vlmfix.tuning.sets import Sizes, ThreeSets, first_images
+from vlmfix.tuning.sets import ThreeSets, first_images
 from vlmfix.tuning.worlds import Answered, World
 
 CHOSEN = "chosen.json"
 # Of the best trials, as many come into the choice.
 _FINALISTS = 6
+_POLL_SECONDS = 1.0
 GREEDY = Candidate()
 
 
@@ -60,6 +65,27 @@ class Finalist:
     gains: tuple[float, ...]
     figures: Mapping[str, Mapping[str, float]]
     broken: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search came to.
+
+    Args:
+        trials: all of them.
+        importances: shares of the places in what trials came to, see `Search.importances`.
+        finalists: the best trials on the choice set, the best one first.
+        chosen: the recipe; None: nothing is better than greedy decoding and keeps the guards.
+        offset: between yes and no, that belongs to it; None for other tasks.
+        tables: of the test set, one a data set.
+    """
+
+    trials: Sequence[Trial]
+    importances: Mapping[str, float]
+    finalists: Sequence[Finalist]
+    chosen: Candidate | None
+    offset: float | None
+    tables: Sequence[FinalTable]
 
 
 def default_objective(task: type[Task]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -129,17 +155,115 @@ class Tuning:
     progress: Progress
     _greedy: dict[int, dict[str, Figures]] = field(default_factory=dict, init=False)
 
-    def search(self) -> list[Trial]:
-        """Try candidates on the search set."""
-        settings = self.settings
+    def run(self) -> Result | None:
+        """Search, choose and test, as far as it belongs to this process; None: another one has the rest."""
+        trials = self.search()
+        finalists = self._finalists(trials)
+        sets = {world.name: [*world.sets.search, *world.sets.choice] for world in self.worlds}
+        self._share([GREEDY, *finalists], sets)
+        if self.shard.index == 0:
+            judged = self.choose(finalists)
+            chosen = judged[0].candidate if judged and self.is_better(judged[0]) else None
+            self._claim_test(chosen)
+        else:
+            chosen = self._await_choice()
+        rows = {} if chosen is None else compared(chosen)
+        test = {world.name: world.sets.test for world in self.worlds}
+        self._share(list(rows.values()), test)
+        if self.shard.index != 0:
+            return None
+        tables = [] if chosen is None else self._tables(rows, test)
+        return Result(trials, self._search().importances(), judged, chosen, self._offset(chosen), tables)
+
+    def _tables(
+        self, rows: Mapping[str, Candidate], samples: Mapping[str, Sequence[Sample]]
+    ) -> list[FinalTable]:
+        answered = {label: self.answers(candidate, samples) for label, candidate in rows.items()}
+        metrics = [*self.objective.metrics, *(guard.metric for guard in self.objective.guards)]
+        shown = dict.fromkeys([*metrics, *self._beside])
+        tables = []
+        for world in self.worlds:
+            own = {label: each[world.name] for label, each in answered.items()}
+            if world.task.yes_no:
+                plain = world.answer(GREEDY, samples[world.name], offset=0.0)
+                own = {PLAIN: own[PLAIN], f"{PLAIN}, no offset": plain} | own
+            else:
+                own |= world.matched(own[PLAIN], own[RECIPE])
+            tables.append(final_table(world.name, own, list(shown)))
+        return tables
+
+    @property
+    def _beside(self) -> tuple[str, ...]:
+        """Metrics that explain the objective."""
+        task = self.worlds[0].task
+        return ("accuracy", "yes ratio") if task.yes_no else (*(task.tradeoff or ()), "words")
+
+    def _offset(self, candidate: Candidate | None) -> float | None:
+        """The offset of the recipe: the mean of those of the data sets."""
+        offsets = [] if candidate is None else [world.offset(candidate) for world in self.worlds]
+        known = [each for each in offsets if each is not None]
+        return fmean(known) if known else None
+
+    def _share(self, candidates: Sequence[Candidate], samples: Mapping[str, Sequence[Sample]]) -> None:
+        """Answer this process's part of some candidates; the first process does what is left of the rest."""
+        for number, candidate in enumerate(candidates):
+            if number % self.shard.of == self.shard.index:
+                self.answers(candidate, samples)
+
+    def _claim_test(self, chosen: Candidate | None) -> None:
+        """Note what is tested before the test set is answered.
+
+        Raises:
+            ResumeError: another candidate was tested on it.
+        """
+        path = self.settings.output / CHOSEN
+        own = {"candidate": None if chosen is None else chosen.parameters}
+        create_json(path, own)
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if lines := differences(known, plain(own)):
+            raise ResumeError(
+                f"the test set of {self.settings.output} was answered for another recipe "
+                f"({'; '.join(lines)}); test this one on other pictures, with another --output"
+            )
+
+    def _await_choice(self) -> Candidate | None:
+        path = self.settings.output / CHOSEN
+        if not path.exists():
+            self.progress.note(f"waiting for the choice, which worker 0 of {self.shard.of} makes")
+        while not path.exists():
+            time.sleep(_POLL_SECONDS)
+        found = json.loads(path.read_text(encoding="utf-8"))["candidate"]
+        return None if found is None else Candidate.of(found)
+
+    def is_better(self, finalist: Finalist) -> bool:
+        """Whether a finalist keeps the guards and is better than greedy decoding on the choice set: on the
+        whole, and on one data set by an interval that excludes 0."""
+        if finalist.broken or finalist.gains[0] <= 0:
+            return False
+        sign, metric = self.objective.signs[0], self.objective.metrics[0]
+        choice = {world.name: world.sets.choice for world in self.worlds}
+        greedy, own = self.answers(GREEDY, choice), self.answers(finalist.candidate, choice)
+        for world in self.worlds:
+            answered = {PLAIN: greedy[world.name], RECIPE: own[world.name]}
+            difference = final_table(world.name, answered, [metric]).row(RECIPE).cells[metric].difference
+            if difference is not None and difference.excludes_zero and sign * difference.value > 0:
+                return True
+        return False
+
+    def _search(self) -> Search:
         images = min(len({each.cluster for each in world.sets.search}) for world in self.worlds)
-        search = Search(
-            settings.output,
+        return Search(
+            self.settings.output,
             self.space,
             images=images,
             objectives=len(self.objective.metrics),
-            seed=settings.seed,
+            seed=self.settings.seed,
         )
+
+    def search(self) -> list[Trial]:
+        """Try candidates on the search set."""
+        settings = self.settings
+        search = self._search()
 
         def told(trial: Trial) -> None:
             self.progress.note(
@@ -155,33 +279,40 @@ class Tuning:
             workers=self.shard.of,
             on_trial=told,
             on_wait=lambda number: self.progress.note(
-                f"waiting for trial {number + 1}, which worker {number % self.shard.of} of {self.shard.of} has"
+                f"waiting for trial {number + 1} of worker {number % self.shard.of} of {self.shard.of}"
             ),
         )
         return search.trials()
 
-    def choose(self, trials: Sequence[Trial]) -> list[Finalist]:
-        """The best trials on the choice set, the chosen one first; none, if none is better than greedy
-        decoding and keeps the guards."""
+    def _finalists(self, trials: Sequence[Trial]) -> list[Candidate]:
+        """The best of the trials on the whole search set that came out better than greedy decoding."""
         complete = sorted((trial for trial in trials if trial.is_complete), key=lambda each: -each.values[0])
         best = dict.fromkeys(trial.candidate for trial in complete if trial.values[0] > 0)
+        return list(best)[:_FINALISTS]
+
+    def choose(self, finalists: Sequence[Candidate]) -> list[Finalist]:
+        """The finalists on the choice set, the best one first; those that break a guard stand last.
+
+        Guards are read on the images of search and choice together, which are twice as many; the objective
+        on the choice set alone, as the search made it look too good on its own images.
+        """
         both = {world.name: [*world.sets.search, *world.sets.choice] for world in self.worlds}
         choice = {world.name: world.sets.choice for world in self.worlds}
         greedy, greedy_both = self.figures(GREEDY, choice), self.figures(GREEDY, both)
         found = []
-        for candidate in list(best)[:_FINALISTS]:
+        for candidate in finalists:
             figures = self.figures(candidate, choice)
             broken = self.objective.broken(self.figures(candidate, both), greedy_both)
             found.append(Finalist(candidate, self.objective.gains(figures, greedy), figures, broken))
         return sorted(found, key=lambda each: (bool(each.broken), -each.gains[0], each.candidate.cost))
 
     def figures(
-        self, candidate: Candidate, samples: Mapping[str, Sequence[Any]]
+        self, candidate: Candidate, samples: Mapping[str, Sequence[Sample]]
     ) -> dict[str, Mapping[str, float]]:
         """Values of a candidate on samples of each data set."""
         return {name: each.figures for name, each in self.answers(candidate, samples).items()}
 
-    def answers(self, candidate: Candidate, samples: Mapping[str, Sequence[Any]]) -> dict[str, Answered]:
+    def answers(self, candidate: Candidate, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Answered]:
         """Answers of a candidate on samples of each data set, yes and no by the offset of the search set."""
         found = {}
         for world in self.worlds:

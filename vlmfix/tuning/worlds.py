@@ -165,7 +165,7 @@ class World:
         found = [records.done.get((sample.id, repeat)) for sample, repeat in plan.identities]
         answered = [record for record in found if record is not None]
         if not answered:
-            raise ValueError(f"none of {len(found)} samples of {self.name} could be answered; see {plan.path}")
+            raise ValueError(f"none of {len(found)} samples of {self.name} was answered; see {plan.path}")
         if self._answer_ids is None:
             return Answered(outcome, plan, records, None, None, candidate.cost)
         margins = np.array([record["margin"] for record in answered])
@@ -183,7 +183,7 @@ class World:
         return Answered(outcome, plan, records, margins, is_yes, candidate.cost)
 
     def matched(self, greedy: Answered, method: Answered) -> dict[str, Answered]:
-        """Captions of greedy decoding cut to the lengths of a method, and of the method cut to greedy ones."""
+        """Captions of greedy decoding cut to the lengths of a method, and those of the method cut to greedy."""
         found = {}
         own, other = (matched_baselines.Answered(each.plan, each.records) for each in (greedy, method))
         for each in matched_baselines.matching_baselines(own, other, None, self.processor):
@@ -194,7 +194,7 @@ class World:
             texts = [None if record is None else record["text"] for record in records]
             cut = [record is not None and record["finish"] == "length" for record in records]
             outcome = self._rescored(greedy.outcome, method.plan, texts, cut)
-            label = "greedy, cut to the lengths of the recipe" if is_greedy else "recipe, cut to those of greedy"
+            label = "greedy, cut to the recipe" if is_greedy else "recipe, cut to greedy"
             found[label] = Answered(outcome, method.plan, method.records, None, None, 1.0)
         return found
 

@@ -50,6 +50,7 @@ class BaselineOutputShift(Method):
 
     needs_image: ClassVar = False
     keeps_prefix: ClassVar = True
+    follows_logits: ClassVar = True
     info: ClassVar = MethodInfo(
         stage="baseline",
         changes="logits: yes raised against no",
