@@ -17,6 +17,7 @@ from vlmfix.cli.methods import methods
 from vlmfix.cli.report import report
 from vlmfix.cli.scenes import scenes
 from vlmfix.cli.score import score_app
+from vlmfix.cli.tune import tune
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -56,6 +57,7 @@ app.command()(generate)
 app.command()(methods)
 app.command()(calibrate)
 app.command()(scenes)
+app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(report)
 app.add_typer(score_app, name="score")

@@ -19,7 +19,7 @@ from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets.sources import scene_count
 from vlmfix.evaluation.report.collect import COSTS, METRICS, REPORT, gather, publish
 from vlmfix.evaluation.report.console_tables import tables
-from vlmfix.evaluation.runner.config import Job, make_job, read_job
+from vlmfix.evaluation.runner.config import make_job, read_job
 from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.progress import ConsoleProgress
@@ -43,14 +43,14 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
     own = Shard.from_environment() if shard is None else Shard.parse(shard)
     quiet = shard is None and own.index > 0  # of workers that were started together, one speaks
     progress = ConsoleProgress(err, quiet=quiet)
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    before = signal.signal(signal.SIGTERM, as_interrupt)
     try:
         with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
             tasks = prepare(job, advance)
-        _share_cores(own)
+        share_cores(own)
         loaded = load_model(
             job.model,
-            _device(job, own),
+            device_of(job.device, own),
             job.dtype,
             revision=job.revision,
             allow_missing=job.allow_missing,
@@ -94,18 +94,19 @@ def _finish(output: Path, runs: Sequence[RunPlan], *, quiet: bool, partial: bool
     out.print(f"{output / REPORT}, {METRICS}, {COSTS}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _device(job: Job, shard: Shard) -> str:
+def device_of(device: str, shard: Shard) -> str:
     """Each worker of a host has a GPU of its own."""
-    if job.device == "auto" and shard.of > 1 and torch.cuda.is_available():
+    if device == "auto" and shard.of > 1 and torch.cuda.is_available():
         return f"cuda:{shard.local % torch.cuda.device_count()}"
-    return job.device
+    return device
 
 
-def _share_cores(shard: Shard) -> None:
+def share_cores(shard: Shard) -> None:
     """Workers of one host that each use all of its cores would slow each other down manyfold."""
     if shard.of > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.of))
 
 
-def _as_interrupt(*_: Any) -> None:
+def as_interrupt(*_: Any) -> None:
+    """Ends a job at SIGTERM as Ctrl-C does."""
     raise KeyboardInterrupt

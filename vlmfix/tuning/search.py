@@ -156,7 +156,17 @@ class Search:
                 if images != self.rungs[-1] and trial.should_prune():
                     is_complete = False
                     break
-        done = Trial(number, candidate, images, *_fields(measured), is_complete, time.monotonic() - start)
+        done = Trial(
+            number,
+            candidate,
+            images,
+            measured.values,
+            measured.gains,
+            measured.figures,
+            measured.broken,
+            is_complete,
+            time.monotonic() - start,
+        )
         for name, value in _attributes(done).items():
             trial.set_user_attr(name, value)
         if is_complete:

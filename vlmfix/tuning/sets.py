@@ -55,7 +55,7 @@ class ThreeSets:
         ):
             if min(len(several), size) < _LEAST:
                 raise ValueError(
-                    f"the {part} set of {name} has {min(len(several), size)} images, of {len(images)} in all; it "
+                    f"the {part} set of {name} has {min(len(several), size)} images of {len(images)}; it "
                     f"needs {_LEAST} at least, better 60: give more annotated pictures"
                 )
             rank = {image: number for number, image in enumerate(several[:size])}

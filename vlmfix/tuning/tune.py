@@ -40,8 +40,8 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
-    def begin(self, title: str, running: str, total: int, done: int) -> None:
-        """A stage begins that answers `total` samples; `running` is shown beside."""
+    def begin(self, title: str, total: int) -> None:
+        """A stage begins that answers `total` samples."""
 
     def step(self, count: int) -> None:
         """So many samples were answered."""
@@ -317,7 +317,7 @@ class Tuning:
         found = {}
         for world in self.worlds:
             own = samples[world.name]
-            self.progress.begin(f"{world.name} · {candidate.label}", world.task.running, len(own), 0)
+            self.progress.begin(f"{world.name} · {candidate.label}", len(own))
             try:
                 found[world.name] = world.answer(
                     candidate, own, offset=world.offset(candidate), progress=self.progress.step
@@ -342,7 +342,7 @@ class Tuning:
         found = {}
         for world in self.worlds:
             samples = first_images(world.sets.search, images)
-            self.progress.begin(f"{world.name} · {candidate.label}", world.task.running, len(samples), 0)
+            self.progress.begin(f"{world.name} · {candidate.label}", len(samples))
             try:
                 found[world.name] = world.answer(candidate, samples, progress=self.progress.step).figures
             finally:

@@ -183,7 +183,7 @@ class World:
         return Answered(outcome, plan, records, margins, is_yes, candidate.cost)
 
     def matched(self, greedy: Answered, method: Answered) -> dict[str, Answered]:
-        """Captions of greedy decoding cut to the lengths of a method, and those of the method cut to greedy."""
+        """Captions of greedy decoding cut to the lengths of a method; where it says more, its own cut."""
         found = {}
         own, other = (matched_baselines.Answered(each.plan, each.records) for each in (greedy, method))
         for each in matched_baselines.matching_baselines(own, other, None, self.processor):

@@ -1,0 +1,87 @@
+"""What a search leaves in its folder: the recipe, the results as JSON, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from vlmfix.evaluation.files.atomic import write_json
+from vlmfix.evaluation.files.hashing import plain
+from vlmfix.methods.baselines.decoding import BaselineBeam
+from vlmfix.methods.baselines.output_shift import BaselineOutputShift
+from vlmfix.recipes import Recipe
+from vlmfix.tuning.config import TuneSettings
+from vlmfix.tuning.final import evidence
+from vlmfix.tuning.objective import Objective
+from vlmfix.tuning.page import write_page
+from vlmfix.tuning.tune import Result
+
+RECIPE_FILE, RESULTS, PAGE = "recipe.yaml", "results.json", "tune.html"
+
+
+def make_recipe(
+    settings: TuneSettings, result: Result, model: PreTrainedModel, versions: Mapping[str, str]
+) -> Recipe:
+    """The recipe that a search chose, with its evidence."""
+    assert result.chosen is not None
+    methods = [each for each in result.chosen.methods if not isinstance(each, BaselineBeam)]
+    if result.offset is not None:
+        methods.append(BaselineOutputShift(delta=round(result.offset, 4)))
+    beams = [each.num_beams for each in result.chosen.methods if isinstance(each, BaselineBeam)]
+    return Recipe.of(
+        model,
+        methods,
+        name=f"{settings.model.rstrip('/').rpartition('/')[2]} {settings.task}",
+        decoding={"num_beams": beams[0]} if beams else {},
+        task=settings.task,
+        data={
+            "sets": {name: plain(data) for name, data in settings.data.items()},
+            "images": asdict(settings.sizes),
+            "objective": list(settings.objective),
+            "keep": list(settings.keep or ()),
+            "seed": settings.seed,
+            "trials": len(result.trials),
+        },
+        evidence=evidence(result.tables),
+        versions=versions,
+    )
+
+
+def write_results(
+    settings: TuneSettings, objective: Objective, result: Result, recipe: Recipe | None
+) -> None:
+    """Write `results.json` and the page, and `recipe.yaml` if there is one."""
+    output = settings.output
+    summary: dict[str, Any] = {
+        "settings": plain(asdict(settings)),
+        "objective": list(objective.metrics),
+        "guards": [str(guard) for guard in objective.guards],
+        "trials": [
+            plain(asdict(trial)) | {"candidate": trial.candidate.label, "cost": trial.candidate.cost}
+            for trial in result.trials
+        ],
+        "importances": dict(result.importances),
+        "finalists": [
+            {
+                "candidate": each.candidate.label,
+                "gains": list(each.gains),
+                "figures": plain(each.figures),
+                "broken": list(each.broken),
+            }
+            for each in result.finalists
+        ],
+        "chosen": None if result.chosen is None else result.chosen.label,
+        "offset": result.offset,
+        "test": [
+            {"data": table.data, "images": table.images, "metrics": list(table.metrics)}
+            | {"rows": [plain(asdict(row)) for row in table.rows]}
+            for table in result.tables
+        ],
+    }
+    write_json(output / RESULTS, summary)
+    if recipe is not None:
+        recipe.write(output / RECIPE_FILE)
+    write_page(output / PAGE, summary)
