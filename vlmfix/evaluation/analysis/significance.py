@@ -133,7 +133,6 @@ def _patterns(differing: int) -> Iterator[np.ndarray]:
 def _ratios(sums: np.ndarray) -> np.ndarray:
     """Mean ratio, parts then wholes `(patterns, 2 * ratios)` -> `(patterns,)`; NaN with a zero whole."""
     parts, wholes = np.split(sums, 2, axis=1)
-    means: np.ndarray = np.divide(parts, wholes, out=np.full_like(parts, np.nan), where=wholes > 0).mean(
-        axis=1
-    )
+    ratios: np.ndarray = np.divide(parts, wholes, out=np.full_like(parts, np.nan), where=wholes > 0)
+    means: np.ndarray = ratios.mean(axis=1)
     return means
