@@ -97,6 +97,8 @@ def test_scores_that_are_no_counts_keep_the_t_interval() -> None:
     assert paired_estimate(words, share(9 * values, percent=False), np.arange(8)).low == pytest.approx(
         0.85 - half, abs=1e-5
     )
+    double = Metric("no share", np.full((1, 8), 2.0) - (np.arange(8) < 3), np.ones((1, 8)))
+    assert ratio_estimate(double, np.arange(8)).source == "sandwich"
     same = paired_estimate(words, words, np.arange(8))
     assert (same.value, same.low, same.high, same.source) == (0, None, None, "sandwich")
 

@@ -392,7 +392,8 @@ def test_the_best_control_is_the_one_with_the_best_first_figure() -> None:
     assert [figure.metric.name for figure in best.figures][:2] == ["accuracy", "F1"]
     difference = best.figures[0].difference
     assert difference is not None
-    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    assert difference.value == 0
+    assert not difference.excludes_zero
     assert "var: not distinguishable from baseline.a by accuracy." in caveats(comparison)
     best = compared(STOCK, good, other, dataclasses.replace(tested, method="x")).rows[3].best
     assert best is not None

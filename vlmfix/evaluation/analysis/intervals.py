@@ -74,7 +74,7 @@ def ratio_estimate(metric: Metric, clusters: np.ndarray) -> Estimate:
         clusters: label of the image of each sample, `(samples,)`.
     """
     found = _linearized(metric.parts, metric.wholes, clusters)
-    if not metric.percent or (metric.parts != np.round(metric.parts)).any():
+    if not metric.percent or not _are_counts(metric):
         return t_estimate(found, (0.0, 1.0) if metric.percent else (-np.inf, np.inf))
     if found.error is None:
         return found.estimate(None, "Wilson")
@@ -137,6 +137,12 @@ def paired_estimate(metric: Metric, other: Metric, clusters: np.ndarray) -> Esti
 def is_by_sample(metric: Metric, other: Metric) -> bool:
     """Whether two metrics are means over the same samples, or averages of such means."""
     return np.array_equal(metric.wholes, other.wholes) and bool(np.isin(metric.wholes, (0, 1)).all())
+
+
+def _are_counts(metric: Metric) -> bool:
+    """Whether every sample adds whole numbers, and no more to a numerator than to its denominator."""
+    parts, wholes = metric.parts, metric.wholes
+    return bool(((parts == np.round(parts)) & (parts >= 0) & (parts <= wholes)).all())
 
 
 def _linearized(parts: np.ndarray, wholes: np.ndarray, clusters: np.ndarray) -> Linearized:

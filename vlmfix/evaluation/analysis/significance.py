@@ -77,7 +77,8 @@ def swap_test(metric: Metric, other: Metric, clusters: np.ndarray) -> SwapTest:
 
     def differences(swaps: np.ndarray) -> np.ndarray:
         moved = swaps @ change.T
-        return _ratios(own_sums + moved) - _ratios(other_sums - moved)
+        changed: np.ndarray = _ratios(own_sums + moved) - _ratios(other_sums - moved)
+        return changed
 
     return SwapTest(swapped(differences, change.shape[1]), images, change.shape[1])
 
@@ -133,4 +134,5 @@ def _ratios(sums: np.ndarray) -> np.ndarray:
     """Mean ratio, parts then wholes `(patterns, 2 * ratios)` -> `(patterns,)`; NaN with a zero whole."""
     parts, wholes = np.split(sums, 2, axis=1)
     ratios: np.ndarray = np.divide(parts, wholes, out=np.full_like(parts, np.nan), where=wholes > 0)
-    return ratios.mean(axis=1)
+    means: np.ndarray = ratios.mean(axis=1)
+    return means
