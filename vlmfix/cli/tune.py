@@ -35,8 +35,8 @@ def tune(
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="Guard: what a metric may lose against greedy decoding, such as 'recall >= -0.01', 'words <= "
-            "5', 'cost <= 5'; repeatable. (default for captions: recall >= -0.01)"
+            help="Guard: what a metric may lose against greedy decoding, such as 'recall >= -0.01', "
+            "'words <= 5', 'cost <= 5'; repeatable. (default for captions: recall >= -0.01)"
         ),
     ] = None,
     trials: Annotated[

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmfix.evaluation.files.atomic import write_text
+from vlmfix.atomic import write_text
 
 
 def write_page(path: Path, summary: Mapping[str, Any]) -> None:
