@@ -134,10 +134,10 @@ def pareto_plot(
     always = [each for each in special.values() if each is not None]
     left, right, top, bottom = _MARGINS
     frame = (left, top, width - right, height - bottom)
-    across = _near([each[1] for each in complete], [each[1] for each in always])
-    up = _near([each[2] for each in complete], [each[2] for each in always])
-    x_axis = make_axis(_title(x), across, frame[0], frame[2], percent=x.percent, count=max(4, width // 110))
-    y_axis = make_axis(_title(y), up, frame[3], frame[1], percent=y.percent, count=max(4, height // 80))
+    x_values = _near([each[1] for each in complete], [each[1] for each in always])
+    y_values = _near([each[2] for each in complete], [each[2] for each in always])
+    x_axis = make_axis(_title(x), x_values, frame[0], frame[2], percent=x.percent, count=max(4, width // 110))
+    y_axis = make_axis(_title(y), y_values, frame[3], frame[1], percent=y.percent, count=max(4, height // 80))
     inside = [each for each in found if _is_inside(x_axis.place(each[1]), y_axis.place(each[2]), frame)]
     shades = _shades([] if COST in (x.name, y.name) else [each[0]["cost"] for each in inside])
     points = []

@@ -98,7 +98,7 @@ def _images(sets: ThreeSets) -> dict[str, int]:
 
 def _metrics(world: World) -> dict[str, dict[str, Any]]:
     """Which direction of each metric is better, and whether it is a share."""
-    metrics = world.answer(GREEDY, world.sets.search[:1]).outcome.metrics
+    metrics = world.answer(GREEDY, world.sets.search).outcome.metrics
     shares = {metric.name: metric.percent for metric in metrics if not metric.group} | {AUC: True}
     found = directions(metrics, yes_no=world.task.yes_no)
     return {name: {"better": better, "percent": shares.get(name, False)} for name, better in found.items()}

@@ -65,7 +65,7 @@ def verdict(figure: Figure) -> str:
 
 
 def direction(difference: Estimate | None, better: str) -> str:
-    """ "better" or "worse" like `verdict`, of a metric of which "higher" or "lower" is better; "": neither."""
+    """ "better" or "worse" like `verdict`; of the metric, "higher" or "lower" is better, or neither: ""."""
     if difference is None or not difference.excludes_zero:
         return ""
     if not better:
