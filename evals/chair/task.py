@@ -47,7 +47,7 @@ class Chair(Task):
                 "give data: {root: FOLDER}"
             )
         samples = chair_samples(self.data, self.protocol)
-        self._truth(self.protocol.scorer)  # what the scorer refuses is told before any work
+        self.truth(self.protocol.scorer)  # what the scorer refuses is told before any work
         return samples
 
     def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
@@ -90,12 +90,12 @@ class Chair(Task):
 
     def _there(self, scorer: str, sample: Sample) -> Collection[str]:
         """The classes in the image."""
-        return self._truth(scorer).objects[sample.meta["image_id"]]
+        return self.truth(scorer).objects[sample.meta["image_id"]]
 
     def _parsed(self, scorer: str, sample: Sample, text: str, truncated: bool) -> dict[str, list[str]]:
         """Mentions in order, classes named, and the classes named that are not there."""
         caption = drop_incomplete(text) if truncated and self.protocol.own["drop_incomplete"] else text
-        judged = judge(caption, sample.meta["image_id"], self._truth(scorer))
+        judged = judge(caption, sample.meta["image_id"], self.truth(scorer))
         return {
             "mentions": [mention.category for mention in judged.mentions],
             "named": list(judged.classes),
@@ -111,7 +111,8 @@ class Chair(Task):
             return [scorer for scorer in VARIANTS if scorer != "lemma"]
         return list(VARIANTS)
 
-    def _truth(self, scorer: str) -> GroundTruth:
+    def truth(self, scorer: str) -> GroundTruth:
+        """The classes in each image, and the vocabulary, of a variant of the scorer."""
         if scorer not in self._truths:
             folder = self.data
             assert isinstance(folder, DataFolder)

@@ -41,20 +41,20 @@ def measure(candidate: Candidate, images: int) -> Measured:
     """Worth of the parts, with noise that more images make smaller."""
     noise = int(hashlib.sha256(f"{candidate.label} {images}".encode()).hexdigest()[:8], 16) / 2**32 - 0.5
     value = sum(_WORTH[name] for name, _ in candidate.parts) + 0.05 * noise / images**0.5
-    return Measured((value,), (value,), {"data": {"CHAIRi": 0.2 - value}}, ())
+    return Measured(value, (value,), (value,), {"data": {"CHAIRi": 0.2 - value}}, ())
 
 
 def searched(
     folder: Path, trials: int, *, takes: Callable[[int], bool] = lambda number: True, seed: int = 0
 ) -> list[Trial]:
     folder.mkdir(exist_ok=True)
-    search = Search(folder, SPACE, images=36, objectives=1, seed=seed)
+    search = Search(folder, SPACE, images=36, seed=seed)
     search.run(trials, measure, budget=None, takes=takes)
     return search.trials()
 
 
-def told(trials: list[Trial]) -> list[tuple[int, str, int, tuple[float, ...]]]:
-    return [(each.number, each.candidate.label, each.images, each.values) for each in trials]
+def told(trials: list[Trial]) -> list[tuple[int, str, int, float]]:
+    return [(each.number, each.candidate.label, each.images, each.measured.value) for each in trials]
 
 
 def test_greedy_decoding_and_every_method_at_its_published_values_come_first(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_greedy_decoding_and_every_method_at_its_published_values_come_first(tmp
 
 def test_parts_that_help_are_put_together_and_bad_trials_are_given_up(tmp_path: Path) -> None:
     found = searched(tmp_path, 42)
-    best = max((trial for trial in found if trial.is_complete), key=lambda trial: trial.values[0])
+    best = max((trial for trial in found if trial.is_complete), key=lambda trial: trial.measured.value)
     assert {name for name, _ in best.candidate.parts} >= {"adhh", "baseline.beam"}
-    assert best.values[0] > _WORTH["adhh"] + 0.02
+    assert best.measured.value > _WORTH["adhh"] + 0.02
     given_up = [trial for trial in found if not trial.is_complete]
     assert len(given_up) > 12
     assert {trial.images for trial in given_up} <= {4, 12}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -46,7 +46,11 @@ class Candidate:
     @classmethod
     def of(cls, parts: Mapping[str, Mapping[str, Any]]) -> Candidate:
         """A candidate of parameters by method."""
-        return cls(tuple((name, tuple(sorted(own.items()))) for name, own in parts.items()))
+        return cls(
+            tuple(
+                (name, tuple((key, _fixed(own[key])) for key in sorted(own))) for name, own in parts.items()
+            )
+        )
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
@@ -58,7 +62,8 @@ class Candidate:
         """As tables show it."""
         shown = []
         for name, own in self.parts:
-            settings = ", ".join(f"{key}={value}" for key, value in own)
+            # Heads and layers that were calibrated are in the recipe; here they would fill the table.
+            settings = ", ".join(f"{key}={value}" for key, value in own if not isinstance(value, tuple))
             shown.append(f"{name}({settings})" if settings else name)
         return "+".join(shown) or GREEDY
 
@@ -98,21 +103,31 @@ class Space:
         ranges: of each parameter of each method, layers as whole numbers.
         defaults: values of these parameters that the method has on this model by itself.
         left_out: why a method is not tried, by name.
+        calibrated: parameters that were calibrated for this search, by method.
     """
 
     slots: Mapping[str, tuple[str, ...]]
     ranges: Mapping[str, Mapping[str, Dimension]]
     defaults: Mapping[str, Mapping[str, Any]]
     left_out: Mapping[str, str]
+    calibrated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def on(cls, model: PreTrainedModel, processor: ProcessorMixin, *, decodes: bool) -> Space:
+    def on(
+        cls,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        decodes: bool,
+        calibrated: Mapping[str, Mapping[str, Any]],
+    ) -> Space:
         """What works on a model.
 
         Args:
             model: as loaded.
             processor: with it.
             decodes: whether answers have more than a token, so that beams can differ from greedy decoding.
+            calibrated: parameters that no profile has, by method.
         """
         depth = model.config.get_text_config().num_hidden_layers
         slots: dict[str, list[str]] = {"attention": [], "logits": [], "decoding": []}
@@ -125,7 +140,7 @@ class Space:
             slot = "decoding" if issubclass(cls_, BaselineBeam) else cls_.info.stage
             if slot not in slots or (slot == "decoding" and not decodes):
                 continue
-            method = make_method(name)
+            method = make_method(name, **calibrated.get(name, {}))
             found = suitability(method, model, processor) if method.attaches else None
             if found is not None and not found.works:
                 left_out[name] = found.notes[0]
@@ -135,7 +150,9 @@ class Space:
             slots[slot].append(name)
             ranges[name] = own
             defaults[name] = {key: _within(own[key], resolved[key]) for key in own}
-        return cls({name: tuple(several) for name, several in slots.items()}, ranges, defaults, left_out)
+        return cls(
+            {name: tuple(several) for name, several in slots.items()}, ranges, defaults, left_out, calibrated
+        )
 
     @property
     def first_trials(self) -> list[dict[str, Any]]:
@@ -160,7 +177,7 @@ class Space:
             if name in (_NONE, *chosen) or not self._go_together([*chosen, name]):
                 continue
             own = {key: _suggest(trial, f"{name}.{key}", each) for key, each in self.ranges[name].items()}
-            chosen[name] = own
+            chosen[name] = {**self.calibrated.get(name, {}), **own}
         return Candidate.of(chosen)
 
     def _go_together(self, names: Sequence[str]) -> bool:
@@ -169,6 +186,11 @@ class Space:
         except UnsupportedError:
             return False
         return True
+
+
+def _fixed(value: Any) -> Any:
+    """A value of a file as one that can be compared and hashed."""
+    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
 
 
 def _at_depth(dimension: Dimension, depth: int) -> Dimension:
