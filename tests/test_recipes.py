@@ -249,13 +249,17 @@ def test_rows_of_a_job(
         row["method"] for row in jobs.read(tmp_path / "auto" / "metrics.json")["tasks"][0]["methods"]
     ] == ["demo"]
     assert jobs.cli("report", tmp_path / "auto").exit_code == 0
-    other = dataclasses.replace(recipe, match={**recipe.match, "weights": "another"})
-    other.write(tmp_path / "other.yaml")
-    wrong = ("chair", "--recipe", tmp_path / "other.yaml", *short, "--output", tmp_path / "wrong")
-    assert "recipe 'demo' is for another checkpoint" in jobs.refused("eval", *wrong)
+    for changes, words in (
+        ({"match": {**recipe.match, "weights": "another"}}, "recipe 'demo' is for another checkpoint"),
+        ({"name": "greedy"}, "two rows are called 'greedy'; give the recipe another name"),
+    ):
+        dataclasses.replace(recipe, **changes).write(tmp_path / "wrong.yaml")
+        wrong = ("chair", "--recipe", tmp_path / "wrong.yaml", *short, "--output", tmp_path / "wrong")
+        assert words in jobs.refused("eval", *wrong)
     for more, words in (
         (("--method", "auto", "--recipe", "demo"), "auto stands alone, and there is recipe 'demo'"),
         (("--recipe", "demo", "--recipe", "demo"), "two rows are called 'demo'"),
+        (("--recipe", "demo", "--method", "var", "--method", "var"), "method var is named twice"),
         (("--force",), "force takes recipes that are for other weights"),
     ):
         assert words in jobs.refused("eval", "chair", *more)
