@@ -20,6 +20,7 @@ from tests.support import jobs
 from vlmfix import recipes
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.inference.chat import render as render_prompt
+from vlmfix.models.embedded import EMBEDDED
 from vlmfix.models.profiles import user_directory
 from vlmfix.recipe_files import FIELDS
 from vlmfix.settings import dump_yaml
@@ -178,6 +179,13 @@ def test_recipe_of_a_checkpoint(
     with pytest.raises(FileNotFoundError, match=r"no recipe 'x'; .* there are: other, newer, older, shipped"):
         vlmfix.load_recipe("x")
     assert vlmfix.VAR().resolve(loaded[0].config, recipes.find_profile(loaded[0]))  # no profile is in the way
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_models_have_a_recipe(name: str) -> None:
+    recipe = vlmfix.find_recipe(vlmfix.load(name)[0])
+    assert recipe == vlmfix.load_recipe(name)
+    assert {row["label"] for row in recipe.evidence} >= {"greedy", "baseline.beam", name}
 
 
 def test_generate_command(
