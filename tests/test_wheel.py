@@ -68,6 +68,7 @@ def run(project: Path, site: Path, *command: str | Path) -> str:
 def test_it_holds_what_it_needs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"vlmfix/py.typed", "vlmfix/evals/pope/task.py", "vlmfix/configs/models/llava-1.5-7b.yaml"}
+    expected |= {f"vlmfix/configs/recipes/{name}.yaml" for name in EMBEDDED}
     expected |= {f"vlmfix/models/{name}/model.safetensors" for name in EMBEDDED}
     assert expected <= names
     assert {name.split("/")[0].removesuffix(".dist-info").split("-")[0] for name in names} == {"vlmfix"}

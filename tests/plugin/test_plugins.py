@@ -237,6 +237,7 @@ def _listed_with_a_warning(message: str) -> dict[str, type[vlmfix.Method]]:
         ("Loud", "(vlmfix.VHR): pass", "cannot be called 'Loud'; use small letters"),
         ("a+b", "(vlmfix.VHR): pass", "cannot be called 'a+b'"),
         ("greedy", "(vlmfix.VHR): pass", "cannot be called 'greedy'"),
+        ("auto", "(vlmfix.VHR): pass", "cannot be called 'auto'"),
         ("loud", ": pass", "is no method; derive it from vlmfix.Method"),
         ("loud", "(vlmfix.Method): pass", "lacks a description"),
         ("loud", "(vlmfix.Contrastive): pass", "lacks combine; define them"),
