@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.calibration.calibrate import CALIBRATIONS, calibrate
+from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.evaluation.files.hashing import plain
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.registry import task_module

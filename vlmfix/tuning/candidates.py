@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -166,6 +167,39 @@ class Space:
                 values = {f"{name}.{key}": value for key, value in self.defaults[name].items()}
                 alone.append({**none, slot: name, **values})
         return [none, *alone]
+
+    def combinations(self, fronts: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+        """Combinations of the methods that did best alone, at their published values, as parameters of trials.
+
+        Of each slot, the best ones by each objective of the search count: a method that gains much, and one
+        that makes up for what the first one costs.
+
+        Args:
+            fronts: what each method came to alone, by name; see `Objective.front`.
+        """
+
+        def best(slot: str, count: int) -> list[str]:
+            known = [name for name in self.slots[slot] if name in fronts]
+            ranked = [
+                sorted(known, key=lambda name: -fronts[name][number])[:count]
+                for number in range(len(fronts[known[0]]) if known else 0)
+            ]
+            return list(dict.fromkeys(name for several in zip(*ranked, strict=True) for name in several))
+
+        pairs = list(combinations(best("attention", 2), 2))
+        logits = [_NONE, *best("logits", 1)]
+        decoding = best("decoding", 1)[:1]
+        found = []
+        for third in logits:
+            for first, second in pairs:
+                names = [each for each in (first, second, third, *decoding) if each != _NONE]
+                if self._go_together(names):
+                    values = {
+                        f"{name}.{key}": value for name in names for key, value in self.defaults[name].items()
+                    }
+                    places = {"attention": first, "second attention": second, "logits": third}
+                    found.append({**places, **({"decoding": decoding[0]} if decoding else {}), **values})
+        return found
 
     def suggest(self, trial: Suggests) -> Candidate:
         """The candidate of a trial; a method that does not go with those before it gives up its place."""

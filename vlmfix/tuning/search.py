@@ -25,8 +25,8 @@ ROUND = 6
 # Of as many trials, one goes on to so many times as many images.
 _REDUCTION = 3
 _RUNGS = 3
-# Trials after the published values that are drawn at random.
-_RANDOM = 12
+# Trials after the planned ones that are drawn at random.
+_RANDOM = 6
 _POLL_SECONDS = 1.0
 
 
@@ -162,7 +162,8 @@ class Search:
         for images in self.rungs:
             measured = measure(candidate, images)
             trial.report(measured.value, step=round(images / self.rungs[0]))
-            if images != self.rungs[-1] and trial.should_prune():
+            is_early = images == self.rungs[0] and number < len(self._first)
+            if images != self.rungs[-1] and not is_early and trial.should_prune():
                 is_complete = False
                 break
         done = Trial(number, candidate, images, measured, is_complete, time.monotonic() - start)
@@ -182,9 +183,9 @@ class Search:
 
     def _sampled(self, number: int, earlier: Sequence[FrozenTrial]) -> optuna.Trial:
         """A trial of a study in memory that knows those of earlier rounds, given up or not."""
-        first = self._first[number] if number < len(self._first) else None
         fronts = [trial.user_attrs["front"] for trial in earlier]
-        sampler = TPESampler(n_startup_trials=len(self._first) + _RANDOM, seed=self.seed * 100_003 + number)
+        planned = self._planned(earlier)
+        sampler = TPESampler(n_startup_trials=len(planned) + _RANDOM, seed=self.seed * 100_003 + number)
         study = optuna.create_study(
             sampler=sampler, directions=["maximize"] * (len(fronts[0]) if fronts else 1)
         )
@@ -196,9 +197,23 @@ class Search:
                 for trial, front in zip(earlier, fronts, strict=True)
             ]
         )
-        if first is not None:
-            study.enqueue_trial(first)
+        if number < len(planned):
+            study.enqueue_trial(planned[number])
         return study.ask()
+
+    def _planned(self, earlier: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+        """The first trials: greedy decoding, every method alone, and combinations of the best of these."""
+        alone = len(self._first)
+        known = {trial.user_attrs["number"]: trial.user_attrs for trial in earlier}
+        if not all(number in known for number in range(alone)):
+            return self._first
+        # Those of the round in which the last method stands alone do not know its result.
+        between = [{} for _ in range(-alone % ROUND)]
+        fronts = {}
+        for number in range(1, alone):
+            [name] = known[number]["candidate"]
+            fronts[name] = known[number]["front"]
+        return [*self._first, *between, *self.space.combinations(fronts)]
 
     def _ended(self) -> dict[int, FrozenTrial]:
         """By number; the first of two that workers have ended with the same number."""
