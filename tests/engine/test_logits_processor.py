@@ -19,7 +19,8 @@ from transformers import (
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import QUICK, UNLIKE, acting, attached, representatives
+from tests.support.methods import acting, attached, representatives
+from tests.support.names import QUICK, UNLIKE
 from vlmfix.engine.vision_cache import split_images
 from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.logits.base import contrast, plausible

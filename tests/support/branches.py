@@ -12,7 +12,7 @@ from transformers import GenerationMixin, LogitsProcessor, PreTrainedModel
 
 from tests.support import families
 from tests.support.full_matrices import full_matrices
-from tests.support.methods import UNLIKE
+from tests.support.names import FAMILIES, UNLIKE
 from vlmfix.methods.logits.base import Contrastive
 
 Inputs = dict[str, Tensor]
@@ -38,7 +38,7 @@ in_every_way = pytest.mark.parametrize(
     [
         pytest.param(family, way, fused, id=f"{family}-{name}")
         for (way, fused), name in zip(WAYS, WAY_NAMES, strict=True)
-        for family in (UNLIKE if way else families.FAMILIES)
+        for family in (UNLIKE if way else FAMILIES)
     ],
 )
 """Greedily on every family, and in the other ways on those that are unlike."""
