@@ -1,6 +1,6 @@
 """Shared fixtures: tiny random models of every family, the embedded model, and a world of scenes.
 
-The process that hands tests to the workers reads this file, too, and needs neither torch nor transformers for it.
+The process that hands tests to the workers reads this file, too, and need not import torch for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more, nor do the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more
 import pytest
 
 from tests.support.names import FAMILIES, QUICK

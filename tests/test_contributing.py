@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.forks import run_in
 from tests.support.paths import ROOT
 
 _BLOCK = re.compile(r'^```(\w+) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -41,34 +41,15 @@ def follow(recipe: str, folder: Path) -> dict[str, str]:
 
 
 def run(line: str, folder: Path) -> str:
-    """Run one command as a person would, but install into `folder/installed`; returns its stdout."""
+    """Run one command as a person would, but install a copy into `folder/installed`; returns its stdout."""
     installed = folder / "installed"
-    python: list[str | Path] = [sys.executable]
-    programs = {
-        "vlmfix": [*python, ROOT / "cli.py"],
-        "pytest": [*python, "-m", "pytest"],
-        "pip install -e": [
-            *python,
-            "-m",
-            "pip",
-            "install",
-            "--no-deps",
-            "--no-build-isolation",
-            "--target",
-            installed,
-        ],
-    }
-    [start] = [each for each in programs if line.startswith(f"{each} ")]
-    result = subprocess.run(
-        [*programs[start], *shlex.split(line.removeprefix(start))],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (installed, ROOT)))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
-    return result.stdout
+    if line.startswith("pip install -e "):
+        options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(installed)]
+        command = [sys.executable, "-m", "pip", "install", *options, *shlex.split(line)[3:]]
+        subprocess.run(command, cwd=folder, check=True)
+        return ""
+    program, *arguments = shlex.split(line)
+    return run_in(folder, program, arguments, [installed, ROOT])
 
 
 @pytest.mark.slow
