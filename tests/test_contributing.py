@@ -18,6 +18,12 @@ _BLOCK = re.compile(r'^```(\w+) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.
 _LINK = re.compile(r"\]\(([^)#]+)")
 
 
+def section(recipe: str) -> str:
+    """What CONTRIBUTING.md says about a method or a benchmark."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.split(f"[start:{recipe}]")[1].split(f"[end:{recipe}]")[0]
+
+
 def follow(recipe: str, folder: Path) -> dict[str, str]:
     """Write the files of a recipe into a folder and run its commands there.
 
@@ -28,10 +34,8 @@ def follow(recipe: str, folder: Path) -> dict[str, str]:
     Returns:
         What each command printed on stdout.
     """
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.split(f"[start:{recipe}]")[1].split(f"[end:{recipe}]")[0]
     printed = {}
-    for language, title, content in _BLOCK.findall(section):
+    for language, title, content in _BLOCK.findall(section(recipe)):
         if language == "sh":
             printed |= {line: run(line, folder) for line in content.splitlines()}
         else:
@@ -50,6 +54,16 @@ def run(line: str, folder: Path) -> str:
         return ""
     program, *arguments = shlex.split(line)
     return run_in(folder, program, arguments, [installed, ROOT])
+
+
+@pytest.mark.parametrize("recipe", ["method", "benchmark"])
+def test_there_is_little_to_read(recipe: str) -> None:
+    """The recipe and the files that it names, of a method one of them."""
+    text = section(recipe)
+    told = text.split("To read: ")[1].partition("\n")[0]
+    lines = [len((ROOT / name).read_text().splitlines()) for name in re.findall(r"`([^`]+\.py)`", told)]
+    assert len(lines) > 1
+    assert text.count("\n") + (max(lines) if recipe == "method" else sum(lines)) < 300
 
 
 @pytest.mark.slow
