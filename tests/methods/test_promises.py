@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import cycle, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -128,10 +128,14 @@ def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrain
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), list(zip(IN_TURN, cycle([torch.bfloat16, torch.float16]), strict=False)), ids=str
+    ("name", "family", "dtype"),
+    [
+        (name, family, dtype)
+        for name in ATTACHED
+        for family, dtype in zip(UNLIKE, (torch.bfloat16, torch.float16), strict=True)
+    ],
 )
-def test_half_precision(case: tuple[str, str], dtype: torch.dtype) -> None:
-    name, family = case
+def test_half_precision(name: str, family: str, dtype: torch.dtype) -> None:
     model = built(family, dtype=dtype)
     inputs = families.prompt(family, model, (1, 2, 0))
     with attached(name, model):
