@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
-from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
@@ -41,12 +39,7 @@ class Chair(Task):
     tradeoff: ClassVar = ("CHAIRi", "recall")
 
     def samples(self, built: Path) -> list[Sample]:
-        if isinstance(self.data, HubData):
-            raise ValueError(
-                f"chair cannot use the data set {self.data.name}: it needs instances and captions of COCO; "
-                "give data: {root: FOLDER}"
-            )
-        samples = chair_samples(self.data, self.protocol)
+        samples = chair_samples(self.folder, self.protocol)
         self.truth(self.protocol.scorer)  # what the scorer refuses is told before any work
         return samples
 
@@ -114,8 +107,7 @@ class Chair(Task):
     def truth(self, scorer: str) -> GroundTruth:
         """The classes in each image, and the vocabulary, of a variant of the scorer."""
         if scorer not in self._truths:
-            folder = self.data
-            assert isinstance(folder, DataFolder)
+            folder = self.folder
             vocabulary = Vocabulary(variant=scorer)
             if folder.synonyms is not None:
                 vocabulary = Vocabulary.from_file(folder.synonyms, scorer)

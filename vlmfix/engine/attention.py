@@ -56,7 +56,7 @@ def attention(
         return unsteered
     context: DecodeContext | None = attachment.context
     if context is None:
-        attachment.refuse_bypass()
+        attachment.outside.refuse_bypass()
         return _own_kernel(attachment.kernel, None, module, query, key, value, attention_mask, **kwargs)
     if context.engine.active_branch is not None:
         return _of_branch(

@@ -19,7 +19,8 @@ from vlmfix.engine.stats import Counts
 from vlmfix.engine.tokens import image_markers
 from vlmfix.engine.vision_attention import EncodedImage, EncoderTap
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.image_grid import ImageTokens, by_prompt, token_grids
+from vlmfix.models.image_grid.families import token_grids
+from vlmfix.models.image_grid.grids import ImageTokens, by_prompt
 
 
 @dataclass(eq=False)

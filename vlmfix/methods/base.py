@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -187,21 +187,35 @@ class Method(MethodHooks):
         return dict(generate_kwargs)
 
 
-class MultiPassMethod(Method, AsksSeveralTimes, ABC):
-    """A strategy that asks the model several times, by `run`; it cannot attach to one `model.generate`."""
+class DetachedMethod(Method, ABC):
+    """A strategy that cannot be attached to one `model.generate`."""
 
     attaches: ClassVar = False
+
+    @property
+    @abstractmethod
+    def why_detached(self) -> str:
+        """Why it cannot be attached, and what to do in its place, as the end of a sentence about it."""
 
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None
     ) -> AbstractContextManager[None]:
-        """Refuses, since a single `model.generate` has neither the pictures nor several passes.
+        """Refuses.
 
         Raises:
-            UnsupportedError: always; the message names what to call instead.
+            UnsupportedError: always; the message says what to do in its place.
         """
+        raise UnsupportedError(f"{type(self).__name__} {self.why_detached}")
+
+
+class MultiPassMethod(DetachedMethod, AsksSeveralTimes, ABC):
+    """A strategy that asks the model several times, by `run`: a single `model.generate` has neither the
+    pictures nor several passes."""
+
+    @property
+    def why_detached(self) -> str:
         name = type(self).__name__
-        raise UnsupportedError(
-            f"{name} asks several times and changes the image, for which it needs the processor and the "
-            f"image: use vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
+        return (
+            "asks several times and changes the image, for which it needs the processor and the image: use "
+            f"vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
         )

@@ -164,12 +164,11 @@ class Space:
         alone = []
         for slot, names in self.slots.items():
             for name in names:
-                values = {f"{name}.{key}": value for key, value in self.defaults[name].items()}
-                alone.append({**none, slot: name, **values})
+                alone.append({**none, slot: name, **self._values([name])})
         return [none, *alone]
 
     def combinations(self, fronts: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-        """Combinations of the methods that did best alone, at their published values, as parameters of trials.
+        """Combinations of the methods that did best alone, at published values, as parameters of trials.
 
         Of each slot, the best ones by each objective of the search count: a method that gains much, and one
         that makes up for what the first one costs.
@@ -193,13 +192,16 @@ class Space:
         for third in logits:
             for first, second in pairs:
                 names = [each for each in (first, second, third, *decoding) if each != _NONE]
-                if self._go_together(names):
-                    values = {
-                        f"{name}.{key}": value for name in names for key, value in self.defaults[name].items()
-                    }
-                    places = {"attention": first, "second attention": second, "logits": third}
-                    found.append({**places, **({"decoding": decoding[0]} if decoding else {}), **values})
+                if not self._go_together(names):
+                    continue
+                places = {"attention": first, "second attention": second, "logits": third}
+                places |= {"decoding": name for name in decoding}
+                found.append({**places, **self._values(names)})
         return found
+
+    def _values(self, names: Sequence[str]) -> dict[str, Any]:
+        """Published values as parameters of a trial."""
+        return {f"{name}.{key}": value for name in names for key, value in self.defaults[name].items()}
 
     def suggest(self, trial: Suggests) -> Candidate:
         """The candidate of a trial; a method that does not go with those before it gives up its place."""

@@ -208,7 +208,7 @@ class Search:
         if not all(number in known for number in range(alone)):
             return self._first
         # Those of the round in which the last method stands alone do not know its result.
-        between = [{} for _ in range(-alone % ROUND)]
+        between: list[dict[str, Any]] = [{} for _ in range(-alone % ROUND)]
         fronts = {}
         for number in range(1, alone):
             [name] = known[number]["candidate"]

@@ -99,6 +99,27 @@ class AgainstText(Contrastive, ABC):
         return [without_image(context, self, inputs_embeds, fused=self.fused)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScaledAgainstText(AgainstText, ABC):
+    """Compares with the prompts without their images at a strength.
+
+    Args:
+        alpha: strength, in [0, 100]; 0 leaves only the cut.
+    """
+
+    alpha: float = 1.0
+
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 100)
+
+    @property
+    def contrasts(self) -> bool:
+        return self.alpha != 0
+
+
 def contrast(logits: Tensor, branch: Tensor, alpha: float | Tensor) -> Tensor:
     """Move logits away from those of a branch (arXiv 2311.16922, equation 3).
 
