@@ -195,7 +195,7 @@ class Space:
                 if not self._go_together(names):
                     continue
                 places = {"attention": first, "second attention": second, "logits": third}
-                places |= {"decoding": name for name in decoding}
+                places |= dict(zip(["decoding"], decoding, strict=False))
                 found.append({**places, **self._values(names)})
         return found
 
