@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from vlmfix.calibration.head_statistics import first_order_effects
 from vlmfix.engine.caches import with_cache
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.compatibility import stock_model
@@ -39,6 +41,7 @@ class CaptionRows:
         whole = _continued(inputs, token_ids)
         self._ids: Tensor = whole["input_ids"][0]
         self._first_row = inputs["input_ids"].shape[1] - 1
+        self._size = max(1, _TOKENS // len(self._ids))
         cache = DynamicCache()
         with torch.no_grad(), _positions_of(self._model) as positions:
             self._model(**with_cache(self._model, whole, cache), use_cache=True, logits_to_keep=1)
@@ -81,47 +84,33 @@ class CaptionRows:
         """How far the probability of tokens falls without some heads.
 
         Args:
-            places: of the tokens in the answer.
+            places: of the tokens in the answer, one at least.
             silenced: which heads are, together, in each of several tries, `(tries, layers, heads)` bool.
 
         Returns:
             `(tokens, tries)` float32, on the CPU.
         """
-        whole = torch.ones(1, *self._shape)
-        gates = torch.cat([whole, (~silenced).float()])
-        rows_of = torch.cartesian_prod(torch.tensor(places, dtype=torch.long), torch.arange(len(gates)))
-        size = max(1, _TOKENS // len(self._ids))
-        found = [
-            self.probabilities(rows[:, 0], gates[rows[:, 1]]).cpu()
-            for rows in rows_of.view(-1, 2).split(size)
-            if len(rows)
-        ]
-        probabilities = torch.cat([torch.empty(0), *found]).view(len(places), len(gates))
+        gates = torch.cat([torch.ones(1, *self._shape), (~silenced).float()])
+        rows = torch.cartesian_prod(torch.tensor(places), torch.arange(len(gates)))
+        found = [self.probabilities(part[:, 0], gates[part[:, 1]]).cpu() for part in rows.split(self._size)]
+        probabilities = torch.cat(found).view(len(places), len(gates))
         return probabilities[:, :1] - probabilities[:, 1:]
 
     def first_order(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """First-order estimate of how far the probability of tokens falls without each single head.
-
-        That is its derivative by the gate on the head, where all gates are 1 (arXiv 1905.10650).
+        """How far the probability of tokens falls without each single head, see `first_order_effects`.
 
         Args:
-            places: of the tokens in the answer.
+            places: of the tokens in the answer, one at least.
 
         Returns:
             The estimates, `(tokens, layers, heads)`, and the probabilities, `(tokens,)`; float32, on the CPU.
         """
-        effects, probabilities = [torch.empty(0, *self._shape)], [torch.empty(0)]
-        size = max(1, _TOKENS // len(self._ids))
-        for part in torch.tensor(places, dtype=torch.long).split(size):
-            if not len(part):
-                continue
-            gates = torch.ones(len(part), *self._shape, requires_grad=True)
-            with torch.enable_grad():
-                found = self.probabilities(part, gates)
-                (slopes,) = torch.autograd.grad(found.sum(), gates)  # rows of a batch do not mix
-            effects.append(slopes)
-            probabilities.append(found.detach().cpu())
-        return torch.cat(effects), torch.cat(probabilities)
+        parts = [
+            first_order_effects(partial(self.probabilities, part), torch.ones(len(part), *self._shape))
+            for part in torch.tensor(places).split(self._size)
+        ]
+        slopes, probabilities = zip(*parts, strict=True)
+        return torch.cat(slopes), torch.cat(probabilities).cpu()
 
 
 @contextmanager
@@ -133,7 +122,7 @@ def _gated(model: PreTrainedModel, gates: Tensor) -> Iterator[None]:
         def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             own = gates[:, layer].to(args[0].device)
             heads = args[0].unflatten(-1, (own.shape[1], -1))
-            gated: Tensor = heads.float() * own[:, None, :, None]
+            gated: Tensor = heads * own[:, None, :, None]  # in float32 at least
             return (gated.to(heads.dtype).flatten(-2), *args[1:])
 
         return multiply
