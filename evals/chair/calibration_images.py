@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlmfix.calibration.heads import AnnotatedImage, ObjectWord
 from vlmfix.evaluation.datasets.folder import DataFolder
+from vlmfix.inference.pictures import ImageLike
 
 from .scorer import GroundTruth, judge
 from .tokens import token_starts
@@ -48,10 +49,16 @@ def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
         vocabulary=Vocabulary(variant="corrected"),
         image_ids=chosen,
     )
-    return [
-        AnnotatedImage(path, partial(_object_words, image_id=image_id, truth=truth))
-        for image_id, path in chosen.items()
-    ]
+    return [annotated_image(path, image_id, truth) for image_id, path in chosen.items()]
+
+
+def annotated_image(image: ImageLike, image_id: int, truth: GroundTruth) -> AnnotatedImage:
+    """A picture whose captions CHAIR judges.
+
+    Args:
+        image_id: of the picture in `truth`.
+    """
+    return AnnotatedImage(image, partial(_object_words, image_id=image_id, truth=truth))
 
 
 def _object_words(caption: str, *, image_id: int, truth: GroundTruth) -> list[ObjectWord]:

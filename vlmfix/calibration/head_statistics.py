@@ -90,9 +90,7 @@ def resampled_differences(
     weights = times[:, images]  # of each token
     wrong, right = (weights * each for each in (hallucinated, ~hallucinated))
     complete = (wrong.sum(dim=1) > 0) & (right.sum(dim=1) > 0)
-    wrong, right = (
-        each[complete] / each[complete].sum(dim=1, keepdim=True) for each in (wrong, right)
-    )
+    wrong, right = (each[complete] / each[complete].sum(dim=1, keepdim=True) for each in (wrong, right))
     flat = effects.double().flatten(1)
     return (wrong @ flat - right @ flat).unflatten(1, effects.shape[1:])
 

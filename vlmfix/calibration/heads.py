@@ -129,7 +129,7 @@ def calibrate_heads(
     if not all(half.has_both for half in halves):
         raise ValueError(
             f"{len(images)} captions name {wrong} hallucinated and {right} correct objects, but both kinds "
-            "are needed in either half of the pictures; give more pictures, or such as the model gets wrong"
+            "are needed in each half of the pictures; give more pictures, or such as the model gets wrong"
         )
     if wrong < _FIRM:
         warnings.warn(
@@ -345,7 +345,7 @@ def _choose(reader: _Reader, captions: _Captions, order: list[Head]) -> tuple[in
     """How many of the first heads to list, on captions on which they were not ranked, and what these do.
 
     Raises:
-        ValueError: none.
+        ValueError: no list gains anything.
     """
     counts = [count for count in _COUNTS if count <= len(order) / 10]
     lists = [head_mask([order[:count]], reader.shape) for count in counts[1:]]
@@ -357,29 +357,29 @@ def _choose(reader: _Reader, captions: _Captions, order: list[Head]) -> tuple[in
     resampled = resampled_differences(effects[:, : len(lists)], captions.hallucinated, captions.images)
     errors = [0.0, *resampled.std(dim=0).tolist()]
     kept = choose_count(counts, gains, errors, drops, max_correct_drop=_MAX_CORRECT_DROP)
+    tried = ", ".join(
+        f"{count}: {gain:.3f} +- {error:.3f} (correct objects {drop:.3f})"
+        for count, gain, error, drop in zip(counts, gains, errors, drops, strict=True)
+        if count
+    )
     if not kept:
-        tried = ", ".join(
-            f"{count}: {gain:.3f} +- {error:.3f}"
-            for count, gain, error in list(zip(counts, gains, errors, strict=True))[1:]
-        )
         raise ValueError(
-            "the heads ranked first on one half of the pictures lower the probability of hallucinated "
-            f"objects on the other half no more than that of correct ones ({tried}), so there is no list "
-            "worth having; give more pictures, or such as the model gets wrong"
+            "no list of heads lowers the probability of hallucinated objects clearly more than that of "
+            f"correct ones, and the latter by {_MAX_CORRECT_DROP} at most, on pictures that it was not found "
+            f"on (gain by number of heads {tried}); give more pictures, or such as the model gets wrong"
         )
     index = counts.index(kept)
     by_chance = found.difference[len(lists) :].view(len(lists), -1)[index - 1]
     p = random_set_p(gains[index], by_chance.tolist())
     if p > _CHANCE:
         warnings.warn(
-            f"random heads of the same layers do as much as the list (p = {p:.2f}); do not trust it, or give "
+            f"random heads of the same layers do as much as the list (p = {p:.2f}); do not trust it, and give "
             "more pictures",
             stacklevel=3,
         )
     return kept, {
         "gain on held-out pictures": round(gains[index], 3),
-        "its standard error": round(errors[index], 3),
-        "drop of correct objects": round(drops[index], 3),
+        "gain by number of heads": tried,
         "gain of random heads of the same layers": f"{by_chance.mean():.3f} on average, "
         f"{by_chance.max():.3f} at most, in {_RANDOM_SETS} draws",
         "p against random heads": round(p, 3),
