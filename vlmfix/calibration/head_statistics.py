@@ -92,7 +92,8 @@ def resampled_differences(
     complete = (wrong.sum(dim=1) > 0) & (right.sum(dim=1) > 0)
     wrong, right = (each[complete] / each[complete].sum(dim=1, keepdim=True) for each in (wrong, right))
     flat = effects.double().flatten(1)
-    return (wrong @ flat - right @ flat).unflatten(1, effects.shape[1:])
+    found: Tensor = wrong @ flat - right @ flat
+    return found.view(-1, *effects.shape[1:])
 
 
 def choose_count(
