@@ -10,6 +10,7 @@ from pathlib import Path
 from vlmfix.calibration.heads import AnnotatedImage, ObjectWord
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.sample import Sample
+from vlmfix.inference.pictures import ImageLike
 
 from .scorer import GroundTruth, judge
 from .task import Chair
@@ -51,10 +52,16 @@ def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
         vocabulary=Vocabulary(variant="corrected"),
         image_ids=chosen,
     )
-    return [
-        AnnotatedImage(path, partial(_object_words, image_id=image_id, truth=truth))
-        for image_id, path in chosen.items()
-    ]
+    return [annotated_image(path, image_id, truth) for image_id, path in chosen.items()]
+
+
+def annotated_image(image: ImageLike, image_id: int, truth: GroundTruth) -> AnnotatedImage:
+    """A picture whose captions CHAIR judges.
+
+    Args:
+        image_id: of the picture in `truth`.
+    """
+    return AnnotatedImage(image, partial(_object_words, image_id=image_id, truth=truth))
 
 
 def annotated_samples(task: Chair, samples: Sequence[Sample]) -> list[AnnotatedImage]:
@@ -66,7 +73,7 @@ def annotated_samples(task: Chair, samples: Sequence[Sample]) -> list[AnnotatedI
     """
     truth = task.truth(task.protocol.scorer)
     return [
-        AnnotatedImage(sample.image, partial(_object_words, image_id=sample.meta["image_id"], truth=truth))
+        annotated_image(sample.image, sample.meta["image_id"], truth)
         for sample in samples
         if sample.image is not None
     ]

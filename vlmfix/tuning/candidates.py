@@ -167,7 +167,9 @@ class Space:
                 alone.append({**none, slot: name, **self._values([name])})
         return [none, *alone]
 
-    def combinations(self, fronts: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    def combinations(
+        self, fronts: Mapping[str, Sequence[float]], values: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
         """Combinations of the methods that did best alone, at published values, as parameters of trials.
 
         Of each slot, the best ones by each objective of the search count: a method that gains much, and one
@@ -175,6 +177,7 @@ class Space:
 
         Args:
             fronts: what each method came to alone, by name; see `Objective.front`.
+            values: the same as one number, by which one way of decoding is taken; see `Objective.value`.
         """
 
         def best(slot: str, count: int) -> list[str]:
@@ -187,7 +190,7 @@ class Space:
 
         pairs = list(combinations(best("attention", 2), 2))
         logits = [_NONE, *best("logits", 1)]
-        decoding = best("decoding", 1)[:1]
+        decoding = sorted(self.slots["decoding"], key=lambda name: -values.get(name, 0.0))[:1]
         found = []
         for third in logits:
             for first, second in pairs:

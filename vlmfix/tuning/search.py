@@ -209,11 +209,11 @@ class Search:
             return self._first
         # Those of the round in which the last method stands alone do not know its result.
         between: list[dict[str, Any]] = [{} for _ in range(-alone % ROUND)]
-        fronts = {}
+        fronts, values = {}, {}
         for number in range(1, alone):
             [name] = known[number]["candidate"]
-            fronts[name] = known[number]["front"]
-        return [*self._first, *between, *self.space.combinations(fronts)]
+            fronts[name], values[name] = known[number]["front"], known[number]["value"]
+        return [*self._first, *between, *self.space.combinations(fronts, values)]
 
     def _ended(self) -> dict[int, FrozenTrial]:
         """By number; the first of two that workers have ended with the same number."""
