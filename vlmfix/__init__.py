@@ -16,6 +16,16 @@ if TYPE_CHECKING:
         RunsLayerParts,
     )
     from vlmfix.engine.context import DecodeContext
+    from vlmfix.engine.gates import (
+        Always,
+        Disagreement,
+        Entropy,
+        Gate,
+        ImageMass,
+        Margin,
+        Random,
+        Top1,
+    )
     from vlmfix.engine.layout import PromptLayout, Rows
     from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
     from vlmfix.engine.stats import EditStats, InactiveMethodWarning
@@ -91,6 +101,7 @@ __all__ = [
     "AdaptInfer",
     "AddsAuxiliaryPrompt",
     "AgainstText",
+    "Always",
     "AuxiliaryPrompt",
     "BaselineBeam",
     "BaselineGreedy",
@@ -108,14 +119,19 @@ __all__ = [
     "DeCo",
     "DecodeContext",
     "Devils",
+    "Disagreement",
     "DivPrune",
     "DoLa",
     "EditStats",
+    "Entropy",
     "FastV",
+    "Gate",
+    "ImageMass",
     "InactiveMethodWarning",
     "KMeans",
     "KeyEdit",
     "LogitsMixer",
+    "Margin",
     "MeasuresScores",
     "Method",
     "MethodInfo",
@@ -125,6 +141,7 @@ __all__ = [
     "PruneResult",
     "PrunesTokens",
     "PyramidDrop",
+    "Random",
     "RandomTokens",
     "ReadsEarlyExits",
     "ReadsLastRowAgain",
@@ -135,6 +152,7 @@ __all__ = [
     "ScoreEdit",
     "SparseVLM",
     "TokenPruning",
+    "Top1",
     "UniformGrid",
     "UnsupportedError",
     "VisionZip",
@@ -152,6 +170,7 @@ _NAMES = {
     "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
     "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
+    "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
     "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
     "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
