@@ -99,9 +99,13 @@ def with_explicit_rows(
         changed.append(_joined([block.change(method, hook, query) for block in blocks], dim=2))
         context.count(method, layer, changed[-1], method.edit_sites(layer, query.shape[1]))
     new = _joined([block.attended for block in blocks if block.attended is not None], dim=1)
-    if index is None:
+    if index is None and any(method.gate is None for method, _ in edits):
         return new
     output, _ = own_kernel()
+    if index is None:  # where all gates are closed, the output is that of the kernel to the bit
+        openings = [context.engine.gates.of_attention(method, new) for method, _ in edits]
+        is_open = reduce(or_, (opening > 0 for opening in openings))
+        return torch.where(is_open[:, None, None, None], new, output)
     overwritten = reduce(or_, changed).transpose(1, 2).unsqueeze(-1)
     return output.index_copy(1, index, torch.where(overwritten, new, output[:, index]))
 

@@ -167,7 +167,9 @@ class ForwardHooks:
             context.auxiliary_prompts = {}
         context.is_prefill = False
         if any(
-            isinstance(method, ReadsLastRowAgain) and method.reads_last_row_again(context)
+            isinstance(method, ReadsLastRowAgain)
+            and (method.gate is None or method.gate.first > 0)
+            and method.reads_last_row_again(context)
             for method in self.attachment.methods
         ):
             again = self._read_last_row_again(cache)

@@ -79,9 +79,9 @@ class GateState:
         Args:
             edited: `(batch, ...)`, numbers or bool.
         """
-        if method not in self._used:
+        if method not in self.methods:
             return edited
-        is_open = (self._used[method] > 0).to(edited.device)
+        is_open = self.of_attention(method, edited) > 0
         return edited * is_open.view(-1, *[1] * (edited.ndim - 1))
 
     def note(self, method: Any, opening: Tensor) -> None:
