@@ -9,17 +9,17 @@ import torch
 
 import vlmfix
 from tests.support.methods import ATTACHED
-from vlmfix.engine.gates import (
+from vlmfix.engine.gate_formulas import (
     blend,
     blend_logits,
     disagreement,
     entropy,
     margin,
-    parse_gate,
     ramp,
     top1,
     uniform,
 )
+from vlmfix.engine.gates import parse_gate
 from vlmfix.evaluation.runner.config import Variant
 from vlmfix.methods.grammar import make_methods, parse_settings
 from vlmfix.settings import parse_yaml

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import UNLIKE, acting, values
-from vlmfix.engine.gates import entropy, ramp
+from vlmfix.engine.gate_formulas import entropy, ramp
 from vlmfix.errors import UnsupportedError
 
 pytestmark = [

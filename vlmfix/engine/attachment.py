@@ -25,7 +25,7 @@ from vlmfix.engine.capabilities import (
 from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.forward_hooks import ForwardHooks
-from vlmfix.engine.gates import blend_logits
+from vlmfix.engine.gate_formulas import blend_logits
 from vlmfix.engine.gating import GateState
 from vlmfix.engine.in_place import called
 from vlmfix.engine.kl import differ

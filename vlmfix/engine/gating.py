@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmfix.engine.gates import ImageMass, Seen, blend
+from vlmfix.engine.gate_formulas import blend
+from vlmfix.engine.gates import ImageMass, Seen
 
 
 @dataclass(eq=False)
