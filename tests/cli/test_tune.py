@@ -51,7 +51,7 @@ def test_from_annotated_pictures_to_a_recipe(pictures: Path, profiles: Path, tmp
         assert recipe["task"] == "chair"
         [table] = results["test"]
         assert table["images"] == 12
-        assert [row["label"] for row in table["rows"]][0] == "greedy"
+        assert table["rows"][0]["label"] == "greedy"
         assert list((profiles / "recipes").glob("*.yaml"))
     again = tuned(pictures, output, "--objective", "recall", "--keep", "words <= 9")
     assert again.exit_code == 0, again.stderr

@@ -24,7 +24,10 @@ from vlmfix.engine.capabilities import (
 from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.forward_hooks import ForwardHooks
+from vlmfix.engine.gate_formulas import blend_logits
+from vlmfix.engine.gating import GateState
 from vlmfix.engine.in_place import called
+from vlmfix.engine.kl import differ
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import DecoderModules
@@ -271,6 +274,13 @@ class Attachment:
             end_tokens = self._call.end_tokens
             if end_tokens is not None and input_ids is not None:
                 self.context.alive &= ~torch.isin(input_ids[:, -1], end_tokens.to(input_ids.device))
+            gates = self.context.engine.gates
+            gates.tokens = None if input_ids is None else input_ids[:, -1]
+            if gates.methods and cache is None:
+                raise UnsupportedError(
+                    f"the gate of {type(gates.methods[0]).__name__} is for the newest token alone, and "
+                    "without a cache the answer so far is read anew in every step; use use_cache=True"
+                )
         if self.context is not None and self.context.is_prefill:
             batch *= self.copies
         if self.context is not None and batch != self.context.layout.batch_size:
@@ -323,6 +333,7 @@ class Attachment:
             encoder=self._encoder,
             modules=self.modules,
         )
+        context.engine.gates = GateState.of(self.methods, context.num_layers, context.prompt_ids)
         self._call.layers_seen = set()
         for method in self.methods:
             method.begin(context)
@@ -396,10 +407,12 @@ class Attachment:
         if context is None:
             return output
         owners = [method for method in self.methods if method.owns_logits]
-        if owners:
+        gates = context.engine.gates
+        if owners or gates.methods:
             rows = context.layout.batch_size
             last = output.logits[:, -1]
             own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
+            openings = gates.see(own, others, context.step) if gates.methods else {}
             received = None
             if self._call.scores is not None:
                 received = Received.of(self._call.scores, last[:rows], type(owners[-1]).__name__)
@@ -407,12 +420,20 @@ class Attachment:
             for method in owners:
                 edit = functools.partial(method.edit_logits, context, branches=others)
                 edited = called(method, "edit_logits", own, edit)
+                if method.gate is not None:
+                    edited = blend_logits(own, edited, openings[method])
+                    gates.note(method, openings[method])
+                if edited is not own:
+                    context.count(method, None, differ(own, edited).long(), 1)
                 context.counts_of(method).divergence.compare(own, edited)
                 own = edited
             if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
                 output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
             else:
                 output.logits = received.processed(own)[:, None]
+        for method, openings_of_step in gates.end_step():
+            is_open = (openings_of_step > 0).float()
+            context.measure(method, gate=openings_of_step, gate_open=is_open)
         for method in self.methods:
             if isinstance(method, ChoosesTokens):  # its steps end when a token is chosen
                 continue

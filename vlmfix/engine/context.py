@@ -259,6 +259,8 @@ class DecodeContext:
                 `(batch, sites, rows)` bool.
             eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.
         """
+        if layer is not None and not self.is_prefill:
+            edited = self.engine.gates.passing(method, edited)
         self.counts_of(method).add(layer, edited, eligible)
 
     def measure(self, method: Any, **sizes: Tensor) -> None:

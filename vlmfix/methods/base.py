@@ -147,10 +147,17 @@ class Method(MethodHooks):
             [MethodLogitsProcessor(model, fitted(model, self, processor), inputs, processor)]
         )
 
+    @classmethod
+    def parameter_names(cls) -> list[str]:
+        """What can be set, `gate` last, where there is something to scale."""
+        own = [each.name for each in dataclasses.fields(cls) if each.init and each.name != "gate"]
+        return [*own, "gate"] if cls.takes_gate() else own
+
     @property
     def parameters(self) -> dict[str, Any]:
-        """The numbers by name."""
-        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.init}
+        """The numbers by name, and the text of the gate, if it has one."""
+        values = {name: getattr(self, name) for name in self.parameter_names() if name != "gate"}
+        return values if self.gate is None else values | {"gate": str(self.gate)}
 
     def edit_stats(self) -> EditStats:
         """What this object did in all runs that have ended."""
