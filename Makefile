@@ -4,16 +4,23 @@ VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 # A test uses one core.
-PARALLEL := --numprocesses auto
+PARALLEL := --numprocesses auto --dist worksteal
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test quick coverage lint types docs test-oldest clean
+.PHONY: demo test tests checks quick coverage lint types docs test-oldest clean
 
 demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
 
-test: lint types docs
+# The checks run beside the tests, on whatever core is free.
+test: $(VENV)/ready
+	$(MAKE) --no-print-directory --jobs 2 tests checks
+
+tests: $(VENV)/ready
 	$(BIN)/pytest $(PARALLEL)
+
+checks: $(VENV)/ready
+	$(MAKE) --no-print-directory lint types docs
 
 quick: $(VENV)/ready
 	$(BIN)/pytest $(PARALLEL) -m "not slow"

@@ -34,7 +34,7 @@ from vlmfix.evaluation.datasets.synthetic.language import with_article
 from vlmfix.evaluation.datasets.synthetic.scenes import PARTNERS
 from vlmfix.inference.chat import prepare
 from vlmfix.methods.attention.gift import GIFT, gaze_shifts, saliency_map
-from vlmfix.models.image_grid import place, token_grids
+from vlmfix.models.image_grid.families import place, token_grids
 
 KINDS = ("partner of an absent object", "object asked about")
 """Whose place in the image is looked for; indexed by whether the object asked about is there."""

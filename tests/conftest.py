@@ -1,25 +1,23 @@
-"""Shared fixtures: tiny random models of every family, and the settings with which methods act on them."""
+"""Shared fixtures: tiny random models of every family, the embedded model, and a world of scenes.
+
+The process that hands tests to the workers reads this file, too, and need not import torch for it.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more
 import pytest
-import torch
-from transformers import PreTrainedModel
 
-import vlmfix
-from tests.support import families
-from tests.support.methods import QUICK
-from vlmfix.evaluation.datasets import write_coco
+from tests.support.names import FAMILIES, QUICK
+from tests.support.paths import ROOT
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _deterministic() -> None:
-    torch.set_num_threads(1)  # tiny models gain nothing from more
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +28,23 @@ def _no_user_profiles(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 @pytest.fixture(scope="session")
 def models() -> dict[str, PreTrainedModel]:
     """One random model of each family, built once; every test must leave them as they are."""
-    return {family: families.build(family) for family in families.FAMILIES}
+    from tests.support import families
+
+    return {family: families.build(family) for family in FAMILIES}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test of another family than that of the quick subset is slow."""
+    """Every test of another family than that of the quick subset is slow; tests of the whole come first, as
+    they take longest, and a worker that gets one at the end is waited for."""
+    items.sort(key=lambda item: len(item.path.relative_to(ROOT).parts))
     for item in items:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("family", QUICK) != QUICK:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -55,12 +57,16 @@ def model(family: str, models: dict[str, PreTrainedModel]) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def loaded() -> tuple[Any, Any]:
     """The embedded model and its processor; every test must leave them as they are."""
+    import vlmfix
+
     return vlmfix.load()
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of six synthetic scenes, which tests must not change."""
+    from vlmfix.evaluation.datasets import write_coco
+
     return write_coco(tmp_path_factory.mktemp("world") / "scenes", count=6, seed=77)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,10 +11,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.forks import run_in
 from tests.support.paths import ROOT
 
 _BLOCK = re.compile(r'^```(\w+) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#]+)")
+
+
+def section(recipe: str) -> str:
+    """What CONTRIBUTING.md says about a method or a benchmark."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.split(f"[start:{recipe}]")[1].split(f"[end:{recipe}]")[0]
 
 
 def follow(recipe: str, folder: Path) -> dict[str, str]:
@@ -28,10 +34,8 @@ def follow(recipe: str, folder: Path) -> dict[str, str]:
     Returns:
         What each command printed on stdout.
     """
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.split(f"[start:{recipe}]")[1].split(f"[end:{recipe}]")[0]
     printed = {}
-    for language, title, content in _BLOCK.findall(section):
+    for language, title, content in _BLOCK.findall(section(recipe)):
         if language == "sh":
             printed |= {line: run(line, folder) for line in content.splitlines()}
         else:
@@ -41,34 +45,25 @@ def follow(recipe: str, folder: Path) -> dict[str, str]:
 
 
 def run(line: str, folder: Path) -> str:
-    """Run one command as a person would, but install into `folder/installed`; returns its stdout."""
+    """Run one command as a person would, but install a copy into `folder/installed`; returns its stdout."""
     installed = folder / "installed"
-    python: list[str | Path] = [sys.executable]
-    programs = {
-        "vlmfix": [*python, ROOT / "cli.py"],
-        "pytest": [*python, "-m", "pytest"],
-        "pip install -e": [
-            *python,
-            "-m",
-            "pip",
-            "install",
-            "--no-deps",
-            "--no-build-isolation",
-            "--target",
-            installed,
-        ],
-    }
-    [start] = [each for each in programs if line.startswith(f"{each} ")]
-    result = subprocess.run(
-        [*programs[start], *shlex.split(line.removeprefix(start))],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (installed, ROOT)))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
-    return result.stdout
+    if line.startswith("pip install -e "):
+        options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(installed)]
+        command = [sys.executable, "-m", "pip", "install", *options, *shlex.split(line)[3:]]
+        subprocess.run(command, cwd=folder, check=True)
+        return ""
+    program, *arguments = shlex.split(line)
+    return run_in(folder, program, arguments, [installed, ROOT])
+
+
+@pytest.mark.parametrize("recipe", ["method", "benchmark"])
+def test_there_is_little_to_read(recipe: str) -> None:
+    """The recipe and the files that it names, of a method one of them."""
+    text = section(recipe)
+    told = text.split("To read: ")[1].partition("\n")[0]
+    lines = [len((ROOT / name).read_text().splitlines()) for name in re.findall(r"`([^`]+\.py)`", told)]
+    assert len(lines) > 1
+    assert text.count("\n") + (max(lines) if recipe == "method" else sum(lines)) < 300
 
 
 @pytest.mark.slow

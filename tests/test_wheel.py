@@ -68,6 +68,7 @@ def run(project: Path, site: Path, *command: str | Path) -> str:
 def test_it_holds_what_it_needs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"vlmfix/py.typed", "vlmfix/evals/pope/task.py", "vlmfix/configs/models/llava-1.5-7b.yaml"}
+    expected |= {f"vlmfix/configs/recipes/{name}.yaml" for name in EMBEDDED}
     expected |= {f"vlmfix/models/{name}/model.safetensors" for name in EMBEDDED}
     assert expected <= names
     assert {name.split("/")[0].removesuffix(".dist-info").split("-")[0] for name in names} == {"vlmfix"}
@@ -88,19 +89,14 @@ def test_its_description_has_no_link_that_leads_nowhere(wheel: Path) -> None:
     assert "](https://github.com/vlmfix/vlmfix/blob/main/benchmarks/EFFECTS.md" in readme
 
 
-def test_it_finds_its_profiles(site: Path, project: Path) -> None:
-    code = "from vlmfix.models.profiles import profiles\nfor profile in profiles(): print(profile.path)"
-    found = run(project, site, sys.executable, "-c", code).splitlines()
-    assert found
-    assert all(Path(path).parent == site / "vlmfix" / "configs" / "models" for path in found)
-
-
 def test_it_works_beside_other_packages_of_the_same_names(site: Path, project: Path) -> None:
     script = site / "bin" / "vlmfix"
     for start in ([script], [sys.executable, "-m", "vlmfix"]):
         assert run(project, site, *start, "--version") == f"vlmfix {vlmfix.__version__}\n"
     run(project, site, script, "scenes", "--count", "2", "--output", "world")
-    done = run(project, site, script, "eval", "pope", "--limit", "2", "--data", "world", "--output", "out")
+    # VAR acts by a profile, which the wheel carries.
+    options = ("--limit", "2", "--method", "var", "--no-baselines", "--data", "world", "--output", "out")
+    done = run(project, site, script, "eval", "pope", *options)
     assert "report.html" in done
     [task] = json.loads((project / "out" / "metrics.json").read_text())["tasks"]
     assert task["task"] == "pope"

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
         RunsLayerParts,
     )
     from vlmfix.engine.context import DecodeContext
+    from vlmfix.engine.gates import (
+        Always,
+        Disagreement,
+        Entropy,
+        Gate,
+        ImageMass,
+        Margin,
+        Random,
+        Top1,
+    )
     from vlmfix.engine.layout import PromptLayout, Rows
     from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
     from vlmfix.engine.stats import EditStats, InactiveMethodWarning
@@ -92,6 +102,7 @@ __all__ = [
     "AdaptInfer",
     "AddsAuxiliaryPrompt",
     "AgainstText",
+    "Always",
     "AuxiliaryPrompt",
     "BaselineBeam",
     "BaselineGreedy",
@@ -109,14 +120,19 @@ __all__ = [
     "DeCo",
     "DecodeContext",
     "Devils",
+    "Disagreement",
     "DivPrune",
     "DoLa",
     "EditStats",
+    "Entropy",
     "FastV",
+    "Gate",
+    "ImageMass",
     "InactiveMethodWarning",
     "KMeans",
     "KeyEdit",
     "LogitsMixer",
+    "Margin",
     "MeasuresScores",
     "Method",
     "MethodInfo",
@@ -126,6 +142,7 @@ __all__ = [
     "PruneResult",
     "PrunesTokens",
     "PyramidDrop",
+    "Random",
     "RandomTokens",
     "ReadsEarlyExits",
     "ReadsLastRowAgain",
@@ -137,6 +154,7 @@ __all__ = [
     "ScoreEdit",
     "SparseVLM",
     "TokenPruning",
+    "Top1",
     "UniformGrid",
     "UnsupportedError",
     "VisionZip",
@@ -156,6 +174,7 @@ _NAMES = {
     "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
     "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
+    "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
     "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
     "vlmfix.engine.stats": "EditStats InactiveMethodWarning",

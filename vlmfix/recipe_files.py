@@ -77,13 +77,15 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 def plain(where: str, value: Any) -> Any:
-    """A value as a file holds it: tuples as lists, numbers of other libraries as Python's.
+    """A value as a file holds it: tuples as lists, texts and numbers of other libraries as Python's.
 
     Raises:
         ValueError: no file can hold it; `where` names it.
     """
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real) and abs(float(value)) < float("inf"):

@@ -299,4 +299,4 @@ def _own_parameters(method: Method, model: PreTrainedModel) -> dict[str, Any]:
     """The parameters that differ from the defaults, those that the checkpoint's profile gives included."""
     resolved = method if method.is_identity else method.resolve(model.config, find_profile(model))
     defaults = type(method)().parameters
-    return {name: value for name, value in resolved.parameters.items() if value != defaults[name]}
+    return {name: value for name, value in resolved.parameters.items() if value != defaults.get(name)}

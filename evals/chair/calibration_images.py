@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from vlmfix.calibration.heads import AnnotatedImage, ObjectWord
 from vlmfix.evaluation.datasets.folder import DataFolder
+from vlmfix.evaluation.sample import Sample
+from vlmfix.inference.pictures import ImageLike
 
 from .scorer import GroundTruth, judge
+from .task import Chair
 from .tokens import token_starts
 from .vocabulary import Vocabulary
 
@@ -48,9 +52,30 @@ def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
         vocabulary=Vocabulary(variant="corrected"),
         image_ids=chosen,
     )
+    return [annotated_image(path, image_id, truth) for image_id, path in chosen.items()]
+
+
+def annotated_image(image: ImageLike, image_id: int, truth: GroundTruth) -> AnnotatedImage:
+    """A picture whose captions CHAIR judges.
+
+    Args:
+        image_id: of the picture in `truth`.
+    """
+    return AnnotatedImage(image, partial(_object_words, image_id=image_id, truth=truth))
+
+
+def annotated_samples(task: Chair, samples: Sequence[Sample]) -> list[AnnotatedImage]:
+    """Pictures of a task, whose captions are judged as the task does.
+
+    Args:
+        task: with data and protocol.
+        samples: of the task.
+    """
+    truth = task.truth(task.protocol.scorer)
     return [
-        AnnotatedImage(path, partial(_object_words, image_id=image_id, truth=truth))
-        for image_id, path in chosen.items()
+        annotated_image(sample.image, sample.meta["image_id"], truth)
+        for sample in samples
+        if sample.image is not None
     ]
 
 

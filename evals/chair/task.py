@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
-from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
@@ -41,13 +39,8 @@ class Chair(Task):
     tradeoff: ClassVar = ("CHAIRi", "recall")
 
     def samples(self, built: Path) -> list[Sample]:
-        if isinstance(self.data, HubData):
-            raise ValueError(
-                f"chair cannot use the data set {self.data.name}: it needs instances and captions of COCO; "
-                "give data: {root: FOLDER}"
-            )
-        samples = chair_samples(self.data, self.protocol)
-        self._truth(self.protocol.scorer)  # what the scorer refuses is told before any work
+        samples = chair_samples(self.folder, self.protocol)
+        self.truth(self.protocol.scorer)  # what the scorer refuses is told before any work
         return samples
 
     def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
@@ -90,12 +83,12 @@ class Chair(Task):
 
     def _there(self, scorer: str, sample: Sample) -> Collection[str]:
         """The classes in the image."""
-        return self._truth(scorer).objects[sample.meta["image_id"]]
+        return self.truth(scorer).objects[sample.meta["image_id"]]
 
     def _parsed(self, scorer: str, sample: Sample, text: str, truncated: bool) -> dict[str, list[str]]:
         """Mentions in order, classes named, and the classes named that are not there."""
         caption = drop_incomplete(text) if truncated and self.protocol.own["drop_incomplete"] else text
-        judged = judge(caption, sample.meta["image_id"], self._truth(scorer))
+        judged = judge(caption, sample.meta["image_id"], self.truth(scorer))
         return {
             "mentions": [mention.category for mention in judged.mentions],
             "named": list(judged.classes),
@@ -111,10 +104,10 @@ class Chair(Task):
             return [scorer for scorer in VARIANTS if scorer != "lemma"]
         return list(VARIANTS)
 
-    def _truth(self, scorer: str) -> GroundTruth:
+    def truth(self, scorer: str) -> GroundTruth:
+        """The classes in each image, and the vocabulary, of a variant of the scorer."""
         if scorer not in self._truths:
-            folder = self.data
-            assert isinstance(folder, DataFolder)
+            folder = self.folder
             vocabulary = Vocabulary(variant=scorer)
             if folder.synonyms is not None:
                 vocabulary = Vocabulary.from_file(folder.synonyms, scorer)

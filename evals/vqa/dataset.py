@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.datasets.hub import HubData, HubRow, hub_samples
 from vlmfix.evaluation.datasets.layouts import PARTS, is_official
+from vlmfix.evaluation.files.readers import examples
 from vlmfix.evaluation.sample import Sample, in_order
-from vlmfix.evaluation.tasks.protocols import Protocol
+from vlmfix.evaluation.tasks.protocols import Protocol, Setting
 
 from .questions import answer_texts, join_answers, read_by_id
+from .scorer import M4C_ANSWERS, mode_named
+
+OCR_TOKENS = Setting(
+    lambda value: value == "none", "none: text found in images is not offered", default="none"
+)
 
 
 def vqa_samples(folder: DataFolder, protocol: Protocol) -> list[Sample]:
@@ -65,6 +71,20 @@ def vqa_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Sample]:
         return Sample(f"vqa/{row.id}", row.cluster, row.image, protocol.ask(row.question), answers, meta)
 
     return hub_samples(data, sample, cache)
+
+
+def check_answers(samples: Sequence[Sample], protocol: Protocol) -> None:
+    """Refuse questions without ten answers where the scorer needs them.
+
+    Raises:
+        ValueError: some have fewer or more.
+    """
+    odd = [sample.id for sample in samples if len(sample.target) != M4C_ANSWERS]
+    if odd and mode_named(protocol.scorer) == "m4c":
+        raise ValueError(
+            f"{protocol.id} needs ten answers to each question, and {len(odd)} of {len(samples)} have "
+            f"fewer or more ({examples(odd)}); choose scorer=always or scorer=official"
+        )
 
 
 def _file_names(folder: DataFolder, questions: Path) -> Callable[[int], str]:

@@ -97,6 +97,6 @@ def test_version() -> None:
 @pytest.mark.parametrize("start", [[ROOT / "cli.py"], ["-m", "vlmfix"]])
 def test_as_a_script(start: list[str | Path]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *start, "methods"]
+    command = [sys.executable, *start, "score", "pope", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/", env=environment)
-    assert "2503.03321" in result.stdout
+    assert "--labels" in result.stdout

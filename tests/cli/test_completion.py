@@ -27,7 +27,7 @@ def offered(line: str) -> list[str]:
 
 @pytest.mark.parametrize("command", ["generate", "eval"])
 def test_methods(command: str) -> None:
-    assert set(offered(f"vlmfix {command} --method ")) == {*method_names(), "greedy"}
+    assert set(offered(f"vlmfix {command} --method ")) == {*method_names(), "greedy", "auto"}
     assert offered(f"vlmfix {command} --method va") == ["vaf", "var"]
     assert offered(f"vlmfix {command} --method gree") == ["greedy"]
     assert offered(f"vlmfix {command} --method nothing") == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.support import jobs
+from tests.support.forks import Fork
 from tests.support.paths import ROOT
 from vlmfix.cli import jobs as module
 from vlmfix.cli.app import app
@@ -95,12 +94,8 @@ def test_the_same_command_again_repeats_the_figures(world: Path, tmp_path: Path)
     assert again.stdout.split("seconds")[0] == first.stdout.split("seconds")[0]
 
 
-@pytest.mark.parametrize(
-    "order", [("2/3", "0/3", "1/3"), pytest.param(("1/2", "0/2"), marks=pytest.mark.slow)]
-)
-def test_shares_in_any_order_come_to_the_same(
-    order: tuple[str, ...], whole: tuple[Path, Any], world: Path, tmp_path: Path
-) -> None:
+def test_shares_in_any_order_come_to_the_same(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
+    order = ("2/3", "0/3", "1/3")
     for number, share in enumerate(order):
         result = jobs.evaluate(tmp_path, *TASKS, *METHODS, *SHORT, "--data", world, "--shard", share)
         last = number == len(order) - 1
@@ -454,39 +449,9 @@ def test_a_full_disk_in_the_middle_is_one_line(
     assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
 
 
-class Child:
+def child(*arguments: object, log: Path) -> Fork:
     """A fork of this process that runs a command."""
-
-    def __init__(self, *arguments: object, log: Path) -> None:
-        self.log = log
-        self.process = os.fork()
-        if self.process == 0:
-            code = 1
-            try:
-                descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-                for standard in (1, 2):
-                    os.dup2(descriptor, standard)
-                sys.stdout, sys.stderr = (
-                    io.TextIOWrapper(io.FileIO(number, "w", False)) for number in (1, 2)
-                )
-                app([str(argument) for argument in arguments], standalone_mode=False)
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 1
-            finally:
-                os._exit(code)
-
-    def send(self, number: int, when: Callable[[], bool]) -> int:
-        """Send a signal as soon as something holds, and wait; the exit status, or minus the signal."""
-        while not when():
-            if os.waitpid(self.process, os.WNOHANG)[0]:
-                raise AssertionError(f"ended too early: {self.log.read_text()}")
-            time.sleep(0.002)
-        os.kill(self.process, number)
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+    return Fork(lambda: app([str(argument) for argument in arguments], standalone_mode=False), log)
 
 
 def written(output: Path) -> int:
@@ -505,16 +470,10 @@ def test_killed_at_ten_moments_and_resumed_with_other_numbers_of_workers(
     for _ in range(10):
         of = dice.choice([1, 1, 2, 3])
         there = written(tmp_path / "out")
-        child = Child(*command, "--shard", f"{dice.randrange(of)}/{of}", log=tmp_path / "log")
         target = there + dice.randrange(1, 2000)
-        while written(tmp_path / "out") < target:
-            if os.waitpid(child.process, os.WNOHANG)[0]:
-                break
-            time.sleep(0.002)
-        else:
-            os.kill(child.process, signal.SIGKILL)
-            assert child.wait() == -signal.SIGKILL
-            kills += 1
+        share = f"{dice.randrange(of)}/{of}"
+        fork = child(*command, "--shard", share, log=tmp_path / "log")
+        kills += fork.kill_when(lambda target=target: written(tmp_path / "out") >= target)
     assert kills >= 5
     for share in ("2/3", "0/3", "1/3"):
         assert jobs.cli(*command, "--shard", share).exit_code == 0
@@ -526,8 +485,7 @@ def test_killed_at_ten_moments_and_resumed_with_other_numbers_of_workers(
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_end_a_command_cleanly(number: int, world: Path, tmp_path: Path) -> None:
     command = ("eval", "vqa", "--data", world, "--batch-size", 1, "--output", tmp_path / "out")
-    child = Child(*command, log=tmp_path / "log")
-    assert child.send(number, lambda: written(tmp_path / "out") > 0) == 130
+    assert child(*command, log=tmp_path / "log").send(number, lambda: written(tmp_path / "out") > 0) == 130
     said = (tmp_path / "log").read_text()
     assert "stopped; what was answered is safe. To go on: vlmfix" in said
     assert "Traceback" not in said
@@ -537,23 +495,17 @@ def test_signals_end_a_command_cleanly(number: int, world: Path, tmp_path: Path)
     assert len(jobs.records(tmp_path)) == jobs.results(tmp_path / "out")["counts"]["samples"]
 
 
-def start(*arguments: object, log: Path) -> subprocess.Popen[bytes]:
-    """The command as a process of its own."""
-    command = [sys.executable, ROOT / "cli.py", *arguments]
-    return subprocess.Popen(list(map(str, command)), stdout=log.open("wb"), stderr=subprocess.STDOUT)
-
-
-@pytest.mark.slow
-def test_a_process_killed_and_one_interrupted(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
-    command = ("eval", *TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path / "out")
-    for number, code, share in ((signal.SIGKILL, -9, "0/1"), (signal.SIGINT, 130, "0/2")):
-        before = written(tmp_path / "out")
-        process = start(*command, "--shard", share, log=tmp_path / "log")
-        while written(tmp_path / "out") <= before:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait() == code
+def test_a_process_interrupted(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
+    """A process of its own, as a person starts and stops it."""
+    command = ["eval", *TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path / "out"]
+    with (tmp_path / "log").open("wb") as log:
+        started = [sys.executable, ROOT / "cli.py", *command]
+        process = subprocess.Popen(list(map(str, started)), stdout=log, stderr=subprocess.STDOUT)
+    while written(tmp_path / "out") == 0:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
     said = (tmp_path / "log").read_text()
     assert said.splitlines()[-1].startswith(
         "stopped; what was answered is safe. To go on: vlmfix eval pope chair"

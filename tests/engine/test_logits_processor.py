@@ -19,7 +19,8 @@ from transformers import (
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import QUICK, UNLIKE, acting, attached, representatives
+from tests.support.methods import acting, attached, representatives
+from tests.support.names import QUICK, UNLIKE
 from vlmfix.engine.vision_cache import split_images
 from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.logits.base import contrast, plausible
@@ -121,6 +122,26 @@ def test_beside_attached_methods(model: PreTrainedModel, family: str) -> None:
         twin = method.logits_processor(model, inputs)
         assert torch.equal(tokens(model, inputs, num_beams=2, logits_processor=twin), expected)
         assert torch.equal(tokens(model, inputs, num_beams=2, logits_processor=twin), expected)
+
+
+def test_a_pass_that_fails_leaves_the_block_as_it_was(llava: PreTrainedModel) -> None:
+    inputs = families.prompt("llava", llava, (1, 2))
+    before = families.fingerprint(llava)
+    passes: list[int] = []
+
+    def fail(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == 2:  # the first is that of `generate`
+            raise ZeroDivisionError
+
+    with attached("var", llava):
+        expected = tokens(llava, inputs)
+        handle = llava.get_decoder().layers[2].register_forward_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            tokens(llava, inputs, logits_processor=vcd(llava, inputs))
+        handle.remove()
+        assert torch.equal(tokens(llava, inputs), expected)
+    assert families.fingerprint(llava) == before
 
 
 def test_comes_behind_the_processors_of_generate(llava: PreTrainedModel) -> None:

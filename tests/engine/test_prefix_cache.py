@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import QUICK, acting, attached, pairs, representatives, values
+from tests.support.methods import acting, attached, pairs, representatives, values
+from tests.support.names import QUICK
 from vlmfix.engine.kl import Divergence
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.vision_cache import cached_vision

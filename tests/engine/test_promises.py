@@ -67,11 +67,12 @@ def test_signatures_tell_hooks_apart() -> None:
 
 
 @once_per_signature
-def test_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
+def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2))
     before, stock = families.fingerprint(model), logits(model, inputs, **plain(name))
     with attached(name, model):
-        logits(model, inputs)
+        edited = logits(model, inputs)
+    assert (edited - stock).abs().max() > 1e-3
     assert torch.equal(logits(model, inputs, **plain(name)), stock)
     assert families.fingerprint(model) == before
 

@@ -24,8 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMet
 
 FAMILIES = [name for name, family in families.FAMILIES.items() if family.videos]
 REFUSED = {"ritual": "transforms pictures, and a prompt holds a video"}
-TOKENS = 4
-CASES = {*product(representatives(ATTACHED), FAMILIES), *product(ATTACHED, ["qwen2_5_vl"])}
+TOKENS = 3
 
 
 @pytest.mark.parametrize(

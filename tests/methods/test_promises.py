@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import cycle, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from tests.support import families
 from tests.support.methods import (
     ATTACHED,
     REFUSED,
-    UNLIKE,
     acting,
     attached,
     built,
@@ -23,6 +22,7 @@ from tests.support.methods import (
     under,
     values,
 )
+from tests.support.names import UNLIKE
 from vlmfix.engine.capabilities import ChoosesTokens
 
 pytestmark = [
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning"),
 ]
 
-TOKENS = 5
+TOKENS = 3
 IN_TURN = cases(ATTACHED, in_turn=True)
 on_families_in_turn = pytest.mark.parametrize(("name", "family"), IN_TURN)
 
@@ -63,8 +63,8 @@ def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrai
         assert torch.equal(logits(model, inputs, **kwargs), stock)
 
 
-@pytest.mark.parametrize(("name", "family"), cases(ATTACHED))
-def test_acts_on_every_family(name: str, family: str, model: PreTrainedModel) -> None:
+@on_families_in_turn
+def test_acts(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2))
     stock = logits(model, inputs, **plain(name))
     with attached(name, model):
@@ -128,10 +128,14 @@ def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrain
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), list(zip(IN_TURN, cycle([torch.bfloat16, torch.float16]), strict=False)), ids=str
+    ("name", "family", "dtype"),
+    [
+        (name, family, dtype)
+        for name in ATTACHED
+        for family, dtype in zip(UNLIKE, (torch.bfloat16, torch.float16), strict=True)
+    ],
 )
-def test_half_precision(case: tuple[str, str], dtype: torch.dtype) -> None:
-    name, family = case
+def test_half_precision(name: str, family: str, dtype: torch.dtype) -> None:
     model = built(family, dtype=dtype)
     inputs = families.prompt(family, model, (1, 2, 0))
     with attached(name, model):

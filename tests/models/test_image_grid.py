@@ -28,12 +28,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 import vlmfix
 from tests.support import families
-from vlmfix.models.image_grid import (
-    ImageTokens,
-    TokenGrid,
-    place,
-    token_grids,
-)
+from vlmfix.models.image_grid.families import place, token_grids
+from vlmfix.models.image_grid.grids import ImageTokens, TokenGrid
 
 PLAIN: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "resample": 2, "image_mean": [0.0] * 3}
 SIZES = [(640, 480), (480, 640), (336, 336), (501, 333), (97, 211), (1000, 130)]

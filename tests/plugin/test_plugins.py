@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import pytest
 
 import vlmfix
 from tests.support import jobs
+from tests.support.forks import Fork
+from tests.support.forks import vlmfix as vlmfix_command
 from tests.support.paths import ROOT
 from tests.support.plugins import add_distribution, install_example
 from vlmfix.evaluation.runner.run_key import method_identity
@@ -206,18 +207,14 @@ def test_a_broken_plugin_breaks_only_itself(plugin: Callable[..., None], text: s
     assert vlmfix.make_method("var") == vlmfix.VAR()
 
 
-@pytest.mark.slow
-def test_a_broken_plugin_is_one_line_of_the_list_of_methods(plugin: Callable[..., None], site: Path) -> None:
+def test_a_broken_plugin_is_one_line_of_the_list_of_methods(
+    plugin: Callable[..., None], site: Path, tmp_path: Path
+) -> None:
     plugin("a-plugin", {"broken": "a_plugin:One"}, a_plugin="1 / 0")
-    result = subprocess.run(
-        [sys.executable, ROOT / "cli.py", "methods"],
-        env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "var" in result.stdout
-    [line] = result.stderr.splitlines()
+    fork = Fork(lambda: vlmfix_command("methods"), tmp_path / "log", tmp_path / "errors")
+    assert fork.wait() == 0
+    assert "var" in (tmp_path / "log").read_text()
+    [line] = (tmp_path / "errors").read_text().splitlines()
     assert line == (
         "warning: left out: method 'broken' cannot be loaded from a_plugin:One of a-plugin 1.0 "
         "(ZeroDivisionError: division by zero); repair or uninstall that package"
@@ -237,6 +234,7 @@ def _listed_with_a_warning(message: str) -> dict[str, type[vlmfix.Method]]:
         ("Loud", "(vlmfix.VHR): pass", "cannot be called 'Loud'; use small letters"),
         ("a+b", "(vlmfix.VHR): pass", "cannot be called 'a+b'"),
         ("greedy", "(vlmfix.VHR): pass", "cannot be called 'greedy'"),
+        ("auto", "(vlmfix.VHR): pass", "cannot be called 'auto'"),
         ("loud", ": pass", "is no method; derive it from vlmfix.Method"),
         ("loud", "(vlmfix.Method): pass", "lacks a description"),
         ("loud", "(vlmfix.Contrastive): pass", "lacks combine; define them"),

@@ -23,13 +23,13 @@ class Dogs(YesNoTask):
     }
 
     def samples(self, built: Path) -> list[Sample]:
-        instances = self.data.read_instances("dogs")
+        instances = self.folder.read_instances("dogs")
         question = "Is there a dog in the image?"
         return in_order(
             Sample(
                 id=f"dogs/{image_id:012d}",
                 cluster=str(image_id),
-                image=self.data.image(name, "dogs"),
+                image=self.folder.image(name, "dogs"),
                 prompt=self.protocol.ask(question),
                 target="yes" if "dog" in instances.objects[image_id] else "no",
                 meta={"object": "dog"},

@@ -14,15 +14,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 from tests.support import families
+from tests.support.names import FAMILIES, UNLIKE
 from vlmfix.engine.kernels import ATTRIBUTE
 
-QUICK = "llava"
-"""The family of the quick subset."""
+METHODS = vlmfix.list_methods()
 
-UNLIKE = (QUICK, "qwen2_5_vl")
-"""Families that differ most; each of the others is near to one of them."""
-
-ATTACHED = [name for name, cls in vlmfix.list_methods().items() if cls.attaches]
+ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 """Methods that act inside `model.generate`; what runs it several times (CARVE) or acts from outside
 (baselines of the prompt and of the decoding) has its promises in its own tests."""
 
@@ -57,7 +54,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "pai": {"alpha": 1.0},
     "devils": {"alpha": 2.0},
     "vaf": {"enhance": 2.0, "suppress": 0.5},
-    "adhh": {"threshold": 0.2, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
+    "adhh": {"threshold": 0.1, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
     "baseline.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
     "baseline.plausibility": {"beta": 0.7},
     "baseline.sharpen": {"beta": 0.001},
@@ -68,7 +65,7 @@ ACTING: dict[str, dict[str, Any]] = {
 
 def acting(name: str) -> vlmfix.Method:
     """The method with settings that change a random model's answers."""
-    return vlmfix.make_method(name, **ACTING.get(name, {}))
+    return METHODS[name](**ACTING.get(name, {}))
 
 
 def attached(name: str, model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -133,13 +130,18 @@ def built(family: str, **kwargs: Any) -> PreTrainedModel:
     return families.build(family, **kwargs)
 
 
+OF_SETTINGS = {"identity_parameters", "is_identity", "resolve", "needs_processor"}
+OF_REPORTS = {"edit_sites", "report", "inactive_reason"}
+"""Members that the engine reads before or after a run, and that tell nothing of what it does in one."""
+
+
 def hook_signature(cls: type[vlmfix.Method]) -> frozenset[str]:
-    """What a method overrides of its bases in the engine: all that the engine can tell of it."""
+    """What a method overrides of its bases in the engine: all that the engine can tell of it in a run."""
     of_bases = {base for base in cls.__mro__ if _is_base(base)}
     capabilities = {base.__name__ for base in of_bases}
     names = {name for base in of_bases for name in vars(base) if not name.startswith("_")}
     overridden = {name for base in set(cls.__mro__) - of_bases for name in names & vars(base).keys()}
-    return frozenset(capabilities | overridden)
+    return frozenset(capabilities | overridden) - OF_SETTINGS - OF_REPORTS
 
 
 def _is_base(cls: type) -> bool:
@@ -148,9 +150,12 @@ def _is_base(cls: type) -> bool:
 
 
 def representatives(names: Sequence[str]) -> list[str]:
-    """The first method of each hook signature: what holds of the engine under one holds under its like."""
-    methods = vlmfix.list_methods()
-    return list({hook_signature(methods[name]): name for name in reversed(names)}.values())[::-1]
+    """One method of each hook signature, the one with most passes: what holds of the engine under it holds
+    under its like."""
+    found: dict[frozenset[str], str] = {}
+    for name in sorted(names, key=lambda name: -METHODS[name].info.forwards):
+        found.setdefault(hook_signature(METHODS[name]), name)
+    return [name for name in names if name in found.values()]
 
 
 def cases(names: Sequence[str], *, in_turn: bool = False) -> list[tuple[str, str]]:
@@ -160,7 +165,7 @@ def cases(names: Sequence[str], *, in_turn: bool = False) -> list[tuple[str, str
 
 def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:
     """Every name with every family; `in_turn`: with the two that are unlike and one of the others."""
-    others = [family for family in families.FAMILIES if family not in UNLIKE]
+    others = [family for family in FAMILIES if family not in UNLIKE]
     return [
         (name, family)
         for index, name in enumerate(names)

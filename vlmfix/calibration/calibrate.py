@@ -65,7 +65,8 @@ def calibrate(
         model: a stock image-text-to-text model.
         processor: its processor.
         images: 20 to 50 ordinary pictures; for "adhh" 100 or more `AnnotatedImage`.
-        progress: called with the number of prompts just read.
+        progress: called with the number of pictures just read; for "adhh" each is read
+            `vlmfix.calibration.heads.READS` times.
 
     Raises:
         ValueError: another method, no images, or nothing to be found in this model.

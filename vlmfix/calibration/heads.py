@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.calibration.results import (
-    PROMPT,
-    Calibration,
-    Progress,
-    prompt_inputs,
-)
-from vlmfix.engine.caches import with_cache
-from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.prefix_cache import shared_prefix
-from vlmfix.engine.vision_cache import cached_vision
+from vlmfix.calibration.head_lists import choose, rank
+from vlmfix.calibration.object_tokens import Caption, HeadReader, ObjectTokens
+from vlmfix.calibration.results import PROMPT, Calibration, Progress
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.chat import text_and_spans
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.pictures import ImageLike
-from vlmfix.methods.base import Method
 
-# Published: 20 of the 1024 heads of LLaVA-1.5-7B.
-_KEPT = 20 / 1024
+READS = 3
+"""How often each picture is read."""
 
 _CAPTION = {"max_new_tokens": 128}
+_BATCH = 8
 
-# Tokens in the cache of a pass, all its rows together: 8 GiB for LLaVA-1.5-7B in half precision.
-_TOKENS = 16384
+# Fewer hallucinated objects are worth a warning.
+_FIRM = 50
 
 
 class ObjectWord(NamedTuple):
@@ -68,136 +60,86 @@ def calibrate_heads(
 ) -> Calibration:
     """Find the hallucination heads for AD-HH (github.com/TianyunYoung/Hallucination-Attribution, ICLR 2025).
 
-    The model captions each picture. At each object that it names, one head at a time is silenced, and the
-    fall of the object's probability is the head's influence on it. Heads are kept whose mean influence on
-    hallucinated objects exceeds that on correct ones the most.
+    The model captions each picture. A head has as large an effect on an object that it names as the
+    probability of the word's first token falls without the head. The heads with the largest mean effect on
+    hallucinated objects, less that on correct ones, are listed.
 
-    This library's own reading: a silenced head gives zeros in the row that predicts the first token of the
-    word, and nowhere else; of models of another size as large a share of the heads is kept as the published
-    20 of 1024, two at least.
+    This library's own: a silenced head gives zeros in the row that predicts the token, and nowhere else. On
+    one half of the pictures, heads are ranked by a first-order estimate of their effects (arXiv 1905.10650),
+    and the best of them again by silencing one at a time. On the other half the best are silenced together,
+    which says how many to list, and so are random heads of the same layers, which the list has to beat.
+
+    Args:
+        model: a stock model.
+        processor: its processor.
+        images: 100 or more.
+        progress: called with the number of pictures just read; each is read `READS` times.
+
+    Returns:
+        The list, and in the findings what it does on the pictures that it was not found on.
 
     Raises:
-        ValueError: the pictures are not annotated, or the captions name no hallucinated or no correct object.
+        ValueError: the pictures are not annotated, the captions name too few hallucinated or correct objects,
+            or no heads have a larger effect on hallucinated objects than on correct ones.
     """
     if not all(isinstance(each, AnnotatedImage) for each in images):
         raise ValueError(
             "adhh is calibrated on captions that can be judged; give AnnotatedImage objects (on the command "
             "line a COCO folder with instances, as 'vlmfix scenes' writes)"
         )
-    captioning = plain_decoding(model, _CAPTION)
-    influences: list[Tensor] = []
-    hallucinated: list[bool] = []
-    for each in images:
-        (answer,) = answer_batch(model, processor, [(each.image, PROMPT)], **captioning)
-        text, spans = text_and_spans(answer.token_ids, processor, skip_special_tokens=True)
-        words = each.judge(text)
-        places = [next(place for place, (_, end) in enumerate(spans) if end > word.start) for word in words]
-        inputs = prompt_inputs(model, processor, each.image, PROMPT)
-        influences.append(head_influences(model, inputs, answer.token_ids, places))
-        hallucinated += [word.hallucinated for word in words]
-        if progress is not None:
-            progress(1)
-    wrong, right = sum(hallucinated), len(hallucinated) - sum(hallucinated)
-    if not wrong or not right:
+    progress = progress or (lambda count: None)
+    captions = _captions(model, processor, images, progress)
+    wrong = sum(sum(each.hallucinated) for each in captions)
+    right = sum(len(each.hallucinated) for each in captions) - wrong
+    captions.sort(key=lambda each: -sum(each.hallucinated))  # each half gets as many hallucinated objects
+    halves = ObjectTokens(captions[::2]), ObjectTokens(captions[1::2])
+    if not all(half.has_both for half in halves):
         raise ValueError(
             f"{len(images)} captions name {wrong} hallucinated and {right} correct objects, but both kinds "
-            "are needed to compare; give more pictures, or such as the model gets wrong"
+            "are needed in each half of the pictures; give more pictures, or such as the model gets wrong"
         )
-    on_wrong, on_right = mean_influences(torch.cat(influences), torch.tensor(hallucinated))
-    order = ranking(on_wrong, on_right)
-    kept = max(2, round(_KEPT * len(order)))
-    shown = {
-        f"head {layer}:{head}": f"{on_wrong[layer, head]:.4f} on hallucinated objects, "
-        f"{on_right[layer, head]:.4f} on correct ones"
-        for layer, head in order[: max(10, kept)]
-    }
+    if wrong < _FIRM:
+        warnings.warn(
+            f"the captions name {wrong} hallucinated objects; rankings are firm from about {_FIRM} on, so "
+            "give more pictures",
+            stacklevel=2,
+        )
+    reader = HeadReader(model, processor, progress)
+    ranked = rank(reader, *halves)
+    kept, of_list = choose(reader, halves[1], ranked.order)
+    heads, gain = ranked.order[:kept], of_list["gain on held-out pictures"]
     return Calibration(
-        {"adhh_heads": [list(pair) for pair in order[:kept]]},
+        {"adhh_heads": [list(head) for head in heads]},
         f"{len(images)} captions with {wrong} hallucinated and {right} correct objects: heads whose silence "
-        "lowers the probability of hallucinated objects the most, compared with that of correct ones",
-        {"hallucinated object tokens": wrong, "correct object tokens": right} | shown,
+        "lowers the probability of hallucinated objects the most, compared with that of correct ones "
+        f"(by {gain} together on held-out pictures)",
+        {"hallucinated object tokens": wrong, "correct object tokens": right}
+        | of_list
+        | ranked.findings(kept),
     )
 
 
-def mean_influences(influences: Tensor, hallucinated: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean influence of each head on hallucinated and on correct objects, `(layers, heads)` each.
-
-    Args:
-        influences: fall of the probability of each object token, `(tokens, layers, heads)`.
-        hallucinated: which of the objects are not there, `(tokens,)` bool; some are, and some are not.
-    """
-    return influences[hallucinated].mean(dim=0), influences[~hallucinated].mean(dim=0)
-
-
-def ranking(on_hallucinated: Tensor, on_correct: Tensor) -> list[tuple[int, int]]:
-    """Layer and head by the difference of the mean influences, `(layers, heads)`; the largest first."""
-    order = (on_hallucinated - on_correct).flatten().argsort(descending=True, stable=True)
-    heads = on_correct.shape[1]
-    return [divmod(index, heads) for index in order.tolist()]
-
-
-@torch.no_grad()
-def head_influences(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], token_ids: Sequence[int], places: Sequence[int]
-) -> Tensor:
-    """How far the probability of tokens of an answer falls without each head.
-
-    Args:
-        model: a stock model.
-        inputs: of one prompt, as from the processor.
-        token_ids: the answer.
-        places: of the tokens in question.
-
-    Returns:
-        Probability with all heads less that without the one, `(places, layers, heads)` float32.
-    """
-    config = model.config.get_text_config()
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    # The first row keeps all of its heads.
-    each_alone = torch.eye(layers * heads + 1, dtype=torch.bool)[:, 1:].view(-1, layers, heads)
-    ablation = _Ablation()
-    probabilities = torch.empty(len(places), len(each_alone))
-    with ablation(model), cached_vision(model), shared_prefix(model):
-        for index, place in enumerate(places):
-            found = []
-            rows = max(1, _TOKENS // (inputs["input_ids"].shape[1] + place))
-            for silenced in each_alone.split(rows):
-                ablation.silenced[:] = [silenced]
-                batch = _continued(inputs, token_ids[:place], len(silenced))
-                cache = DynamicCache()
-                logits = model(**with_cache(model, batch, cache), use_cache=True, logits_to_keep=1).logits
-                found.append(logits[:, -1].float().softmax(dim=-1)[:, token_ids[place]])
-            probabilities[index] = torch.cat(found)
-    return (probabilities[:, :1] - probabilities[:, 1:]).view(-1, layers, heads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ablation(Method):
-    """Silences heads in the last row of each prompt.
-
-    Args:
-        silenced: its only item says which heads of each sequence, `(batch, layers, heads)` bool.
-    """
-
-    edits: ClassVar = False  # an experiment, whose activity nobody counts
-    keeps_prefix: ClassVar = True
-
-    silenced: list[Tensor] = field(default_factory=list, compare=False)
-
-    def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
-        silenced = self.silenced[0][:, layer, :, None].to(heads.device)
-        last = heads[:, -1:].masked_fill(silenced[:, None], 0)
-        return torch.cat([heads[:, :-1], last], dim=1)
-
-
-def _continued(inputs: Mapping[str, Tensor], token_ids: Sequence[int], copies: int) -> dict[str, Any]:
-    """Model inputs of so many copies of a prompt and the answer so far."""
-    prompt = inputs["input_ids"]
-    new = torch.tensor([token_ids], dtype=prompt.dtype, device=prompt.device)
-    behind = {"input_ids": new, "attention_mask": torch.ones_like(new)}
-    batch = {}
-    for name, value in inputs.items():
-        if value.shape == prompt.shape:  # one value a token; those of kinds of tokens are 0 for text
-            value = torch.cat([value, behind.get(name, torch.zeros_like(new)).to(value.dtype)], dim=1)
-        batch[name] = value.repeat(copies, *[1] * (value.ndim - 1))
-    return batch
+def _captions(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[AnnotatedImage],
+    progress: Callable[[int], object],
+) -> list[Caption]:
+    """Greedy captions that name objects."""
+    found = []
+    decoding = plain_decoding(model, _CAPTION)
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        prompts = [(each.image, PROMPT) for each in batch]
+        answers = answer_batch(model, processor, prompts, **decoding)
+        for each, answer in zip(batch, answers, strict=True):
+            text, spans = text_and_spans(answer.token_ids, processor, skip_special_tokens=True)
+            words = each.judge(text)
+            places = [
+                next(place for place, (_, end) in enumerate(spans) if end > word.start) for word in words
+            ]
+            if words:
+                wrong = [word.hallucinated for word in words]
+                found.append(Caption(each.image, answer.token_ids, places, wrong))
+            progress(1 if words else READS)
+    return found

@@ -15,7 +15,7 @@ from vlmfix.inference.pictures import ImageLike, open_images
 PROMPT = "Describe the image."
 
 Progress = Callable[[int], None] | None
-"""Called with the number of prompts just read."""
+"""Called with the number of pictures just read."""
 
 
 @dataclass(frozen=True)

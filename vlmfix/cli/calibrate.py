@@ -39,6 +39,9 @@ def calibrate(
             autocompletion=_complete_calibrated,
         ),
     ] = "var",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pictures to read at most. (default: 50, for adhh 150)")
+    ] = None,
     output: Annotated[
         Path | None,
         path_option("Profile file to write. (default: where later runs look first)"),
@@ -50,6 +53,7 @@ def calibrate(
     """Find what a method needs to know of a checkpoint that has no profile."""
     from vlmfix.calibration.calibrate import calibrate as find_values
     from vlmfix.calibration.calibrate import calibration_of, write_profile
+    from vlmfix.calibration.heads import READS
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import is_readable, named_pictures
     from vlmfix.evaluation.tasks.registry import task_module
@@ -64,19 +68,19 @@ def calibrate(
         user_directory()  # refused, if at all, before the work
     pictures: Sequence[Any]
     if method == "adhh":
-        least, most = 100, 150
+        least, most, reads = 100, limit or 150, READS
         chair = task_module("chair", "calibration_images")
         assert chair is not None
         pictures = [each for each in chair.annotated_images(images, most) if is_readable(each.image)]
     else:
-        least, most = 20, 50
+        least, most, reads = 20, limit or 50, 1
         pictures = list(itertools.islice(filter(is_readable, named_pictures([images])), most))
     if not pictures:
         raise ValueError(f"no picture in {str(images)!r} can be read; give others")
     if len(pictures) < least:
-        warnings.warn(f"{len(pictures)} pictures; {least} to {most} give a firmer result", stacklevel=1)
+        warnings.warn(f"{len(pictures)} pictures; {least} or more give a firmer result", stacklevel=1)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
-    with progress_bar("reading", len(pictures)) as advance:
+    with progress_bar("reading", reads * len(pictures)) as advance:
         found = find_values(method, *loaded, pictures, progress=advance)
     path = write_profile(loaded[0], found, model, output)
     table = Table(title=escape(f"{method} on {model}"), show_header=False)

@@ -51,7 +51,8 @@ def describe_method(cls: type[Method]) -> str:
     """What a method is, in a few lines."""
     info = cls.info
     paper = f"arXiv {info.paper}" if info.is_on_arxiv else info.paper
-    defaults = (f"{field.name}={field.default!r}" for field in dataclasses.fields(cls) if field.init)
+    of_class = {field.name: field.default for field in dataclasses.fields(cls)}
+    defaults = (f"{name}={of_class[name]!r}" for name in cls.parameter_names())
     return "\n".join(
         (
             f"{info.stage}: {info.changes}",

@@ -27,6 +27,7 @@ from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.evaluation.tasks.registry import get_task
 from vlmfix.failures import printable, words
+from vlmfix.tuning.calibrated import calibrated_parameters
 from vlmfix.tuning.candidates import Space
 from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.final import FinalTable
@@ -94,7 +95,7 @@ def run_tuning(settings: TuneSettings, shard: str | None) -> None:
         )
         total = sum(scene_count(data) for data in settings.data.values())
         with progress_bar("drawing scenes", total, quiet=quiet) as advance:
-            worlds = open_worlds(settings, model, processor, own, progress.note, advance)
+            worlds = open_worlds(settings, model, processor, own, advance)
         tuning = _tuning(settings, worlds, model, processor, own, progress)
         result = tuning.run()
         if result is None:
@@ -128,7 +129,8 @@ def _tuning(
     metrics = directions(greedy.outcome.metrics, yes_no=task.yes_no)
     names = settings.objective or (next(name for name, better in metrics.items() if better),)
     objective = Objective.parse(names, settings.keep or (), metrics)
-    space = Space.on(model, processor, decodes=not task.yes_no)
+    calibrated = calibrated_parameters(settings.output, model, processor, worlds, progress.note)
+    space = Space.on(model, processor, decodes=not task.yes_no, calibrated=calibrated)
     for name, why in space.left_out.items():
         progress.note(f"left out: {name}: {why}")
     return Tuning(settings, worlds, space, objective, shard, progress)

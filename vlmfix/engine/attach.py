@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
-from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.attachment import Attachment
+from vlmfix.engine.call import Call
 from vlmfix.engine.callers import Turns, turns_of
 from vlmfix.engine.capabilities import ReadsEarlyExits, RunsLayerParts
-from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.errors import UnsupportedError
@@ -63,7 +60,7 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
 
     def _attach(self, model: PreTrainedModel, turns: Turns, stack: ExitStack) -> None:
         with turns.call():
-            attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE) or Attachment(model)
+            attachment = attached_to(model) or Attachment(model)
             if attachment.model is not model:
                 raise UnsupportedError(
                     "another model with the same language model has a method attached; leave that block first"
@@ -79,6 +76,12 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
         if self._undo is not None:
             self._undo.close()
             self._undo = None
+
+
+def attached_to(model: PreTrainedModel) -> Attachment | None:
+    """What hangs on a model; None: nothing."""
+    attachment: Attachment | None = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
+    return attachment
 
 
 def fitted(model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixin | None) -> MethodHooks:
@@ -106,23 +109,14 @@ def fitted(model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixi
 
 @contextmanager
 def alone(
-    model: PreTrainedModel,
-    method: MethodHooks,
-    context: DecodeContext | None,
-    scores: Tensor,
-    copies: int,
-    inputs: dict[str, Any],
-    processor: ProcessorMixin | None,
-) -> Iterator[Attachment]:
-    """Attach `method` for one pass of a run of its own, in which what is attached already acts, too.
+    model: PreTrainedModel, method: MethodHooks, call: Call, processor: ProcessorMixin | None
+) -> Iterator[None]:
+    """Attach `method` for one pass of a call of its own, in which what is attached already acts, too.
 
     Args:
         model: whatever is attached to it.
         method: with every value filled in.
-        context: to go on with; None: the pass reads the prompts.
-        scores: what the method edits in place of the logits of this pass, `(sequences, vocabulary)`.
-        copies: sequences of each prompt, which the text decoder reads, and not yet the model.
-        inputs: of the prompts, as `generate` got them.
+        call: with the run to go on with; without one the pass reads the prompts.
         processor: of the model, for methods that read the words of the prompt.
 
     Raises:
@@ -130,25 +124,7 @@ def alone(
     """
     turns = turns_of(model)
     with turns.block(f"a logits processor of {type(method).__name__}"), turns.call():
-        attached = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
-        attachment: Attachment = attached or Attachment(model)
+        attachment = attached_to(model) or Attachment(model)
         attachment.check(method)
-        aside = dict(vars(attachment))
-        attachment.methods, attachment._context = (*attachment.methods, method), context
-        attachment.scores, attachment.copies = scores, copies
-        attachment._processor, attachment._prompt_ids = (
-            processor or attachment._processor,
-            inputs["input_ids"],
-        )
-        attachment._inputs = inputs
-        attachment._generating, attachment._end_tokens = True, None
-        attachment._acting = threading.get_ident()
-        try:
-            if attached is None:
-                attachment._install()
-            yield attachment
-        finally:
-            if attached is None:
-                attachment._undo.close()
-            else:
-                vars(attachment).update(aside)
+        with attachment.beside(method, call, processor):
+            yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 from vlmfix.engine import attention, compatibility, kernels, tokens
 from vlmfix.engine.branches import unfollow_beams
 from vlmfix.engine.caches import named_arguments, read_cache
-from vlmfix.engine.callers import turns_of
+from vlmfix.engine.call import Call
 from vlmfix.engine.capabilities import (
     ChoosesTokens,
     ReadsEarlyExits,
@@ -25,15 +24,14 @@ from vlmfix.engine.capabilities import (
 from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.forward_hooks import ForwardHooks
+from vlmfix.engine.gate_formulas import blend_logits
+from vlmfix.engine.gating import GateState
 from vlmfix.engine.in_place import called
+from vlmfix.engine.kl import differ
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
-from vlmfix.engine.modules import (
-    DecoderModules,
-    Offsets,
-    offsets,
-    swap_offsets,
-)
+from vlmfix.engine.modules import DecoderModules
+from vlmfix.engine.outside_passes import OutsidePasses, names_of
 from vlmfix.engine.phases import is_prompt, visual_tokens
 from vlmfix.engine.scores import Received
 from vlmfix.engine.state import Encoded
@@ -57,34 +55,29 @@ class Attachment:
         self.modules = DecoderModules(model)
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[MethodHooks, ...] = ()
-        self.scores: Tensor | None = None
-        self.copies = 1
-        self.layers_seen: set[int] = set()
+        self.outside = OutsidePasses(self, model)
         self._passes = ForwardHooks(self, self.decoder)
-        self._turns = turns_of(model)
-        self._acting: int | None = None  # the thread for which the run is there
-        self._context: DecodeContext | None = None
-        self._in_pass = False
-        self._offsets = offsets(model)  # of those whose calls began before the block
-        self._offsets_aside: Offsets | None = None
+        self._turns = self.outside.turns
+        self._call = Call()
         self._wants_tuple = False
-        self._calls_outside = 0
         self._processor: ProcessorMixin | None = None
-        self._end_tokens: Tensor | None = None
-        self._generating = False
-        self._prompt_ids: Tensor | None = None
-        self._inputs: dict[str, Any] = {}
         self._encoder: EncoderTap | None = None
         self._undo = ExitStack()
 
     @property
     def context(self) -> DecodeContext | None:
         """The run of the call in progress; None for every thread but that of the call."""
-        return self._context if self._acting == threading.get_ident() else None
+        return self._call.context if self._call.thread == threading.get_ident() else None
 
-    @context.setter
-    def context(self, context: DecodeContext | None) -> None:
-        self._context = context
+    @property
+    def copies(self) -> int:
+        """Sequences of each prompt, which the text decoder reads, and not yet the model."""
+        return self._call.copies
+
+    @property
+    def layers_seen(self) -> set[int]:
+        """Layers whose attention came to the methods since the prompts were read."""
+        return self._call.layers_seen
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuses: a copy would hang on the hooks of this model.
@@ -93,12 +86,9 @@ class Attachment:
             UnsupportedError: always.
         """
         raise UnsupportedError(
-            f"{type(self.model).__name__} is inside a block of {self._names()}, whose hooks cannot be copied "
-            "or pickled; copy or save the model outside of the block"
+            f"{type(self.model).__name__} is inside a block of {names_of(self.methods)}, whose hooks cannot "
+            "be copied or pickled; copy or save the model outside of the block"
         )
-
-    def _names(self) -> str:
-        return ", ".join(type(method).__name__ for method in self.methods) or "a method"
 
     def check(self, method: MethodHooks) -> None:
         """Refuse a method that does not go with those that are attached.
@@ -111,7 +101,7 @@ class Attachment:
 
     def attach(self, method: MethodHooks, processor: ProcessorMixin | None) -> None:
         """Add one method, after those that are attached; the first one installs the hooks."""
-        if self._generating:
+        if self._call.generates:
             raise UnsupportedError(
                 f"{type(method).__name__} cannot be attached while generate is at work on the model; enter "
                 "the block before the call"
@@ -168,8 +158,7 @@ class Attachment:
         self._undo.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
         self._undo.callback(self.model.register_forward_hook(self._after_model).remove)
         self._undo.callback(self.model.register_forward_hook(self._end_pass, always_call=True).remove)
-        self._calls_outside = self._calls_of_generate()
-        self._undo.callback(lambda: swap_offsets(self._offsets))
+        self.outside.install(self._undo)
         self._set(self.model, "generate", self._guarded(self.model.generate))
         self._set(self.model, "init_continuous_batching", compatibility.refuse_continuous_batching)
 
@@ -203,7 +192,7 @@ class Attachment:
                 "this generate was taken from the model (or the model was copied) inside a block that has "
                 "ended; call it inside the block, or take the generate of the model itself"
             )
-        if self._generating:
+        if self._call.generates:
             raise UnsupportedError(
                 "generate was called inside a generate call on the same model, for instance by a logits "
                 "processor or a stopping criterion, which methods do not follow; do it before or after"
@@ -217,10 +206,13 @@ class Attachment:
                 method.check_generate(named)
         self._end_context()
         self._forget_images()
-        self._generating, self._acting = True, threading.get_ident()
-        self._prompt_ids = named.get("input_ids", named.get("inputs"))
-        self._inputs = named
-        self._end_tokens = tokens.end_tokens(self.model, named)
+        self._call = Call(
+            generates=True,
+            thread=threading.get_ident(),
+            inputs=named,
+            prompt_ids=named.get("input_ids", named.get("inputs")),
+            end_tokens=tokens.end_tokens(self.model, named),
+        )
         try:
             output = generate(*args, **kwargs)
             if self.methods != methods:
@@ -233,9 +225,7 @@ class Attachment:
         finally:
             self._end_context()
             self._forget_images()
-            self._generating, self._acting = False, None
-            self._prompt_ids = self._end_tokens = None
-            self._inputs = {}
+            self._call = Call()
         return output
 
     def _before_model(
@@ -253,67 +243,19 @@ class Attachment:
 
     @property
     def _is_own_call(self) -> bool:
-        return self._generating and self._acting == threading.get_ident()
+        return self._call.generates and self._call.thread == threading.get_ident()
 
     def _begin_pass(self, cache: DynamicCache | None) -> bool:
-        """Wait for the turn of a pass outside `generate`, and tell whether it is one of the block.
-
-        A pass of another caller goes on plainly if it goes on from what was read before the block.
-        """
-        is_others = not self._turns.is_here
-        if is_others and (cache is None or cache.get_seq_length() == 0):
-            self._turns.await_others()
+        """Begin a pass outside `generate`; whether it is one of the block."""
+        if not self.outside.begin(cache):
             return False
-        self._turns.begin(stranger=is_others)
-        if not self.methods:  # the block was left meanwhile, and nothing will end the pass
-            self._turns.end()
-            return False
-        self._in_pass = True
-        if is_others:
-            self._offsets_aside = swap_offsets(self._offsets)
-            return False
-        self._acting = threading.get_ident()
-        self._refuse_calls_past_the_block()
+        self._call.thread = threading.get_ident()
         return True
 
     def _end_pass(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Let others call, whether or not the pass came to its end."""
-        if self._in_pass and self._turns.is_mine:
-            self._in_pass, self._acting = False, None
-            if self._offsets_aside is not None:
-                self._offsets, self._offsets_aside = swap_offsets(self._offsets_aside), None
-            self._turns.end()
-
-    def _calls_of_generate(self) -> int:
-        """How many calls of the model's own `generate` this thread is inside of."""
-        kind: Any = type(self.model)  # with GenerationMixin, unknown to its type
-        code = inspect.unwrap(kind.generate).__code__
-        calls, frame = 0, inspect.currentframe()
-        while frame is not None:
-            calls += frame.f_code is code and frame.f_locals.get("self") is self.model
-            frame = frame.f_back
-        return calls
-
-    def _refuse_calls_past_the_block(self) -> None:
-        """Refuse a pass in a `generate` of which the block knows nothing."""
-        if self._calls_of_generate() > self._calls_outside:
-            raise UnsupportedError(
-                f"this call of generate went past the block of {self._names()}: it was bound before the "
-                "block was entered, or called through the class; call model.generate(...) inside the block"
-            )
-
-    def refuse_bypass(self) -> None:
-        """Refuse attention in the thread of the block that belongs to no run.
-
-        Raises:
-            UnsupportedError: with the remedy.
-        """
-        if self.methods and self._turns.is_here:
-            raise UnsupportedError(
-                f"the language model was called past the block of {self._names()}: by model.forward, "
-                "model.model, get_decoder or a layer, in a thread that a wrapper started, or without the "
-                "hooks of the model; call model(...) or model.generate(...)"
-            )
+        """End a pass outside `generate`, whether or not it came to its end."""
+        if self.outside.end():
+            self._call.thread = None
 
     def _learn(self, kwargs: dict[str, Any], cache: DynamicCache | None) -> None:
         """Learn the phase of a pass from its arguments by name."""
@@ -325,12 +267,20 @@ class Attachment:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
         compatibility.check_cache(cache)
-        if is_prompt(queries, cache, self.context, in_generate=self._generating):
+        if is_prompt(queries, cache, self.context, in_generate=self._call.generates):
             self._begin_context(input_ids, kwargs)
         elif self.context is not None:
             self.context.step += 1
-            if self._end_tokens is not None and input_ids is not None:
-                self.context.alive &= ~torch.isin(input_ids[:, -1], self._end_tokens.to(input_ids.device))
+            end_tokens = self._call.end_tokens
+            if end_tokens is not None and input_ids is not None:
+                self.context.alive &= ~torch.isin(input_ids[:, -1], end_tokens.to(input_ids.device))
+            gates = self.context.engine.gates
+            gates.tokens = None if input_ids is None else input_ids[:, -1]
+            if gates.methods and cache is None:
+                raise UnsupportedError(
+                    f"the gate of {type(gates.methods[0]).__name__} is for the newest token alone, and "
+                    "without a cache the answer so far is read anew in every step; use use_cache=True"
+                )
         if self.context is not None and self.context.is_prefill:
             batch *= self.copies
         if self.context is not None and batch != self.context.layout.batch_size:
@@ -357,24 +307,25 @@ class Attachment:
 
     def _begin_context(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
         self._end_context()
-        if not self._generating:
+        if not self._call.generates:
             self._forget_images()
-        image_tokens, video_tokens = visual_tokens(self.model, kwargs, self._prompt_ids)
+        prompt_ids = self._call.prompt_ids
+        image_tokens, video_tokens = visual_tokens(self.model, kwargs, prompt_ids)
         layout = PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
         layout = layout.repeat(self.copies)
         video_tokens = video_tokens.repeat_interleave(self.copies, dim=0) & layout.image_tokens
         ids = None if input_ids is None else input_ids.repeat_interleave(self.copies, dim=0)
-        copies = 1 if self._prompt_ids is None else layout.batch_size // len(self._prompt_ids)
-        if ids is None and self._prompt_ids is not None:
-            ids = self._prompt_ids.repeat_interleave(copies, dim=0)
-        self.context = DecodeContext(
+        copies = 1 if prompt_ids is None else layout.batch_size // len(prompt_ids)
+        if ids is None and prompt_ids is not None:
+            ids = prompt_ids.repeat_interleave(copies, dim=0)
+        context = self._call.context = DecodeContext(
             layout,
             num_layers=len(self.decoder.layers),
             prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
             image_token=self.image_token,
             video_tokens=video_tokens,
             processor=self._processor,
-            inputs=self._inputs or kwargs,
+            inputs=self._call.inputs or kwargs,
             copies=copies,
             config=self.model.config,
             encode_images=self._encode_images,
@@ -382,14 +333,15 @@ class Attachment:
             encoder=self._encoder,
             modules=self.modules,
         )
-        self.layers_seen = set()
+        context.engine.gates = GateState.of(self.methods, context.num_layers, context.prompt_ids)
+        self._call.layers_seen = set()
         for method in self.methods:
-            method.begin(self.context)
-        self.context.engine.tapped_layers = frozenset(
+            method.begin(context)
+        context.engine.tapped_layers = frozenset(
             layer
             for method in self.methods
             if isinstance(method, ReadsEarlyExits)
-            for layer in method.tapped_layers(self.context)
+            for layer in method.tapped_layers(context)
         )
 
     @contextmanager
@@ -397,15 +349,33 @@ class Attachment:
         """Within the block, passes read on after some of the prompts alone."""
         whole = self.context
         assert whole is not None
-        self.context = whole.part(rows)
+        part = self._call.context = whole.part(rows)
         try:
-            yield self.context
+            yield part
         finally:
-            self.context = whole
+            self._call.context = whole
+
+    @contextmanager
+    def beside(self, method: MethodHooks, call: Call, processor: ProcessorMixin | None) -> Iterator[None]:
+        """Within the block, passes are those of another call, in which one method more acts."""
+        aside = self.methods, self._call, self._processor
+        self.methods, self._call, self._processor = (
+            (*self.methods, method),
+            call,
+            processor or self._processor,
+        )
+        try:
+            if len(self.methods) == 1:
+                self._install()
+            yield
+        finally:
+            if len(self.methods) == 1:
+                self._undo.close()
+            self.methods, self._call, self._processor = aside
 
     def _end_context(self, *, failed: bool = False) -> None:
         """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
-        context, self._context = self._context, None
+        context, self._call.context = self._call.context, None
         if context is None:
             return
         unfollow_beams(context)
@@ -415,7 +385,7 @@ class Attachment:
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Let methods edit the logits, which only the prompts keep, and count the step."""
-        if self._acting != threading.get_ident():
+        if self._call.thread != threading.get_ident():
             return None
         edited = self._edit(output)
         return edited.to_tuple() if self._wants_tuple else edited
@@ -437,23 +407,33 @@ class Attachment:
         if context is None:
             return output
         owners = [method for method in self.methods if method.owns_logits]
-        if owners:
+        gates = context.engine.gates
+        if owners or gates.methods:
             rows = context.layout.batch_size
             last = output.logits[:, -1]
             own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
+            openings = gates.see(own, others, context.step) if gates.methods else {}
             received = None
-            if self.scores is not None:
-                received = Received.of(self.scores, last[:rows], type(owners[-1]).__name__)
+            if self._call.scores is not None:
+                received = Received.of(self._call.scores, last[:rows], type(owners[-1]).__name__)
                 own = received.logits
             for method in owners:
                 edit = functools.partial(method.edit_logits, context, branches=others)
                 edited = called(method, "edit_logits", own, edit)
+                if method.gate is not None:
+                    edited = blend_logits(own, edited, openings[method])
+                    gates.note(method, openings[method])
+                if edited is not own:
+                    context.count(method, None, differ(own, edited).long(), 1)
                 context.counts_of(method).divergence.compare(own, edited)
                 own = edited
             if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
                 output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
             else:
                 output.logits = received.processed(own)[:, None]
+        for method, openings_of_step in gates.end_step():
+            is_open = (openings_of_step > 0).float()
+            context.measure(method, gate=openings_of_step, gate_open=is_open)
         for method in self.methods:
             if isinstance(method, ChoosesTokens):  # its steps end when a token is chosen
                 continue

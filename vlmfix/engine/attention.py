@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vlmfix.engine.attention_rows import causal, observed_weights, with_explicit_rows
 from vlmfix.engine.branches import Parts
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.gating import gated_heads
 from vlmfix.engine.in_place import called
 from vlmfix.engine.kernels import ATTRIBUTE, NAME, eager_function
 from vlmfix.engine.layout import PromptLayout
@@ -56,7 +57,7 @@ def attention(
         return unsteered
     context: DecodeContext | None = attachment.context
     if context is None:
-        attachment.refuse_bypass()
+        attachment.outside.refuse_bypass()
         return _own_kernel(attachment.kernel, None, module, query, key, value, attention_mask, **kwargs)
     if context.engine.active_branch is not None:
         return _of_branch(
@@ -103,6 +104,9 @@ def attention(
     own_kernel = functools.partial(
         _own_kernel, attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )
+    if layer == context.engine.gates.mass_layer:
+        mask = None if attention_mask is None else attention_mask[:, :, -1:]
+        context.engine.gates.image_mass = _image_mass(layout, module, query[:, :, -1:], key, mask, **kwargs)
     weights = None
     asked = [
         (method, rows) for method in attachment.methods if (rows := method.rows(context, layer)) is not None
@@ -116,8 +120,22 @@ def attention(
     if auxiliary_prompts:
         output = torch.cat([output, *auxiliary_prompts], dim=1)
     for method in attachment.methods:
-        output = called(method, "edit_heads", output, functools.partial(method.edit_heads, context, layer))
+        edited = called(method, "edit_heads", output, functools.partial(method.edit_heads, context, layer))
+        if method.gate is not None and edited is not output:
+            opening = context.engine.gates.of_attention(method, edited)
+            edited = gated_heads(output, edited, opening, edited.shape[1] - context.auxiliary_length - 1)
+        output = edited
     return output, weights
+
+
+def _image_mass(
+    layout: PromptLayout, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """Attention of the newest token to the image, mean of the heads, `(batch,)`."""
+    row = torch.arange(1, device=query.device)
+    weights = observed_weights(module, query, key, row, mask, **kwargs)[:, :, 0]
+    image = layout.over_keys(layout.image_tokens, key.shape[2]).to(weights.device)
+    return (weights * image[:, None]).sum(dim=-1).mean(dim=1)
 
 
 def _with_branches(

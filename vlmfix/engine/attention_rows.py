@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlmfix.engine.capabilities import MeasuresScores
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.gating import gated_rows
 from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.method import MethodHooks
@@ -57,6 +58,7 @@ def with_explicit_rows(
     index, wanted = _rows_of_step(asked, context, layout, query)
     if index is not None and len(index) == 0:
         return own_kernel()[0]
+    has_gates = any(method.gate is not None for method, _ in asked)
     watching = [(method, own) for method, own in asked if method.observes]
     rows, row_size = query.shape[2] if index is None else len(index), query.shape[:2].numel() * key.shape[2]
     size = max(1, _BLOCK // row_size)
@@ -77,6 +79,7 @@ def with_explicit_rows(
             layer,
             attention_scores(_take(query, own_index), key, _scaling(query, kwargs)),
             _mask_of_rows(attention_mask, own_index, query, key, _is_causal(module, kwargs)),
+            None if own_index is None or not has_gates else own_index[-1] == query.shape[2] - 1,
         )
         # Without an edit the output is that of the kernel.
         attended = attend(weights, value).to(query.dtype) if changes or rows > size else None
@@ -96,9 +99,13 @@ def with_explicit_rows(
         changed.append(_joined([block.change(method, hook, query) for block in blocks], dim=2))
         context.count(method, layer, changed[-1], method.edit_sites(layer, query.shape[1]))
     new = _joined([block.attended for block in blocks if block.attended is not None], dim=1)
-    if index is None:
+    if index is None and any(method.gate is None for method, _ in edits):
         return new
     output, _ = own_kernel()
+    if index is None:  # where all gates are closed, the output is that of the kernel to the bit
+        openings = [context.engine.gates.of_attention(method, new) for method, _ in edits]
+        is_open = reduce(or_, (opening > 0 for opening in openings))
+        return torch.where(is_open[:, None, None, None], new, output)
     overwritten = reduce(or_, changed).transpose(1, 2).unsqueeze(-1)
     return output.index_copy(1, index, torch.where(overwritten, new, output[:, index]))
 
@@ -130,6 +137,7 @@ def _edited_weights(
     layer: int,
     scores: Tensor,
     seen: Tensor | None,
+    is_newest: Tensor | None,
 ) -> tuple[Tensor, dict[tuple[MethodHooks, str], Tensor]]:
     """Weights of some rows under all edits, and which heads and rows each edit changed.
 
@@ -137,6 +145,7 @@ def _edited_weights(
         asked: the methods with the rows that they want, `(batch, rows)` bool; None: all of them.
         scores: scaled, `(batch, heads, rows, keys)` float32.
         seen: the mask of these rows; None: they see everything.
+        is_newest: whether the last of these rows is the newest token, which gates are for; None: it is.
     """
     changes: dict[tuple[MethodHooks, str], Tensor] = {}
 
@@ -146,10 +155,17 @@ def _edited_weights(
             changes[method, hook] = (after != before).any(dim=-1)
         return after
 
+    def gated(method: MethodHooks, before: Tensor, after: Tensor) -> Tensor:
+        """What the gate of a method lets through of its edit."""
+        if method.gate is None or after is before:
+            return after
+        opening = context.engine.gates.of_attention(method, after)
+        return gated_rows(before, after, opening, is_newest)
+
     edited_scores = scores
     for method, rows in asked:
         edited = called(method, "edit_scores", scores, partial(method.edit_scores, context, layer))
-        edited = _where_wanted(rows, edited, scores)
+        edited = gated(method, scores, _where_wanted(rows, edited, scores))
         if changed(method, "scores", scores, edited) is not scores:
             # What methods add to the same scores adds up, whatever their order.
             edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
@@ -162,7 +178,7 @@ def _edited_weights(
             method.measure_scores(context, layer, before, weights[:, :, -1])
     for method, rows in asked:
         edited = called(method, "edit_weights", weights, partial(method.edit_weights, context, layer))
-        edited = _where_wanted(rows, edited, weights)
+        edited = gated(method, weights, _where_wanted(rows, edited, weights))
         weights = changed(method, "weights", weights, edited)
     return weights, changes
 

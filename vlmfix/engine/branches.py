@@ -58,13 +58,15 @@ def join(context: DecodeContext, decoder: nn.Module, kwargs: dict[str, Any]) -> 
 
 
 def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:
-    """Let the caches of the branches follow that of the prompts, when beam search reorders it."""
+    """Let the caches of the branches, and the gates, follow the cache of the prompts when beam search
+    reorders it."""
     reorder = cache.reorder_cache
 
     def reordered(beam_idx: torch.LongTensor) -> None:
         reorder(beam_idx)
         for branch in context.engine.branches:
             _cache(branch).reorder_cache(beam_idx)
+        context.engine.gates.follow(beam_idx)
 
     vars(cache)["reorder_cache"] = reordered
     context.engine.followed = cache

@@ -19,7 +19,8 @@ from vlmfix.engine.stats import Counts
 from vlmfix.engine.tokens import image_markers
 from vlmfix.engine.vision_attention import EncodedImage, EncoderTap
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.image_grid import ImageTokens, by_prompt, token_grids
+from vlmfix.models.image_grid.families import token_grids
+from vlmfix.models.image_grid.grids import ImageTokens, by_prompt
 
 
 @dataclass(eq=False)
@@ -258,6 +259,8 @@ class DecodeContext:
                 `(batch, sites, rows)` bool.
             eligible: number of sites that it could have edited, one for all sequences or `(batch,)`.
         """
+        if layer is not None and not self.is_prefill:
+            edited = self.engine.gates.passing(method, edited)
         self.counts_of(method).add(layer, edited, eligible)
 
     def measure(self, method: Any, **sizes: Tensor) -> None:

@@ -167,17 +167,18 @@ class ForwardHooks:
             context.auxiliary_prompts = {}
         context.is_prefill = False
         if any(
-            isinstance(method, ReadsLastRowAgain) and method.reads_last_row_again(context)
+            isinstance(method, ReadsLastRowAgain)
+            and (method.gate is None or method.gate.first > 0)
+            and method.reads_last_row_again(context)
             for method in self.attachment.methods
         ):
             again = self._read_last_row_again(cache)
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
-        if context.engine.branches:
-            for branch in context.engine.branches:
-                branch.cache = None if cache is None else DynamicCache()
-            if cache is not None:
-                follow_beams(context, cache)
+        for branch in context.engine.branches:
+            branch.cache = None if cache is None else DynamicCache()
+        if cache is not None and (context.engine.branches or context.engine.gates.follows_beams):
+            follow_beams(context, cache)
         context.position_embeddings, context.inputs = None, {}
         for stage in context.pruning_stages:
             stage.position_embeddings = None

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# Logits that differ by less, once their mean is removed, give the same distribution.
+_EQUAL = 1e-6
+
 # Distributions that are nearer than this, in nats, are the same.
 _STILL = 1e-6
 
@@ -91,6 +94,12 @@ class DivergenceCounts:
             Divergence(kl, cut, largest, int(changed), int(steps))
             for kl, cut, largest, changed, steps in self._sums.tolist()
         ]
+
+
+def differ(logits: Tensor, edited: Tensor) -> Tensor:
+    """In which rows two logits give different distributions, `(batch,)` bool."""
+    same = (logits.log_softmax(dim=-1) - edited.log_softmax(dim=-1)).nan_to_num(nan=0.0, posinf=torch.inf)
+    return same.abs().amax(dim=-1) > _EQUAL
 
 
 def divergence(base: Tensor, edited: Tensor) -> Tensor:

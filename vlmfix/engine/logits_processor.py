@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, Process
 
 from vlmfix.engine.attach import alone
 from vlmfix.engine.caches import with_cache
+from vlmfix.engine.call import Call
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import offsets, swap_offsets
@@ -73,22 +75,23 @@ class MethodLogitsProcessor(LogitsProcessor):
         self._seen = input_ids
         before = offsets(self._model)  # on which the calls of `generate` rely
         try:
-            with alone(
-                self._model,
-                self._method,
-                self._context,
-                scores.float(),
-                copies,
-                self._inputs,
-                self._processor,
-            ) as attachment:
+            call = Call(
+                generates=True,
+                thread=threading.get_ident(),
+                inputs=self._inputs,
+                prompt_ids=self._inputs["input_ids"],
+                scores=scores.float(),
+                copies=copies,
+                context=self._context,
+            )
+            with alone(self._model, self._method, call, self._processor):
                 output = self._model(
                     **with_cache(self._model, tokens, self._cache),
                     use_cache=True,
                     logits_to_keep=1,
                     return_dict=True,
                 )
-                self._context = attachment.context
+                self._context = call.context
         finally:
             swap_offsets(before)
         edited: Tensor = output.logits[:, -1]

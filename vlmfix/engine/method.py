@@ -5,17 +5,52 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import AsksSeveralTimes, ChoosesTokens, PrunesTokens
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.gates import Disagreement, Gate, parse_gate
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.state import Branch
 from vlmfix.engine.stats import InactiveMethodWarning, Sums
 from vlmfix.models.profiles import Profile
+
+
+class GateField:
+    """The field `gate` of every method: a gate or its text, and None by default."""
+
+    @overload
+    def __get__(self, method: None, owner: type[Any]) -> None: ...
+
+    @overload
+    def __get__(self, method: object, owner: type[Any]) -> Gate | None: ...
+
+    def __get__(self, method: object | None, owner: type[Any]) -> Gate | None:
+        return None if method is None else vars(method).get("gate")
+
+    def __set__(self, method: Any, value: Gate | str | None) -> None:
+        """Take it over.
+
+        Raises:
+            ValueError: it is no gate, or one that this method cannot have.
+        """
+        gate = value if isinstance(value, Gate) or value is None else parse_gate(value)
+        name = type(method).__name__
+        if gate is not None and not method.takes_gate():
+            raise ValueError(
+                f"a gate scales edits of attention and logits, and what {name} does is something else; leave "
+                f"out gate={str(gate)!r}"
+            )
+        if isinstance(gate, Disagreement) and not method.has_branches_alone():
+            raise ValueError(
+                f"{name} does not compare the logits with those of a branch, which {str(gate)!r} looks at; "
+                "use entropy, margin or top1"
+            )
+        vars(method)["gate"] = gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +69,13 @@ class MethodHooks:
     What a hook is given belongs to the model: an edit returns a new tensor, and one in place is refused.
     Tensors cover the tokens that are present in the layer; `context.layout_at(layer)` tells where the image
     and the text are among them.
+
+    Args:
+        gate: scales the edits of the newest row in every step, see `vlmfix.engine.gates`; rows of the prompt
+            before the last are edited as without it. None: edits are whole.
     """
 
+    gate: GateField = GateField()
     identity_parameters: ClassVar[Mapping[str, Any]] = {}
     """Values that switch the method off, all of them together."""
     edits: ClassVar[bool] = True
@@ -64,6 +104,24 @@ class MethodHooks:
     def owns_logits(self) -> bool:
         """Whether it says what the logits are."""
         return type(self).edit_logits is not MethodHooks.edit_logits
+
+    @property
+    def edits_attention(self) -> bool:
+        """Whether it edits scores, weights or outputs of heads."""
+        return _overrides(type(self), "edit_scores", "edit_weights", "edit_heads")
+
+    @classmethod
+    def takes_gate(cls) -> bool:
+        """Whether all that it does are edits of attention and logits, which a gate scales."""
+        acts_elsewhere = issubclass(cls, PrunesTokens | ChoosesTokens | AsksSeveralTimes)
+        edits = _overrides(cls, "edit_scores", "edit_weights", "edit_heads", "edit_logits")
+        return cls.edits and edits and not acts_elsewhere
+
+    @classmethod
+    def has_branches_alone(cls) -> bool:
+        """Whether it edits the logits by those of branches, and no attention, which comes before them."""
+        attention = _overrides(cls, "edit_scores", "edit_weights", "edit_heads")
+        return _overrides(cls, "branches") and not attention
 
     @property
     def sees_layers(self) -> bool:
@@ -181,6 +239,8 @@ class MethodHooks:
             self._sums.warned = True
             reasons = dict.fromkeys(row.skipped for row in sums.latest)
             reason = self.inactive_reason(context) if "" in reasons else ", ".join(_in_words(reasons))
+            if "" in reasons and sums.other_sizes.get("gate_open", (1.0, 0))[0] == 0:
+                reason = f"its gate {self.gate} never opened; change its bounds"
             moved = f", none by more than {sums.divergence.kl_max:.1g} nats" if sums.edited else ""
             warnings.warn(
                 f"{type(self).__name__} edited {sums.edited} of {sums.eligible} sites in {sums.steps} steps "
@@ -189,6 +249,10 @@ class MethodHooks:
                 stacklevel=2,
             )
         self._sums.add(sums)
+
+
+def _overrides(cls: type[MethodHooks], *hooks: str) -> bool:
+    return any(getattr(cls, hook) is not getattr(MethodHooks, hook) for hook in hooks)
 
 
 def _in_words(reasons: Iterable[str]) -> Iterable[str]:

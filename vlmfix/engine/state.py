@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vlmfix.engine.gating import GateState
 from vlmfix.engine.layout import PromptLayout, Rows
 
 
@@ -234,6 +235,7 @@ class EngineState:
         prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         peeking: the rows that `DecodeContext.peek` is computing.
         peeked: what it computed.
+        gates: of the methods that have one.
     """
 
     branches: list[Branch] = field(default_factory=list)
@@ -247,3 +249,4 @@ class EngineState:
     prefix: Prefix | None = None
     peeking: Rows | None = None
     peeked: Tensor | None = None
+    gates: GateState = field(default_factory=GateState)

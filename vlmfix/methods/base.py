@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -147,10 +147,17 @@ class Method(MethodHooks):
             [MethodLogitsProcessor(model, fitted(model, self, processor), inputs, processor)]
         )
 
+    @classmethod
+    def parameter_names(cls) -> list[str]:
+        """What can be set, `gate` last, where there is something to scale."""
+        own = [each.name for each in dataclasses.fields(cls) if each.init and each.name != "gate"]
+        return [*own, "gate"] if cls.takes_gate() else own
+
     @property
     def parameters(self) -> dict[str, Any]:
-        """The numbers by name."""
-        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.init}
+        """The numbers by name, and the text of the gate, if it has one."""
+        values = {name: getattr(self, name) for name in self.parameter_names() if name != "gate"}
+        return values if self.gate is None else values | {"gate": str(self.gate)}
 
     def edit_stats(self) -> EditStats:
         """What this object did in all runs that have ended."""
@@ -187,21 +194,35 @@ class Method(MethodHooks):
         return dict(generate_kwargs)
 
 
-class MultiPassMethod(Method, AsksSeveralTimes, ABC):
-    """A strategy that asks the model several times, by `run`; it cannot attach to one `model.generate`."""
+class DetachedMethod(Method, ABC):
+    """A strategy that cannot be attached to one `model.generate`."""
 
     attaches: ClassVar = False
+
+    @property
+    @abstractmethod
+    def why_detached(self) -> str:
+        """Why it cannot be attached, and what to do in its place, as the end of a sentence about it."""
 
     def __call__(
         self, model: PreTrainedModel, processor: ProcessorMixin | None = None
     ) -> AbstractContextManager[None]:
-        """Refuses, since a single `model.generate` has neither the pictures nor several passes.
+        """Refuses.
 
         Raises:
-            UnsupportedError: always; the message names what to call instead.
+            UnsupportedError: always; the message says what to do in its place.
         """
+        raise UnsupportedError(f"{type(self).__name__} {self.why_detached}")
+
+
+class MultiPassMethod(DetachedMethod, AsksSeveralTimes, ABC):
+    """A strategy that asks the model several times, by `run`: a single `model.generate` has neither the
+    pictures nor several passes."""
+
+    @property
+    def why_detached(self) -> str:
         name = type(self).__name__
-        raise UnsupportedError(
-            f"{name} asks several times and changes the image, for which it needs the processor and the "
-            f"image: use vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
+        return (
+            "asks several times and changes the image, for which it needs the processor and the image: use "
+            f"vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
         )

@@ -189,7 +189,7 @@ def make_method(name: str, /, **parameters: Any) -> Method:
         ValueError: unknown method or parameter, or a value out of its range.
     """
     cls = get_method(name)
-    allowed = [field.name for field in fields(cls) if field.init]
+    allowed = cls.parameter_names()
     for parameter in parameters:
         if parameter not in allowed:
             raise ValueError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -46,7 +47,11 @@ class Candidate:
     @classmethod
     def of(cls, parts: Mapping[str, Mapping[str, Any]]) -> Candidate:
         """A candidate of parameters by method."""
-        return cls(tuple((name, tuple(sorted(own.items()))) for name, own in parts.items()))
+        return cls(
+            tuple(
+                (name, tuple((key, _fixed(own[key])) for key in sorted(own))) for name, own in parts.items()
+            )
+        )
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
@@ -58,7 +63,8 @@ class Candidate:
         """As tables show it."""
         shown = []
         for name, own in self.parts:
-            settings = ", ".join(f"{key}={value}" for key, value in own)
+            # Heads and layers that were calibrated are in the recipe; here they would fill the table.
+            settings = ", ".join(f"{key}={value}" for key, value in own if not isinstance(value, tuple))
             shown.append(f"{name}({settings})" if settings else name)
         return "+".join(shown) or GREEDY
 
@@ -98,21 +104,31 @@ class Space:
         ranges: of each parameter of each method, layers as whole numbers.
         defaults: values of these parameters that the method has on this model by itself.
         left_out: why a method is not tried, by name.
+        calibrated: parameters that were calibrated for this search, by method.
     """
 
     slots: Mapping[str, tuple[str, ...]]
     ranges: Mapping[str, Mapping[str, Dimension]]
     defaults: Mapping[str, Mapping[str, Any]]
     left_out: Mapping[str, str]
+    calibrated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def on(cls, model: PreTrainedModel, processor: ProcessorMixin, *, decodes: bool) -> Space:
+    def on(
+        cls,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        decodes: bool,
+        calibrated: Mapping[str, Mapping[str, Any]],
+    ) -> Space:
         """What works on a model.
 
         Args:
             model: as loaded.
             processor: with it.
             decodes: whether answers have more than a token, so that beams can differ from greedy decoding.
+            calibrated: parameters that no profile has, by method.
         """
         depth = model.config.get_text_config().num_hidden_layers
         slots: dict[str, list[str]] = {"attention": [], "logits": [], "decoding": []}
@@ -125,7 +141,7 @@ class Space:
             slot = "decoding" if issubclass(cls_, BaselineBeam) else cls_.info.stage
             if slot not in slots or (slot == "decoding" and not decodes):
                 continue
-            method = make_method(name)
+            method = make_method(name, **calibrated.get(name, {}))
             found = suitability(method, model, processor) if method.attaches else None
             if found is not None and not found.works:
                 left_out[name] = found.notes[0]
@@ -135,7 +151,9 @@ class Space:
             slots[slot].append(name)
             ranges[name] = own
             defaults[name] = {key: _within(own[key], resolved[key]) for key in own}
-        return cls({name: tuple(several) for name, several in slots.items()}, ranges, defaults, left_out)
+        return cls(
+            {name: tuple(several) for name, several in slots.items()}, ranges, defaults, left_out, calibrated
+        )
 
     @property
     def first_trials(self) -> list[dict[str, Any]]:
@@ -146,9 +164,47 @@ class Space:
         alone = []
         for slot, names in self.slots.items():
             for name in names:
-                values = {f"{name}.{key}": value for key, value in self.defaults[name].items()}
-                alone.append({**none, slot: name, **values})
+                alone.append({**none, slot: name, **self._values([name])})
         return [none, *alone]
+
+    def combinations(
+        self, fronts: Mapping[str, Sequence[float]], values: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """Combinations of the methods that did best alone, at published values, as parameters of trials.
+
+        Of each slot, the best ones by each objective of the search count: a method that gains much, and one
+        that makes up for what the first one costs.
+
+        Args:
+            fronts: what each method came to alone, by name; see `Objective.front`.
+            values: the same as one number, by which one way of decoding is taken; see `Objective.value`.
+        """
+
+        def best(slot: str, count: int) -> list[str]:
+            known = [name for name in self.slots[slot] if name in fronts]
+            ranked = [
+                sorted(known, key=lambda name: -fronts[name][number])[:count]
+                for number in range(len(fronts[known[0]]) if known else 0)
+            ]
+            return list(dict.fromkeys(name for several in zip(*ranked, strict=True) for name in several))
+
+        pairs = list(combinations(best("attention", 2), 2))
+        logits = [_NONE, *best("logits", 1)]
+        decoding = sorted(self.slots["decoding"], key=lambda name: -values.get(name, 0.0))[:1]
+        found = []
+        for third in logits:
+            for first, second in pairs:
+                names = [each for each in (first, second, third, *decoding) if each != _NONE]
+                if not self._go_together(names):
+                    continue
+                places = {"attention": first, "second attention": second, "logits": third}
+                places |= dict(zip(["decoding"], decoding, strict=False))
+                found.append({**places, **self._values(names)})
+        return found
+
+    def _values(self, names: Sequence[str]) -> dict[str, Any]:
+        """Published values as parameters of a trial."""
+        return {f"{name}.{key}": value for name in names for key, value in self.defaults[name].items()}
 
     def suggest(self, trial: Suggests) -> Candidate:
         """The candidate of a trial; a method that does not go with those before it gives up its place."""
@@ -160,7 +216,7 @@ class Space:
             if name in (_NONE, *chosen) or not self._go_together([*chosen, name]):
                 continue
             own = {key: _suggest(trial, f"{name}.{key}", each) for key, each in self.ranges[name].items()}
-            chosen[name] = own
+            chosen[name] = {**self.calibrated.get(name, {}), **own}
         return Candidate.of(chosen)
 
     def _go_together(self, names: Sequence[str]) -> bool:
@@ -169,6 +225,11 @@ class Space:
         except UnsupportedError:
             return False
         return True
+
+
+def _fixed(value: Any) -> Any:
+    """A value of a file as one that can be compared and hashed."""
+    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
 
 
 def _at_depth(dimension: Dimension, depth: int) -> Dimension:

@@ -80,7 +80,7 @@ def compared(candidate: Candidate) -> dict[str, Candidate]:
     rows = {PLAIN: Candidate()}
     names = [name for name, _ in candidate.parts]
     if len(names) > 1:
-        rows |= {candidate.only(name).label: candidate.only(name) for name in names}
+        rows |= {f"{name} alone": candidate.only(name) for name in names}
     if len(names) > 2:
         rows |= {f"without {name}": candidate.without(name) for name in names}
     return rows | {RECIPE: candidate}

@@ -73,10 +73,14 @@ class Guard:
         name, sense, bound = found.groups()
         return cls(find_metric(name, metrics), sense == ">=", float(bound))
 
+    def room(self, figures: Figures, greedy: Figures) -> float:
+        """How far the bound is from being broken; below 0 where it is."""
+        value = figures[self.metric] - (0 if self.metric == COST else greedy[self.metric])
+        return value - self.bound if self.is_floor else self.bound - value
+
     def violation(self, figures: Figures, greedy: Figures) -> float:
         """By how much the bound is broken; 0 where it is kept."""
-        value = figures[self.metric] - (0 if self.metric == COST else greedy[self.metric])
-        return max(0.0, self.bound - value if self.is_floor else value - self.bound)
+        return max(0.0, -self.room(figures, greedy))
 
     def __str__(self) -> str:
         sense = ">=" if self.is_floor else "<="
@@ -134,16 +138,21 @@ class Objective:
             for metric, sign in zip(self.metrics, self.signs, strict=True)
         )
 
-    def values(self, figures: Mapping[str, Figures], greedy: Mapping[str, Figures]) -> tuple[float, ...]:
-        """What the search makes large: the gains, less what breaks the guards, mean over the data sets.
+    def value(self, figures: Mapping[str, Figures], greedy: Mapping[str, Figures]) -> float:
+        """The gain of the first metric, less what breaks the guards, mean over the data sets.
 
-        A point of recall too little counts as much as a point of the objective, so that the search can find a
-        part that needs a partner.
+        A point of recall too little counts as much as a point of the objective, so that a part that needs a
+        partner is not given up.
         """
         penalty = fmean(
             sum(guard.violation(figures[name], greedy[name]) for guard in self.guards) for name in figures
         )
-        return tuple(gain - penalty for gain in self.gains(figures, greedy))
+        return self.gains(figures, greedy)[0] - penalty
+
+    def front(self, figures: Mapping[str, Figures], greedy: Mapping[str, Figures]) -> tuple[float, ...]:
+        """The gains, and how far each guard is from being broken on the data set where it is nearest."""
+        room = (min(guard.room(figures[name], greedy[name]) for name in figures) for guard in self.guards)
+        return (*self.gains(figures, greedy), *room)
 
 
 def _plain(name: str) -> str:

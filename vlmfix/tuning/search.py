@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from vlmfix.evaluation.files.hashing import plain
 from vlmfix.tuning.candidates import Candidate, Space
 
 TRIALS = "trials.log"
@@ -25,9 +25,28 @@ ROUND = 6
 # Of as many trials, one goes on to so many times as many images.
 _REDUCTION = 3
 _RUNGS = 3
-# Trials after the published values that are drawn at random.
-_RANDOM = 12
+# Trials after the planned ones that are drawn at random.
+_RANDOM = 6
 _POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a candidate came to on some images.
+
+    Args:
+        value: what decides which trials go on, see `Objective.value`.
+        front: what the sampler makes large, see `Objective.front`.
+        gains: by how much each metric of the objective was better than greedy decoding.
+        figures: values of all metrics, by data set.
+        broken: guards that did not hold.
+    """
+
+    value: float
+    front: tuple[float, ...]
+    gains: tuple[float, ...]
+    figures: Mapping[str, Mapping[str, float]]
+    broken: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -38,10 +57,7 @@ class Trial:
         number: of the trial, from 0 on.
         candidate: what was tried.
         images: number of images of each data set on which it was tried last.
-        values: what the search makes large, on these images; see `Objective.values`.
-        gains: by how much each metric of the objective was better than greedy decoding.
-        figures: values of all metrics, by data set.
-        broken: guards that did not hold.
+        measured: on these images.
         is_complete: whether it was tried on the whole search set; else it was given up before.
         seconds: that it took.
     """
@@ -49,26 +65,17 @@ class Trial:
     number: int
     candidate: Candidate
     images: int
-    values: tuple[float, ...]
-    gains: tuple[float, ...]
-    figures: Mapping[str, Mapping[str, float]]
-    broken: Sequence[str]
+    measured: Measured
     is_complete: bool
     seconds: float
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a candidate came to on some images; see `Trial`."""
-
-    values: tuple[float, ...]
-    gains: tuple[float, ...]
-    figures: Mapping[str, Mapping[str, float]]
-    broken: Sequence[str]
-
-
 class Search:
     """Trials of candidates, each in a study of the rounds before its own.
+
+    The sampler sees every metric of the objective and how far every guard is from being broken, as objectives
+    of one front: a part that gains much and one that makes up for what it costs are both on it, and so come
+    together. Which trials are given up early is decided by one number, see `Objective.value`.
 
     A trial depends on its number, the seed and the trials of earlier rounds, and on nothing else: killed and
     resumed on another number of workers, the search finds the same.
@@ -77,21 +84,18 @@ class Search:
         folder: of the run.
         space: what may be combined.
         images: number of images of the search set.
-        objectives: number of metrics; with more than one no trial is given up early, as Optuna does not
-            compare fronts halfway.
         seed: of the sampler.
     """
 
-    def __init__(self, folder: Path, space: Space, *, images: int, objectives: int, seed: int) -> None:
+    def __init__(self, folder: Path, space: Space, *, images: int, seed: int) -> None:
         self.space = space
         self.seed = seed
-        self.rungs = _rungs(images) if objectives == 1 else [images]
-        self.objectives = objectives
+        self.rungs = _rungs(images)
         self._first = space.first_trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(folder / TRIALS)))
         self._kept = optuna.create_study(
-            study_name="tune", storage=storage, directions=["maximize"] * objectives, load_if_exists=True
+            study_name="tune", storage=storage, direction="maximize", load_if_exists=True
         )
 
     def trials(self) -> list[Trial]:
@@ -145,54 +149,71 @@ class Search:
         measure: Callable[[Candidate, int], Measured],
     ) -> Trial:
         start = time.monotonic()
-        study = self._study(number, before)
-        trial = study.ask()
-        candidate = self.space.suggest(trial)
+        earlier = [before[key] for key in sorted(before)]
+        asked = self._sampled(number, earlier)
+        candidate = self.space.suggest(asked)
+        pruning = optuna.create_study(
+            direction="maximize",
+            pruner=SuccessiveHalvingPruner(min_resource=1, reduction_factor=_REDUCTION),
+        )
+        pruning.add_trials(earlier)
+        trial = pruning.ask()
         is_complete = True
         for images in self.rungs:
             measured = measure(candidate, images)
-            if self.objectives == 1:
-                trial.report(measured.values[0], step=round(images / self.rungs[0]))
-                if images != self.rungs[-1] and trial.should_prune():
-                    is_complete = False
-                    break
-        done = Trial(
-            number,
-            candidate,
-            images,
-            measured.values,
-            measured.gains,
-            measured.figures,
-            measured.broken,
-            is_complete,
-            time.monotonic() - start,
+            trial.report(measured.value, step=round(images / self.rungs[0]))
+            is_early = images == self.rungs[0] and number < len(self._first)
+            if images != self.rungs[-1] and not is_early and trial.should_prune():
+                is_complete = False
+                break
+        done = Trial(number, candidate, images, measured, is_complete, time.monotonic() - start)
+        seen = pruning.trials[-1]
+        self._kept.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE if is_complete else TrialState.PRUNED,
+                value=measured.value,
+                params=asked.params,
+                distributions=asked.distributions,
+                user_attrs=_attributes(done),
+                system_attrs=seen.system_attrs,
+                intermediate_values=seen.intermediate_values,
+            )
         )
-        for name, value in _attributes(done).items():
-            trial.set_user_attr(name, value)
-        if is_complete:
-            study.tell(trial, list(measured.values))
-        else:
-            study.tell(trial, state=TrialState.PRUNED)
-        self._kept.add_trial(study.trials[-1])
         return done
 
-    def _study(self, number: int, before: Mapping[int, FrozenTrial]) -> optuna.Study:
-        """A study in memory that knows the trials of earlier rounds."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = TPESampler(
-                n_startup_trials=len(self._first) + _RANDOM, seed=self.seed * 100_003 + number
-            )
-        pruner: Any = (
-            SuccessiveHalvingPruner(min_resource=1, reduction_factor=_REDUCTION)
-            if self.objectives == 1
-            else NopPruner()
+    def _sampled(self, number: int, earlier: Sequence[FrozenTrial]) -> optuna.Trial:
+        """A trial of a study in memory that knows those of earlier rounds, given up or not."""
+        fronts = [trial.user_attrs["front"] for trial in earlier]
+        planned = self._planned(earlier)
+        sampler = TPESampler(n_startup_trials=len(planned) + _RANDOM, seed=self.seed * 100_003 + number)
+        study = optuna.create_study(
+            sampler=sampler, directions=["maximize"] * (len(fronts[0]) if fronts else 1)
         )
-        study = optuna.create_study(sampler=sampler, pruner=pruner, directions=["maximize"] * self.objectives)
-        study.add_trials([before[key] for key in sorted(before)])
-        if number < len(self._first):
-            study.enqueue_trial(self._first[number])
-        return study
+        study.add_trials(
+            [
+                optuna.trial.create_trial(
+                    values=front, params=trial.params, distributions=trial.distributions
+                )
+                for trial, front in zip(earlier, fronts, strict=True)
+            ]
+        )
+        if number < len(planned):
+            study.enqueue_trial(planned[number])
+        return study.ask()
+
+    def _planned(self, earlier: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+        """The first trials: greedy decoding, every method alone, and combinations of the best of these."""
+        alone = len(self._first)
+        known = {trial.user_attrs["number"]: trial.user_attrs for trial in earlier}
+        if not all(number in known for number in range(alone)):
+            return self._first
+        # Those of the round in which the last method stands alone do not know its result.
+        between: list[dict[str, Any]] = [{} for _ in range(-alone % ROUND)]
+        fronts, values = {}, {}
+        for number in range(1, alone):
+            [name] = known[number]["candidate"]
+            fronts[name], values[name] = known[number]["front"], known[number]["value"]
+        return [*self._first, *between, *self.space.combinations(fronts, values)]
 
     def _ended(self) -> dict[int, FrozenTrial]:
         """By number; the first of two that workers have ended with the same number."""
@@ -205,7 +226,7 @@ class Search:
         """Shares of the places in what the trials came to, of all trials with all images; {}: too few."""
         complete = [trial for trial in self._ended().values() if trial.state is TrialState.COMPLETE]
         places = ("attention", "second attention", "logits", "decoding")
-        if self.objectives > 1 or len(complete) < 2 * len(places):
+        if len(complete) < 2 * len(places):
             return {}
         study = optuna.create_study(direction="maximize")
         study.add_trials(complete)
@@ -229,25 +250,22 @@ def _attributes(trial: Trial) -> dict[str, Any]:
         "number": trial.number,
         "candidate": trial.candidate.parameters,
         "images": trial.images,
-        "values": list(trial.values),
-        "gains": list(trial.gains),
-        "figures": {name: dict(each) for name, each in trial.figures.items()},
-        "broken": list(trial.broken),
+        **plain(asdict(trial.measured)),
         "is_complete": trial.is_complete,
         "seconds": trial.seconds,
     }
 
 
 def _read(trial: FrozenTrial) -> Trial:
-    kept = dict(trial.user_attrs)
+    kept = trial.user_attrs
+    measured = Measured(
+        kept["value"], tuple(kept["front"]), tuple(kept["gains"]), kept["figures"], kept["broken"]
+    )
     return Trial(
-        number=kept["number"],
-        candidate=Candidate.of(kept["candidate"]),
-        images=kept["images"],
-        values=tuple(kept["values"]),
-        gains=tuple(kept["gains"]),
-        figures=kept["figures"],
-        broken=kept["broken"],
-        is_complete=kept["is_complete"],
-        seconds=kept["seconds"],
+        kept["number"],
+        Candidate.of(kept["candidate"]),
+        kept["images"],
+        measured,
+        kept["is_complete"],
+        kept["seconds"],
     )

@@ -103,7 +103,6 @@ def open_worlds(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     shard: Shard,
-    note: Callable[[str], None],
     drawn: Callable[[int], None] | None = None,
 ) -> list[World]:
     """The data sets of a search with their three sets of images.
@@ -130,7 +129,7 @@ def open_worlds(
         )
         [plan] = prepare(job, drawn)
         sets = ThreeSets.of(plan.samples, settings.sizes, name=name)
-        worlds.append(World(name, job, plan, sets, model, processor, shard, note))
+        worlds.append(World(name, job, plan, sets, model, processor, shard))
     return worlds
 
 
@@ -256,7 +255,6 @@ class Tuning:
             self.settings.output,
             self.space,
             images=images,
-            objectives=len(self.objective.metrics),
             seed=self.settings.seed,
         )
 
@@ -286,8 +284,10 @@ class Tuning:
 
     def _finalists(self, trials: Sequence[Trial]) -> list[Candidate]:
         """The best of the trials on the whole search set that came out better than greedy decoding."""
-        complete = sorted((trial for trial in trials if trial.is_complete), key=lambda each: -each.values[0])
-        best = dict.fromkeys(trial.candidate for trial in complete if trial.values[0] > 0)
+        complete = (trial for trial in trials if trial.is_complete and trial.measured.value > 0)
+        best = dict.fromkeys(
+            trial.candidate for trial in sorted(complete, key=lambda each: -each.measured.value)
+        )
         return list(best)[:_FINALISTS]
 
     def choose(self, finalists: Sequence[Candidate]) -> list[Finalist]:
@@ -331,7 +331,8 @@ class Tuning:
             self._greedy[images] = self._first(GREEDY, images)
         figures, greedy = self._first(candidate, images), self._greedy[images]
         return Measured(
-            self.objective.values(figures, greedy),
+            self.objective.value(figures, greedy),
+            self.objective.front(figures, greedy),
             self.objective.gains(figures, greedy),
             figures,
             self.objective.broken(figures, greedy),
@@ -351,7 +352,7 @@ class Tuning:
 
     def _words(self, trial: Trial) -> str:
         means = {
-            name: fmean(each[name] for each in trial.figures.values())
+            name: fmean(each[name] for each in trial.measured.figures.values())
             for name in dict.fromkeys((*self.objective.metrics, *(g.metric for g in self.objective.guards)))
         }
         return ", ".join(f"{name} {value:.3f}" for name, value in means.items())

@@ -74,8 +74,6 @@ class World:
         model: as loaded.
         processor: with it.
         shard: of this process, for the names of its files.
-        note: is told what the user should know.
-        batch_size: prompts per forward pass; 0: as many as fit a number of rows.
     """
 
     def __init__(
@@ -87,7 +85,6 @@ class World:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         shard: Shard,
-        note: Callable[[str], None],
     ) -> None:
         self.name = name
         self.job = job
@@ -97,7 +94,7 @@ class World:
         self.processor = processor
         self.shard = shard
         self._plan = replace(plan, samples=[*sets.search, *sets.choice, *sets.test])
-        self._starter = RunStarter(job, model, processor, shard, note)
+        self._starter = RunStarter(job, model, processor, shard, note=lambda text: None)
         self._answer_ids = answer_ids(processor.tokenizer) if plan.task.yes_no else None
 
     def answer(

@@ -199,5 +199,5 @@ def test_no_rows(tmp_path):
 
 
 def test_captions_need_coco(tmp_path):
-    with pytest.raises(ValueError, match="chair cannot use the data set x: it needs instances and captions"):
+    with pytest.raises(ValueError, match="chair cannot use the data set x; give a folder of files"):
         Chair(HubData("x", "test", COLUMNS), load_protocol("chair.512")).samples(tmp_path)

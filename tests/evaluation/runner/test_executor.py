@@ -181,11 +181,10 @@ def test_killed_at_a_moment_and_resumed_the_rest_is_done_once(
         assert len(lines) == SAMPLES
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_ten_times_and_resumed_with_other_numbers_of_workers(
-    seed: int, undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
-    dice = random.Random(seed)
+    dice = random.Random(0)
     killed = job(tmp_path, world, **FOUR)
     done = []
     for _ in range(10):

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 from tests.support import families
 from tests.support.masking import masked_logits
 from vlmfix.methods.pruning.uniform_grid import UniformGrid, grid_cells, spread
-from vlmfix.models.image_grid import ImageTokens, TokenGrid, token_grids
+from vlmfix.models.image_grid.families import token_grids
+from vlmfix.models.image_grid.grids import ImageTokens, TokenGrid
 
 
 @pytest.mark.parametrize(

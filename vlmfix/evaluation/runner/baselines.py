@@ -11,7 +11,7 @@ import dataclasses
 
 import vlmfix
 from vlmfix.evaluation.runner.config import Job
-from vlmfix.evaluation.runner.variants import Variant
+from vlmfix.evaluation.runner.variants import Variant, check_labels
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.protocols import Protocol
 
@@ -27,6 +27,9 @@ def rows(job: Job, task: Task) -> list[Variant]:
 
     Stock decoding is a baseline, whoever named it, and so is a method of the level "baseline_of"; a recipe
     is tested whatever it holds.
+
+    Raises:
+        ValueError: a recipe is called as a baseline is.
     """
     variants = [_named(variant, task.protocol) for variant in job.variants]
     tested = [variant for variant in variants if not _is_baseline(variant)]
@@ -39,6 +42,7 @@ def rows(job: Job, task: Task) -> list[Variant]:
     wanted = [Variant.of(name, {}) for name in task.baselines if name not in MATCHED]
     named = [variant.methods for variant in baselines]
     baselines += [variant for variant in wanted if variant.methods not in named]
+    check_labels(baselines + tested)
     return [dataclasses.replace(variant, baseline_of="") for variant in baselines] + tested
 
 

@@ -69,15 +69,22 @@ def variants_of(methods: Sequence[Any], recipes: Sequence[Recipe]) -> tuple[Vari
         return ()
     variants = [_variant(each) for each in methods or (() if recipes else (GREEDY,))]
     variants += map(Variant.of_recipe, recipes)
-    labels = [variant.label for variant in variants]
-    for variant in variants:
-        if labels.count(variant.label) > 1:
-            raise ValueError(
-                f"method {variant.label} is named twice with the same settings"
-                if variant.recipe is None
-                else f"two rows are called {variant.label!r}; give the recipe another name in its file"
-            )
+    check_labels(variants)
     return tuple(variants)
+
+
+def check_labels(variants: Sequence[Variant]) -> None:
+    """Refuse two rows of one name.
+
+    Raises:
+        ValueError: naming it.
+    """
+    labels = [variant.label for variant in variants]
+    twice = [variant for variant in variants if labels.count(variant.label) > 1]
+    if any(variant.recipe is not None for variant in twice):
+        raise ValueError(f"two rows are called {twice[0].label!r}; give the recipe another name in its file")
+    if twice:
+        raise ValueError(f"method {twice[0].label} is named twice with the same settings")
 
 
 def recipe_of(entry: Any) -> Recipe:

@@ -76,6 +76,17 @@ class Task(ABC):
         self.data = data
         self.protocol = protocol
 
+    @property
+    def folder(self) -> DataFolder:
+        """The data, for a benchmark that reads files.
+
+        Raises:
+            ValueError: they are a data set of the hub.
+        """
+        if isinstance(self.data, HubData):
+            raise ValueError(f"{self.name} cannot use the data set {self.data.name}; give a folder of files")
+        return self.data
+
     @abstractmethod
     def samples(self, built: Path) -> list[Sample]:
         """All samples in the order of their ids.

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from transformers import PreTrainedModel, ProcessorMixin
-
-from vlmfix.errors import UnsupportedError
-from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.base import DetachedMethod, MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import OneOf
 from vlmfix.methods.validation import check_choice, check_whole
@@ -20,10 +16,9 @@ _NO_SAMPLING = {"do_sample": False, "temperature": None, "top_p": None, "top_k":
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutsideMethod(Method, ABC):
+class OutsideMethod(DetachedMethod, ABC):
     """A strategy that changes what is asked or how it is decoded, and leaves the model alone."""
 
-    attaches: ClassVar = False
     edits: ClassVar = False
 
     @property
@@ -31,18 +26,11 @@ class OutsideMethod(Method, ABC):
     def instead(self) -> str:
         """What to do on a plain `model.generate`."""
 
-    def __call__(
-        self, model: PreTrainedModel, processor: ProcessorMixin | None = None
-    ) -> AbstractContextManager[None]:
-        """Refuses, since nothing of it could be attached to a model.
-
-        Raises:
-            UnsupportedError: always; the message names what to do instead.
-        """
-        name = type(self).__name__
-        raise UnsupportedError(
-            f"{name} leaves the model alone, so that attaching it would do nothing: {self.instead}, or use "
-            f"vlmfix.generate(model, processor, image, prompt, {name}())"
+    @property
+    def why_detached(self) -> str:
+        return (
+            f"leaves the model alone, so that attaching it would do nothing: {self.instead}, or use "
+            f"vlmfix.generate(model, processor, image, prompt, {type(self).__name__}())"
         )
 
 

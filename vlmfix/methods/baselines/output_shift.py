@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from vlmfix.engine.context import DecodeContext
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import Method, MethodInfo
-from vlmfix.methods.logits.base import differ, rule_out
+from vlmfix.methods.logits.base import rule_out
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
@@ -94,11 +94,8 @@ class BaselineOutputShift(Method):
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         yes, no = (each.to(logits.device) for each in context.state[self, "ids"])
         if self.form == "shift":
-            edited = shifted(logits, yes, no, self.delta)
-        else:
-            edited = forced(logits, yes, no, mass=self.mass, margin=self.margin)
-        context.count(self, None, differ(logits, edited).long(), 1)
-        return edited
+            return shifted(logits, yes, no, self.delta)
+        return forced(logits, yes, no, mass=self.mass, margin=self.margin)
 
     def inactive_reason(self, context: DecodeContext) -> str:
         return "the model never wavered between yes and no; widen `mass` and `margin`"

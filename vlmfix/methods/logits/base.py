@@ -18,9 +18,6 @@ from vlmfix.methods.base import Method
 from vlmfix.methods.logits.branch_prompts import without_image
 from vlmfix.methods.validation import check_flag, check_range
 
-# Branch logits that differ by less, once their mean is removed, change nothing.
-_EQUAL = 1e-6
-
 
 @dataclass(frozen=True, kw_only=True)
 class LogitsMixer(Method, ABC):
@@ -56,7 +53,6 @@ class LogitsMixer(Method, ABC):
         edited = rule_out(logits, self.combine(context, logits, branches), plausible(logits, self.beta))
         if self.needs_image:
             edited = torch.where(self.takes(context).to(logits.device)[:, None], edited, logits)
-        context.count(self, None, differ(logits, edited).long(), 1)
         return edited
 
     def inactive_reason(self, context: DecodeContext) -> str:
@@ -97,6 +93,27 @@ class AgainstText(Contrastive, ABC):
         if not self.contrasts or not context.layout.has_image:
             return ()
         return [without_image(context, self, inputs_embeds, fused=self.fused)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledAgainstText(AgainstText, ABC):
+    """Compares with the prompts without their images at a strength.
+
+    Args:
+        alpha: strength, in [0, 100]; 0 leaves only the cut.
+    """
+
+    alpha: float = 1.0
+
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 100)
+
+    @property
+    def contrasts(self) -> bool:
+        return self.alpha != 0
 
 
 def contrast(logits: Tensor, branch: Tensor, alpha: float | Tensor) -> Tensor:
@@ -146,9 +163,3 @@ def finite(logits: Tensor) -> Tensor:
     banned = logits == -torch.inf
     lowest = logits.masked_fill(banned, torch.inf).amin(dim=-1, keepdim=True)
     return torch.where(banned, lowest, logits)
-
-
-def differ(logits: Tensor, edited: Tensor) -> Tensor:
-    """In which rows two logits give different distributions, `(batch,)` bool."""
-    same = (logits.log_softmax(dim=-1) - edited.log_softmax(dim=-1)).nan_to_num(nan=0.0, posinf=torch.inf)
-    return same.abs().amax(dim=-1) > _EQUAL

@@ -15,7 +15,7 @@ from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
-from vlmfix.methods.logits.base import differ, rule_out
+from vlmfix.methods.logits.base import rule_out
 from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -98,9 +98,7 @@ class DeCo(Method, ReadsEarlyExits):
         else:
             corrected = likeliest.logits
         context.measure(self, candidates=likeliest.mask.sum(dim=1, keepdim=True))
-        edited = likeliest.spread(corrected, logits)
-        context.count(self, None, differ(logits, edited).long(), 1)
-        return edited
+        return likeliest.spread(corrected, logits)
 
     def inactive_reason(self, context: DecodeContext) -> str:
         return (

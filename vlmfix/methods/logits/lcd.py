@@ -11,15 +11,14 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import AgainstText, contrast
+from vlmfix.methods.logits.base import ScaledAgainstText, contrast
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.validation import check_range
 
 
 @register_method("lcd")
 @dataclass(frozen=True, kw_only=True)
-class LCD(AgainstText):
+class LCD(ScaledAgainstText):
     """Language Contrastive Decoding (arXiv 2408.04664): away from the prompt without its image, by a weight
     that grows as the entropy of that branch falls.
 
@@ -43,16 +42,7 @@ class LCD(AgainstText):
         provenance="reconstruction",
         paper="2408.04664",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.25, 3)}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
-
-    @property
-    def contrasts(self) -> bool:
-        return self.alpha != 0
 
     def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return language_contrast(logits, branches[0], self.alpha) if branches else logits

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
@@ -26,20 +25,18 @@ class M3ID(AgainstText):
 
     There is no official code. Tokens are counted from 1, so that the first one is touched, too; ports that
     count from 0 leave one-word answers to the plausibility cut alone. A prompt that holds nothing but an
-    image is left as it is. The setting of the paper is `gate=0.3, beta=0`, with `offset` 0 for captions and
-    10 for yes/no questions.
+    image is left as it is. In the paper it acts where no token has a probability of 0.3 or more, without a
+    cut: `gate="top1:0.7", beta=0`, with `offset` 0 for captions and 10 for yes/no questions.
 
     Args:
         decay: growth of the weight, `exp(decay * tokens) - 1`, in [0, 1]; 0 leaves only the cut.
         offset: added to the number of tokens, in [0, 1000].
-        gate: the contrast acts where no token has at least this probability, in (0, 1]; None: everywhere.
         beta: plausibility cut, see `Contrastive`.
         fused: see `Contrastive`.
     """
 
     decay: float = 0.02
     offset: float = 0.0
-    gate: float | None = None
 
     info: ClassVar = MethodInfo(
         stage="logits",
@@ -56,8 +53,6 @@ class M3ID(AgainstText):
         super().__post_init__()
         check_range("decay", self.decay, 0, 1)
         check_range("offset", self.offset, 0, 1000)
-        if self.gate is not None:
-            check_range("gate", self.gate, 0, 1)
 
     @property
     def contrasts(self) -> bool:
@@ -70,22 +65,15 @@ class M3ID(AgainstText):
             logits,
             branches[0],
             weight=math.expm1(self.decay * (context.step + 1 + self.offset)),
-            gate=self.gate,
         )
 
 
-def mutual_information(logits: Tensor, branch: Tensor, *, weight: float, gate: float | None = None) -> Tensor:
+def mutual_information(logits: Tensor, branch: Tensor, *, weight: float) -> Tensor:
     """`lp + weight * (lp - lp1)` of the log-probabilities (arXiv 2403.14003).
 
     Args:
         logits: of the prompts, `(batch, vocabulary)`.
         branch: of the prompts without image.
         weight: 0 or more.
-        gate: rows with a token of at least this probability keep their log-probabilities; None: none does.
     """
-    log_probabilities = logits.log_softmax(dim=-1)
-    mixed = contrast(log_probabilities, branch.log_softmax(dim=-1), weight)
-    if gate is None:
-        return mixed
-    sure = log_probabilities.amax(dim=-1, keepdim=True).exp() >= gate
-    return torch.where(sure, log_probabilities, mixed)
+    return contrast(logits.log_softmax(dim=-1), branch.log_softmax(dim=-1), weight)

@@ -13,7 +13,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import CountedPruning, select_each
 from vlmfix.methods.registry import register_method
-from vlmfix.models.image_grid import ImageTokens
+from vlmfix.models.image_grid.grids import ImageTokens
 
 
 @register_method("uniform_grid")

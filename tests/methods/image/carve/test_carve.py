@@ -34,7 +34,7 @@ from vlmfix.methods.image.carve.crop import (
     select_regions,
     to_image,
 )
-from vlmfix.models.image_grid import ImageTokens, TokenGrid
+from vlmfix.models.image_grid.grids import ImageTokens, TokenGrid
 
 PICTURES = [render(sample_scene(3, index)) for index in range(4)]
 QUESTIONS = ["What color is the dog?", "Is there a car in the image?", "How many cats are there?"]

@@ -43,7 +43,8 @@ from vlmfix.methods.validation import (
     check_whole,
     layer_indices,
 )
-from vlmfix.models.image_grid import ImageTokens, place, token_grids
+from vlmfix.models.image_grid.families import place, token_grids
+from vlmfix.models.image_grid.grids import ImageTokens
 from vlmfix.models.profiles import Profile, find_profile
 
 STEP_MODES = ("all", "first", "last")

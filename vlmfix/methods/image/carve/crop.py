@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from vlmfix.inference.output import Answer
-from vlmfix.models.image_grid import Box, ImageTokens
+from vlmfix.models.image_grid.grids import Box, ImageTokens
 
 # A narrow region is enlarged to at most so many times the pixels of the image.
 _MAX_ENLARGEMENT = 16

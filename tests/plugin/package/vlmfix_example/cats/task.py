@@ -16,12 +16,12 @@ class Cats(YesNoTask):
     protocols: ClassVar = {"cats.bare": {"max_new_tokens": 4, "parser": "strict"}}
 
     def samples(self, built: Path) -> list[Sample]:
-        instances = self.data.read_instances("cats")
+        instances = self.folder.read_instances("cats")
         return in_order(
             Sample(
                 id=f"cats/{image_id:012d}",
                 cluster=str(image_id),
-                image=self.data.image(name, "cats"),
+                image=self.folder.image(name, "cats"),
                 prompt=self.protocol.ask("Is there a cat in the image?"),
                 target="yes" if "cat" in instances.objects[image_id] else "no",
                 meta={"object": "cat"},

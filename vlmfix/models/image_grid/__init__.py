@@ -1,0 +1,1 @@
+"""Image grids: where the image tokens of a prompt lie on the images, a file a way to cut images."""

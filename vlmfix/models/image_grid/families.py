@@ -1,0 +1,128 @@
+"""Image grids of every model family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+from vlmfix.errors import UnsupportedError
+from vlmfix.models.image_grid import internvl, qwen, square, tiles
+from vlmfix.models.image_grid.grids import Box, ImageTokens, by_prompt, disagreement
+
+
+def token_grids(
+    config: PreTrainedConfig,
+    inputs: Mapping[str, Any],
+    image_tokens: Tensor,
+    video_tokens: Tensor | None = None,
+) -> list[list[ImageTokens]]:
+    """How the image tokens of prompts form grids, from model inputs alone.
+
+    Args:
+        config: of the whole model.
+        inputs: what `model.generate` gets beside the token ids: `pixel_values`, and `image_grid_thw`,
+            `image_sizes` or `batch_num_images` where the family has them; of videos `pixel_values_videos` and
+            `video_grid_thw`.
+        image_tokens: placeholders of features, `(batch, prompt)` bool.
+        video_tokens: which of these are of videos, likewise; None: none.
+
+    Returns:
+        For each prompt, its images and videos in order.
+
+    Raises:
+        UnsupportedError: the layout of the tokens is not known exactly for this model, or does not agree
+            with their number.
+    """
+    family = _family(config)
+    if video_tokens is None:
+        video_tokens = torch.zeros_like(image_tokens)
+    images: list[ImageTokens] = []
+    videos: list[ImageTokens] = []
+    if inputs.get("pixel_values") is not None:
+        images = family.tokens(config, inputs, image_tokens & ~video_tokens)
+    if inputs.get("pixel_values_videos") is not None:
+        videos = family.videos(config, inputs)
+    prompts = by_prompt(images, videos, image_tokens, video_tokens)
+    if prompts is None:
+        raise disagreement([*images, *videos], image_tokens)
+    return prompts
+
+
+def place(
+    images: Sequence[ImageTokens],
+    config: PreTrainedConfig,
+    image_processor: BaseImageProcessor,
+    sizes: Sequence[tuple[int, int]],
+) -> list[ImageTokens]:
+    """The same images with the box of every block on the original image.
+
+    Args:
+        images: of a prompt, as `token_grids` gives them.
+        config: of the whole model.
+        image_processor: the one that made the model inputs, at the settings with which it made them.
+        sizes: width and height of the original images in pixels.
+
+    Raises:
+        UnsupportedError: the processor, or one of its settings, cuts images in a way not known here.
+    """
+    family = _family(config)
+    name = type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
+    if name not in family.processors:
+        raise UnsupportedError(
+            f"where {type(image_processor).__name__} cuts images of {config.model_type} is not known; use "
+            f"{' or '.join(family.processors)}"
+        )
+    placed = []
+    for image, (width, height) in zip(images, sizes, strict=True):
+        boxes = family.boxes(config, image_processor, image, width, height)
+        grids = zip(image.grids, boxes, strict=True)
+        placed.append(
+            ImageTokens(tuple(dataclasses.replace(grid, box=box) for grid, box in grids), image.count)
+        )
+    return placed
+
+
+def _no_videos(config: PreTrainedConfig, inputs: Mapping[str, Any]) -> list[ImageTokens]:
+    raise UnsupportedError(
+        f"where the tokens of a video of {config.model_type} lie on its frames is not known; show its frames "
+        "as images"
+    )
+
+
+class _Family(NamedTuple):
+    """What one family does with images, the image processors of which it is known, and videos."""
+
+    tokens: Callable[[PreTrainedConfig, Mapping[str, Any], Tensor], list[ImageTokens]]
+    boxes: Callable[[PreTrainedConfig, Any, ImageTokens, int, int], list[Box]]
+    processors: tuple[str, ...]
+    videos: Callable[[PreTrainedConfig, Mapping[str, Any]], list[ImageTokens]] = _no_videos
+
+
+_QWEN = _Family(qwen.tokens, qwen.boxes, ("Qwen2VLImageProcessor",), qwen.video_tokens)
+_FAMILIES = {
+    "llava": _Family(square.tokens, square.boxes, ("CLIPImageProcessor", "SiglipImageProcessor")),
+    "llava_next": _Family(tiles.tokens, tiles.boxes, ("LlavaNextImageProcessor",)),
+    "llava_onevision": _Family(
+        tiles.tokens, tiles.boxes, ("LlavaOnevisionImageProcessor",), tiles.video_tokens
+    ),
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "internvl": _Family(internvl.tokens, internvl.boxes, ("GotOcr2ImageProcessor",)),
+}
+
+
+def _family(config: PreTrainedConfig) -> _Family:
+    family = _FAMILIES.get(config.model_type)
+    if family is None:
+        raise UnsupportedError(
+            f"where the image tokens of {config.model_type} lie on the image is not known; supported: "
+            f"{', '.join(_FAMILIES)}"
+        )
+    return family
