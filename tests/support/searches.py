@@ -24,7 +24,7 @@ def trial(
         "number": number,
         "candidate": candidate,
         "images": images,
-        "values": [gain],
+        "value": gain,
         "gains": [gain],
         "figures": {name: {**each, "cost": cost} for name, each in figures.items()},
         "broken": list(broken),
@@ -75,14 +75,16 @@ def captions() -> dict[str, Any]:
         trial(3, recipe, both(0.05, 0.70), gain=0.05, cost=6),
         trial(4, "dola", both(0.2, 0.5), gain=-0.1, images=4, is_complete=False),
     ]
-    without = {vhr: (-0.01, None, None), vcd: (0.01, None, None), beam: (0.0, -0.01, 0.01)}
+    alone = {"vhr": (-0.01, None, None), "vcd": (0.01, None, None), "baseline.beam": (0.0, -0.01, 0.01)}
     kept = {"recall": (-0.005, -0.02, 0.01), "words": (-1.5, -2.5, -0.5)}
     tables = []
     for data in ("usual", "unusual"):
         values = {"CHAIRi": 0.1, "recall": 0.7, "words": 40.0}
         rows = [row("greedy", values)]
-        for label, difference in without.items():
-            rows.append(row(label, values | {"CHAIRi": 0.09}, {"CHAIRi": difference, **kept}, p=0.2))
+        for name, difference in alone.items():
+            rows.append(
+                row(f"{name} alone", values | {"CHAIRi": 0.09}, {"CHAIRi": difference, **kept}, p=0.2)
+            )
         for name, value in (("vhr", 0.065), ("vcd", 0.08), ("baseline.beam", 0.048)):
             difference = {"CHAIRi": (value - 0.1, value - 0.12, value - 0.08), **kept}
             rows.append(row(f"without {name}", values | {"CHAIRi": value}, difference, p=0.04, cost=2))
@@ -116,9 +118,9 @@ def captions() -> dict[str, Any]:
         ],
         "chosen": recipe,
         "parts": [
-            {"name": "vhr", "label": vhr, "parameters": {"strength": 2}, "changes": "outputs of heads"},
-            {"name": "vcd", "label": vcd, "parameters": {"alpha": 0.5, "beta": 0.1}, "changes": "logits"},
-            {"name": "baseline.beam", "label": beam, "parameters": {}, "changes": "decoding"},
+            {"name": "vhr", "parameters": {"strength": 2}, "changes": "outputs of heads"},
+            {"name": "vcd", "parameters": {"alpha": 0.5, "beta": 0.1}, "changes": "logits"},
+            {"name": "baseline.beam", "parameters": {}, "changes": "decoding"},
         ],
         "offset": None,
         "test": tables,

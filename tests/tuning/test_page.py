@@ -75,7 +75,7 @@ def test_questions_without_a_recipe(tmp_path: Path) -> None:
 def test_questions_with_a_recipe_of_one_part_and_an_offset(tmp_path: Path) -> None:
     values = {"AUC": 0.9, "accuracy": 0.85}
     differences = {"AUC": (0.02, 0.01, 0.03), "accuracy": (0.0, None, None)}
-    part = {"name": "vcd", "label": "vcd", "parameters": {}, "changes": "logits"}
+    part = {"name": "vcd", "parameters": {}, "changes": "logits"}
     rows = [
         searches.row("greedy", values),
         searches.row("greedy, no offset", {"accuracy": 0.8}, differences),  # as if it had no margins

@@ -61,9 +61,10 @@ def charts(summary: Mapping[str, Any], measures: Mapping[str, Measure], *, width
     if len(parts) < 2:
         return []
     rows = {WHOLE: PLAIN}
-    for part in parts:
-        [*others] = (each["label"] for each in parts if each is not part)
-        rows[part["name"]] = others[0] if len(others) == 1 else f"without {part['name']}"
+    names = [part["name"] for part in parts]
+    for name in names:
+        others = [each for each in names if each != name]
+        rows[name] = f"{others[0]} alone" if len(others) == 1 else f"without {name}"
     return [_chart(summary["test"], rows, measures[name], width) for name in summary["objective"]]
 
 

@@ -175,4 +175,4 @@ def _importances(importances: Mapping[str, float]) -> list[tuple[str, float]]:
 
 def _best_first(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Trials on more images before others, then by what the search makes large."""
-    return sorted(trials, key=lambda each: (-each["is_complete"], -each["images"], -each["values"][0]))
+    return sorted(trials, key=lambda each: (-each["is_complete"], -each["images"], -each["value"]))

@@ -18,6 +18,7 @@ from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.final import evidence
 from vlmfix.tuning.objective import AUC, directions
 from vlmfix.tuning.page import write_page
+from vlmfix.tuning.search import Trial
 from vlmfix.tuning.sets import ThreeSets
 from vlmfix.tuning.tune import GREEDY, Result, Tuning
 from vlmfix.tuning.worlds import World
@@ -62,10 +63,7 @@ def write_results(tuning: Tuning, result: Result, recipe: Recipe | None) -> None
         "metrics": _metrics(tuning.worlds[0]),
         "objective": list(objective.metrics),
         "guards": [str(guard) for guard in objective.guards],
-        "trials": [
-            plain(asdict(trial)) | {"candidate": trial.candidate.label, "cost": trial.candidate.cost}
-            for trial in result.trials
-        ],
+        "trials": [_trial(trial) for trial in result.trials],
         "importances": dict(result.importances),
         "finalists": [
             {
@@ -91,6 +89,12 @@ def write_results(tuning: Tuning, result: Result, recipe: Recipe | None) -> None
     write_page(output / PAGE, summary)
 
 
+def _trial(trial: Trial) -> dict[str, Any]:
+    """A trial and what it came to, in one."""
+    found: dict[str, Any] = plain(asdict(trial))
+    return found | found.pop("measured") | {"candidate": trial.candidate.label, "cost": trial.candidate.cost}
+
+
 def _images(sets: ThreeSets) -> dict[str, int]:
     """The number of images of each of the three sets."""
     return {name: len({sample.cluster for sample in own}) for name, own in vars(sets).items()}
@@ -105,11 +109,10 @@ def _metrics(world: World) -> dict[str, dict[str, Any]]:
 
 
 def _parts(candidate: Candidate) -> list[dict[str, Any]]:
-    """The methods of a recipe, each with the label of its row in the final table."""
+    """The methods of a recipe, and what each one changes."""
     return [
         {
             "name": name,
-            "label": candidate.only(name).label,
             "parameters": dict(own),
             "changes": method.info.changes,
         }
