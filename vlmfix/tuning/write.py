@@ -91,8 +91,9 @@ def write_results(tuning: Tuning, result: Result, recipe: Recipe | None) -> None
 
 def _trial(trial: Trial) -> dict[str, Any]:
     """A trial and what it came to, in one."""
-    found: dict[str, Any] = plain(asdict(trial))
-    return found | found.pop("measured") | {"candidate": trial.candidate.label, "cost": trial.candidate.cost}
+    own = plain(asdict(trial))
+    measured = own.pop("measured")
+    return {**own, **measured, "candidate": trial.candidate.label, "cost": trial.candidate.cost}
 
 
 def _images(sets: ThreeSets) -> dict[str, int]:
