@@ -89,6 +89,11 @@ class ParetoPlot:
     outside: int
     corner: str
 
+    @property
+    def has_key(self) -> bool:
+        """Whether its colours and marks need a key."""
+        return bool(self.legend) or any(point.kind == "pruned" or not point.keeps for point in self.points)
+
 
 def mean_of(figures: Mapping[str, Mapping[str, float | None]], name: str) -> float | None:
     """The mean of a metric over the data sets; None where one lacks it."""
