@@ -31,7 +31,7 @@ from vlmfix.tuning.calibrated import calibrated_parameters
 from vlmfix.tuning.candidates import Space
 from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.final import FinalTable
-from vlmfix.tuning.objective import Objective, directions
+from vlmfix.tuning.objective import COST, Objective, directions
 from vlmfix.tuning.tune import GREEDY, Result, Tuning, default_objective, open_worlds
 from vlmfix.tuning.write import PAGE, RECIPE_FILE, make_recipe, write_results
 
@@ -169,12 +169,13 @@ def _finish(
 def _table(table: FinalTable) -> Table:
     shown = Table(title=escape(f"{table.data}: {table.images} test images"), title_justify="left")
     shown.add_column("")
-    for name in table.metrics:
+    metrics = [name for name in table.metrics if name != COST]  # which has a column of its own
+    for name in metrics:
         shown.add_column(name, justify="right")
     shown.add_column("cost", justify="right")
     for row in table.rows:
         texts = []
-        for name in table.metrics:
+        for name in metrics:
             cell = row.cells[name]
             text = f"{cell.value:.3f}"
             difference = cell.difference
