@@ -140,7 +140,7 @@ def _finish(
     settings: TuneSettings, tuning: Tuning, result: Result, model: PreTrainedModel, *, minutes: float
 ) -> None:
     recipe = None if result.chosen is None else make_recipe(settings, result, model, versions())
-    write_results(settings, tuning.objective, result, recipe)
+    write_results(tuning, result, recipe)
     metric = tuning.objective.metrics[0]
     if recipe is None:
         guards = ", ".join(map(str, tuning.objective.guards)) or "none"

@@ -36,12 +36,13 @@ def value_texts(figure: Figure) -> tuple[str, str]:
 
 
 def difference_texts(figure: Figure) -> tuple[str, str]:
-    """The difference and its interval, with as many decimals as show that the interval excludes zero.
+    """The difference and its interval, see `signed_texts`; the figure has a difference."""
+    assert figure.difference is not None
+    return signed_texts(figure.difference, percent=figure.metric.percent)
 
-    The figure has a difference.
-    """
-    difference, percent = figure.difference, figure.metric.percent
-    assert difference is not None
+
+def signed_texts(difference: Estimate, *, percent: bool) -> tuple[str, str]:
+    """A difference and its interval, with as many decimals as show that the interval excludes zero."""
     further = 0
     while further < 4 and difference.excludes_zero and _touches_zero(difference, percent, further):
         further += 1
@@ -60,12 +61,16 @@ def _touches_zero(estimate: Estimate, percent: bool, further: int) -> bool:
 
 def verdict(figure: Figure) -> str:
     """ "better" or "worse" where the interval of the difference lies on one side of zero; else ""."""
-    difference = figure.difference
+    return direction(figure.difference, figure.metric.better)
+
+
+def direction(difference: Estimate | None, better: str) -> str:
+    """ "better" or "worse" like `verdict`; of the metric, "higher" or "lower" is better, or neither: ""."""
     if difference is None or not difference.excludes_zero:
         return ""
-    if not figure.metric.better:
+    if not better:
         return "differs"
-    return "better" if (difference.value > 0) == (figure.metric.better == "higher") else "worse"
+    return "better" if (difference.value > 0) == (better == "higher") else "worse"
 
 
 def p_value(p: float) -> str:

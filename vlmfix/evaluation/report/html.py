@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from vlmfix.evaluation.analysis.comparison import Comparison, find
 from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
@@ -26,6 +24,7 @@ from vlmfix.evaluation.report.caveats import caveats as caveats_of
 from vlmfix.evaluation.report.caveats import progress
 from vlmfix.evaluation.report.disagreements import Disagreement, disagreements, thumbnail
 from vlmfix.evaluation.report.json_summary import relative_costs, rounded
+from vlmfix.evaluation.report.page_style import page_environment, page_style
 from vlmfix.evaluation.report.provenance import run_provenance, task_provenance
 from vlmfix.evaluation.report.tradeoff_plot import Plot, tradeoff_plot
 
@@ -78,19 +77,8 @@ def write_report(
         title: of the page.
         caveats: sentences at its top.
     """
-    environment = Environment(
-        loader=PackageLoader("vlmfix.evaluation.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "typeset": _typeset,
-        "breakable": _breakable,
-        "shortened": _shortened,
-        "json": _json,
-    }
+    environment = page_environment("vlmfix.evaluation.report")
+    environment.filters |= {"shortened": _shortened, "json": _json}
     environment.globals |= {
         "find": find,
         "number": formatting.number,
@@ -113,9 +101,7 @@ def write_report(
         others=_others(comparisons),
         longest_list=_UNANSWERED,
         resamples=RESAMPLES,
-        style=Markup(
-            files("vlmfix.evaluation.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
-        ),
+        style=page_style(),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -235,18 +221,6 @@ def _runs(values: list[int]) -> list[str]:
     starts = [index for index, value in enumerate(values) if not index or value != values[index - 1] + 1]
     runs = [values[start:end] for start, end in pairwise([*starts, len(values)])]
     return [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
-
-
-def _typeset(text: str) -> str:
-    """Signs that terminals may lack: minus, times, and a dash for nothing."""
-    text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
-    text = re.sub(r"(?<=\()x(?=\d)", "\N{MULTIPLICATION SIGN}", text)
-    return "\N{EN DASH}" if text == "-" else text.replace("[-]", "[\N{EN DASH}]")
-
-
-def _breakable(label: str) -> Markup:
-    """A label that may wrap inside its parameters."""
-    return Markup(re.sub(r"(?<=[(,=_])", "<wbr>", str(escape(label))))
 
 
 def _shortened(text: str) -> str:
