@@ -17,10 +17,12 @@ from vlmfix.methods.base import Method
 from vlmfix.methods.baselines.decoding import BaselineBeam
 from vlmfix.methods.grammar import make_methods
 from vlmfix.methods.registry import GREEDY, list_methods, make_method
-from vlmfix.methods.search_space import Between, Dimension, LayersBetween
+from vlmfix.methods.search_space import Between, Dimension, LayersBetween, OneOf
 from vlmfix.methods.suitability import suitability
 
 _NONE = "none"
+# Openings that are tried for every method at the attention and the logits, see `vlmfix.engine.gates`.
+_GATE = OneOf((_NONE, "entropy:0..0.2", "entropy:0.1..0.3", "always:0.65"))
 _DIGITS = 3
 
 
@@ -147,7 +149,10 @@ class Space:
                 left_out[name] = found.notes[0]
                 continue
             own = {key: _at_depth(each, depth) for key, each in cls_.search_space.items()}
-            resolved = method.parameters if found is None else found.parameters
+            resolved = method.parameters if found is None else dict(found.parameters)
+            if slot != "decoding":
+                own["gate"] = _GATE
+                resolved["gate"] = _NONE
             slots[slot].append(name)
             ranges[name] = own
             defaults[name] = {key: _within(own[key], resolved[key]) for key in own}
@@ -216,6 +221,7 @@ class Space:
             if name in (_NONE, *chosen) or not self._go_together([*chosen, name]):
                 continue
             own = {key: _suggest(trial, f"{name}.{key}", each) for key, each in self.ranges[name].items()}
+            own = {key: value for key, value in own.items() if (key, value) != ("gate", _NONE)}
             chosen[name] = {**self.calibrated.get(name, {}), **own}
         return Candidate.of(chosen)
 

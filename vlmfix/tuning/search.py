@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from vlmfix.errors import UnsupportedError
 from vlmfix.evaluation.files.hashing import plain
 from vlmfix.tuning.candidates import Candidate, Space
 
@@ -160,7 +161,11 @@ class Search:
         trial = pruning.ask()
         is_complete = True
         for images in self.rungs:
-            measured = measure(candidate, images)
+            try:
+                measured = measure(candidate, images)
+            except UnsupportedError as error:  # what only decoding itself can tell
+                measured, is_complete = _refused(error, len(earlier[0].user_attrs["front"])), False
+                break
             trial.report(measured.value, step=round(images / self.rungs[0]))
             is_early = images == self.rungs[0] and number < len(self._first)
             if images != self.rungs[-1] and not is_early and trial.should_prune():
@@ -242,6 +247,12 @@ def _rungs(images: int) -> list[int]:
     """Numbers of images on which a trial is tried, one after the other."""
     least = max(1, images // _REDUCTION ** (_RUNGS - 1))
     return sorted({min(images, least * _REDUCTION**rung) for rung in range(_RUNGS - 1)} | {images})
+
+
+def _refused(error: UnsupportedError, objectives: int) -> Measured:
+    """What a candidate is worth that the library refuses."""
+    worst = (-1.0,) * objectives
+    return Measured(-1.0, worst, worst, {}, [str(error)])
 
 
 def _attributes(trial: Trial) -> dict[str, Any]:

@@ -264,6 +264,9 @@ class Tuning:
         search = self._search()
 
         def told(trial: Trial) -> None:
+            if not trial.measured.figures:
+                self.progress.note(f"trial {trial.number + 1} is refused: {trial.measured.broken[0]}")
+                return
             self.progress.note(
                 f"trial {trial.number + 1} of {settings.trials}: {trial.candidate.label}: "
                 f"{self._words(trial)} ({trial.images} images a data set, {trial.seconds:.0f} s)"
