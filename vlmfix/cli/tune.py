@@ -40,7 +40,7 @@ def tune(
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Candidates that are tried. (default: 60)")
+        int | None, typer.Option(min=1, help="Candidates that are tried. (default: 48)")
     ] = None,
     budget: Annotated[
         str | None,
@@ -50,10 +50,10 @@ def tune(
         Path | None, path_option("Folder of the search. (default: runs/tune-MODEL-TASK)")
     ] = None,
     search_images: Annotated[
-        int | None, typer.Option(min=10, help="Images of each data set to search on, at most. (default: 108)")
+        int | None, typer.Option(min=10, help="Images of each data set to search on, at most. (default: 72)")
     ] = None,
     choice_images: Annotated[
-        int | None, typer.Option(min=10, help="Images to choose on, at most. (default: 108)")
+        int | None, typer.Option(min=10, help="Images to choose on, at most. (default: 90)")
     ] = None,
     test_images: Annotated[
         int | None, typer.Option(min=10, help="Images to report on, at most. (default: 300)")

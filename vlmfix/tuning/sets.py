@@ -17,8 +17,8 @@ _LEAST = 10
 class Sizes:
     """The number of images, at most, of each set and data set."""
 
-    search: int = 108
-    choice: int = 108
+    search: int = 72
+    choice: int = 90
     test: int = 300
 
 

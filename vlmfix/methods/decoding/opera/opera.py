@@ -27,7 +27,6 @@ from vlmfix.methods.decoding.opera.beam import Finished, Rules
 from vlmfix.methods.decoding.opera.penalty import attention_rows
 from vlmfix.methods.decoding.opera.search import Search, SearchSettings, Seen
 from vlmfix.methods.registry import register_method
-from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_choice, check_range, check_whole
 
 RANKED_LENGTHS = ("prompt+answer", "answer")
@@ -85,7 +84,6 @@ class OPERA(Method, ChoosesTokens):
         decoding="beams",
     )
     identity_parameters: ClassVar = {"penalty_weights": 0, "threshold": None}
-    search_space: ClassVar = {"penalty_weights": Between(0.1, 2)}
     needs_image: ClassVar = False  # the attention to it is 0 then
     keeps_prefix: ClassVar = True
 
