@@ -22,6 +22,7 @@ def test_metrics_are_known_by_any_spelling(name: str) -> None:
         (["chair_x"], [], "there is no metric 'chair_x' here; there are CHAIRi, recall"),
         (["words"], [], "words has no better direction; --objective takes CHAIRi, recall"),
         (["chair_i", "CHAIRi"], [], "name each metric once"),
+        (["cost", "chair_i"], [], "cost cannot be the first --objective"),
         (["chair_i"], ["recall > -0.01"], "is not METRIC >= NUMBER"),
         (["chair_i"], ["recal >= -0.01"], "there is no metric 'recal' here"),
     ],

@@ -113,6 +113,10 @@ class Objective:
             if not metrics[name]:
                 able = ", ".join(each for each, better in metrics.items() if better)
                 raise ValueError(f"{name} has no better direction; --objective takes {able}")
+        if found[:1] == [COST]:
+            raise ValueError(
+                "cost cannot be the first --objective; name what it is to be weighed against first"
+            )
         if len(set(found)) < len(found):
             raise ValueError(f"--objective names {', '.join(names)}; name each metric once")
         signs = tuple(_HIGHER if metrics[name] == "higher" else _LOWER for name in found)

@@ -190,9 +190,10 @@ class World:
             records = [each.answers.get(identity) for identity in _identities(method.plan)]
             texts = [None if record is None else record["text"] for record in records]
             cut = [record is not None and record["finish"] == "length" for record in records]
-            outcome = self._rescored(greedy.outcome, method.plan, texts, cut)
+            base = greedy if is_greedy else method
+            outcome = self._rescored(base.outcome, method.plan, texts, cut)
             label = "greedy, cut to the recipe" if is_greedy else "recipe, cut to greedy"
-            found[label] = Answered(outcome, method.plan, method.records, None, None, 1.0)
+            found[label] = Answered(outcome, base.plan, base.records, None, None, base.cost)
         return found
 
     def _rescored(
