@@ -27,8 +27,8 @@ def answer_batch(
 ) -> list[Answer]:
     """Answers of one forward pass a token, under whatever methods are attached.
 
-    Prompts about the same images, as objects or paths, share their vision encoding, and the reading of what
-    stands before the question where the methods allow it.
+    Prompts about the same images, as objects or paths, and the beams of a prompt share their vision encoding,
+    and the reading of what stands before the question where the methods allow it.
 
     Args:
         batch: images and text of each prompt.
@@ -47,7 +47,7 @@ def answer_batch(
     inputs = inputs.to(input_device(model), dtype=model.dtype)
     end_tokens = tokens.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
-        if len(pictures) < len(batch):
+        if len(pictures) < len(batch) or generate_kwargs.get("num_beams", 1) > 1:  # beams begin alike
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
         numbers = _Numbers()
