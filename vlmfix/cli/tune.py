@@ -56,7 +56,7 @@ def tune(
         int | None, typer.Option(min=10, help="Images to choose on, at most. (default: 90)")
     ] = None,
     test_images: Annotated[
-        int | None, typer.Option(min=10, help="Images to report on, at most. (default: 300)")
+        int | None, typer.Option(min=10, help="Images to report on, at most. (default: 200)")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     protocol: Annotated[

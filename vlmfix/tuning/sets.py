@@ -19,7 +19,7 @@ class Sizes:
 
     search: int = 72
     choice: int = 90
-    test: int = 300
+    test: int = 200
 
 
 @dataclass(frozen=True)
