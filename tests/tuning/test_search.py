@@ -33,6 +33,7 @@ SPACE = Space(
         "baseline.beam": {"num_beams": 5},
     },
     left_out={},
+    max_cost=20,
 )
 _WORTH = {"adhh": 0.08, "pai": 0.02, "baseline.beam": 0.04, "vhr": -0.05, "dola": -0.02, "vcd": -0.03}
 

@@ -36,11 +36,11 @@ def tune(
         list[str] | None,
         typer.Option(
             help="Guard: what a metric may lose against greedy decoding, such as 'recall >= -0.01', "
-            "'words <= 5', 'cost <= 5'; repeatable. (default for captions: recall >= -0.01)"
+            "'words <= 5', 'cost <= 5'; repeatable. (default for captions: recall >= -0.01, cost <= 6)"
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Candidates that are tried. (default: 48)")
+        int | None, typer.Option(min=1, help="Candidates that are tried. (default: 54)")
     ] = None,
     budget: Annotated[
         str | None,

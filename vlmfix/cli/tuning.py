@@ -130,7 +130,9 @@ def _tuning(
     names = settings.objective or (next(name for name, better in metrics.items() if better),)
     objective = Objective.parse(names, settings.keep or (), metrics)
     calibrated = calibrated_parameters(settings.output, model, processor, worlds, progress.note)
-    space = Space.on(model, processor, decodes=not task.yes_no, calibrated=calibrated)
+    space = Space.on(
+        model, processor, decodes=not task.yes_no, calibrated=calibrated, max_cost=objective.max_cost
+    )
     for name, why in space.left_out.items():
         progress.note(f"left out: {name}: {why}")
     return Tuning(settings, worlds, space, objective, shard, progress)

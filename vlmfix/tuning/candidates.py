@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,6 +108,7 @@ class Space:
         defaults: values of these parameters that the method has on this model by itself.
         left_out: why a method is not tried, by name.
         calibrated: parameters that were calibrated for this search, by method.
+        max_cost: forward passes a token that a candidate may take, beams multiplied in.
     """
 
     slots: Mapping[str, tuple[str, ...]]
@@ -114,6 +116,7 @@ class Space:
     defaults: Mapping[str, Mapping[str, Any]]
     left_out: Mapping[str, str]
     calibrated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    max_cost: float = math.inf
 
     @classmethod
     def on(
@@ -123,6 +126,7 @@ class Space:
         *,
         decodes: bool,
         calibrated: Mapping[str, Mapping[str, Any]],
+        max_cost: float,
     ) -> Space:
         """What works on a model.
 
@@ -131,6 +135,7 @@ class Space:
             processor: with it.
             decodes: whether answers have more than a token, so that beams can differ from greedy decoding.
             calibrated: parameters that no profile has, by method.
+            max_cost: see above; methods that take more alone are left out.
         """
         depth = model.config.get_text_config().num_hidden_layers
         slots: dict[str, list[str]] = {"attention": [], "logits": [], "decoding": []}
@@ -144,6 +149,9 @@ class Space:
             if slot not in slots or (slot == "decoding" and not decodes):
                 continue
             method = make_method(name, **calibrated.get(name, {}))
+            if (cost := Candidate.of({name: {}}).cost) > max_cost:
+                left_out[name] = f"it takes {cost:g} forward passes a token, more than {max_cost:g}"
+                continue
             found = suitability(method, model, processor) if method.attaches else None
             if found is not None and not found.works:
                 left_out[name] = found.notes[0]
@@ -156,9 +164,8 @@ class Space:
             slots[slot].append(name)
             ranges[name] = own
             defaults[name] = {key: _within(own[key], resolved[key]) for key in own}
-        return cls(
-            {name: tuple(several) for name, several in slots.items()}, ranges, defaults, left_out, calibrated
-        )
+        found_slots = {slot: tuple(several) for slot, several in slots.items()}
+        return cls(found_slots, ranges, defaults, left_out, calibrated, max_cost)
 
     @property
     def first_trials(self) -> list[dict[str, Any]]:
@@ -194,10 +201,12 @@ class Space:
             return list(dict.fromkeys(name for several in zip(*ranked, strict=True) for name in several))
 
         pairs = list(combinations(best("attention", 2), 2))
-        logits = [_NONE, *best("logits", 1)]
-        decoding = sorted(self.slots["decoding"], key=lambda name: -values.get(name, 0.0))[:1]
+        logits, decoding = (
+            sorted(self.slots[slot], key=lambda name: -values.get(name, 0.0))[:1]
+            for slot in ("logits", "decoding")
+        )
         found = []
-        for third in logits:
+        for third in (_NONE, *logits):
             for first, second in pairs:
                 names = [each for each in (first, second, third, *decoding) if each != _NONE]
                 if not self._go_together(names):
@@ -230,7 +239,7 @@ class Space:
             make_methods({name: {} for name in names})
         except UnsupportedError:
             return False
-        return True
+        return Candidate.of({name: {} for name in names}).cost <= self.max_cost
 
 
 def _fixed(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,11 @@ class Objective:
             sign * fmean(figures[name][metric] - greedy[name][metric] for name in figures)
             for metric, sign in zip(self.metrics, self.signs, strict=True)
         )
+
+    @property
+    def max_cost(self) -> float:
+        """Forward passes a token that the guards allow."""
+        return min((guard.bound for guard in self.guards if guard.metric == COST), default=math.inf)
 
     def value(self, figures: Mapping[str, Figures], greedy: Mapping[str, Figures]) -> float:
         """The gain of the first metric, less what breaks the guards, mean over the data sets.

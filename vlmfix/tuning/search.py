@@ -26,8 +26,6 @@ ROUND = 6
 # Of as many trials, one goes on to so many times as many images.
 _REDUCTION = 3
 _RUNGS = 3
-# Trials after the planned ones that are drawn at random.
-_RANDOM = 6
 _POLL_SECONDS = 1.0
 
 
@@ -36,8 +34,8 @@ class Measured:
     """What a candidate came to on some images.
 
     Args:
-        value: what decides which trials go on, see `Objective.value`.
-        front: what the sampler makes large, see `Objective.front`.
+        value: what the sampler makes large, and what decides which trials go on, see `Objective.value`.
+        front: by which methods that stand alone are chosen for combinations, see `Objective.front`.
         gains: by how much each metric of the objective was better than greedy decoding.
         figures: values of all metrics, by data set.
         broken: guards that did not hold.
@@ -74,9 +72,8 @@ class Trial:
 class Search:
     """Trials of candidates, each in a study of the rounds before its own.
 
-    The sampler sees every metric of the objective and how far every guard is from being broken, as objectives
-    of one front: a part that gains much and one that makes up for what it costs are both on it, and so come
-    together. Which trials are given up early is decided by one number, see `Objective.value`.
+    The first trials are planned: greedy decoding, every method alone, and combinations of those that did best
+    alone. The sampler goes on from there; of several metrics, with the front of all of them.
 
     A trial depends on its number, the seed and the trials of earlier rounds, and on nothing else: killed and
     resumed on another number of workers, the search finds the same.
@@ -164,7 +161,9 @@ class Search:
             try:
                 measured = measure(candidate, images)
             except UnsupportedError as error:  # what only decoding itself can tell
-                measured, is_complete = _refused(error, len(earlier[0].user_attrs["front"])), False
+                first = earlier[0].user_attrs
+                measured = _refused(error, metrics=len(first["gains"]), front=len(first["front"]))
+                is_complete = False
                 break
             trial.report(measured.value, step=round(images / self.rungs[0]))
             is_early = images == self.rungs[0] and number < len(self._first)
@@ -188,18 +187,18 @@ class Search:
 
     def _sampled(self, number: int, earlier: Sequence[FrozenTrial]) -> optuna.Trial:
         """A trial of a study in memory that knows those of earlier rounds, given up or not."""
-        fronts = [trial.user_attrs["front"] for trial in earlier]
         planned = self._planned(earlier)
-        sampler = TPESampler(n_startup_trials=len(planned) + _RANDOM, seed=self.seed * 100_003 + number)
-        study = optuna.create_study(
-            sampler=sampler, directions=["maximize"] * (len(fronts[0]) if fronts else 1)
-        )
+        sampler = TPESampler(n_startup_trials=len(planned), seed=self.seed * 100_003 + number)
+        further = len(earlier[0].user_attrs["gains"]) - 1 if earlier else 0
+        study = optuna.create_study(sampler=sampler, directions=["maximize"] * (1 + further))
         study.add_trials(
             [
                 optuna.trial.create_trial(
-                    values=front, params=trial.params, distributions=trial.distributions
+                    values=[trial.user_attrs["value"], *trial.user_attrs["gains"][1:]],
+                    params=trial.params,
+                    distributions=trial.distributions,
                 )
-                for trial, front in zip(earlier, fronts, strict=True)
+                for trial in earlier
             ]
         )
         if number < len(planned):
@@ -249,10 +248,9 @@ def _rungs(images: int) -> list[int]:
     return sorted({min(images, least * _REDUCTION**rung) for rung in range(_RUNGS - 1)} | {images})
 
 
-def _refused(error: UnsupportedError, objectives: int) -> Measured:
+def _refused(error: UnsupportedError, *, metrics: int, front: int) -> Measured:
     """What a candidate is worth that the library refuses."""
-    worst = (-1.0,) * objectives
-    return Measured(-1.0, worst, worst, {}, [str(error)])
+    return Measured(-1.0, (-1.0,) * front, (-1.0,) * metrics, {}, [str(error)])
 
 
 def _attributes(trial: Trial) -> dict[str, Any]:

@@ -22,14 +22,16 @@ from vlmfix.evaluation.tasks.base import Task
 from vlmfix.tuning.candidates import Candidate, Space
 from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.final import PLAIN, RECIPE, FinalTable, compared, final_table
-from vlmfix.tuning.objective import AUC, Figures, Objective
+from vlmfix.tuning.objective import AUC, COST, Figures, Objective
 from vlmfix.tuning.search import Measured, Search, Trial
 from vlmfix.tuning.sets import ThreeSets, first_images
 from vlmfix.tuning.worlds import Answered, World
 
 CHOSEN = "chosen.json"
 # Of the best trials, as many come into the choice.
-_FINALISTS = 6
+_FINALISTS = 5
+# Five beams and a little, where the user does not say.
+_MAX_COST = 6
 _POLL_SECONDS = 1.0
 GREEDY = Candidate()
 
@@ -94,7 +96,7 @@ def default_objective(task: type[Task]) -> tuple[tuple[str, ...], tuple[str, ...
         return (AUC,), ()
     if task.tradeoff is not None:
         wrong, recall = task.tradeoff
-        return (wrong,), (f"{recall} >= -0.01",)
+        return (wrong,), (f"{recall} >= -0.01", f"{COST} <= {_MAX_COST}")
     return (), ()
 
 
