@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
+from itertools import product
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -25,6 +25,8 @@ _NONE = "none"
 # Openings that are tried for every method at the attention and the logits, see `vlmfix.engine.gates`.
 _GATE = OneOf((_NONE, "entropy:0..0.2", "entropy:0.1..0.3", "always:0.65"))
 _DIGITS = 3
+# Methods that did best alone by each objective, which come into combinations.
+_BEST = 3
 
 
 class Suggests(Protocol):
@@ -184,33 +186,32 @@ class Space:
     ) -> list[dict[str, Any]]:
         """Combinations of the methods that did best alone, at published values, as parameters of trials.
 
-        Of each slot, the best ones by each objective of the search count: a method that gains much, and one
-        that makes up for what the first one costs.
+        Pairs at the attention are of a method that gains much and one that makes up for what the first one
+        costs; they come with the best way of decoding, some also with the best method at the logits.
 
         Args:
             fronts: what each method came to alone, by name; see `Objective.front`.
-            values: the same as one number, by which one way of decoding is taken; see `Objective.value`.
+            values: the same as one number, by name; see `Objective.value`.
         """
 
-        def best(slot: str, count: int) -> list[str]:
-            known = [name for name in self.slots[slot] if name in fronts]
-            ranked = [
-                sorted(known, key=lambda name: -fronts[name][number])[:count]
-                for number in range(len(fronts[known[0]]) if known else 0)
-            ]
-            return list(dict.fromkeys(name for several in zip(*ranked, strict=True) for name in several))
-
-        pairs = list(combinations(best("attention", 2), 2))
+        known = [name for name in self.slots["attention"] if name in fronts]
+        numbers = range(len(fronts[known[0]]) if known else 0)
+        best = [sorted(known, key=lambda name: -fronts[name][number])[:_BEST] for number in numbers]
+        gain, *rooms = best or [[]]
+        partners = [name for several in zip(*(rooms or [gain]), strict=True) for name in several]
+        pairs = dict.fromkeys(
+            (min(pair), max(pair)) for pair in product(gain, dict.fromkeys(partners)) if len(set(pair)) == 2
+        )
         logits, decoding = (
             sorted(self.slots[slot], key=lambda name: -values.get(name, 0.0))[:1]
             for slot in ("logits", "decoding")
         )
+        triples = [(*pair, _NONE) for pair in pairs]
+        triples += [(*pair, name) for name in logits for pair in list(pairs)[:_BEST]]
         found = []
-        for third in (_NONE, *logits):
-            for first, second in pairs:
-                names = [each for each in (first, second, third, *decoding) if each != _NONE]
-                if not self._go_together(names):
-                    continue
+        for first, second, third in triples:
+            names = [each for each in (first, second, third, *decoding) if each != _NONE]
+            if self._go_together(names):
                 places = {"attention": first, "second attention": second, "logits": third}
                 places |= dict(zip(["decoding"], decoding, strict=False))
                 found.append({**places, **self._values(names)})

@@ -191,16 +191,9 @@ class Search:
         sampler = TPESampler(n_startup_trials=len(planned), seed=self.seed * 100_003 + number)
         further = len(earlier[0].user_attrs["gains"]) - 1 if earlier else 0
         study = optuna.create_study(sampler=sampler, directions=["maximize"] * (1 + further))
-        study.add_trials(
-            [
-                optuna.trial.create_trial(
-                    values=[trial.user_attrs["value"], *trial.user_attrs["gains"][1:]],
-                    params=trial.params,
-                    distributions=trial.distributions,
-                )
-                for trial in earlier
-            ]
-        )
+        # Of one metric, Optuna ranks trials that were given up after those that were not; fronts it makes of
+        # complete ones alone.
+        study.add_trials([_with_all_metrics(trial) for trial in earlier] if further else earlier)
         if number < len(planned):
             study.enqueue_trial(planned[number])
         return study.ask()
@@ -246,6 +239,12 @@ def _rungs(images: int) -> list[int]:
     """Numbers of images on which a trial is tried, one after the other."""
     least = max(1, images // _REDUCTION ** (_RUNGS - 1))
     return sorted({min(images, least * _REDUCTION**rung) for rung in range(_RUNGS - 1)} | {images})
+
+
+def _with_all_metrics(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as one of several metrics, complete."""
+    values = [trial.user_attrs["value"], *trial.user_attrs["gains"][1:]]
+    return optuna.trial.create_trial(values=values, params=trial.params, distributions=trial.distributions)
 
 
 def _refused(error: UnsupportedError, *, metrics: int, front: int) -> Measured:
