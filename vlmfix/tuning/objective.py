@@ -149,13 +149,13 @@ class Objective:
         return min((guard.bound for guard in self.guards if guard.metric == COST), default=math.inf)
 
     def value(self, figures: Mapping[str, Figures], greedy: Mapping[str, Figures]) -> float:
-        """The gain of the first metric, less what breaks the guards, mean over the data sets.
+        """The gain of the first metric, less what breaks the guards on any data set.
 
         A point of recall too little counts as much as a point of the objective, so that a part that needs a
         partner is not given up.
         """
-        penalty = fmean(
-            sum(guard.violation(figures[name], greedy[name]) for guard in self.guards) for name in figures
+        penalty = sum(
+            guard.violation(figures[name], greedy[name]) for guard in self.guards for name in figures
         )
         return self.gains(figures, greedy)[0] - penalty
 

@@ -130,7 +130,7 @@ def test_figures_are_those_of_the_scorer(chair: Chair) -> None:
     """The same captions by `vlmfix score` and by `vlmfix eval`."""
     texts = ["A man, a dog and a bus.", "Cars and people.", "Two dogs, two buses, a cat.", "A cat."]
     for variant, metrics in scores(chair, texts).parsers.items():
-        truth = chair._truth(variant)
+        truth = chair.truth(variant)
         judged = [scorer.judge(text, image, truth) for text, image in zip(texts, OBJECTS, strict=True)]
         expected = scorer.score(judged)
         found = {each.name: each.value for each in metrics}
