@@ -16,7 +16,7 @@ from vlmfix.recipes import Recipe
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "configs" / "recipes"
 DATA = "unusual scenes"
-WIDTH, ROW, MARGIN, LABELS, GAP = 1080, 34, 24, 300, 60
+WIDTH, ROW, MARGIN, LABELS, GAP = 1120, 34, 24, 360, 60
 INK, PALE, WRONG, FOUND = "#1b1f24", "#57606a", "#d1495b", "#2e86ab"
 SCALES = {"CHAIRi": 0.2, "recall": 1.0}
 WORDS = {"CHAIRi": "invented objects (CHAIRi)", "recall": "objects found (recall)"}
@@ -25,16 +25,15 @@ WORDS = {"CHAIRi": "invented objects (CHAIRi)", "recall": "objects found (recall
 def main() -> None:
     recipes = [Recipe.read(path) for path in sorted(RECIPES.glob("*.yaml"))]
     panels = [(recipe, _rows(recipe)) for recipe in recipes]
-    height = sum(ROW * (len(rows) + 2) for _, rows in panels) + 2 * MARGIN + ROW
+    height = sum(ROW * (len(rows) + 2) for _, rows in panels) + 2 * MARGIN
     canvas = Image.new("RGB", (WIDTH, height), "white")
     draw = ImageDraw.Draw(canvas)
     top = MARGIN
     for recipe, rows in panels:
         images = next(each["images"] for each in recipe.evidence if each["data"] == DATA)
         _text(draw, (MARGIN, top), f"{recipe.name.split()[0]}, {images} unseen scenes", 20, INK)
-        for column, (name, words) in enumerate(WORDS.items()):
+        for column, words in enumerate(WORDS.values()):
             _text(draw, (_left(column), top), words, 16, PALE)
-            del name
         top += ROW
         for label, own in rows:
             _text(draw, (MARGIN, top), label, 17, INK)

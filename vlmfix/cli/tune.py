@@ -53,7 +53,7 @@ def tune(
         int | None, typer.Option(min=10, help="Images of each data set to search on, at most. (default: 72)")
     ] = None,
     choice_images: Annotated[
-        int | None, typer.Option(min=10, help="Images to choose on, at most. (default: 90)")
+        int | None, typer.Option(min=10, help="Images to choose on, at most. (default: 150)")
     ] = None,
     test_images: Annotated[
         int | None, typer.Option(min=10, help="Images to report on, at most. (default: 200)")

@@ -18,7 +18,7 @@ class Sizes:
     """The number of images, at most, of each set and data set."""
 
     search: int = 72
-    choice: int = 90
+    choice: int = 150
     test: int = 200
 
 

@@ -298,7 +298,7 @@ class Tuning:
     def choose(self, finalists: Sequence[Candidate]) -> list[Finalist]:
         """The finalists on the choice set, the best one first; those that break a guard stand last.
 
-        Guards are read on the images of search and choice together, which are twice as many; the objective
+        Guards are read on the images of search and choice together, which are more; the objective
         on the choice set alone, as the search made it look too good on its own images.
         """
         both = {world.name: [*world.sets.search, *world.sets.choice] for world in self.worlds}
