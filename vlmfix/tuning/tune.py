@@ -135,6 +135,14 @@ def open_worlds(
     return worlds
 
 
+def _error(data: str, own: Answered, greedy: Answered, metric: str) -> float:
+    """Standard error of a difference to greedy decoding; 0 where there is none."""
+    if metric == COST:
+        return 0.0
+    cell = final_table(data, {PLAIN: greedy, RECIPE: own}, [metric]).row(RECIPE).cells[metric]
+    return 0.0 if cell.difference is None else cell.difference.error or 0.0
+
+
 @dataclass
 class Tuning:
     """A search for a recipe on loaded models and data.
@@ -290,26 +298,37 @@ class Tuning:
     def _finalists(self, trials: Sequence[Trial]) -> list[Candidate]:
         """The best of the trials on the whole search set that came out better than greedy decoding."""
         complete = (trial for trial in trials if trial.is_complete and trial.measured.value > 0)
-        best = dict.fromkeys(
-            trial.candidate for trial in sorted(complete, key=lambda each: -each.measured.value)
-        )
-        return list(best)[:_FINALISTS]
+        best: dict[frozenset[str], Candidate] = {}  # of the same methods, one: the others are hardly another
+        for trial in sorted(complete, key=lambda each: -each.measured.value):
+            best.setdefault(frozenset(name for name, _ in trial.candidate.parts), trial.candidate)
+        return list(best.values())[:_FINALISTS]
 
     def choose(self, finalists: Sequence[Candidate]) -> list[Finalist]:
         """The finalists on the choice set, the best one first; those that break a guard stand last.
 
-        Guards are read on the images of search and choice together, which are more; the objective
-        on the choice set alone, as the search made it look too good on its own images.
+        Guards are read on the images of search and choice together, which are more; one is broken when it is
+        missed by more than the standard error of the difference. The objective is read on the choice set
+        alone, as the search made it look too good on its own images.
         """
         both = {world.name: [*world.sets.search, *world.sets.choice] for world in self.worlds}
         choice = {world.name: world.sets.choice for world in self.worlds}
-        greedy, greedy_both = self.figures(GREEDY, choice), self.figures(GREEDY, both)
+        greedy, greedy_both = self.figures(GREEDY, choice), self.answers(GREEDY, both)
         found = []
         for candidate in finalists:
             figures = self.figures(candidate, choice)
-            broken = self.objective.broken(self.figures(candidate, both), greedy_both)
+            broken = self._broken(self.answers(candidate, both), greedy_both)
             found.append(Finalist(candidate, self.objective.gains(figures, greedy), figures, broken))
         return sorted(found, key=lambda each: (bool(each.broken), -each.gains[0], each.candidate.cost))
+
+    def _broken(self, own: Mapping[str, Answered], greedy: Mapping[str, Answered]) -> list[str]:
+        """The guards that are missed by more than a standard error, with the data set."""
+        found = []
+        for guard in self.objective.guards:
+            for name, each in own.items():
+                violation = guard.violation(each.figures, greedy[name].figures)
+                if violation > 0 and violation > _error(name, each, greedy[name], guard.metric):
+                    found.append(f"{guard} on {name}")
+        return found
 
     def figures(
         self, candidate: Candidate, samples: Mapping[str, Sequence[Sample]]
