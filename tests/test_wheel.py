@@ -85,7 +85,7 @@ def test_its_description_has_no_link_that_leads_nowhere(wheel: Path) -> None:
     links = re.findall(r"\]\(([^)]+)\)|(?:src|href)=\"([^\"]+)\"", readme)
     assert len(links) > 10
     assert [link for pair in links for link in pair if link and not link.startswith(("https://", "#"))] == []
-    assert "](https://raw.githubusercontent.com/vlmfix/vlmfix/main/docs/demo.png)" in readme
+    assert "](https://raw.githubusercontent.com/vlmfix/vlmfix/main/docs/recipe.png)" in readme
     assert "](https://github.com/vlmfix/vlmfix/blob/main/benchmarks/EFFECTS.md" in readme
 
 

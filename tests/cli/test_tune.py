@@ -65,7 +65,7 @@ def test_questions_are_answered_under_a_fitted_offset(pictures: Path, profiles: 
     assert result.exit_code == 0, result.stderr
     results = json.loads((output / "results.json").read_text())
     assert results["objective"] == ["AUC"]
-    greedy = results["trials"][0]["measured"]["figures"]["mine"]
+    greedy = results["trials"][0]["figures"]["mine"]
     assert 0.5 < greedy["AUC"] <= 1
     assert greedy["accuracy"] > 0.8  # without an offset it is 0.7
 
