@@ -8,7 +8,6 @@ like those of the training, of the seed of the table of effects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,25 +24,23 @@ from vlmfix.tuning.sets import ThreeSets
 from vlmfix.tuning.worlds import World
 
 SEED = 770_001
+METRICS = ("CHAIRi", "CHAIRs", "recall", "words")
 
 
-def candidate_of(recipe: vlmfix.Recipe) -> tuple[Candidate, float | None]:
-    """The candidate of a recipe, and its offset between yes and no."""
+def candidate_of(recipe: vlmfix.Recipe) -> Candidate:
+    """The candidate that a recipe is."""
     parts: dict[str, dict[str, Any]] = {name: dict(own) for name, own in recipe.methods}
-    offset = parts.pop(vlmfix.BaselineOutputShift.name, {}).get("delta")
     if recipe.decoding:
         parts[vlmfix.BaselineBeam.name] = dict(recipe.decoding)
-    return Candidate.of(parts), offset
+    return Candidate.of(parts)
 
 
-def measured(world: World, recipe: vlmfix.Recipe, metrics: Sequence[str]) -> FinalTable:
+def measured(world: World, recipe: vlmfix.Recipe) -> FinalTable:
     """The rows of a recipe on all samples of a data set."""
-    candidate, offset = candidate_of(recipe)
-    rows = compared(candidate)
-    samples = world.sets.test
-    answered = {label: world.answer(each, samples, offset=offset or 0.0) for label, each in rows.items()}
-    answered |= {} if world.task.yes_no else world.matched(answered[PLAIN], answered[RECIPE])
-    return final_table(world.name, answered, metrics)
+    rows = compared(candidate_of(recipe))
+    answered = {label: world.answer(each, world.sets.test) for label, each in rows.items()}
+    answered |= world.matched(answered[PLAIN], answered[RECIPE])
+    return final_table(world.name, answered, METRICS)
 
 
 def markdown(table: FinalTable) -> str:
@@ -78,7 +75,9 @@ def main(
     loaded, processor = vlmfix.load(model, dtype="float32")
     chosen = vlmfix.find_recipe(loaded) if recipe is None else vlmfix.load_recipe(recipe)
     chosen.check(loaded)
-    typer.echo(f"{chosen.name}: {candidate_of(chosen)[0].label}, torch {torch.__version__}\n")
+    if chosen.task != "chair":
+        raise typer.BadParameter(f"{chosen.name!r} is for {chosen.task}; this table is of captions (chair)")
+    typer.echo(f"{chosen.name}: {candidate_of(chosen).label}, torch {torch.__version__}\n")
     for name, split, count in (("unusual", "test", unusual), ("usual", "train", usual)):
         job = make_job(
             {
@@ -93,10 +92,7 @@ def main(
         world = World(
             f"{name} scenes", job, plan, ThreeSets([], [], plan.samples), loaded, processor, Shard()
         )
-        metrics = (
-            ("AUC", "accuracy", "yes ratio") if world.task.yes_no else ("CHAIRi", "CHAIRs", "recall", "words")
-        )
-        typer.echo(f"{markdown(measured(world, chosen, metrics))}\n")
+        typer.echo(f"{markdown(measured(world, chosen))}\n")
 
 
 if __name__ == "__main__":

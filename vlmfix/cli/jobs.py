@@ -6,7 +6,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,7 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
     own = Shard.from_environment() if shard is None else Shard.parse(shard)
     quiet = shard is None and own.index > 0  # of workers that were started together, one speaks
     progress = ConsoleProgress(err, quiet=quiet)
-    before = signal.signal(signal.SIGTERM, as_interrupt)
-    try:
+    with resumable(quiet=quiet):
         with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
             tasks = prepare(job, advance)
         share_cores(own)
@@ -57,6 +57,14 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
         )
         runs = execute(job, tasks, *loaded, own, progress)
         _finish(job.output, runs, quiet=quiet, partial=False)
+
+
+@contextmanager
+def resumable(*, quiet: bool) -> Iterator[None]:
+    """A job that may be stopped at any time, by Ctrl-C, SIGTERM or too many errors, and gone on with."""
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        yield
     except KeyboardInterrupt:
         if not quiet:
             command = printable(shlex.join(["vlmfix", *sys.argv[1:]]))
@@ -107,6 +115,5 @@ def share_cores(shard: Shard) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.of))
 
 
-def as_interrupt(*_: Any) -> None:
-    """Ends a job at SIGTERM as Ctrl-C does."""
+def _as_interrupt(*_: Any) -> None:
     raise KeyboardInterrupt

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import shlex
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +16,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.cli.console import err, out, progress_bar
-from vlmfix.cli.jobs import as_interrupt, device_of, share_cores
+from vlmfix.cli.jobs import device_of, resumable, share_cores
 from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets.sources import scene_count
 from vlmfix.evaluation.files.atomic import check_writable
 from vlmfix.evaluation.runner.shard import Shard
-from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.evaluation.tasks.registry import get_task
-from vlmfix.failures import printable, words
 from vlmfix.tuning.calibrated import calibrated_parameters
 from vlmfix.tuning.candidates import Space
 from vlmfix.tuning.config import TuneSettings
@@ -74,8 +69,7 @@ def run_tuning(settings: TuneSettings, shard: str | None) -> None:
     quiet = shard is None and own.index > 0  # of workers that were started together, one speaks
     progress = TuneProgress(quiet=quiet)
     task = get_task(settings.task)
-    if own.index == 0 or shard is not None:
-        check_writable(settings.output)
+    check_writable(settings.output)
     objective, keep = default_objective(task)
     settings = dataclasses.replace(
         settings,
@@ -83,9 +77,8 @@ def run_tuning(settings: TuneSettings, shard: str | None) -> None:
         keep=keep if settings.keep is None else settings.keep,
     )
     settings.claim()
-    before = signal.signal(signal.SIGTERM, as_interrupt)
     start = time.monotonic()
-    try:
+    with resumable(quiet=quiet):
         share_cores(own)
         model, processor = load_model(
             settings.model,
@@ -102,18 +95,6 @@ def run_tuning(settings: TuneSettings, shard: str | None) -> None:
             progress.note("the rest is up to worker 0, which writes the recipe")
             return
         _finish(settings, tuning, result, model, minutes=(time.monotonic() - start) / 60)
-    except KeyboardInterrupt:
-        if not quiet:
-            command = printable(shlex.join(["vlmfix", *sys.argv[1:]]))
-            err.print(
-                f"stopped; what was answered is safe. To go on: {command}", soft_wrap=True, markup=False
-            )
-        raise SystemExit(130) from None
-    except TooManyErrorsError as error:
-        err.print(f"[bold red]error:[/] {escape(words(error))}", soft_wrap=True)
-        raise SystemExit(1) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tuning(

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.comparison import Row, compare
 from vlmfix.evaluation.analysis.marks import Mark, mark, marks
-from vlmfix.evaluation.analysis.roc import auc, auc_difference, auc_swap_test
+from vlmfix.evaluation.analysis.roc import auc_difference, auc_swap_test
 from vlmfix.evaluation.analysis.significance import holm
 from vlmfix.evaluation.analysis.statistics import Estimate
 from vlmfix.tuning.candidates import Candidate
@@ -125,18 +125,16 @@ def _areas(answered: Mapping[str, Answered]) -> dict[str, tuple[Cell, Mark | Non
     assert base.margins is not None
     assert base.is_yes is not None
     clusters = np.array([each.cluster for each in base.outcome.samples])
-    found: dict[str, tuple[Cell, Mark | None]] = {first: (Cell(auc(base.margins, base.is_yes), None), None)}
+    found: dict[str, tuple[Cell, Mark | None]] = {first: (Cell(base.figures[AUC], None), None)}
     tested = {}
     for label, each in others:
-        if each.margins is None or len(each.margins) != len(base.margins):
-            continue
-        given = each.margins, base.margins, base.is_yes, clusters
+        assert each.margins is not None
+        kept = ~(np.isnan(each.margins) | np.isnan(base.margins))  # what both answered
+        given = each.margins[kept], base.margins[kept], base.is_yes[kept], clusters[kept]
         tested[label] = auc_difference(*given), auc_swap_test(*given)
     adjusted = holm([test.p for _, test in tested.values()])
     for (label, (difference, test)), p in zip(tested.items(), adjusted, strict=True):
-        margins = answered[label].margins
-        assert margins is not None
-        found[label] = Cell(auc(margins, base.is_yes), difference), mark(difference, test, p)
+        found[label] = Cell(answered[label].figures[AUC], difference), mark(difference, test, p)
     return found
 
 

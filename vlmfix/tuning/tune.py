@@ -25,7 +25,7 @@ from vlmfix.tuning.final import PLAIN, RECIPE, FinalTable, compared, final_table
 from vlmfix.tuning.objective import AUC, COST, Figures, Objective
 from vlmfix.tuning.search import Measured, Search, Trial
 from vlmfix.tuning.sets import ThreeSets, first_images
-from vlmfix.tuning.worlds import Answered, World
+from vlmfix.tuning.worlds import Answered, World, best_offset, pooled_margins
 
 CHOSEN = "chosen.json"
 # Of the best trials, as many come into the choice.
@@ -163,6 +163,7 @@ class Tuning:
     shard: Shard
     progress: Progress
     _greedy: dict[int, dict[str, Figures]] = field(default_factory=dict, init=False)
+    _offsets: dict[Candidate, float] = field(default_factory=dict, init=False)
 
     def run(self) -> Result | None:
         """Search, choose and test, as far as it belongs to this process; None: another one has the rest."""
@@ -182,7 +183,8 @@ class Tuning:
         if self.shard.index != 0:
             return None
         tables = [] if chosen is None else self._tables(rows, test)
-        return Result(trials, self._search().importances(), judged, chosen, self._offset(chosen), tables)
+        offset = None if chosen is None else self.offset(chosen)
+        return Result(trials, self._search().importances(), judged, chosen, offset, tables)
 
     def _tables(
         self, rows: Mapping[str, Candidate], samples: Mapping[str, Sequence[Sample]]
@@ -198,7 +200,8 @@ class Tuning:
                 own = {PLAIN: own[PLAIN], f"{PLAIN}, no offset": plain} | own
             else:
                 own |= world.matched(own[PLAIN], own[RECIPE])
-            tables.append(final_table(world.name, own, list(shown)))
+            known = own[PLAIN].figures
+            tables.append(final_table(world.name, own, [name for name in shown if name in known]))
         return tables
 
     @property
@@ -207,11 +210,14 @@ class Tuning:
         task = self.worlds[0].task
         return ("accuracy", "yes ratio") if task.yes_no else (*(task.tradeoff or ()), "words")
 
-    def _offset(self, candidate: Candidate | None) -> float | None:
-        """The offset of the recipe: the mean of those of the data sets."""
-        offsets = [] if candidate is None else [world.offset(candidate) for world in self.worlds]
-        known = [each for each in offsets if each is not None]
-        return fmean(known) if known else None
+    def offset(self, candidate: Candidate) -> float | None:
+        """The offset between yes and no with the highest accuracy on all search sets; None: other tasks."""
+        if not self.worlds[0].task.yes_no:
+            return None
+        if candidate not in self._offsets:
+            answered = [world.answer(candidate, world.sets.search) for world in self.worlds]
+            self._offsets[candidate] = best_offset(*pooled_margins(answered))
+        return self._offsets[candidate]
 
     def _share(self, candidates: Sequence[Candidate], samples: Mapping[str, Sequence[Sample]]) -> None:
         """Answer this process's part of some candidates; the first process does what is left of the rest."""
@@ -337,14 +343,14 @@ class Tuning:
         return {name: each.figures for name, each in self.answers(candidate, samples).items()}
 
     def answers(self, candidate: Candidate, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Answered]:
-        """Answers of a candidate on samples of each data set, yes and no by the offset of the search set."""
+        """Answers of a candidate on samples of each data set, under its offset between yes and no."""
         found = {}
         for world in self.worlds:
             own = samples[world.name]
             self.progress.begin(f"{world.name} · {candidate.label}", len(own))
             try:
                 found[world.name] = world.answer(
-                    candidate, own, offset=world.offset(candidate), progress=self.progress.step
+                    candidate, own, offset=self.offset(candidate), progress=self.progress.step
                 )
             finally:
                 self.progress.end()

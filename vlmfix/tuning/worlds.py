@@ -38,7 +38,8 @@ class Answered:
         outcome: scored; of yes/no questions, the answers under the offset.
         records: of the samples that were answered, by sample and repeat.
         plan: its samples, and where its records are.
-        margins: between yes and no at the first token, in nats, `(samples,)`; None where answers are texts.
+        margins: between yes and no at the first token, in nats, `(samples,)`, NaN where a sample failed; None
+            where answers are texts.
         is_yes: which answers should be yes, `(samples,)` bool; None like `margins`.
         cost: of the candidate.
     """
@@ -55,7 +56,7 @@ class Answered:
         """The values of the metrics of the whole task."""
         found = {each.name: each.value for each in self.outcome.metrics if not each.group}
         if self.margins is not None and self.is_yes is not None:
-            found[AUC] = auc(self.margins, self.is_yes)
+            found[AUC] = auc(*pooled_margins([self]))
         return {**found, COST: self.cost}
 
     def named(self, label: str) -> Answered:
@@ -160,24 +161,19 @@ class World:
     ) -> Answered:
         outcome = outcome_of(plan)
         found = [records.done.get((sample.id, repeat)) for sample, repeat in plan.identities]
-        answered = [record for record in found if record is not None]
-        if not answered:
+        if not any(found):
             raise ValueError(f"none of {len(found)} samples of {self.name} was answered; see {plan.path}")
         if self._answer_ids is None:
             return Answered(outcome, plan, records, None, None, candidate.cost)
-        margins = np.array([record["margin"] for record in answered])
-        is_yes = np.array(
-            [
-                sample.target == "yes"
-                for (sample, _), record in zip(plan.identities, found, strict=True)
-                if record is not None
-            ]
-        )
-        delta = best_offset(margins, is_yes) if offset is None else offset
-        says = iter(np.where(margins + delta > 0, "yes", "no").tolist())
-        texts = [None if record is None else next(says) for record in found]
-        outcome = self._rescored(outcome, plan, texts, [False] * len(texts))
-        return Answered(outcome, plan, records, margins, is_yes, candidate.cost)
+        margins = np.array([np.nan if record is None else record["margin"] for record in found])
+        is_yes = np.array([sample.target == "yes" for sample, _ in plan.identities])
+        given = Answered(outcome, plan, records, margins, is_yes, candidate.cost)
+        delta = best_offset(*pooled_margins([given])) if offset is None else offset
+        texts = [
+            None if record is None else "yes" if margin + delta > 0 else "no"
+            for record, margin in zip(found, margins, strict=True)
+        ]
+        return replace(given, outcome=self._rescored(outcome, plan, texts, [False] * len(texts)))
 
     def matched(self, greedy: Answered, method: Answered) -> dict[str, Answered]:
         """Captions of greedy decoding cut to the lengths of a method; where it says more, its own cut."""
@@ -217,15 +213,6 @@ class World:
         ]
         return replace(outcome, samples=results, metrics=judged.metrics, parsers={})
 
-    def offset(self, candidate: Candidate) -> float | None:
-        """The offset between yes and no with the highest accuracy on the search set; None for other tasks."""
-        if self._answer_ids is None:
-            return None
-        found = self.answer(candidate, self.sets.search)
-        assert found.margins is not None
-        assert found.is_yes is not None
-        return best_offset(found.margins, found.is_yes)
-
 
 def best_offset(margins: np.ndarray, is_yes: np.ndarray) -> float:
     """The offset to the margins between yes and no with which most answers are right.
@@ -245,6 +232,22 @@ def best_offset(margins: np.ndarray, is_yes: np.ndarray) -> float:
     best = distinct & (right == right[distinct].max())
     thresholds = between[best]
     return -float(thresholds[np.abs(thresholds).argmin()])
+
+
+def pooled_margins(answered: Sequence[Answered]) -> tuple[np.ndarray, np.ndarray]:
+    """The margins of all that was answered, and which answers should be yes, `(samples,)` each.
+
+    Args:
+        answered: of yes/no questions.
+    """
+    margins, is_yes = [], []
+    for each in answered:
+        assert each.margins is not None
+        assert each.is_yes is not None
+        kept = ~np.isnan(each.margins)
+        margins.append(each.margins[kept])
+        is_yes.append(each.is_yes[kept])
+    return np.concatenate(margins), np.concatenate(is_yes)
 
 
 def _identities(plan: RunPlan) -> list[tuple[str, int]]:
