@@ -24,10 +24,12 @@ from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.tasks.registry import get_task
 from vlmfix.tuning.calibrated import calibrated_parameters
 from vlmfix.tuning.candidates import Space
+from vlmfix.tuning.choice import GREEDY
 from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.final import FinalTable
-from vlmfix.tuning.objective import COST, Objective, directions
-from vlmfix.tuning.tune import GREEDY, Result, Tuning, default_objective, open_worlds
+from vlmfix.tuning.objective import COST, Objective, default_objective, directions
+from vlmfix.tuning.tune import Result, Tuning
+from vlmfix.tuning.worlds import open_worlds
 from vlmfix.tuning.write import PAGE, RECIPE_FILE, make_recipe, write_results
 
 

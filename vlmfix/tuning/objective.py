@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.tasks.base import Task
 
 COST = "cost"
 """Forward passes a token, beams multiplied in, as the methods declare them; 1 is greedy decoding."""
@@ -20,6 +21,8 @@ Figures = Mapping[str, float]
 
 _GUARD = re.compile(r"\s*([A-Za-z][\w -]*?)\s*(<=|>=)\s*([+-]?\d*\.?\d+)\s*")
 _HIGHER, _LOWER = 1, -1
+# Five beams and a little, where the user does not say.
+_MAX_COST = 6
 
 
 def find_metric(name: str, metrics: Mapping[str, str]) -> str:
@@ -163,6 +166,16 @@ class Objective:
         """The gains, and how far each guard is from being broken on the data set where it is nearest."""
         room = (min(guard.room(figures[name], greedy[name]) for name in figures) for guard in self.guards)
         return (*self.gains(figures, greedy), *room)
+
+
+def default_objective(task: type[Task]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a search improves and keeps on a task, where the user does not say."""
+    if task.yes_no:
+        return (AUC,), ()
+    if task.tradeoff is not None:
+        wrong, recall = task.tradeoff
+        return (wrong,), (f"{recall} >= -0.01", f"{COST} <= {_MAX_COST}")
+    return (), ()
 
 
 def _plain(name: str) -> str:

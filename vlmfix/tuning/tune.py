@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Protocol
 
-from transformers import PreTrainedModel, ProcessorMixin
-
 from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.evaluation.files.hashing import differences, plain
-from vlmfix.evaluation.runner.config import make_job
-from vlmfix.evaluation.runner.plan import prepare
 from vlmfix.evaluation.runner.run_store import ResumeError
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.sample import Sample
-from vlmfix.evaluation.tasks.base import Task
 from vlmfix.tuning.candidates import Candidate, Space
+from vlmfix.tuning.choice import GREEDY, Choice, Finalist, finalists
 from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.final import PLAIN, RECIPE, FinalTable, compared, final_table
-from vlmfix.tuning.objective import AUC, COST, Figures, Objective
+from vlmfix.tuning.objective import Figures, Objective
 from vlmfix.tuning.search import Measured, Search, Trial
-from vlmfix.tuning.sets import ThreeSets, first_images
+from vlmfix.tuning.sets import first_images
 from vlmfix.tuning.worlds import Answered, World, best_offset, pooled_margins
 
 CHOSEN = "chosen.json"
-# Of the best trials, as many come into the choice.
-_FINALISTS = 5
-# Five beams and a little, where the user does not say.
-_MAX_COST = 6
 _POLL_SECONDS = 1.0
-GREEDY = Candidate()
 
 
 class Progress(Protocol):
@@ -50,23 +41,6 @@ class Progress(Protocol):
 
     def end(self) -> None:
         """The stage is over."""
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A candidate of the choice.
-
-    Args:
-        candidate: methods and decoding.
-        gains: on the choice set, see `Objective.gains`.
-        figures: on the choice set, by data set.
-        broken: guards that do not hold on the images of search and choice together.
-    """
-
-    candidate: Candidate
-    gains: tuple[float, ...]
-    figures: Mapping[str, Mapping[str, float]]
-    broken: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -88,59 +62,6 @@ class Result:
     chosen: Candidate | None
     offset: float | None
     tables: Sequence[FinalTable]
-
-
-def default_objective(task: type[Task]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a search improves and keeps on a task, where the user does not say."""
-    if task.yes_no:
-        return (AUC,), ()
-    if task.tradeoff is not None:
-        wrong, recall = task.tradeoff
-        return (wrong,), (f"{recall} >= -0.01", f"{COST} <= {_MAX_COST}")
-    return (), ()
-
-
-def open_worlds(
-    settings: TuneSettings,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    shard: Shard,
-    drawn: Callable[[int], None] | None = None,
-) -> list[World]:
-    """The data sets of a search with their three sets of images.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or there are too few images.
-    """
-    worlds = []
-    for number, (name, data) in enumerate(settings.data.items()):
-        job = make_job(
-            {
-                "tasks": [settings.task],
-                "model": settings.model,
-                "revision": settings.revision,
-                "data": data,
-                "protocol": settings.protocol,
-                "output": str(settings.output / f"answers-{number}"),
-                "batch_size": settings.batch_size or "auto",
-                "device": settings.device,
-                "dtype": settings.dtype,
-                "baselines": False,
-            }
-        )
-        [plan] = prepare(job, drawn)
-        sets = ThreeSets.of(plan.samples, settings.sizes, name=name)
-        worlds.append(World(name, job, plan, sets, model, processor, shard))
-    return worlds
-
-
-def _error(data: str, own: Answered, greedy: Answered, metric: str) -> float:
-    """Standard error of a difference to greedy decoding; 0 where there is none."""
-    if metric == COST:
-        return 0.0
-    cell = final_table(data, {PLAIN: greedy, RECIPE: own}, [metric]).row(RECIPE).cells[metric]
-    return 0.0 if cell.difference is None else cell.difference.error or 0.0
 
 
 @dataclass
@@ -168,12 +89,13 @@ class Tuning:
     def run(self) -> Result | None:
         """Search, choose and test, as far as it belongs to this process; None: another one has the rest."""
         trials = self.search()
-        finalists = self._finalists(trials)
+        best = finalists(trials)
         sets = {world.name: [*world.sets.search, *world.sets.choice] for world in self.worlds}
-        self._share([GREEDY, *finalists], sets)
+        self._share([GREEDY, *best], sets)
         if self.shard.index == 0:
-            judged = self.choose(finalists)
-            chosen = judged[0].candidate if judged and self.is_better(judged[0]) else None
+            choice = Choice(self.worlds, self.objective, self.answers)
+            judged = choice.choose(best)
+            chosen = judged[0].candidate if judged and choice.is_better(judged[0]) else None
             self._claim_test(chosen)
         else:
             chosen = self._await_choice()
@@ -250,21 +172,6 @@ class Tuning:
         found = json.loads(path.read_text(encoding="utf-8"))["candidate"]
         return None if found is None else Candidate.of(found)
 
-    def is_better(self, finalist: Finalist) -> bool:
-        """Whether a finalist keeps the guards and is better than greedy decoding on the choice set: on the
-        whole, and on one data set by an interval that excludes 0."""
-        if finalist.broken or finalist.gains[0] <= 0:
-            return False
-        sign, metric = self.objective.signs[0], self.objective.metrics[0]
-        choice = {world.name: world.sets.choice for world in self.worlds}
-        greedy, own = self.answers(GREEDY, choice), self.answers(finalist.candidate, choice)
-        for world in self.worlds:
-            answered = {PLAIN: greedy[world.name], RECIPE: own[world.name]}
-            difference = final_table(world.name, answered, [metric]).row(RECIPE).cells[metric].difference
-            if difference is not None and difference.excludes_zero and sign * difference.value > 0:
-                return True
-        return False
-
     def _search(self) -> Search:
         images = min(len({each.cluster for each in world.sets.search}) for world in self.worlds)
         return Search(
@@ -300,47 +207,6 @@ class Tuning:
             ),
         )
         return search.trials()
-
-    def _finalists(self, trials: Sequence[Trial]) -> list[Candidate]:
-        """The best of the trials on the whole search set that came out better than greedy decoding."""
-        complete = (trial for trial in trials if trial.is_complete and trial.measured.value > 0)
-        best: dict[frozenset[str], Candidate] = {}  # of the same methods, one: the others are hardly another
-        for trial in sorted(complete, key=lambda each: -each.measured.value):
-            best.setdefault(frozenset(name for name, _ in trial.candidate.parts), trial.candidate)
-        return list(best.values())[:_FINALISTS]
-
-    def choose(self, finalists: Sequence[Candidate]) -> list[Finalist]:
-        """The finalists on the choice set, the best one first; those that break a guard stand last.
-
-        Guards are read on the images of search and choice together, which are more; one is broken when it is
-        missed by more than the standard error of the difference. The objective is read on the choice set
-        alone, as the search made it look too good on its own images.
-        """
-        both = {world.name: [*world.sets.search, *world.sets.choice] for world in self.worlds}
-        choice = {world.name: world.sets.choice for world in self.worlds}
-        greedy, greedy_both = self.figures(GREEDY, choice), self.answers(GREEDY, both)
-        found = []
-        for candidate in finalists:
-            figures = self.figures(candidate, choice)
-            broken = self._broken(self.answers(candidate, both), greedy_both)
-            found.append(Finalist(candidate, self.objective.gains(figures, greedy), figures, broken))
-        return sorted(found, key=lambda each: (bool(each.broken), -each.gains[0], each.candidate.cost))
-
-    def _broken(self, own: Mapping[str, Answered], greedy: Mapping[str, Answered]) -> list[str]:
-        """The guards that are missed by more than a standard error, with the data set."""
-        found = []
-        for guard in self.objective.guards:
-            for name, each in own.items():
-                violation = guard.violation(each.figures, greedy[name].figures)
-                if violation > 0 and violation > _error(name, each, greedy[name], guard.metric):
-                    found.append(f"{guard} on {name}")
-        return found
-
-    def figures(
-        self, candidate: Candidate, samples: Mapping[str, Sequence[Sample]]
-    ) -> dict[str, Mapping[str, float]]:
-        """Values of a candidate on samples of each data set."""
-        return {name: each.figures for name, each in self.answers(candidate, samples).items()}
 
     def answers(self, candidate: Candidate, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Answered]:
         """Answers of a candidate on samples of each data set, under its offset between yes and no."""

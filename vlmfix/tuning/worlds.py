@@ -13,8 +13,8 @@ from vlmfix.evaluation.analysis.results import Outcome
 from vlmfix.evaluation.analysis.roc import auc
 from vlmfix.evaluation.report.collect import outcome_of
 from vlmfix.evaluation.runner import matched_baselines
-from vlmfix.evaluation.runner.config import Job
-from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan
+from vlmfix.evaluation.runner.config import Job, make_job
+from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan, prepare
 from vlmfix.evaluation.runner.run_store import Records
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
@@ -23,6 +23,7 @@ from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.scoring import score_fields
 from vlmfix.methods.baselines.output_shift import answer_ids
 from vlmfix.tuning.candidates import Candidate
+from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.objective import AUC, COST, Figures
 from vlmfix.tuning.sets import ThreeSets
 
@@ -212,6 +213,41 @@ class World:
             for result, text, score in zip(outcome.samples, texts, scores, strict=True)
         ]
         return replace(outcome, samples=results, metrics=judged.metrics, parsers={})
+
+
+def open_worlds(
+    settings: TuneSettings,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    shard: Shard,
+    drawn: Callable[[int], None] | None = None,
+) -> list[World]:
+    """The data sets of a search with their three sets of images.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or there are too few images.
+    """
+    worlds = []
+    for number, (name, data) in enumerate(settings.data.items()):
+        job = make_job(
+            {
+                "tasks": [settings.task],
+                "model": settings.model,
+                "revision": settings.revision,
+                "data": data,
+                "protocol": settings.protocol,
+                "output": str(settings.output / f"answers-{number}"),
+                "batch_size": settings.batch_size or "auto",
+                "device": settings.device,
+                "dtype": settings.dtype,
+                "baselines": False,
+            }
+        )
+        [plan] = prepare(job, drawn)
+        sets = ThreeSets.of(plan.samples, settings.sizes, name=name)
+        worlds.append(World(name, job, plan, sets, model, processor, shard))
+    return worlds
 
 
 def best_offset(margins: np.ndarray, is_yes: np.ndarray) -> float:

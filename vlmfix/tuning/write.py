@@ -14,13 +14,14 @@ from vlmfix.methods.baselines.decoding import BaselineBeam
 from vlmfix.methods.baselines.output_shift import BaselineOutputShift
 from vlmfix.recipes import Recipe
 from vlmfix.tuning.candidates import Candidate
+from vlmfix.tuning.choice import GREEDY
 from vlmfix.tuning.config import TuneSettings
 from vlmfix.tuning.final import evidence
 from vlmfix.tuning.objective import AUC, directions
 from vlmfix.tuning.page import write_page
 from vlmfix.tuning.search import Trial
 from vlmfix.tuning.sets import ThreeSets
-from vlmfix.tuning.tune import GREEDY, Result, Tuning
+from vlmfix.tuning.tune import Result, Tuning
 from vlmfix.tuning.worlds import World
 
 RECIPE_FILE, RESULTS, PAGE = "recipe.yaml", "results.json", "tune.html"
