@@ -201,7 +201,9 @@ def test_generate_command(
     assert named.exit_code == 0, named.stderr
     assert '"num_beams": 2' in named.stdout
     recipe.install()
-    assert jobs.cli(*options, "--method", "auto").stdout == named.stdout
+    auto = jobs.cli(*options, "--method", "auto")
+    assert auto.stdout == named.stdout
+    assert "recipe: demo (" in auto.stderr
     assert jobs.cli(*options, "--recipe", "demo").stdout == named.stdout
     for more, words in (
         (("--recipe", "recipe.yaml", "--method", "var"), "--recipe recipe.yaml brings its methods"),

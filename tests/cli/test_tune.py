@@ -87,6 +87,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") <= 2
+    assert not (tmp_path / "run" / "tune.json").exists()  # a mistake does not take the folder
 
 
 def test_a_folder_holds_one_search(pictures: Path, tmp_path: Path) -> None:

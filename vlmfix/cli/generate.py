@@ -11,7 +11,7 @@ import typer
 
 import vlmfix
 from vlmfix.cli.completion import complete_methods
-from vlmfix.cli.console import out, print_json, progress_bar
+from vlmfix.cli.console import err, out, print_json, progress_bar
 from vlmfix.cli.options import (
     RECIPE,
     AllowMissingOption,
@@ -110,6 +110,13 @@ def generate(
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
     if method == AUTO:
         taken = find_recipe(loaded[0])
+        what = "+".join([name for name, _ in taken.methods]) or GREEDY
+        err.print(
+            f"recipe: {taken.name} ({what}, {taken.decoding.get('num_beams', 1)} beams)",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
         chosen = taken.make_methods()
     elif taken is not None:
         taken.check(loaded[0], force=force)

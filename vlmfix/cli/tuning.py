@@ -78,7 +78,6 @@ def run_tuning(settings: TuneSettings, shard: str | None) -> None:
         objective=settings.objective or objective,
         keep=keep if settings.keep is None else settings.keep,
     )
-    settings.claim()
     start = time.monotonic()
     with resumable(quiet=quiet):
         share_cores(own)
@@ -112,6 +111,7 @@ def _tuning(
     metrics = directions(greedy.outcome.metrics, yes_no=task.yes_no)
     names = settings.objective or (next(name for name, better in metrics.items() if better),)
     objective = Objective.parse(names, settings.keep or (), metrics)
+    settings.claim()  # not before: a mistake must not take the folder
     calibrated = calibrated_parameters(settings.output, model, processor, worlds, progress.note)
     space = Space.on(
         model, processor, decodes=not task.yes_no, calibrated=calibrated, max_cost=objective.max_cost
