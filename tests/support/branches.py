@@ -70,7 +70,7 @@ def check_branches(
     inputs: Inputs,
     alone: Alone,
     *,
-    steps: int = 6,
+    steps: int = 4,
     **generate_kwargs: Any,
 ) -> None:
     """Generate under a method, and compare its branches and the prompts with what they are alone."""

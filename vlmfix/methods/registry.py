@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmfix.errors import PACKAGES
+from vlmfix.plugins import plugins
 from vlmfix.settings import closest
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class _Source:
 def _sources() -> dict[str, list[_Source]]:
     """Where the methods of this package and of plugins come from, by name."""
     found = {name: [_own_source(name, module) for module in modules] for name, modules in _own().items()}
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in plugins(GROUP):
         found.setdefault(entry.name, []).append(_plugin_source(entry))
     return found
 

@@ -162,9 +162,8 @@ def test_a_broken_package_breaks_only_itself(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "broken_dogs" / "task.py").write_text("import nothing_like_this")
     with pytest.raises(ValueError, match=r"broken_dogs.task:Dogs of broken_dogs: ModuleNotFoundError: .*"):
         get_task("dogs")
-    (tmp_path / "broken_dogs-1.0.dist-info" / "entry_points.txt").write_text(
-        "[vlmfix.tasks]\ncats = json:dumps\n"
-    )
+    another_version = (tmp_path / "broken_dogs-1.0.dist-info").rename(tmp_path / "broken_dogs-2.0.dist-info")
+    (another_version / "entry_points.txt").write_text("[vlmfix.tasks]\ncats = json:dumps\n")
     with pytest.raises(ValueError, match="json:dumps of broken_dogs: it is no subclass of Task"):
         get_task("cats")
     assert get_task("pope").name == "pope"

@@ -15,13 +15,14 @@ import inspect
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import vlmfix.evals
 from vlmfix.errors import PACKAGES
+from vlmfix.plugins import plugins
 from vlmfix.settings import closest
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _sources(directories: Sequence[Path]) -> dict[str, list[Path | EntryPoint]]:
             raise FileNotFoundError(f"{folder} holds no benchmark ({here}); check --tasks")
         for file in files:
             found.setdefault(file.parent.name, []).append(file)
-    for point in entry_points(group=GROUP):
+    for point in plugins(GROUP):
         found.setdefault(point.name, []).append(point)
     return found
 
