@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
 from markupsafe import Markup
 
 from vlmfix.evaluation.analysis.comparison import Comparison, find
@@ -77,6 +78,27 @@ def write_report(
         title: of the page.
         caveats: sentences at its top.
     """
+    outcomes = [row.outcome for comparison in comparisons for row in comparison.rows]
+    script = files("vlmfix.evaluation.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
+    page = _template().render(
+        title=title,
+        caveats=caveats,
+        provenance=run_provenance(outcomes),
+        sections=_sections(comparisons),
+        others=_others(comparisons),
+        longest_list=_UNANSWERED,
+        resamples=RESAMPLES,
+        style=page_style(),
+        script=Markup(script),
+        thumbnail=functools.cache(thumbnail),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    Path(path).write_bytes(page.encode("utf-8", "replace"))  # answers may hold lone surrogates
+
+
+@functools.cache
+def _template() -> Template:
+    """The template of the page, compiled once."""
     environment = page_environment("vlmfix.evaluation.report")
     environment.filters |= {"shortened": _shortened, "json": _json}
     environment.globals |= {
@@ -88,24 +110,9 @@ def write_report(
         "verdict": formatting.verdict,
         "head": formatting.title,
         "p_value": formatting.p_value,
-        "thumbnail": functools.cache(thumbnail),
         "progress": progress,
     }
-    outcomes = [row.outcome for comparison in comparisons for row in comparison.rows]
-    script = files("vlmfix.evaluation.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        caveats=caveats,
-        provenance=run_provenance(outcomes),
-        sections=_sections(comparisons),
-        others=_others(comparisons),
-        longest_list=_UNANSWERED,
-        resamples=RESAMPLES,
-        style=page_style(),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-    Path(path).write_bytes(page.encode("utf-8", "replace"))  # answers may hold lone surrogates
+    return environment.get_template("report.html.j2")
 
 
 def _sections(comparisons: Sequence[Comparison]) -> list[_Section]:

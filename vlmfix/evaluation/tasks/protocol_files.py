@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,13 @@ def _all(directories: Sequence[Path]) -> tuple[dict[str, Protocol], list[str]]:
 
 
 def _declared(task: type[Task]) -> _Declared:
+    path = Path(inspect.getfile(task)).with_name(FILE)
+    return _read(task, path.read_bytes() if path.is_file() else b"")
+
+
+@functools.cache
+def _read(task: type[Task], content: bytes) -> _Declared:
+    """What a benchmark declares; as long as its file has the same content, parsed once."""
     path = Path(inspect.getfile(task)).with_name(FILE)
     if task.protocols:
         found = _checked(path.with_name(Path(inspect.getfile(task)).name), task, task.protocols)
