@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility, kernels, tokens
 from vlmfix.engine.branches import unfollow_beams
-from vlmfix.engine.caches import named_arguments, read_cache
+from vlmfix.engine.caches import named_arguments
 from vlmfix.engine.call import Call
 from vlmfix.engine.capabilities import (
     ChoosesTokens,
@@ -24,16 +23,13 @@ from vlmfix.engine.capabilities import (
 from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.forward_hooks import ForwardHooks
-from vlmfix.engine.gate_formulas import blend_logits
 from vlmfix.engine.gating import GateState
-from vlmfix.engine.in_place import called
-from vlmfix.engine.kl import differ
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
+from vlmfix.engine.model_hooks import ModelHooks
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.engine.outside_passes import OutsidePasses, names_of
-from vlmfix.engine.phases import is_prompt, visual_tokens
-from vlmfix.engine.scores import Received
+from vlmfix.engine.phases import visual_tokens
 from vlmfix.engine.state import Encoded
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images
@@ -56,10 +52,10 @@ class Attachment:
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[MethodHooks, ...] = ()
         self.outside = OutsidePasses(self, model)
-        self._passes = ForwardHooks(self, self.decoder)
+        self._decoder_hooks = ForwardHooks(self, self.decoder)
+        self._model_hooks = ModelHooks(self, model)
         self._turns = self.outside.turns
-        self._call = Call()
-        self._wants_tuple = False
+        self.call = Call()
         self._processor: ProcessorMixin | None = None
         self._encoder: EncoderTap | None = None
         self._undo = ExitStack()
@@ -67,17 +63,17 @@ class Attachment:
     @property
     def context(self) -> DecodeContext | None:
         """The run of the call in progress; None for every thread but that of the call."""
-        return self._call.context if self._call.thread == threading.get_ident() else None
+        return self.call.context if self.call.thread == threading.get_ident() else None
 
     @property
     def copies(self) -> int:
         """Sequences of each prompt, which the text decoder reads, and not yet the model."""
-        return self._call.copies
+        return self.call.copies
 
     @property
     def layers_seen(self) -> set[int]:
         """Layers whose attention came to the methods since the prompts were read."""
-        return self._call.layers_seen
+        return self.call.layers_seen
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuses: a copy would hang on the hooks of this model.
@@ -101,7 +97,7 @@ class Attachment:
 
     def attach(self, method: MethodHooks, processor: ProcessorMixin | None) -> None:
         """Add one method, after those that are attached; the first one installs the hooks."""
-        if self._call.generates:
+        if self.call.generates:
             raise UnsupportedError(
                 f"{type(method).__name__} cannot be attached while generate is at work on the model; enter "
                 "the block before the call"
@@ -116,7 +112,7 @@ class Attachment:
             except BaseException:
                 self._undo.close()
                 raise
-        self._end_context()
+        self.end_run()
         self.methods += (method,)
         if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
             self._encoder.install()
@@ -124,7 +120,7 @@ class Attachment:
     def detach(self, method: MethodHooks) -> None:
         """Take one method off; the last one leaves the model as it was found."""
         with self._turns.call():
-            self._end_context()
+            self.end_run()
             self.methods = tuple(other for other in self.methods if other is not method)
             if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
                 self._encoder.remove()
@@ -150,14 +146,15 @@ class Attachment:
             )
         for index, layer in enumerate(self.decoder.layers):
             self._set(layer.self_attn, kernels.ATTRIBUTE, self)
-            before_layer = functools.partial(self._passes.before_layer, index)
+            before_layer = functools.partial(self._decoder_hooks.before_layer, index)
             self._undo.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
-        before, after = self._passes.before_decoder, self._passes.after_decoder
+        before, after = self._decoder_hooks.before_decoder, self._decoder_hooks.after_decoder
         self._undo.callback(self.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
         self._undo.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
-        self._undo.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
-        self._undo.callback(self.model.register_forward_hook(self._after_model).remove)
-        self._undo.callback(self.model.register_forward_hook(self._end_pass, always_call=True).remove)
+        of_model = self._model_hooks
+        self._undo.callback(self.model.register_forward_pre_hook(of_model.before, with_kwargs=True).remove)
+        self._undo.callback(self.model.register_forward_hook(of_model.after).remove)
+        self._undo.callback(self.model.register_forward_hook(of_model.end, always_call=True).remove)
         self.outside.install(self._undo)
         self._set(self.model, "generate", self._guarded(self.model.generate))
         self._set(self.model, "init_continuous_batching", compatibility.refuse_continuous_batching)
@@ -192,7 +189,7 @@ class Attachment:
                 "this generate was taken from the model (or the model was copied) inside a block that has "
                 "ended; call it inside the block, or take the generate of the model itself"
             )
-        if self._call.generates:
+        if self.call.generates:
             raise UnsupportedError(
                 "generate was called inside a generate call on the same model, for instance by a logits "
                 "processor or a stopping criterion, which methods do not follow; do it before or after"
@@ -204,9 +201,9 @@ class Attachment:
         for method in methods:
             if isinstance(method, ChoosesTokens):
                 method.check_generate(named)
-        self._end_context()
+        self.end_run()
         self._forget_images()
-        self._call = Call(
+        self.call = Call(
             generates=True,
             thread=threading.get_ident(),
             inputs=named,
@@ -220,77 +217,13 @@ class Attachment:
                     "a block was left while generate was at work in it; leave it afterwards"
                 )
         except BaseException:
-            self._end_context(failed=True)
+            self.end_run(failed=True)
             raise
         finally:
-            self._end_context()
+            self.end_run()
             self._forget_images()
-            self._call = Call()
+            self.call = Call()
         return output
-
-    def _before_model(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Begin a pass: learn its phase, and the layout of a prompt that is new."""
-        named = named_arguments(type(self.model).forward, args, kwargs)
-        cache = read_cache(named)
-        if not self._is_own_call and not self._begin_pass(cache):
-            return None
-        compatibility.check_pass(self.model)
-        self._learn(named, cache)
-        self._wants_tuple = named.get("return_dict", self.model.config.return_dict) is False
-        return ((), {**named, "return_dict": True}) if self._wants_tuple else None
-
-    @property
-    def _is_own_call(self) -> bool:
-        return self._call.generates and self._call.thread == threading.get_ident()
-
-    def _begin_pass(self, cache: DynamicCache | None) -> bool:
-        """Begin a pass outside `generate`; whether it is one of the block."""
-        if not self.outside.begin(cache):
-            return False
-        self._call.thread = threading.get_ident()
-        return True
-
-    def _end_pass(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """End a pass outside `generate`, whether or not it came to its end."""
-        if self.outside.end():
-            self._call.thread = None
-
-    def _learn(self, kwargs: dict[str, Any], cache: DynamicCache | None) -> None:
-        """Learn the phase of a pass from its arguments by name."""
-        input_ids = kwargs.get("input_ids")
-        tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-        if tokens is None:
-            return  # the model itself says best what it misses
-        if self.context is not None and self.context.engine.candidates is not None:
-            return  # whoever set it knows the phase
-        batch, queries = tokens.shape[:2]
-        compatibility.check_cache(cache)
-        if is_prompt(queries, cache, self.context, in_generate=self._call.generates):
-            self._begin_context(input_ids, kwargs)
-        elif self.context is not None:
-            self.context.step += 1
-            end_tokens = self._call.end_tokens
-            if end_tokens is not None and input_ids is not None:
-                self.context.alive &= ~torch.isin(input_ids[:, -1], end_tokens.to(input_ids.device))
-            gates = self.context.engine.gates
-            gates.tokens = None if input_ids is None else input_ids[:, -1]
-            if gates.methods and cache is None:
-                raise UnsupportedError(
-                    f"the gate of {type(gates.methods[0]).__name__} is for the newest token alone, and "
-                    "without a cache the answer so far is read anew in every step; use use_cache=True"
-                )
-        if self.context is not None and self.context.is_prefill:
-            batch *= self.copies
-        if self.context is not None and batch != self.context.layout.batch_size:
-            raise UnsupportedError(
-                f"the batch changed from {self.context.layout.batch_size} to {batch} sequences during "
-                "generation; methods need a constant batch"
-            )
-        if self.context is not None:
-            kept = kwargs.get("logits_to_keep")
-            self.context.engine.wants_last_logits = isinstance(kept, int) and kept == 1
 
     def _encode_images(self, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
         """What the vision encoder makes of other images than those of the prompt, whose attention stays."""
@@ -305,11 +238,11 @@ class Attachment:
         if self._encoder is not None:
             self._encoder.forget()
 
-    def _begin_context(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
-        self._end_context()
-        if not self._call.generates:
+    def begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
+        self.end_run()
+        if not self.call.generates:
             self._forget_images()
-        prompt_ids = self._call.prompt_ids
+        prompt_ids = self.call.prompt_ids
         image_tokens, video_tokens = visual_tokens(self.model, kwargs, prompt_ids)
         layout = PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
         layout = layout.repeat(self.copies)
@@ -318,14 +251,14 @@ class Attachment:
         copies = 1 if prompt_ids is None else layout.batch_size // len(prompt_ids)
         if ids is None and prompt_ids is not None:
             ids = prompt_ids.repeat_interleave(copies, dim=0)
-        context = self._call.context = DecodeContext(
+        context = self.call.context = DecodeContext(
             layout,
             num_layers=len(self.decoder.layers),
             prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
             image_token=self.image_token,
             video_tokens=video_tokens,
             processor=self._processor,
-            inputs=self._call.inputs or kwargs,
+            inputs=self.call.inputs or kwargs,
             copies=copies,
             config=self.model.config,
             encode_images=self._encode_images,
@@ -334,7 +267,7 @@ class Attachment:
             modules=self.modules,
         )
         context.engine.gates = GateState.of(self.methods, context.num_layers, context.prompt_ids)
-        self._call.layers_seen = set()
+        self.call.layers_seen = set()
         for method in self.methods:
             method.begin(context)
         context.engine.tapped_layers = frozenset(
@@ -349,17 +282,17 @@ class Attachment:
         """Within the block, passes read on after some of the prompts alone."""
         whole = self.context
         assert whole is not None
-        part = self._call.context = whole.part(rows)
+        part = self.call.context = whole.part(rows)
         try:
             yield part
         finally:
-            self._call.context = whole
+            self.call.context = whole
 
     @contextmanager
     def beside(self, method: MethodHooks, call: Call, processor: ProcessorMixin | None) -> Iterator[None]:
         """Within the block, passes are those of another call, in which one method more acts."""
-        aside = self.methods, self._call, self._processor
-        self.methods, self._call, self._processor = (
+        aside = self.methods, self.call, self._processor
+        self.methods, self.call, self._processor = (
             (*self.methods, method),
             call,
             processor or self._processor,
@@ -371,74 +304,14 @@ class Attachment:
         finally:
             if len(self.methods) == 1:
                 self._undo.close()
-            self.methods, self._call, self._processor = aside
+            self.methods, self.call, self._processor = aside
 
-    def _end_context(self, *, failed: bool = False) -> None:
+    def end_run(self, *, failed: bool = False) -> None:
         """Hand what the methods did in the run over to them; what they did in half a run is no activity."""
-        context, self._call.context = self._call.context, None
+        context, self.call.context = self.call.context, None
         if context is None:
             return
         unfollow_beams(context)
         if not failed and not context.is_prefill:  # a prefill that failed is no run
             for method in self.methods:
                 method.end(context)
-
-    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Let methods edit the logits, which only the prompts keep, and count the step."""
-        if self._call.thread != threading.get_ident():
-            return None
-        edited = self._edit(output)
-        return edited.to_tuple() if self._wants_tuple else edited
-
-    def _edit(self, output: Any) -> Any:
-        missed = set(range(len(self.decoder.layers))) - self.layers_seen
-        if missed and self.decoder.config._attn_implementation != kernels.NAME:
-            raise UnsupportedError(
-                "the attention implementation of the model was changed inside the block to "
-                f"{self.decoder.config._attn_implementation!r}, where methods do not see it; set it before "
-                "the block"
-            )
-        if missed:
-            raise UnsupportedError(
-                f"{type(self.decoder).__name__} did not call the attention registry in layers "
-                f"{sorted(missed)}, so that no method can see its attention"
-            )
-        context = self.context
-        if context is None:
-            return output
-        owners = [method for method in self.methods if method.owns_logits]
-        gates = context.engine.gates
-        if owners or gates.methods:
-            rows = context.layout.batch_size
-            last = output.logits[:, -1]
-            own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
-            openings = gates.see(own, others, context.step) if gates.methods else {}
-            received = None
-            if self._call.scores is not None:
-                received = Received.of(self._call.scores, last[:rows], type(owners[-1]).__name__)
-                own = received.logits
-            for method in owners:
-                edit = functools.partial(method.edit_logits, context, branches=others)
-                edited = called(method, "edit_logits", own, edit)
-                if method.gate is not None:
-                    edited = blend_logits(own, edited, openings[method])
-                    gates.note(method, openings[method])
-                if edited is not own:
-                    context.count(method, None, differ(own, edited).long(), 1)
-                context.counts_of(method).divergence.compare(own, edited)
-                own = edited
-            if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
-                output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
-            else:
-                output.logits = received.processed(own)[:, None]
-        for method, openings_of_step in gates.end_step():
-            is_open = (openings_of_step > 0).float()
-            context.measure(method, gate=openings_of_step, gate_open=is_open)
-        for method in self.methods:
-            if isinstance(method, ChoosesTokens):  # its steps end when a token is chosen
-                continue
-            taken = torch.ones_like(context.alive)
-            for skipped in method.skipped(context).values():
-                taken &= ~skipped
-            context.counts_of(method).end_step(context.alive, taken, is_prefill=context.step == 0)
-        return output

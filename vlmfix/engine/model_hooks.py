@@ -1,0 +1,198 @@
+"""The passes of a whole model: their phase is learnt, their logits are edited, their steps counted."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from vlmfix.engine import compatibility, kernels
+from vlmfix.engine.caches import named_arguments, read_cache
+from vlmfix.engine.call import Call
+from vlmfix.engine.capabilities import ChoosesTokens
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.gate_formulas import blend_logits
+from vlmfix.engine.in_place import called
+from vlmfix.engine.kl import differ
+from vlmfix.engine.method import MethodHooks
+from vlmfix.engine.outside_passes import OutsidePasses
+from vlmfix.engine.phases import is_prompt
+from vlmfix.engine.scores import Received
+from vlmfix.errors import UnsupportedError
+
+
+class Attached(Protocol):
+    """What hangs on a model, as the hooks around the whole of it see it."""
+
+    call: Call
+    outside: OutsidePasses
+
+    @property
+    def context(self) -> DecodeContext | None:
+        """The run in progress; None: there is none."""
+
+    @property
+    def methods(self) -> tuple[MethodHooks, ...]:
+        """Those that act."""
+
+    def begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Begin a run with a pass over prompts, of these arguments."""
+
+
+class ModelHooks:
+    """Hooks around a model.
+
+    Args:
+        attachment: whose methods act and whose run is read.
+        model: with its decoder.
+    """
+
+    def __init__(self, attachment: Attached, model: PreTrainedModel) -> None:
+        self.attachment = attachment
+        self.model = model
+        self.decoder: Any = model.get_decoder()
+        self._wants_tuple = False
+
+    def before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Begin a pass: learn its phase, and the layout of a prompt that is new."""
+        named = named_arguments(type(self.model).forward, args, kwargs)
+        cache = read_cache(named)
+        if not self._is_own_call and not self._begin_pass(cache):
+            return None
+        compatibility.check_pass(self.model)
+        self._learn(named, cache)
+        self._wants_tuple = named.get("return_dict", self.model.config.return_dict) is False
+        return ((), {**named, "return_dict": True}) if self._wants_tuple else None
+
+    @property
+    def _is_own_call(self) -> bool:
+        return self.attachment.call.generates and self.attachment.call.thread == threading.get_ident()
+
+    def _begin_pass(self, cache: DynamicCache | None) -> bool:
+        """Begin a pass outside `generate`; whether it is one of the block."""
+        if not self.attachment.outside.begin(cache):
+            return False
+        self.attachment.call.thread = threading.get_ident()
+        return True
+
+    def end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """End a pass outside `generate`, whether or not it came to its end."""
+        if self.attachment.outside.end():
+            self.attachment.call.thread = None
+
+    def _learn(self, kwargs: dict[str, Any], cache: DynamicCache | None) -> None:
+        """Learn the phase of a pass from its arguments by name."""
+        input_ids = kwargs.get("input_ids")
+        tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        if tokens is None:
+            return  # the model itself says best what it misses
+        call, context = self.attachment.call, self.attachment.context
+        if context is not None and context.engine.candidates is not None:
+            return  # whoever set it knows the phase
+        batch, queries = tokens.shape[:2]
+        compatibility.check_cache(cache)
+        if is_prompt(queries, cache, context, in_generate=call.generates):
+            self.attachment.begin_run(input_ids, kwargs)
+            context = self.attachment.context
+        elif context is not None:
+            _next_step(context, call, input_ids, has_cache=cache is not None)
+        if context is None:
+            return
+        if context.is_prefill:
+            batch *= call.copies
+        if batch != context.layout.batch_size:
+            raise UnsupportedError(
+                f"the batch changed from {context.layout.batch_size} to {batch} sequences during "
+                "generation; methods need a constant batch"
+            )
+        kept = kwargs.get("logits_to_keep")
+        context.engine.wants_last_logits = isinstance(kept, int) and kept == 1
+
+    def after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Let methods edit the logits, which only the prompts keep, and count the step."""
+        call, context = self.attachment.call, self.attachment.context
+        if call.thread != threading.get_ident():
+            return None
+        self._check_seen(call.layers_seen)
+        if context is not None:
+            _edit_logits(context, self.attachment.methods, call.scores, output)
+            _end_step(context, self.attachment.methods)
+        return output.to_tuple() if self._wants_tuple else output
+
+    def _check_seen(self, layers: set[int]) -> None:
+        missed = set(range(len(self.decoder.layers))) - layers
+        if missed and self.decoder.config._attn_implementation != kernels.NAME:
+            raise UnsupportedError(
+                "the attention implementation of the model was changed inside the block to "
+                f"{self.decoder.config._attn_implementation!r}, where methods do not see it; set it before "
+                "the block"
+            )
+        if missed:
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} did not call the attention registry in layers "
+                f"{sorted(missed)}, so that no method can see its attention"
+            )
+
+
+def _next_step(context: DecodeContext, call: Call, input_ids: Tensor | None, *, has_cache: bool) -> None:
+    context.step += 1
+    if call.end_tokens is not None and input_ids is not None:
+        context.alive &= ~torch.isin(input_ids[:, -1], call.end_tokens.to(input_ids.device))
+    gates = context.engine.gates
+    gates.tokens = None if input_ids is None else input_ids[:, -1]
+    if gates.methods and not has_cache:
+        raise UnsupportedError(
+            f"the gate of {type(gates.methods[0]).__name__} is for the newest token alone, and without a "
+            "cache the answer so far is read anew in every step; use use_cache=True"
+        )
+
+
+def _edit_logits(
+    context: DecodeContext, methods: Sequence[MethodHooks], scores: Tensor | None, output: Any
+) -> None:
+    """Put what methods make of the newest logits, or of the scores in their place, into an output."""
+    owners = [method for method in methods if method.owns_logits]
+    gates = context.engine.gates
+    if not owners and not gates.methods:
+        return
+    rows = context.layout.batch_size
+    last = output.logits[:, -1]
+    own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
+    openings = gates.see(own, others, context.step) if gates.methods else {}
+    received = None
+    if scores is not None:
+        received = Received.of(scores, last[:rows], type(owners[-1]).__name__)
+        own = received.logits
+    for method in owners:
+        edit = functools.partial(method.edit_logits, context, branches=others)
+        edited = called(method, "edit_logits", own, edit)
+        if method.gate is not None:
+            edited = blend_logits(own, edited, openings[method])
+            gates.note(method, openings[method])
+        if edited is not own:
+            context.count(method, None, differ(own, edited).long(), 1)
+        context.counts_of(method).divergence.compare(own, edited)
+        own = edited
+    if received is None:  # float32, as `generate` reads them: bfloat16 would lose the order
+        output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
+    else:
+        output.logits = received.processed(own)[:, None]
+
+
+def _end_step(context: DecodeContext, methods: Sequence[MethodHooks]) -> None:
+    for method, openings in context.engine.gates.end_step():
+        context.measure(method, gate=openings, gate_open=(openings > 0).float())
+    for method in methods:
+        if isinstance(method, ChoosesTokens):  # its steps end when a token is chosen
+            continue
+        taken = torch.ones_like(context.alive)
+        for skipped in method.skipped(context).values():
+            taken &= ~skipped
+        context.counts_of(method).end_step(context.alive, taken, is_prefill=context.step == 0)
