@@ -13,7 +13,7 @@ from vlmfix.evaluation.datasets.coco import write_coco
 
 pytest.importorskip("optuna")
 
-FEW = ("--search-images", "10", "--choice-images", "10", "--test-images", "12", "--trials", "7")
+FEW = ("--search-images", "10", "--choice-images", "10", "--test-images", "12", "--trials", "4")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_from_annotated_pictures_to_a_recipe(pictures: Path, profiles: Path, tmp
     result = tuned(pictures, output, "--objective", "recall", "--keep", "words <= 9")
     assert result.exit_code == 0, result.stderr
     results = json.loads((output / "results.json").read_text())
-    assert [trial["number"] for trial in results["trials"]] == list(range(7))
+    assert [trial["number"] for trial in results["trials"]] == list(range(4))
     assert "<html" in (output / "tune.html").read_text()
     if results["chosen"] is None:
         assert "there is no recipe" in result.stdout

@@ -36,7 +36,7 @@ PICTURE = render(demo_scene())
 def answer(model: Any, processor: Any, method: Any = None, **kwargs: Any) -> str:
     torch.manual_seed(0)
     return vlmfix.generate(
-        model, processor, PICTURE, "Describe the image.", method, **{"max_new_tokens": 16} | kwargs
+        model, processor, PICTURE, "Describe the image.", method, **{"max_new_tokens": 30} | kwargs
     )
 
 

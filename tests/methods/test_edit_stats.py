@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import ATTACHED, acting, under
+from tests.support.names import UNLIKE
 from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.engine.stats import EditStats
 
@@ -31,8 +33,10 @@ def activity_of(name: str, model: PreTrainedModel, *runs: dict[str, Tensor], **k
     return method.edit_stats()
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACHED if not isinstance(acting(name), ChoosesTokens)])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+STEPPING = [name for name in ATTACHED if not isinstance(acting(name), ChoosesTokens)]
+
+
+@pytest.mark.parametrize(("name", "family"), list(zip(STEPPING, cycle(UNLIKE), strict=False)))
 def test_counts_of_a_batch_are_those_of_its_samples(
     name: str, family: str, models: dict[str, PreTrainedModel]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import pytest
@@ -81,14 +80,17 @@ def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> 
             torch.testing.assert_close(batch[:, row], logits(model, single)[:, 0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "family"), list(product(ATTACHED, UNLIKE)))
+BEAMS = {"num_beams": 3, "num_return_sequences": 2}
+SAMPLING = {"do_sample": True, "num_return_sequences": 2}
+
+
 @pytest.mark.parametrize(
-    "decoding",
+    ("name", "decoding", "family"),
     [
-        {"num_beams": 3, "num_return_sequences": 2},
-        {"do_sample": True, "num_return_sequences": 2},
+        pytest.param(name, decoding, UNLIKE[(number + turn) % 2], id=f"{name}-{way}")
+        for number, name in enumerate(ATTACHED)
+        for turn, (way, decoding) in enumerate([("beams", BEAMS), ("sampling", SAMPLING)])
     ],
-    ids=["beams", "sampling"],
 )
 def test_acts_in_other_ways_of_decoding(
     name: str, decoding: dict[str, Any], family: str, model: PreTrainedModel

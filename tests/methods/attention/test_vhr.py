@@ -138,7 +138,7 @@ def test_the_companion_leaves_the_cache(family: str, model: PreTrainedModel) -> 
     with vlmfix.VHR()(model), torch.no_grad():
         output = model(**inputs, use_cache=True, output_hidden_states=True)
         attachment = vars(model.get_decoder())[ATTRIBUTE]
-        assert attachment._call.context.auxiliary_prompts == {}
+        assert attachment.call.context.auxiliary_prompts == {}
     length = inputs["input_ids"].shape[1]
     assert read_cache(output).get_seq_length() == length
     assert read_cache(output).get_seq_length(4) == length
