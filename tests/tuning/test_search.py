@@ -12,7 +12,7 @@ pytest.importorskip("optuna")
 import vlmfix.tuning.search as search_module
 from vlmfix.methods.search_space import Between, LayersBetween, OneOf
 from vlmfix.tuning.candidates import Candidate, Space
-from vlmfix.tuning.search import Measured, Search, Trial
+from vlmfix.tuning.search import ROUND, Measured, Search, Trial
 
 SPACE = Space(
     slots={"attention": ("adhh", "pai", "vhr"), "logits": ("dola", "vcd"), "decoding": ("baseline.beam",)},
@@ -79,6 +79,22 @@ def test_parts_that_help_are_put_together_and_bad_trials_are_given_up(tmp_path: 
     given_up = [trial for trial in found if not trial.is_complete]
     assert len(given_up) > 10
     assert {trial.images for trial in given_up} <= {4, 12}
+
+
+def test_most_later_trials_look_for_strengths_of_the_best_methods(tmp_path: Path) -> None:
+    def methods(trial: Trial) -> list[str]:
+        return [name for name, _ in trial.candidate.parts]
+
+    found = searched(tmp_path, 36)
+    later = [trial for trial in found if trial.number >= 24]
+    for start in range(24, 36, ROUND):
+        known = [each for each in found if each.number < start and each.is_complete]
+        ranked = sorted(known, key=lambda each: -each.measured.value)
+        best = list(dict.fromkeys(frozenset(methods(each)) for each in ranked))[:2]
+        for trial in found[start : start + ROUND]:
+            if trial.number % 3:
+                assert frozenset(methods(trial)) == best[trial.number % 3 - 1]
+    assert len({trial.candidate for trial in later}) > len({tuple(methods(trial)) for trial in later}) + 3
 
 
 def test_killed_and_resumed_by_other_numbers_of_workers_it_finds_the_same(

@@ -61,6 +61,11 @@ class Ranked:
     rank_correlations: dict[str, float]
     saturated: float
 
+    @property
+    def silenced(self) -> list[Head]:
+        """The candidates, best first."""
+        return self.order[: self.exact.shape[1]]
+
     def findings(self, kept: int) -> dict[str, Any]:
         """What supports the order and its first heads, for people."""
         effects = contrast(self.exact, self.captions.hallucinated)

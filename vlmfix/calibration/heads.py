@@ -116,6 +116,7 @@ def calibrate_heads(
         {"hallucinated object tokens": wrong, "correct object tokens": right}
         | of_list
         | ranked.findings(kept),
+        {"adhh_heads": [list(head) for head in ranked.silenced]},
     )
 
 

@@ -26,11 +26,14 @@ class Calibration:
         values: by parameter of the profile.
         source: how it was found, for the profile.
         findings: what supports it, for people.
+        rankings: of a parameter of the profile that is a list, what else came into question: all of it, the
+            best first.
     """
 
     values: dict[str, Any]
     source: str
     findings: dict[str, Any] = field(default_factory=dict)
+    rankings: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def prompt_inputs(model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, prompt: str) -> Any:

@@ -22,7 +22,7 @@ from vlmfix.evaluation.datasets.sources import scene_count
 from vlmfix.evaluation.files.atomic import check_writable
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.tasks.registry import get_task
-from vlmfix.tuning.calibrated import calibrated_parameters
+from vlmfix.tuning.calibrated import calibrated_for
 from vlmfix.tuning.candidates import Space
 from vlmfix.tuning.choice import GREEDY
 from vlmfix.tuning.config import TuneSettings
@@ -112,7 +112,7 @@ def _tuning(
     names = settings.objective or (next(name for name, better in metrics.items() if better),)
     objective = Objective.parse(names, settings.keep or (), metrics)
     settings.claim()  # not before: a mistake must not take the folder
-    calibrated = calibrated_parameters(settings.output, model, processor, worlds, progress.note)
+    calibrated = calibrated_for(settings.output, model, processor, worlds, progress.note)
     space = Space.on(
         model, processor, decodes=not task.yes_no, calibrated=calibrated, max_cost=objective.max_cost
     )

@@ -35,4 +35,11 @@ class OneOf:
     values: tuple[Any, ...]
 
 
-Dimension = Between | LayersBetween | OneOf
+@dataclass(frozen=True)
+class FirstOf:
+    """As many of the first of a ranking, the best ones first; one at least."""
+
+    ranking: tuple[Any, ...]
+
+
+Dimension = Between | LayersBetween | OneOf | FirstOf

@@ -10,26 +10,33 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.calibration.calibrate import CALIBRATIONS, calibrate
+from vlmfix.calibration.results import Calibration
 from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.evaluation.files.hashing import plain
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.registry import task_module
+from vlmfix.methods.base import Method
 from vlmfix.methods.registry import make_method
 from vlmfix.methods.suitability import suitability
 from vlmfix.models.profiles import Profile
+from vlmfix.tuning.candidates import Calibrated
 from vlmfix.tuning.worlds import World
 
 CALIBRATED = "calibrated.json"
 
 
-def calibrated_parameters(
+# Lists of which the search may take more or fewer: by method, its parameter and that of the profile.
+_RANKED = {"adhh": ("heads", "adhh_heads")}
+
+
+def calibrated_for(
     folder: Path,
     model: PreTrainedModel,
     processor: ProcessorMixin,
     worlds: Sequence[World],
     note: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
-    """Parameters of methods that lack a value for this model, by method; found once a folder.
+) -> Calibrated:
+    """Calibrate what methods lack on this model, and what can be ranked; once a folder.
 
     Args:
         folder: of the run.
@@ -40,26 +47,39 @@ def calibrated_parameters(
     """
     path = folder / CALIBRATED
     if not path.exists():
-        found = {}
+        parameters: dict[str, Any] = {}
+        rankings: dict[str, Any] = {}
         for name in CALIBRATIONS:
             method = make_method(name)
-            if method.search_space is None or suitability(method, model, processor).works:
+            works = suitability(method, model, processor).works
+            if method.search_space is None or (works and (name not in _RANKED or not _judges(worlds))):
                 continue
+            note(f"calibrating {name} on the search set")
             try:
-                found[name] = _found(name, model, processor, worlds)
+                found = _calibration(name, model, processor, worlds)
             except (ValueError, ImportError) as error:
                 note(f"{name} is not calibrated: {error}")
-            else:
-                note(f"{name} is calibrated on the search set: {found[name]}")
-        create_json(path, plain(found))
-    content: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+                continue
+            if not works:
+                parameters[name] = _filled_in(method, found, model)
+            if name in _RANKED:
+                parameter, of_profile = _RANKED[name]
+                rankings[name] = {parameter: found.rankings[of_profile]}
+        create_json(path, plain({"parameters": parameters, "rankings": rankings}))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Calibrated(
+        content["parameters"],
+        {
+            name: {key: tuple(map(tuple, ranking)) for key, ranking in own.items()}
+            for name, own in content["rankings"].items()
+        },
+    )
 
 
-def _found(
+def _calibration(
     name: str, model: PreTrainedModel, processor: ProcessorMixin, worlds: Sequence[World]
-) -> dict[str, Any]:
-    """The parameters that a calibration fills in.
+) -> Calibration:
+    """What a method's calibration finds.
 
     Raises:
         ValueError: there is nothing to be found, or the pictures cannot be judged.
@@ -68,16 +88,19 @@ def _found(
     images: list[Any] = []
     for world in worlds:
         images += _annotated(world) if name == "adhh" else _pictures(world.sets.search)
-    values = calibrate(name, model, processor, images).values
-    profile = Profile(
-        "the search set",
-        {},
-        {key: {"value": value, "source": "tune"} for key, value in values.items()},
-        Path(),
-    )
-    method = make_method(name)
-    resolved = method.resolve(model.config, profile)
+    return calibrate(name, model, processor, images)
+
+
+def _filled_in(method: Method, found: Calibration, model: PreTrainedModel) -> dict[str, Any]:
+    """The parameters that a calibration fills in."""
+    values = {key: {"value": value, "source": "tune"} for key, value in found.values.items()}
+    resolved = method.resolve(model.config, Profile("the search set", {}, values, Path()))
     return {key: value for key, value in resolved.parameters.items() if value != method.parameters[key]}
+
+
+def _judges(worlds: Sequence[World]) -> bool:
+    """Whether captions are judged, by which heads are ranked."""
+    return all(world.task.name == "chair" for world in worlds)
 
 
 def _pictures(samples: Sequence[Sample]) -> list[Path]:

@@ -18,7 +18,7 @@ from vlmfix.methods.base import Method
 from vlmfix.methods.baselines.decoding import BaselineBeam
 from vlmfix.methods.grammar import make_methods
 from vlmfix.methods.registry import GREEDY, list_methods, make_method
-from vlmfix.methods.search_space import Between, Dimension, LayersBetween, OneOf
+from vlmfix.methods.search_space import Between, Dimension, FirstOf, LayersBetween, OneOf
 from vlmfix.methods.suitability import suitability
 
 _NONE = "none"
@@ -34,7 +34,7 @@ class Suggests(Protocol):
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
-    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
@@ -68,8 +68,7 @@ class Candidate:
         """As tables show it."""
         shown = []
         for name, own in self.parts:
-            # Heads and layers that were calibrated are in the recipe; here they would fill the table.
-            settings = ", ".join(f"{key}={value}" for key, value in own if not isinstance(value, tuple))
+            settings = ", ".join(f"{key}={_shown(value)}" for key, value in own)
             shown.append(f"{name}({settings})" if settings else name)
         return "+".join(shown) or GREEDY
 
@@ -100,6 +99,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """What was found for a search.
+
+    Args:
+        parameters: that a method lacks on this model, by method.
+        rankings: of parameters that are lists, what to take of, the best first, by method.
+    """
+
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rankings: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Space:
     """What a search may combine on a model: one or two methods at the attention, one at the logits, and a way
     of decoding; combinations that the library refuses are never tried.
@@ -107,7 +119,8 @@ class Space:
     Args:
         slots: names of the methods that each place may hold.
         ranges: of each parameter of each method, layers as whole numbers.
-        defaults: values of these parameters that the method has on this model by itself.
+        defaults: values of these parameters that the method has on this model by itself; of a ranking, how
+            many.
         left_out: why a method is not tried, by name.
         calibrated: parameters that were calibrated for this search, by method.
         max_cost: forward passes a token that a candidate may take, beams multiplied in.
@@ -127,7 +140,7 @@ class Space:
         processor: ProcessorMixin,
         *,
         decodes: bool,
-        calibrated: Mapping[str, Mapping[str, Any]],
+        calibrated: Calibrated,
         max_cost: float,
     ) -> Space:
         """What works on a model.
@@ -136,7 +149,7 @@ class Space:
             model: as loaded.
             processor: with it.
             decodes: whether answers have more than a token, so that beams can differ from greedy decoding.
-            calibrated: parameters that no profile has, by method.
+            calibrated: what was found for this search.
             max_cost: see above; methods that take more alone are left out.
         """
         depth = model.config.get_text_config().num_hidden_layers
@@ -150,7 +163,7 @@ class Space:
             slot = "decoding" if issubclass(cls_, BaselineBeam) else cls_.info.stage
             if slot not in slots or (slot == "decoding" and not decodes):
                 continue
-            method = make_method(name, **calibrated.get(name, {}))
+            method = make_method(name, **calibrated.parameters.get(name, {}))
             if (cost := Candidate.of({name: {}}).cost) > max_cost:
                 left_out[name] = f"it takes {cost:g} forward passes a token, more than {max_cost:g}"
                 continue
@@ -159,6 +172,7 @@ class Space:
                 left_out[name] = found.notes[0]
                 continue
             own = {key: _at_depth(each, depth) for key, each in cls_.search_space.items()}
+            own |= {key: FirstOf(each) for key, each in calibrated.rankings.get(name, {}).items()}
             resolved = method.parameters if found is None else dict(found.parameters)
             if slot != "decoding":
                 own["gate"] = _GATE
@@ -167,7 +181,7 @@ class Space:
             ranges[name] = own
             defaults[name] = {key: _within(own[key], resolved[key]) for key in own}
         found_slots = {slot: tuple(several) for slot, several in slots.items()}
-        return cls(found_slots, ranges, defaults, left_out, calibrated, max_cost)
+        return cls(found_slots, ranges, defaults, left_out, calibrated.parameters, max_cost)
 
     @property
     def first_trials(self) -> list[dict[str, Any]]:
@@ -243,6 +257,12 @@ class Space:
         return Candidate.of({name: {} for name in names}).cost <= self.max_cost
 
 
+def _shown(value: Any) -> Any:
+    """A value for tables, which a list of heads would fill; the recipe has it in full."""
+    is_list = isinstance(value, tuple) and value and isinstance(value[0], tuple)
+    return f"{len(value)} of a list" if is_list else value
+
+
 def _fixed(value: Any) -> Any:
     """A value of a file as one that can be compared and hashed."""
     return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
@@ -258,6 +278,8 @@ def _within(dimension: Dimension, value: Any) -> Any:
     """A default; the nearest end of the range where it lies outside."""
     if isinstance(dimension, Between | LayersBetween):
         return min(max(value, dimension.low), dimension.high)
+    if isinstance(dimension, FirstOf):
+        return min(len(value), len(dimension.ranking))
     return value if value in dimension.values else dimension.values[0]
 
 
@@ -267,4 +289,6 @@ def _suggest(trial: Suggests, name: str, dimension: Dimension) -> Any:
         return float(f"{value:.{_DIGITS}g}")
     if isinstance(dimension, LayersBetween):
         return trial.suggest_int(name, int(dimension.low), int(dimension.high))
+    if isinstance(dimension, FirstOf):
+        return dimension.ranking[: trial.suggest_int(name, 1, len(dimension.ranking), log=True)]
     return trial.suggest_categorical(name, dimension.values)

@@ -14,8 +14,9 @@ from vlmfix.tuning.worlds import Answered, World
 
 GREEDY = Candidate()
 
-# Of the best trials, as many come into the choice.
-_FINALISTS = 5
+# Of the best trials, as many come into the choice, and so many with the same methods.
+_FINALISTS = 6
+_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Finalist:
 def finalists(trials: Sequence[Trial]) -> list[Candidate]:
     """The best of the trials on the whole search set that came out better than greedy decoding."""
     complete = (trial for trial in trials if trial.is_complete and trial.measured.value > 0)
-    best: dict[frozenset[str], Candidate] = {}  # of the same methods, one: the others are hardly another
+    found: dict[Candidate, frozenset[str]] = {}
     for trial in sorted(complete, key=lambda each: -each.measured.value):
-        best.setdefault(frozenset(name for name, _ in trial.candidate.parts), trial.candidate)
-    return list(best.values())[:_FINALISTS]
+        methods = frozenset(trial.candidate.parameters)
+        if list(found.values()).count(methods) < _ALIKE:
+            found.setdefault(trial.candidate, methods)
+    return list(found)[:_FINALISTS]
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.pruners import SuccessiveHalvingPruner
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +28,8 @@ ROUND = 6
 # Of as many trials, one goes on to so many times as many images.
 _REDUCTION = 3
 _RUNGS = 3
+# One in as many trials is free to choose methods; the others look for better strengths of the best ones.
+_FREE_EVERY = 3
 _POLL_SECONDS = 1.0
 
 
@@ -73,7 +77,8 @@ class Search:
     """Trials of candidates, each in a study of the rounds before its own.
 
     The first trials are planned: greedy decoding, every method alone, and combinations of those that did best
-    alone. The sampler goes on from there; of several metrics, with the front of all of them.
+    alone. The sampler goes on from there, most of the time with the methods of the best trials; of several
+    metrics, with the front of all of them.
 
     A trial depends on its number, the seed and the trials of earlier rounds, and on nothing else: killed and
     resumed on another number of workers, the search finds the same.
@@ -188,7 +193,11 @@ class Search:
     def _sampled(self, number: int, earlier: Sequence[FrozenTrial]) -> optuna.Trial:
         """A trial of a study in memory that knows those of earlier rounds, given up or not."""
         planned = self._planned(earlier)
-        sampler = TPESampler(n_startup_trials=len(planned), seed=self.seed * 100_003 + number)
+        sampler: BaseSampler = TPESampler(n_startup_trials=len(planned), seed=self.seed * 100_003 + number)
+        if number >= len(planned) and (rank := number % _FREE_EVERY):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                sampler = PartialFixedSampler(_choices(earlier, rank - 1), sampler)
         further = len(earlier[0].user_attrs["gains"]) - 1 if earlier else 0
         study = optuna.create_study(sampler=sampler, directions=["maximize"] * (1 + further))
         # Of one metric, Optuna ranks trials that were given up after those that were not; fronts it makes of
@@ -239,6 +248,20 @@ def _rungs(images: int) -> list[int]:
     """Numbers of images on which a trial is tried, one after the other."""
     least = max(1, images // _REDUCTION ** (_RUNGS - 1))
     return sorted({min(images, least * _REDUCTION**rung) for rung in range(_RUNGS - 1)} | {images})
+
+
+def _choices(earlier: Sequence[FrozenTrial], rank: int) -> dict[str, Any]:
+    """The methods, and whatever else is no number, of the trial of this rank, one of each set of methods."""
+    complete = (trial for trial in earlier if trial.state is TrialState.COMPLETE)
+    best: dict[frozenset[str], FrozenTrial] = {}
+    for trial in sorted(complete, key=lambda each: -each.user_attrs["value"]):
+        best.setdefault(frozenset(trial.user_attrs["candidate"]), trial)
+    chosen = [*best.values()][::1][min(rank, len(best) - 1)]
+    return {
+        name: value
+        for name, value in chosen.params.items()
+        if isinstance(chosen.distributions[name], CategoricalDistribution)
+    }
 
 
 def _with_all_metrics(trial: FrozenTrial) -> FrozenTrial:
