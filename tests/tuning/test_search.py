@@ -77,8 +77,8 @@ def test_parts_that_help_are_put_together_and_bad_trials_are_given_up(tmp_path: 
     assert {name for name, _ in best.candidate.parts} >= {"adhh", "baseline.beam"}
     assert best.measured.value > _WORTH["adhh"] + 0.02
     given_up = [trial for trial in found if not trial.is_complete]
-    assert len(given_up) > 10
-    assert {trial.images for trial in given_up} <= {4, 12}
+    assert len(given_up) > 3
+    assert {trial.images for trial in given_up} == {12}
 
 
 def test_most_later_trials_look_for_strengths_of_the_best_methods(tmp_path: Path) -> None:

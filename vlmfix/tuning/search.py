@@ -25,9 +25,9 @@ TRIALS = "trials.log"
 
 # Trials of a round do not see each other, so that any number of workers finds the same.
 ROUND = 6
-# Of as many trials, one goes on to so many times as many images.
-_REDUCTION = 3
-_RUNGS = 3
+# Trials begin on a third of the images; the better half of them goes on to all.
+_BEGIN = 1 / 3
+_REDUCTION = 2
 # One in as many trials is free to choose methods; the others look for better strengths of the best ones.
 _FREE_EVERY = 3
 _POLL_SECONDS = 1.0
@@ -170,9 +170,8 @@ class Search:
                 measured = _refused(error, metrics=len(first["gains"]), front=len(first["front"]))
                 is_complete = False
                 break
-            trial.report(measured.value, step=round(images / self.rungs[0]))
-            is_early = images == self.rungs[0] and number < len(self._first)
-            if images != self.rungs[-1] and not is_early and trial.should_prune():
+            trial.report(measured.value, step=images // self.rungs[0])
+            if images != self.rungs[-1] and trial.should_prune():
                 is_complete = False
                 break
         done = Trial(number, candidate, images, measured, is_complete, time.monotonic() - start)
@@ -246,8 +245,7 @@ class Search:
 
 def _rungs(images: int) -> list[int]:
     """Numbers of images on which a trial is tried, one after the other."""
-    least = max(1, images // _REDUCTION ** (_RUNGS - 1))
-    return sorted({min(images, least * _REDUCTION**rung) for rung in range(_RUNGS - 1)} | {images})
+    return sorted({max(1, round(images * _BEGIN)), images})
 
 
 def _choices(earlier: Sequence[FrozenTrial], rank: int) -> dict[str, Any]:
