@@ -176,6 +176,11 @@ def test_recipe_of_a_checkpoint(
     dataclasses.replace(recipe, name="other", match={**recipe.match, "weights": "another"}).install()
     assert vlmfix.find_recipe(loaded[0]).name == "newer"
     assert vlmfix.load_recipe("older").name == "older"
+    path = dataclasses.replace(recipe, name="yes or no", task="pope").install()  # the newest of all
+    assert vlmfix.find_recipe(loaded[0]).name == "newer"
+    assert vlmfix.find_recipe(loaded[0], ["vqa", "pope"]).name == "yes or no"
+    assert vlmfix.find_recipe(loaded[0], ["vqa"]).name == "yes or no"
+    path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no recipe 'x'; .* there are: other, newer, older, shipped"):
         vlmfix.load_recipe("x")
     assert vlmfix.VAR().resolve(loaded[0].config, recipes.find_profile(loaded[0]))  # no profile is in the way

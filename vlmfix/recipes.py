@@ -248,19 +248,21 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
     )
 
 
-def find_recipe(model: PreTrainedModel) -> Recipe:
+def find_recipe(model: PreTrainedModel, tasks: Sequence[str] = ("chair",)) -> Recipe:
     """The recipe of a checkpoint: the newest that the user tuned for its weights, else a shipped one.
 
     Args:
         model: a stock model, or a wrapper around one.
+        tasks: names of benchmarks; recipes that were tuned on one of them go before all others. Without a
+            word, those for captions do.
 
     Raises:
         ValueError: there is none, a file is no recipe, or `VLMFIX_PROFILES` names no folder.
     """
     model = stock_model(model)
-    for recipe in recipes():
-        if mismatch(recipe.match, model) is None:
-            return recipe
+    fitting = [recipe for recipe in recipes() if mismatch(recipe.match, model) is None]
+    for recipe in (*(each for each in fitting if each.task in tasks), *fitting):
+        return recipe
     raise ValueError(
         f"no recipe is known for this checkpoint (weights {weights_digest(model)}); make one with "
         "'vlmfix tune --model MODEL', or name methods"

@@ -103,7 +103,7 @@ class Job:
         """
         if not self.variants:
             given = {name: value for name, value in self.settings.items() if name != "methods"}
-            return make_job(given | {"recipes": [find_recipe(model).content]})
+            return make_job(given | {"recipes": [find_recipe(model, self.tasks).content]})
         for variant in self.variants:
             if variant.recipe is not None:
                 variant.recipe.check(model, force=self.force)
