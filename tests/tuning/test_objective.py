@@ -46,7 +46,7 @@ def test_guards_hold_on_every_data_set_and_what_breaks_them_counts_against_a_can
     greedy = {"a": figures(0.2, 0.9), "b": figures(0.1, 0.95)}
     own = {"a": figures(0.1, 0.92), "b": figures(0.04, 0.92)}
     assert objective.gains(own, greedy) == pytest.approx((0.08,))
-    assert objective.value(own, greedy) == pytest.approx(0.08 - 0.02)
+    assert objective.value(own, greedy) == pytest.approx(0.08 - 0.02 / 2)
     assert objective.front(own, greedy) == pytest.approx((0.08, -0.02))
     assert objective.broken(own, greedy) == ["recall >= -0.01 on b"]
     assert not objective.keeps(own, greedy)

@@ -77,7 +77,7 @@ def test_parts_that_help_are_put_together_and_bad_trials_are_given_up(tmp_path: 
     assert {name for name, _ in best.candidate.parts} >= {"adhh", "baseline.beam"}
     assert best.measured.value > _WORTH["adhh"] + 0.02
     given_up = [trial for trial in found if not trial.is_complete]
-    assert len(given_up) > 3
+    assert given_up
     assert {trial.images for trial in given_up} == {12}
 
 
@@ -90,10 +90,9 @@ def test_most_later_trials_look_for_strengths_of_the_best_methods(tmp_path: Path
     for start in range(24, 36, ROUND):
         known = [each for each in found if each.number < start and each.is_complete]
         ranked = sorted(known, key=lambda each: -each.measured.value)
-        best = list(dict.fromkeys(frozenset(methods(each)) for each in ranked))[:2]
-        for trial in found[start : start + ROUND]:
-            if trial.number % 3:
-                assert frozenset(methods(trial)) == best[trial.number % 3 - 1]
+        best = list(dict.fromkeys(frozenset(methods(each)) for each in ranked))
+        ranks = [best.index(frozenset(methods(trial))) for trial in found[start + 1 : start + ROUND]]
+        assert ranks == [0, 1, 0, 1, 2]
     assert len({trial.candidate for trial in later}) > len({tuple(methods(trial)) for trial in later}) + 3
 
 

@@ -152,13 +152,13 @@ class Objective:
         return min((guard.bound for guard in self.guards if guard.metric == COST), default=math.inf)
 
     def value(self, figures: Mapping[str, Figures], greedy: Mapping[str, Figures]) -> float:
-        """The gain of the first metric, less what breaks the guards on any data set.
+        """The gain of the first metric, less what breaks the guards, both mean over the data sets.
 
-        A point of recall too little counts as much as a point of the objective, so that a part that needs a
-        partner is not given up.
+        A point of recall too little counts as much as a point of the objective: a part that needs a partner
+        is not given up, nor is what misses a guard by chance.
         """
         penalty = sum(
-            guard.violation(figures[name], greedy[name]) for guard in self.guards for name in figures
+            fmean(guard.violation(figures[name], greedy[name]) for name in figures) for guard in self.guards
         )
         return self.gains(figures, greedy)[0] - penalty
 

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.pruners import SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -28,8 +28,10 @@ ROUND = 6
 # Trials begin on a third of the images; the better half of them goes on to all.
 _BEGIN = 1 / 3
 _REDUCTION = 2
-# One in as many trials is free to choose methods; the others look for better strengths of the best ones.
-_FREE_EVERY = 3
+# After the planned ones, one trial of a round is free to choose methods. The others keep those of the best
+# trials, by rank, and look for better strengths: near the good ones, or anywhere.
+_NEAR = (0, 1)
+_ANYWHERE = (0, 1, 2)
 _POLL_SECONDS = 1.0
 
 
@@ -77,8 +79,8 @@ class Search:
     """Trials of candidates, each in a study of the rounds before its own.
 
     The first trials are planned: greedy decoding, every method alone, and combinations of those that did best
-    alone. The sampler goes on from there, most of the time with the methods of the best trials; of several
-    metrics, with the front of all of them.
+    alone. Optuna's samplers go on from there, most of the time with the methods of the best trials; of
+    several metrics, with the front of all of them.
 
     A trial depends on its number, the seed and the trials of earlier rounds, and on nothing else: killed and
     resumed on another number of workers, the search finds the same.
@@ -192,11 +194,7 @@ class Search:
     def _sampled(self, number: int, earlier: Sequence[FrozenTrial]) -> optuna.Trial:
         """A trial of a study in memory that knows those of earlier rounds, given up or not."""
         planned = self._planned(earlier)
-        sampler: BaseSampler = TPESampler(n_startup_trials=len(planned), seed=self.seed * 100_003 + number)
-        if number >= len(planned) and (rank := number % _FREE_EVERY):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                sampler = PartialFixedSampler(_choices(earlier, rank - 1), sampler)
+        sampler = self._sampler(number, planned, earlier)
         further = len(earlier[0].user_attrs["gains"]) - 1 if earlier else 0
         study = optuna.create_study(sampler=sampler, directions=["maximize"] * (1 + further))
         # Of one metric, Optuna ranks trials that were given up after those that were not; fronts it makes of
@@ -205,6 +203,17 @@ class Search:
         if number < len(planned):
             study.enqueue_trial(planned[number])
         return study.ask()
+
+    def _sampler(self, number: int, planned: Sequence[object], earlier: Sequence[FrozenTrial]) -> BaseSampler:
+        seed = self.seed * 100_003 + number
+        near = TPESampler(n_startup_trials=len(planned), seed=seed)
+        place = number % ROUND - 1
+        if number < len(planned) or place < 0:
+            return near
+        chosen = _choices(earlier, (*_NEAR, *_ANYWHERE)[place])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return PartialFixedSampler(chosen, near if place < len(_NEAR) else RandomSampler(seed))
 
     def _planned(self, earlier: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
         """The first trials: greedy decoding, every method alone, and combinations of the best of these."""
