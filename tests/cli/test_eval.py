@@ -515,26 +515,30 @@ def test_a_process_interrupted(whole: tuple[Path, Any], world: Path, tmp_path: P
     assert jobs.metrics(tmp_path / "out") == jobs.metrics(whole[0])
 
 
+SHARE = """
+import sys
+from pathlib import Path
+from vlmfix.evaluation.runner.shard import Shard
+own = Shard.from_environment()
+Path(sys.argv[1], f"{own.index} of {own.of}, {own.local}").touch()
+"""
+
+
 @pytest.mark.slow
-def test_accelerate_gives_each_process_a_share(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",  # any that is free
-    ]
-    command = [ROOT / "cli.py", "eval", *TASKS, *METHODS, *SHORT, "--data", world, "--output", tmp_path]
-    done = subprocess.run([*launch, *map(str, command)], capture_output=True, text=True)
+def test_accelerate_gives_each_process_a_share(tmp_path: Path) -> None:
+    """The share of a process; `test_shares_that_a_launcher_gives` has what is made of it."""
+    program, found = tmp_path / "program.py", tmp_path / "found"
+    program.write_text(SHARE)
+    found.mkdir()
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(program), str(found)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
-    assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
-    assert "report.html, metrics.json, costs.json" in done.stdout
-    files = sorted(path.name for path in tmp_path.glob("*/*/records/*.jsonl"))
-    assert {name[1:] for name in files} == {"-of-2-000.jsonl"}
-    assert len({name[0] for name in files}) > 1
+    assert {path.name for path in found.iterdir()} == {"0 of 2, 0", "1 of 2, 1"}
 
 
 @pytest.mark.parametrize(("option", "rows"), [("--no-controls", 1), ("--controls", 4)])
