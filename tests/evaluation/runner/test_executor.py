@@ -56,8 +56,8 @@ def finished(job: Job, runs: Sequence[RunPlan]) -> bytes:
     return jobs.metrics(job.output)
 
 
-FOUR = {"tasks": ["pope", "vqa"], "methods": ["greedy", "var"], "limit": 7}
-SAMPLES = 7
+FOUR = {"tasks": ["pope", "vqa"], "methods": ["greedy", "var"], "limit": 5}
+SAMPLES = 5
 
 
 @pytest.fixture(scope="module")
