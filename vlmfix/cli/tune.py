@@ -50,13 +50,18 @@ def tune(
         Path | None, path_option("Folder of the search. (default: runs/tune-MODEL-TASK)")
     ] = None,
     search_images: Annotated[
-        int | None, typer.Option(min=10, help="Images of each data set to search on, at most. (default: 72)")
+        int | None,
+        typer.Option(
+            min=10, help="Images of each data set to search on, at most. (default: 72; for questions 36)"
+        ),
     ] = None,
     choice_images: Annotated[
-        int | None, typer.Option(min=10, help="Images to choose on, at most. (default: 150)")
+        int | None,
+        typer.Option(min=10, help="Images to choose on, at most. (default: 150; for questions 60)"),
     ] = None,
     test_images: Annotated[
-        int | None, typer.Option(min=10, help="Images to report on, at most. (default: 200)")
+        int | None,
+        typer.Option(min=10, help="Images to report on, at most. (default: 200; for questions 100)"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     protocol: Annotated[
@@ -74,10 +79,11 @@ def tune(
 ) -> None:
     """Find the methods that work together on a model and your data, and prove them on unseen images."""
     from vlmfix.cli.tuning import run_tuning
+    from vlmfix.evaluation.tasks.registry import get_task
     from vlmfix.tuning.config import TRIALS, TuneSettings, data_sets, parse_budget
-    from vlmfix.tuning.sets import Sizes
+    from vlmfix.tuning.sets import QUESTIONS, Sizes
 
-    default = Sizes()
+    default = QUESTIONS if get_task(task).yes_no else Sizes()
     sizes = Sizes(
         search_images or default.search, choice_images or default.choice, test_images or default.test
     )

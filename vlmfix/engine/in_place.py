@@ -1,4 +1,4 @@
-"""Refusal of hooks that change in place what the model owns."""
+"""Refusal of hooks that change in place what the model owns, or return something else than they should."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def called(
         call: calls the hook on a tensor.
 
     Raises:
-        UnsupportedError: the hook changed the tensor in place.
+        UnsupportedError: the hook changed the tensor in place, or an edit is no tensor of the same shape.
     """
     given = tensor
     if tensor.is_inference():  # which counts no changes
@@ -39,4 +39,22 @@ def called(
             f"{type(method).__name__}.{hook} changed its tensor in place, which belongs to the model; return "
             "a new tensor"
         )
-    return tensor if result is given else result
+    if result is given:
+        return tensor
+    if hook.startswith("edit_"):
+        check_edit(method, hook, result, tensor)
+    return result
+
+
+def check_edit(method: MethodHooks, hook: str, edited: object, before: Tensor) -> None:
+    """Refuse what cannot stand in the place of a tensor.
+
+    Raises:
+        UnsupportedError: it is no tensor, or has another shape.
+    """
+    if not isinstance(edited, Tensor) or edited.shape != before.shape:
+        found = f"shape {tuple(edited.shape)}" if isinstance(edited, Tensor) else type(edited).__name__
+        raise UnsupportedError(
+            f"{type(method).__name__}.{hook} returned {found}; it must return a tensor of the shape that it "
+            f"got, {tuple(before.shape)}"
+        )

@@ -44,8 +44,8 @@ class MethodInfo:
         families: model families that it works with.
 
     Raises:
-        ValueError: `stage` or `provenance` is none of those that there are, or only one of `paper` and
-            `provenance` says that it is published.
+        ValueError: a value of another type, `stage` or `provenance` is none of those that there are, or only
+            one of `paper` and `provenance` says that it is published.
     """
 
     stage: Stage
@@ -65,6 +65,11 @@ class MethodInfo:
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        for name in ("changes", "where", "decoding", "kernels", "families"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"{name} must be a text, got {getattr(self, name)!r}")
+        if type(self.forwards) not in (int, float) or not self.forwards >= 0:
+            raise ValueError(f"forwards must be a number, 0 or more, got {self.forwards!r}")
         if (self.paper is None) != (self.provenance == "unpublished"):
             raise ValueError(
                 f"paper is {self.paper!r} and provenance {self.provenance!r}; an unpublished method has no "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -51,8 +51,9 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
         name: small letters, digits, `_`, `-` and `.`, such as "var"; a literal in files of this package.
 
     Raises:
-        ValueError: the name has another form, or is that of another method; or a field has no default.
-        TypeError: the class is not a method, lacks its `info`, or has abstract members.
+        ValueError: the name has another form, or is that of another method; or a declaration of the class
+            does not fit the others, see `vlmfix.methods.class_checks`.
+        TypeError: the class is not a method, lacks its `info`, has abstract members, or overrides no hook.
     """
 
     def register(cls: type[_M]) -> type[_M]:
@@ -61,7 +62,9 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
                 f"{_place(cls)} cannot be called {name!r}; use small letters, digits, '_', '-' and '.'"
                 f"{', and not a word for something else' if name in (GREEDY, AUTO) else ''}"
             )
-        _check_class(cls)
+        from vlmfix.methods.class_checks import check_class  # which needs torch
+
+        check_class(cls, _place(cls))
         places = {*_own().get(name, ()), *(_place(each) for each in (_registered.get(name),) if each)}
         for place in sorted(places - {_place(cls), cls.__module__}):  # a cell of a notebook may run again
             raise ValueError(f"two methods are called {name!r}: {place} and {_place(cls)}; rename one")
@@ -71,22 +74,6 @@ def register_method(name: str) -> Callable[[type[_M]], type[_M]]:
         return cls
 
     return register
-
-
-def _check_class(cls: type[Any]) -> None:
-    """Refuse a class that would fail later, or for others."""
-    from vlmfix.methods.base import Method, MethodInfo
-
-    if not issubclass(cls, Method):
-        raise TypeError(f"{_place(cls)} is no method; derive it from vlmfix.Method")
-    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
-    if abstract:
-        raise TypeError(f"{_place(cls)} lacks {', '.join(sorted(abstract))}; define them")
-    if not isinstance(getattr(cls, "info", None), MethodInfo):
-        raise TypeError(f"{_place(cls)} lacks a description; set info = vlmfix.MethodInfo(...)")
-    for each in fields(cls):
-        if each.init and each.default is MISSING and each.default_factory is MISSING:
-            raise ValueError(f"{_place(cls)} has no default for {each.name}; give it one")
 
 
 def _place(cls: type[Any]) -> str:
@@ -214,6 +201,9 @@ def _load(name: str, sources: Mapping[str, Sequence[_Source]]) -> type[Method]:
     if name not in _registered:
         names = _names(sources)
         raise ValueError(f"unknown method {name!r}{closest(name, names)}; known methods: {', '.join(names)}")
+    from vlmfix.methods.class_checks import check_values  # which needs torch
+
+    check_values(_registered[name], _place(_registered[name]))
     return _registered[name]
 
 

@@ -14,6 +14,12 @@ class Between:
     high: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        numbers = all(type(each) in (int, float) for each in (self.low, self.high))
+        if not numbers or not self.low < self.high or (self.log and self.low <= 0):
+            least = "above 0 and " if self.log else ""
+            raise ValueError(f"{self} is no range; low must be a number {least}below high")
+
 
 @dataclass(frozen=True)
 class LayersBetween:
@@ -21,6 +27,12 @@ class LayersBetween:
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not all(type(each) in (int, float) for each in (self.low, self.high)) or not (
+            0 <= self.low <= self.high <= 1
+        ):
+            raise ValueError(f"{self} is no range; low and high must be shares of the depth, from 0 to 1")
 
     def at(self, depth: int) -> tuple[int, int]:
         """The least and the greatest number in a decoder of so many layers."""
@@ -33,6 +45,10 @@ class OneOf:
     """One of several values."""
 
     values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, tuple) or not self.values:
+            raise ValueError(f"{self} offers nothing; values must be a tuple with one value at least")
 
 
 @dataclass(frozen=True)

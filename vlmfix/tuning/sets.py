@@ -22,6 +22,10 @@ class Sizes:
     test: int = 200
 
 
+QUESTIONS = Sizes(36, 60, 100)
+"""For yes/no questions, of which an image has many."""
+
+
 @dataclass(frozen=True)
 class ThreeSets:
     """Samples by what they serve; all samples of an image are in one set, images by their hash."""

@@ -73,8 +73,10 @@ class ScoreEdit(KeyEdit, MeasuresScores):
     published_layers: ClassVar[tuple[int, int]]
 
     def __post_init__(self) -> None:
+        name = f"{type(self).__name__}.published_layers"
+        _layer_range(getattr(type(self), "published_layers", None), name)
         if self.layers is not None:
-            object.__setattr__(self, "layers", _layer_range(self.layers))
+            object.__setattr__(self, "layers", _layer_range(self.layers, "layers"))
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         depth = config.get_text_config().num_hidden_layers
@@ -89,6 +91,10 @@ class ScoreEdit(KeyEdit, MeasuresScores):
     def edits_layer(self, layer: int) -> bool:
         assert self.layers is not None
         return self.layers[0] <= layer < self.layers[1]
+
+    @abstractmethod
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
+        """See `Method.edit_scores`."""
 
     @abstractmethod
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:
     return start, max(end, start + 1)
 
 
-def _layer_range(values: Any) -> tuple[int, int]:
+def _layer_range(values: Any, name: str) -> tuple[int, int]:
     """First layer and the one after the last.
 
     Raises:
@@ -138,6 +144,6 @@ def _layer_range(values: Any) -> tuple[int, int]:
     bounds = tuple(values) if isinstance(values, list | tuple) else ()
     if len(bounds) != 2 or any(type(each) is not int for each in bounds) or not 0 <= bounds[0] < bounds[1]:
         raise ValueError(
-            f"layers is {values!r}; it must be the first edited layer, 0 or more, and the one after the last"
+            f"{name} is {values!r}; it must be the first edited layer, 0 or more, and the one after the last"
         )
     return bounds[0], bounds[1]

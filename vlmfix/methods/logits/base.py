@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.in_place import check_edit
 from vlmfix.engine.kl import RULED_OUT
 from vlmfix.engine.state import Branch
 from vlmfix.methods.base import Method
@@ -50,7 +51,9 @@ class LogitsMixer(Method, ABC):
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if self.needs_image and not context.layout.has_image:
             return logits
-        edited = rule_out(logits, self.combine(context, logits, branches), plausible(logits, self.beta))
+        mixed = self.combine(context, logits, branches)
+        check_edit(self, "combine", mixed, logits)
+        edited = rule_out(logits, mixed, plausible(logits, self.beta))
         if self.needs_image:
             edited = torch.where(self.takes(context).to(logits.device)[:, None], edited, logits)
         return edited
