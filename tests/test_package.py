@@ -19,6 +19,7 @@ def test_every_method_is_exported_and_described() -> None:
     for cls in vlmfix.list_methods().values():
         assert getattr(vlmfix, cls.__name__) is cls
         assert cls.__name__ in vlmfix.__all__
+        assert cls.info.paper, f"{cls.name} is published, so it needs its paper"
         assert cls.info.paper in "".join((cls.__doc__ or "").split())
         assert cls.identity_parameters or not cls.attaches
     # 'vlmfix methods --markdown' prints it.

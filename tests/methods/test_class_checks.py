@@ -57,6 +57,7 @@ def test_a_sound_class() -> None:
     [
         ({"search_space": {"strenght": Between(0.1, 2)}}, r"has 'strenght' \(did you mean 'strength'\?\)"),
         ({"search_space": {"strength": (0.1, 2)}}, "use Between, LayersBetween or OneOf"),
+        ({"search_space": {"strength": LayersBetween(0, 8)}}, "are shares of the depth, up to 1"),
         ({"search_space": ["strength"]}, "it must be a mapping from parameters"),
         ({"identity_parameters": {"strenth": 0}}, r"identity_parameters has 'strenth' \(did you mean"),
         ({"gate": "top1:0.5", "__annotations__": {"gate": "str"}}, "gate, which is a field of every method"),
@@ -145,7 +146,7 @@ def test_published_layers(layers: Any) -> None:
         (lambda: Between(2, 0.1), "is no range; low must be a number below high"),
         (lambda: Between("a", 2), "is no range"),  # type: ignore[arg-type]
         (lambda: Between(0, 2, log=True), "low must be a number above 0 and below high"),
-        (lambda: LayersBetween(0.5, 2), "must be shares of the depth"),
+        (lambda: LayersBetween(-0.5, 1), "must be numbers, 0 or more"),
         (lambda: OneOf(()), "offers nothing"),
         (
             lambda: vlmfix.MethodInfo(stage="logits", changes="x", where="y", forwards="two"),

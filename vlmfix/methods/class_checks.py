@@ -9,7 +9,7 @@ from typing import Any, get_args
 from vlmfix.engine import capabilities
 from vlmfix.engine.method import MethodHooks
 from vlmfix.methods.base import Method, MethodInfo
-from vlmfix.methods.search_space import Between, Dimension, OneOf
+from vlmfix.methods.search_space import Between, Dimension, LayersBetween, OneOf
 from vlmfix.settings import closest
 
 _HOOKS = ("edit_scores", "edit_weights", "edit_heads", "edit_logits", "enter_layer", "observe", "branches")
@@ -65,6 +65,8 @@ def _faults(cls: type[Method]) -> Iterator[str]:
     for name, dimension in (cls.search_space or {}).items():
         if not isinstance(dimension, get_args(Dimension)):
             yield f".search_space has {dimension!r} for {name}; use Between, LayersBetween or OneOf"
+        if isinstance(dimension, LayersBetween) and dimension.high > 1:
+            yield f".search_space has {dimension} for {name}; low and high are shares of the depth, up to 1"
 
 
 def check_values(cls: type[Method], place: str) -> None:

@@ -29,10 +29,9 @@ class LayersBetween:
     high: float
 
     def __post_init__(self) -> None:
-        if not all(type(each) in (int, float) for each in (self.low, self.high)) or not (
-            0 <= self.low <= self.high <= 1
-        ):
-            raise ValueError(f"{self} is no range; low and high must be shares of the depth, from 0 to 1")
+        numbers = all(type(each) in (int, float) for each in (self.low, self.high))
+        if not numbers or not 0 <= self.low <= self.high:
+            raise ValueError(f"{self} is no range; low and high must be numbers, 0 or more")
 
     def at(self, depth: int) -> tuple[int, int]:
         """The least and the greatest number in a decoder of so many layers."""
