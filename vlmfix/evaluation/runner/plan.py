@@ -12,6 +12,7 @@ from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.datasets.sources import open_data
 from vlmfix.evaluation.files.atomic import check_writable, write_json
 from vlmfix.evaluation.files.hashing import differences, plain
+from vlmfix.evaluation.files.readers import shown
 from vlmfix.evaluation.runner import baselines, run_key
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
@@ -85,12 +86,29 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Tas
         data.used = {}
         task = get_task(name, job.tasks_from)(data, protocol)
         samples = task.samples(job.output / "data" / "pope")
+        _check_samples(task, samples)
         if job.limit is not None:
             samples = limited(samples, job.limit)
         if not samples:
             raise ValueError(f"{name} has no samples in the data; check --data and --limit")
         tasks.append(TaskPlan(task, samples, dict(data.used)))
     return tasks
+
+
+def _check_samples(task: Task, samples: object) -> None:
+    """Refuse what a benchmark of somebody else may give.
+
+    Raises:
+        ValueError: it is no list of samples, or the target of a yes/no question is neither.
+    """
+    if not isinstance(samples, list) or not all(isinstance(each, Sample) for each in samples):
+        raise ValueError(f"{type(task).__name__}.samples gives no list of Sample but {shown(samples)}")
+    for sample in samples if task.yes_no else ():
+        if sample.target not in ("yes", "no"):
+            raise ValueError(
+                f"sample {sample.id} of {task.name} has the target {sample.target!r}; that of a yes/no "
+                "question must be yes or no"
+            )
 
 
 def write_job(job: Job, runs: Sequence[RunPlan]) -> None:
