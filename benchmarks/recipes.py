@@ -35,9 +35,11 @@ def candidate_of(recipe: vlmfix.Recipe) -> Candidate:
     return Candidate.of(parts)
 
 
-def measured(world: World, recipe: vlmfix.Recipe) -> FinalTable:
+def measured(world: World, recipe: vlmfix.Recipe, *, leave_one_out: bool) -> FinalTable:
     """The rows of a recipe on all samples of a data set."""
     rows = compared(candidate_of(recipe))
+    if not leave_one_out:
+        rows = {label: each for label, each in rows.items() if not label.startswith("without ")}
     answered = {label: world.answer(each, world.sets.test) for label, each in rows.items()}
     answered |= world.matched(answered[PLAIN], answered[RECIPE])
     return final_table(world.name, answered, METRICS)
@@ -70,6 +72,7 @@ def main(
     unusual: Annotated[int, typer.Option(help="Scenes that often lack a partner.")] = 1000,
     usual: Annotated[int, typer.Option(help="Scenes like those of the training.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="World of the scenes.")] = SEED,
+    leave_one_out: Annotated[bool, typer.Option(help="Also the recipe without each of its parts.")] = True,
 ) -> None:
     """Print the tables of a recipe in Markdown."""
     loaded, processor = vlmfix.load(model, dtype="float32")
@@ -92,7 +95,7 @@ def main(
         world = World(
             f"{name} scenes", job, plan, ThreeSets([], [], plan.samples), loaded, processor, Shard()
         )
-        typer.echo(f"{markdown(measured(world, chosen))}\n")
+        typer.echo(f"{markdown(measured(world, chosen, leave_one_out=leave_one_out))}\n")
 
 
 if __name__ == "__main__":
