@@ -40,7 +40,7 @@ def tune(
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Candidates that are tried. (default: 60)")
+        int | None, typer.Option(min=1, help="Candidates that are tried. (default: 54)")
     ] = None,
     budget: Annotated[
         str | None,

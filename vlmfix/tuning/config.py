@@ -23,7 +23,7 @@ SYNTHETIC: Mapping[str, Mapping[str, Any]] = {
 }
 """The data sets of `--data synthetic`: scenes that often lack the partner of an object, and scenes like those
 of the training of the embedded models, in which partners stand together."""
-TRIALS = 60
+TRIALS = 54
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
