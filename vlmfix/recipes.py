@@ -261,8 +261,8 @@ def find_recipe(model: PreTrainedModel, tasks: Sequence[str] = ("chair",)) -> Re
     """
     model = stock_model(model)
     fitting = [recipe for recipe in recipes() if mismatch(recipe.match, model) is None]
-    for recipe in (*(each for each in fitting if each.task in tasks), *fitting):
-        return recipe
+    if fitting:
+        return next((recipe for recipe in fitting if recipe.task in tasks), fitting[0])
     raise ValueError(
         f"no recipe is known for this checkpoint (weights {weights_digest(model)}); make one with "
         "'vlmfix tune --model MODEL', or name methods"
