@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # A test uses one core.
 PARALLEL := --numprocesses auto --dist worksteal
 export HF_HUB_OFFLINE = 1
+# Tests start many processes, each of which would compile the package anew.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test tests checks quick coverage lint types docs test-oldest clean
 

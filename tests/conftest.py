@@ -5,6 +5,7 @@ The process that hands tests to the workers reads this file, too, and need not i
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,17 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _no_user_profiles(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLMFIX_PROFILES", str(tmp_path_factory.mktemp("profiles")))
+def _no_user_profiles(
+    _profiles: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _profiles / str(id(request.node))
+    folder.mkdir()
+    monkeypatch.setenv("VLMFIX_PROFILES", str(folder))
+
+
+@pytest.fixture(scope="session")
+def _profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("profiles")
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("family", QUICK) != QUICK:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is there to stay: the collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(params=FAMILIES)

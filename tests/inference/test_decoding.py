@@ -12,11 +12,14 @@ import vlmfix
 from vlmfix.evaluation.datasets import demo_scene, render
 from vlmfix.inference.decoding import plain_decoding, set_aside
 
+LONG = 30
+"""Tokens within which the answer ends by itself."""
+
 LEAKS: list[dict[str, Any]] = [
     {"repetition_penalty": 3.0},
     {"num_beams": 3, "length_penalty": 5.0},
     {"do_sample": True, "temperature": 5.0},
-    {"min_new_tokens": 25},
+    {"min_new_tokens": LONG - 5},
     {"suppress_tokens": list(range(20, 200))},
     {"begin_suppress_tokens": list(range(20, 200))},
     {"no_repeat_ngram_size": 1},
@@ -36,7 +39,7 @@ PICTURE = render(demo_scene())
 def answer(model: Any, processor: Any, method: Any = None, **kwargs: Any) -> str:
     torch.manual_seed(0)
     return vlmfix.generate(
-        model, processor, PICTURE, "Describe the image.", method, **{"max_new_tokens": 30} | kwargs
+        model, processor, PICTURE, "Describe the image.", method, **{"max_new_tokens": 10} | kwargs
     )
 
 
@@ -45,6 +48,7 @@ def stock(loaded: tuple[Any, Any]) -> dict[str, str]:
     """What the rows say without any settings of the checkpoint."""
     return {
         "greedy": answer(*loaded),
+        "long": answer(*loaded, max_new_tokens=LONG),
         "beams": answer(*loaded, num_beams=2),
         "sample": answer(*loaded, do_sample=True),
         "baseline.beam": answer(*loaded, "baseline.beam"),
@@ -60,6 +64,8 @@ def test_nothing_of_the_checkpoint_leaks_into_a_row(
         setattr(model.generation_config, name, value)
     before = model.generation_config.to_dict()
     assert answer(model, processor) == stock["greedy"]
+    if "min_new_tokens" in leak:
+        assert answer(model, processor, max_new_tokens=LONG) == stock["long"]
     if len(leak) == 2 or "repetition_penalty" in leak:
         assert answer(model, processor, num_beams=2) == stock["beams"]
         assert answer(model, processor, do_sample=True) == stock["sample"]

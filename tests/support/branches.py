@@ -46,6 +46,16 @@ in_every_way = pytest.mark.parametrize(
 """Greedily on a family of each form of pictures and positions, in the other ways on those that are unlike in
 turn."""
 
+in_some_ways = pytest.mark.parametrize(
+    ("family", "way", "fused"),
+    [
+        pytest.param(UNLIKE[0], *WAYS[2], id=f"{UNLIKE[0]}-{WAY_NAMES[2]}"),
+        pytest.param(UNLIKE[1], *WAYS[1], id=f"{UNLIKE[1]}-{WAY_NAMES[1]}"),
+        pytest.param("qwen3_vl", *WAYS[0], id=f"qwen3_vl-{WAY_NAMES[0]}"),
+    ],
+)
+"""Ways that have most in them, for methods whose branches are read as those of others are."""
+
 
 def images_of(family: str, way: dict[str, Any]) -> tuple[int, int]:
     """Numbers of images of two prompts; old versions mix up the images of beams where they are several."""

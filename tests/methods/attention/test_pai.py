@@ -15,7 +15,7 @@ from tests.support.branches import (
     Inputs,
     check_branches,
     images_of,
-    in_every_way,
+    in_some_ways,
     text_ids,
     text_logits,
 )
@@ -125,7 +125,7 @@ def test_guidance_against_its_other_form() -> None:
     assert torch.equal(guide(logits, branch, 1.0), own)
 
 
-@in_every_way
+@in_some_ways
 def test_guidance_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

@@ -20,6 +20,7 @@ from tests.support.branches import (
     check_branches,
     images_of,
     in_every_way,
+    in_some_ways,
     last_logits,
     text_ids,
     text_logits,
@@ -168,7 +169,7 @@ def test_branches_equal_brute_force(
     check_branches(model, family, method, inputs, without_image(model), **way)
 
 
-@in_every_way
+@in_some_ways
 def test_noised_images_equal_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

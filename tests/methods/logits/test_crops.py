@@ -17,7 +17,7 @@ from tests.support.branches import (
     answered,
     check_branches,
     images_of,
-    in_every_way,
+    in_some_ways,
     last_logits,
     least,
     selected_logits,
@@ -79,7 +79,7 @@ def test_formula_against_a_loop() -> None:
     assert 0 < gated < 30
 
 
-@in_every_way
+@in_some_ways
 def test_branches_equal_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

@@ -21,7 +21,7 @@ from tests.support.branches import (
     answered,
     check_branches,
     images_of,
-    in_every_way,
+    in_some_ways,
     last_logits,
 )
 from vlmfix.engine.vision_cache import split_images
@@ -199,7 +199,7 @@ def test_processors_that_do_not_scale(llava: PreTrainedModel) -> None:
     assert torch.equal(form.pixels(form.pictures(image), image), image["pixel_values"])
 
 
-@in_every_way
+@in_some_ways
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

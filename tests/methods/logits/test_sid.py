@@ -16,7 +16,7 @@ from tests.support.branches import (
     answered,
     check_branches,
     images_of,
-    in_every_way,
+    in_some_ways,
     last_logits,
     least,
     selected_logits,
@@ -48,7 +48,7 @@ def image_columns(single: Inputs) -> list[int]:
     return (single["input_ids"][0] == families.IMAGE_TOKEN).nonzero().flatten().tolist()
 
 
-@in_every_way
+@in_some_ways
 @pytest.mark.parametrize("settings", [{"keep": 2}, {"keep": 0.3, "layer": 1}], ids=["number", "share"])
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, settings: dict[str, Any], way: dict[str, Any], fused: bool

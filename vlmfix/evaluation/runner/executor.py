@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
@@ -122,8 +123,14 @@ def execute(
     return runs
 
 
+_warm: WeakSet[PreTrainedModel] = WeakSet()
+
+
 def _warm_up(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     """Pay for what only the first answer of a process costs, before time is measured."""
+    if model in _warm:
+        return
+    _warm.add(model)
     grey = Image.new("RGB", (224, 224), (128, 128, 128))
     decoding = plain_decoding(model, {"max_new_tokens": 2})
     answer_batch(model, processor, [(grey, "Hello")] * 2, **decoding)
