@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from vlmfix.calibration.head_statistics import first_order_effects
 from vlmfix.engine.caches import with_cache
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.compatibility import stock_model
+from vlmfix.models.structure import new_cache, text_decoder
 
 # Tokens in the cache of a pass, all its rows together: 8 GiB for LLaVA-1.5-7B in half precision.
 _TOKENS = 16384
@@ -42,7 +43,7 @@ class CaptionRows:
         self._ids: Tensor = whole["input_ids"][0]
         self._first_row = inputs["input_ids"].shape[1] - 1
         self._size = max(1, _TOKENS // len(self._ids))
-        cache = DynamicCache()
+        cache = new_cache(text_decoder(self._model))
         with torch.no_grad(), _positions_of(self._model) as positions:
             self._model(**with_cache(self._model, whole, cache), use_cache=True, logits_to_keep=1)
         self._positions = positions[0][..., 0, :]
@@ -61,7 +62,7 @@ class CaptionRows:
         """
         columns = (self._first_row + places).to(self._ids.device)
         longest = int(columns.max())
-        cache = DynamicCache()
+        cache = new_cache(text_decoder(self._model))
         for layer, states in enumerate(self._states):
             keys, values = (each[:, :, :longest].expand(len(places), -1, -1, -1) for each in states)
             cache.update(keys, values, layer)
@@ -116,7 +117,7 @@ class CaptionRows:
 @contextmanager
 def _gated(model: PreTrainedModel, gates: Tensor) -> Iterator[None]:
     """Within the block, head outputs of the last row are multiplied by gates `(batch, layers, heads)`."""
-    decoder: Any = model.get_decoder()
+    decoder: Any = text_decoder(model)
 
     def gate_of(layer: int) -> Any:
         def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -146,7 +147,7 @@ def _positions_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         noted.append(positions)
 
-    handle = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    handle = text_decoder(model).register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield noted
     finally:

@@ -16,6 +16,7 @@ from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
+from vlmfix.models.structure import text_decoder
 
 
 class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
@@ -80,7 +81,7 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
 
 def attached_to(model: PreTrainedModel) -> Attachment | None:
     """What hangs on a model; None: nothing."""
-    attachment: Attachment | None = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
+    attachment: Attachment | None = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
     return attachment
 
 

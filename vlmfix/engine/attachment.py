@@ -34,6 +34,7 @@ from vlmfix.engine.state import Encoded
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import attention_layers, attention_of, memory_of, text_decoder
 
 
 class Attachment:
@@ -45,10 +46,11 @@ class Attachment:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.decoder = model.get_decoder()
+        self.decoder = text_decoder(model)
         self.image_token = tokens.image_token(model.config)
         self.video_token = tokens.video_token(model.config)
         self.modules = DecoderModules(model)
+        self._window = memory_of(self.decoder).window
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[MethodHooks, ...] = ()
         self.outside = OutsidePasses(self, model)
@@ -92,6 +94,7 @@ class Attachment:
         Raises:
             UnsupportedError: with the reason and the remedy.
         """
+        compatibility.check_memory(self.decoder, [*self.methods, method])
         for other in self.methods:
             check_pair(other, method)
 
@@ -144,8 +147,9 @@ class Attachment:
                 f"{type(self.decoder).__name__} does not use the attention registry of transformers, so that "
                 "no method can see its attention"
             )
+        for index in attention_layers(self.decoder):
+            self._set(attention_of(self.decoder, index), kernels.ATTRIBUTE, self)
         for index, layer in enumerate(self.decoder.layers):
-            self._set(layer.self_attn, kernels.ATTRIBUTE, self)
             before_layer = functools.partial(self._decoder_hooks.before_layer, index)
             self._undo.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
         before, after = self._decoder_hooks.before_decoder, self._decoder_hooks.after_decoder
@@ -198,6 +202,7 @@ class Attachment:
         named = named_arguments(kind.generate, args, kwargs)
         compatibility.check_uncompiled(self.model)
         compatibility.check_generate(self.model, named)
+        compatibility.check_window(self.decoder, self._window, *tokens.lengths(self.model, named))
         for method in methods:
             if isinstance(method, ChoosesTokens):
                 method.check_generate(named)

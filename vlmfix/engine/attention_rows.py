@@ -23,8 +23,8 @@ from vlmfix.errors import UnsupportedError
 # Scores that are computed at once: 128 MiB in float32, and a few times that for what edits make of them.
 _BLOCK = 2**25
 
-# Terms that a kernel may add to the scores and that the explicit rows do not know.
-_FOREIGN_TERMS = ("softcap", "s_aux", "sliding_window", "position_bias")
+# A term that a kernel may add to the scores and that the explicit rows do not know.
+_FOREIGN_TERM = "position_bias"
 
 
 def with_explicit_rows(
@@ -77,7 +77,8 @@ def with_explicit_rows(
             ],
             context,
             layer,
-            attention_scores(_take(query, own_index), key, _scaling(query, kwargs)),
+            _capped(attention_scores(_take(query, own_index), key, _scaling(query, kwargs)), kwargs),
+            kwargs.get("s_aux"),
             _mask_of_rows(attention_mask, own_index, query, key, _is_causal(module, kwargs)),
             None if own_index is None or not has_gates else own_index[-1] == query.shape[2] - 1,
         )
@@ -136,6 +137,7 @@ def _edited_weights(
     context: DecodeContext,
     layer: int,
     scores: Tensor,
+    sinks: Tensor | None,
     seen: Tensor | None,
     is_newest: Tensor | None,
 ) -> tuple[Tensor, dict[tuple[MethodHooks, str], Tensor]]:
@@ -144,6 +146,7 @@ def _edited_weights(
     Args:
         asked: the methods with the rows that they want, `(batch, rows)` bool; None: all of them.
         scores: scaled, `(batch, heads, rows, keys)` float32.
+        sinks: see `softmax`.
         seen: the mask of these rows; None: they see everything.
         is_newest: whether the last of these rows is the newest token, which gates are for; None: it is.
     """
@@ -169,11 +172,11 @@ def _edited_weights(
         if changed(method, "scores", scores, edited) is not scores:
             # What methods add to the same scores adds up, whatever their order.
             edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
-    weights = _softmax(edited_scores, seen)
+    weights = softmax(edited_scores, seen, sinks)
     measuring = [method for method, _ in asked if isinstance(method, MeasuresScores)]
     if measuring and context.has_newest_row:
         newest = None if seen is None else seen[..., -1:, :]
-        before = _softmax(scores[:, :, -1:], newest)[:, :, 0]
+        before = softmax(scores[:, :, -1:], newest, sinks)[:, :, 0]
         for method in measuring:
             method.measure_scores(context, layer, before, weights[:, :, -1])
     for method, rows in asked:
@@ -226,18 +229,17 @@ def observed_weights(
     row_size = query.shape[:2].numel() * key.shape[2]
     if len(rows) * row_size > _BLOCK:
         _check_memory("a method", len(rows), row_size, query.device)
-    scores = attention_scores(_take(query, rows), key, _scaling(query, kwargs))
+    scores = _capped(attention_scores(_take(query, rows), key, _scaling(query, kwargs)), kwargs)
     seen = _mask_of_rows(attention_mask, rows, query, key, _is_causal(module, kwargs))
-    return _softmax(scores, seen)
+    return softmax(scores, seen, kwargs.get("s_aux"))
 
 
 def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    for term in _FOREIGN_TERMS:
-        if kwargs.get(term) is not None:
-            raise UnsupportedError(
-                f"{type(module).__name__} adds {term} to its attention, which edited rows would lose; "
-                "methods at the attention level do not support this model"
-            )
+    if kwargs.get(_FOREIGN_TERM) is not None:
+        raise UnsupportedError(
+            f"{type(module).__name__} adds {_FOREIGN_TERM} to its attention, which edited rows would lose; "
+            "methods at the attention level do not support this model"
+        )
 
 
 def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -329,12 +331,32 @@ def _mask_of_rows(
     return causal(index, query.shape[2], key.shape[2])
 
 
-def _softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Weights of scores `(batch, heads, rows, keys)` under a mask, boolean or additive; None: all seen."""
+def softcapped(scores: Tensor, cap: float) -> Tensor:
+    """Scores that a model keeps between `-cap` and `cap`, before its mask (Gemma 2, arXiv 2408.00118)."""
+    return cap * torch.tanh(scores / cap)
+
+
+def softmax(scores: Tensor, seen: Tensor | None = None, sinks: Tensor | None = None) -> Tensor:
+    """Weights of scores.
+
+    Args:
+        scores: `(batch, heads, rows, keys)` float32.
+        seen: the mask of the rows, boolean or additive; None: they see everything.
+        sinks: a score of each head that takes a part of every row and attends to nothing, `(heads,)`
+            (gpt-oss, arXiv 2508.10925); rows sum to less than 1 then.
+    """
     if seen is not None:
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
-    return torch.softmax(scores, dim=-1)
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    column = sinks.to(scores)[:, None, None].expand(*scores.shape[:3], 1)
+    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
+
+
+def _capped(scores: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    cap = kwargs.get("softcap")
+    return scores if cap is None else softcapped(scores, cap)
 
 
 def _own_rows(weights: Tensor, index: Tensor | None, rows: Rows, layout: PromptLayout, first: int) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import attention_layers, attention_of, text_decoder
 
 # The names that transformers has given it, the newest first; both are unlike every other argument.
 _NAMES = ("cache", "past_key_values")
@@ -57,8 +58,8 @@ def check_cache_names(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedError: with the names that were found.
     """
-    decoder = model.get_decoder()
-    attentions = [layer.self_attn for layer in decoder.layers]
+    decoder = text_decoder(model)
+    attentions = [attention_of(decoder, layer) for layer in attention_layers(decoder)]
     kinds = dict.fromkeys(type(each) for each in (model, decoder, *decoder.layers, *attentions))
     names = {kind.__name__: _name_in(kind) for kind in kinds}  # type: ignore[arg-type]
     if None in names.values() or len(set(names.values())) != 1:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import text_decoder
 
 PATIENCE = 10.0
 """Seconds for which another caller's block may stand idle until those who wait for its end are refused."""
@@ -186,7 +187,7 @@ class Turns:
 
 def turns_of(model: PreTrainedModel) -> Turns:
     """The turns of a model, or of several with the same language model."""
-    decoder = model.get_decoder()
+    decoder = text_decoder(model)
     with _lock:
         return _turns.setdefault(decoder, Turns())
 

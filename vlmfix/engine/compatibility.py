@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from vlmfix.engine import kernels
 from vlmfix.engine.caches import check_cache_names, read_cache
+from vlmfix.engine.capabilities import AddsAuxiliaryPrompt, ChoosesTokens, PrunesTokens, ReadsLastRowAgain
+from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.tokens import generation_setting, image_token
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import attention_layers, attention_of, memory_of, text_decoder
 
 _ONE_TOKEN_AT_A_TIME = {
     "assistant_model": "assisted decoding",
@@ -69,15 +72,28 @@ def check_model(model: Any) -> None:
         raise UnsupportedError(f"{name} cannot generate; load it with AutoModelForImageTextToText")
     image_token(model.config)
     check_uncompiled(model)
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
-        raise UnsupportedError(
-            f"the layers of {type(decoder).__name__} are not all plain self-attention layers, which methods "
-            "need"
-        )
+    decoder = text_decoder(model)
+    _check_decoder(model, decoder)
     check_cache_names(model)
     _check_attention(decoder)
+
+
+def _check_decoder(model: PreTrainedModel, decoder: Any) -> None:
+    name = type(model).__name__
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not attention_layers(decoder):
+        raise UnsupportedError(
+            f"{type(decoder).__name__} has no layers with self-attention (self_attn), where methods act"
+        )
+    if any(hasattr(layer, "cross_attn") for layer in layers):
+        raise UnsupportedError(
+            f"{name} reads images by cross-attention; methods need image tokens in the prompt"
+        )
+    if decoder is model.base_model:
+        raise UnsupportedError(
+            f"{name} puts images into its prompt inside of its text decoder; methods need a decoder that "
+            "reads embeddings with the image features in them"
+        )
 
 
 def check_uncompiled(model: PreTrainedModel) -> None:
@@ -118,28 +134,17 @@ def check_pass(model: PreTrainedModel) -> None:
 
 
 def _check_attention(decoder: PreTrainedModel) -> None:
-    config = decoder.config
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or (
-        ["full_attention"] if window is None else ["sliding_attention"]
-    )
-    partial = set(kinds) - {"full_attention"}
-    if partial:
-        raise UnsupportedError(
-            f"{type(decoder).__name__} has layers whose cache does not keep the whole prompt "
-            f"({', '.join(sorted(partial))}), which methods do not support"
-        )
+    memory_of(decoder)
     if kernels.ATTRIBUTE in vars(decoder):
         return
-    kernel = config._attn_implementation
+    kernel = decoder.config._attn_implementation
     if kernel == kernels.NAME:
         raise UnsupportedError(
             "another model that shares this configuration object has a method attached, or the configuration "
             "was copied inside its block; load the two models with configurations of their own"
         )
     if kernel == "eager":
-        layers: Any = decoder.layers
-        kernels.eager_function(layers[0].self_attn)
+        kernels.eager_function(attention_of(decoder, attention_layers(decoder)[0]))
     elif kernel != "sdpa" and not is_flash(kernel):
         raise UnsupportedError(
             f"the attention kernel {kernel!r} is not supported; load the model with "
@@ -183,6 +188,63 @@ def check_generate(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
             f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache"
         )
     check_cache(read_cache(kwargs))
+
+
+def check_memory(decoder: Any, methods: Sequence[MethodHooks]) -> None:
+    """Refuse methods that need more of the layers of a decoder than these keep.
+
+    Args:
+        methods: that are to act together.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+    if not memory_of(decoder).has_state:
+        return
+    kind = type(decoder).__name__
+    for method in methods:
+        name = type(method).__name__
+        if isinstance(method, PrunesTokens):
+            raise UnsupportedError(
+                f"{name} drops tokens, and layers of {kind} keep a state that runs over all of them"
+            )
+        if isinstance(method, AddsAuxiliaryPrompt):
+            raise UnsupportedError(
+                f"{name} reads a second prompt after the first, and layers of {kind} keep a state into which "
+                "both would go"
+            )
+        if isinstance(method, ChoosesTokens):
+            raise UnsupportedError(
+                f"{name} takes tokens back, and layers of {kind} keep a state that does not allow it"
+            )
+    again = next((method for method in methods if isinstance(method, ReadsLastRowAgain)), None)
+    other = next((each for each in methods if not each.owns_logits and each is not again), None)
+    if again is not None and other is not None:
+        raise UnsupportedError(
+            f"{type(again).__name__} reads the last row of a prompt again, which layers of {kind} with a "
+            f"state allow for one method alone, and {type(other).__name__} acts, too; use one of them"
+        )
+
+
+def check_window(decoder: Any, window: int | None, prompt: int, new: int) -> None:
+    """Refuse more tokens than all layers of a decoder keep.
+
+    Args:
+        window: the least that a layer keeps; None: all layers keep all tokens.
+        prompt: tokens of the prompts, padding included.
+        new: tokens of the answers.
+
+    Raises:
+        UnsupportedError: with the numbers.
+    """
+    if window is None or prompt + new - 1 <= window:
+        return
+    room = window - prompt + 1
+    remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
+    raise UnsupportedError(
+        f"some layers of {type(decoder).__name__} attend to the last {window} tokens alone, where methods "
+        f"would not be exact: the prompt has {prompt} tokens, and {new} are to follow; {remedy}"
+    )
 
 
 def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:

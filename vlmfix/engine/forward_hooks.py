@@ -3,6 +3,7 @@ again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,8 +24,10 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
+from vlmfix.engine.state import Branch
 from vlmfix.engine.token_pruning import PromptPruning, leave_out
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import memory_of, new_cache
 
 
 class Attached(Protocol):
@@ -55,6 +58,7 @@ class ForwardHooks:
         self.decoder = decoder
         self._given: dict[str, Any] = {}
         self._pruning = PromptPruning(self.decoder)
+        self._has_state = memory_of(decoder).has_state
         self._is_reading_again = False
 
     def before_decoder(
@@ -76,6 +80,7 @@ class ForwardHooks:
         embeddings = kwargs["inputs_embeds"]
         if context.is_prefill:
             self._given = dict(kwargs)
+            context.layout.takes_over(kwargs.get("attention_mask"))
             context.auxiliary_prompts = {
                 method: auxiliary_prompt
                 for method in methods
@@ -95,7 +100,6 @@ class ForwardHooks:
         prunes = any(isinstance(method, PrunesTokens) for method in methods)
         if not context.auxiliary_prompts and not prunes and not context.engine.branches:
             return args, kwargs
-        _check_mask(kwargs.get("attention_mask"))
         kwargs = dict(kwargs)
         if prunes:
             self._pruning.take_over_injection(kwargs)
@@ -108,7 +112,7 @@ class ForwardHooks:
                 kwargs["position_ids"] = context.position_of(context.step - 1)
         if context.auxiliary_prompts:
             _append_auxiliary_prompts(context, kwargs)
-        if context.engine.branches and not context.is_prefill and _is_joined(context):
+        if context.engine.branches and not context.is_prefill and self._is_joined(context):
             kwargs = join(context, self.decoder, kwargs)
         return args, kwargs
 
@@ -125,7 +129,7 @@ class ForwardHooks:
             self._end_prefill(context, output)
         rows = []
         if context.engine.branches:
-            if context.step and _is_joined(context):
+            if context.step and self._is_joined(context):
                 write_cache(output, read_cache(self._given))
             else:
                 rows = self._read_branches(context)
@@ -176,7 +180,7 @@ class ForwardHooks:
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
         for branch in context.engine.branches:
-            branch.cache = None if cache is None else DynamicCache()
+            branch.cache = None if cache is None else new_cache(self.decoder)
         if cache is not None and (context.engine.branches or context.engine.gates.follows_beams):
             follow_beams(context, cache)
         context.position_embeddings, context.inputs = None, {}
@@ -231,7 +235,7 @@ class ForwardHooks:
         """Run the last prompt token once more, when the prompt has been seen; without a cache, all of it."""
         given = dict(self._given)
         if cache is not None:
-            cache.crop(-1)
+            self._take_back_last_row(cache)
             given = with_cache(self.decoder, given, cache)
             given["inputs_embeds"] = given["inputs_embeds"][:, -1:]
             _inject_last(given)
@@ -241,11 +245,44 @@ class ForwardHooks:
             if positions is None:
                 positions = torch.tensor([[context.layout.length - 1]], device=given["inputs_embeds"].device)
             given["position_ids"] = positions[..., -1:]
+            given["attention_mask"] = _of_masks(given.get("attention_mask"), lambda mask: mask[..., -1:, :])
         self._is_reading_again = True
         try:
             return self.decoder(**given)
         finally:
             self._is_reading_again = False
+
+    def _take_back_last_row(self, cache: DynamicCache) -> None:
+        """Leave a cache as it was before the last prompt token; where layers have a state, by reading again
+        what comes before, in which no method edits."""
+        if not self._has_state:
+            cache.crop(-1)
+            return
+        given, before = dict(self._given), slice(None, -1)
+        context = self.attachment.context
+        assert context is not None
+        layout = context.layout
+        seen = None if layout.seen is None else layout.seen[:, before, before]
+        embeddings = given["inputs_embeds"][:, before]
+        context.engine.active_branch = Branch(embeddings, layout.real_tokens[:, before], seen=seen)
+        mask = given.get("attention_mask")
+        given |= {
+            "inputs_embeds": embeddings,
+            "position_ids": _positions(given, layout)[..., before],
+            "attention_mask": mask[:, before] if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+        }
+        fresh = new_cache(self.decoder)
+        try:
+            self.decoder(**with_cache(self.decoder, given, fresh))
+        finally:
+            context.engine.active_branch = None
+        cache.layers[:] = fresh.layers
+
+    def _is_joined(self, context: DecodeContext) -> bool:
+        """Whether branches are decoded in one pass with the prompts; states of layers do not come apart."""
+        return not self._has_state and all(
+            branch.fused and branch.cache is not None for branch in context.engine.branches
+        )
 
     def _read_branches(self, context: DecodeContext) -> list[Tensor]:
         """Let the decoder read the branches by themselves: their last hidden states, `(batch, hidden)`."""
@@ -295,17 +332,17 @@ def _append_rows(context: DecodeContext, output: Any, rows: list[Tensor]) -> Non
     output.last_hidden_state = torch.cat([states, padded])
 
 
-def _is_joined(context: DecodeContext) -> bool:
-    """Whether branches are decoded in one pass with the prompts."""
-    return all(branch.fused and branch.cache is not None for branch in context.engine.branches)
-
-
 def _copied(kwargs: dict[str, Any], copies: int) -> dict[str, Any]:
     """What the decoder is given, for so many sequences of each prompt."""
     kwargs, prompts = dict(kwargs), len(kwargs["inputs_embeds"])
-    for name, dim in (("inputs_embeds", 0), ("attention_mask", 0), ("position_ids", -2)):
+    for name, dim in (("inputs_embeds", 0), ("position_ids", -2)):
         if kwargs.get(name) is not None and kwargs[name].shape[dim] == prompts:
             kwargs[name] = kwargs[name].repeat_interleave(copies, dim=dim)
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        kwargs["attention_mask"] = mask.repeat_interleave(copies, dim=0)
+    else:
+        kwargs["attention_mask"] = _of_masks(mask, lambda each: each.repeat_interleave(copies, dim=0))
     places = kwargs.get("visual_pos_masks")
     if places is not None:
         counts = places.sum(dim=1).tolist()
@@ -328,14 +365,6 @@ def _inject_last(given: dict[str, Any]) -> None:
     given["deepstack_visual_embeds"] = [each[is_last.to(each.device)] for each in features]
 
 
-def _check_mask(mask: Any) -> None:
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-        raise UnsupportedError(
-            "this model prepares its attention masks ahead of the decoder (for instance to let image tokens "
-            "see each other), which pruning and auxiliary prompts do not support"
-        )
-
-
 def _positions(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor:
     """The positions given to the decoder, or those that it would count itself."""
     given: Tensor | None = kwargs.get("position_ids")
@@ -355,7 +384,7 @@ def _append_auxiliary_prompts(context: DecodeContext, kwargs: dict[str, Any]) ->
         own = auxiliary_prompt.layout.counted_positions.to(positions.device)
         head = positions.expand(*positions.shape[:-2], batch, -1)
         positions = torch.cat([head, own.expand(*head.shape[:-1], -1)], dim=-1)
-        if mask is not None:
+        if isinstance(mask, Tensor) and mask.ndim == 2:  # masks prepared ahead are the layout's now
             mask = torch.cat([mask, auxiliary_prompt.real_tokens.to(mask)], dim=1)
     kwargs.update(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask)
     if kwargs.get("visual_pos_masks") is not None:
@@ -363,6 +392,13 @@ def _append_auxiliary_prompts(context: DecodeContext, kwargs: dict[str, Any]) ->
         kwargs["visual_pos_masks"] = torch.cat(
             [places, places.new_zeros(batch, context.auxiliary_length)], dim=1
         )
+
+
+def _of_masks(mask: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Masks that a model prepared ahead, one for each type of layer or for all; others stay as they are."""
+    if isinstance(mask, Mapping):
+        return {kind: _of_masks(each, change) for kind, each in mask.items()}
+    return change(mask) if isinstance(mask, Tensor) and mask.ndim == 4 else mask
 
 
 def _states(output: Any) -> list[Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmfix.errors import UnsupportedError
 
@@ -62,11 +64,14 @@ class PromptLayout:
             contiguous.
         real_tokens: everything but padding.
         positions: where the tokens stand in the whole prompt, int64; None: these are all of it.
+        seen: which of these tokens each of them sees, `(batch, tokens, tokens)` bool, where some see later
+            ones (image tokens of Gemma 3, all prompt tokens of PaliGemma); None: those up to itself.
     """
 
     image_tokens: Tensor
     real_tokens: Tensor
     positions: Tensor | None = None
+    seen: Tensor | None = None
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -165,7 +170,12 @@ class PromptLayout:
         index = kept.int().argsort(dim=1, stable=True)[:, self.length - count :]
         positions = index if self.positions is None else self.positions.gather(1, index)
         real_tokens = kept.gather(1, index)
-        narrower = PromptLayout(self.image_tokens.gather(1, index) & real_tokens, real_tokens, positions)
+        narrower = PromptLayout(
+            self.image_tokens.gather(1, index) & real_tokens,
+            real_tokens,
+            positions,
+            None if self.seen is None else pairs_at(self.seen, index) & real_tokens[:, None],
+        )
         for name in ("before_first_image", "after_last_image"):  # also where no image token is left
             vars(narrower)[name] = getattr(self, name).gather(1, index) & real_tokens
         return narrower, index
@@ -179,10 +189,44 @@ class PromptLayout:
         )
         return PromptLayout(image_tokens, real_tokens)
 
+    def takes_over(self, mask: Any) -> None:
+        """Let tokens see what the model lets them see by a mask that it prepared ahead of its decoder.
+
+        Args:
+            mask: `(batch, 1, tokens, tokens)`, boolean or additive, or one for each type of layer; anything
+                else says nothing that padding does not say.
+
+        Raises:
+            UnsupportedError: layers of different types let them see different tokens.
+        """
+        masks = [
+            each for each in (mask.values() if isinstance(mask, Mapping) else [mask]) if _is_prepared(each)
+        ]
+        if not masks:
+            return
+        seen = [each[:, 0] if each.dtype == torch.bool else each[:, 0] == 0 for each in masks]
+        real = self.real_tokens[:, :, None]
+        if any(not torch.equal(each & real, seen[0] & real) for each in seen[1:]):
+            raise UnsupportedError(
+                "layers of this model let the tokens of a prompt see different ones; methods need a prompt "
+                "that is shorter than the window of every layer"
+            )
+        object.__setattr__(self, "seen", seen[0].to(self.real_tokens.device))
+
+    @cached_property
+    def sees_ahead(self) -> bool:
+        """Whether all tokens of the prompts see each other, text too, as in PaliGemma."""
+        if self.seen is None:
+            return False
+        first = self.real_tokens.int().argmax(dim=1)
+        rows = torch.arange(self.batch_size, device=first.device)
+        return bool(self.seen[rows, first, -1].all()) and self.length > 1
+
     def part(self, rows: slice) -> PromptLayout:
         """The layout of some samples, with the padding of all."""
         positions = None if self.positions is None else self.positions[rows]
-        part = PromptLayout(self.image_tokens[rows], self.real_tokens[rows], positions)
+        seen = None if self.seen is None else self.seen[rows]
+        part = PromptLayout(self.image_tokens[rows], self.real_tokens[rows], positions, seen)
         for name in ("before_first_image", "after_last_image"):  # also where no image token is left
             vars(part)[name] = getattr(self, name)[rows]
         return part
@@ -213,7 +257,8 @@ class PromptLayout:
 
     def attention_mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """What the last `queries` of `keys` tokens see, `(batch, 1, queries, keys)`; None: plain causal."""
-        return self._cached_mask(queries, keys).to(device) if self.has_padding else None
+        is_plain = self.seen is None or queries <= keys - self.length
+        return None if is_plain and not self.has_padding else self._cached_mask(queries, keys).to(device)
 
     def _cached_mask(self, queries: int, keys: int) -> Tensor:
         """One mask serves all layers of a step."""
@@ -222,6 +267,20 @@ class PromptLayout:
             seen = torch.cat([self.real_tokens, generated], dim=1)[:, None, None]
             if queries > 1:
                 seen = seen & seen.new_ones(queries, keys).tril(keys - queries)
+            own = queries - (keys - self.length)  # queries of the prompt
+            if self.seen is not None and own > 0:
+                rows = nn.functional.pad(self.seen[:, self.length - own :], (0, keys - self.length))
+                seen = torch.cat([rows[:, None], seen.expand(-1, -1, queries, -1)[:, :, own:]], dim=2)
             self._masks.clear()
             self._masks[queries, keys] = seen
         return self._masks[queries, keys]
+
+
+def pairs_at(seen: Tensor, index: Tensor) -> Tensor:
+    """Of `(batch, tokens, tokens)`, the rows and columns of some tokens, `(batch, kept)` each."""
+    rows = seen.gather(1, index[:, :, None].expand(-1, -1, seen.shape[2]))
+    return rows.gather(2, index[:, None].expand(-1, index.shape[1], -1))
+
+
+def _is_prepared(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 4

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, ProcessorMixin
+from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.attach import alone
 from vlmfix.engine.caches import with_cache
@@ -17,6 +17,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import offsets, swap_offsets
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import new_cache, text_decoder
 
 
 class MethodLogitsProcessor(LogitsProcessor):
@@ -52,7 +53,7 @@ class MethodLogitsProcessor(LogitsProcessor):
         self._inputs = dict(inputs)
         self._processor = processor
         self._context: DecodeContext | None = None
-        self._cache = DynamicCache()
+        self._cache = new_cache(text_decoder(model))
         self._seen: Tensor | None = None
 
     @torch.no_grad()
@@ -68,7 +69,7 @@ class MethodLogitsProcessor(LogitsProcessor):
             copies = max(len(input_ids) // len(prompt), 1)
             if not torch.equal(input_ids, prompt.repeat_interleave(copies, dim=0)):
                 raise self._stranger()
-            tokens, self._context, self._cache = self._inputs, None, DynamicCache()
+            tokens, self._context, self._cache = self._inputs, None, new_cache(text_decoder(self._model))
         else:
             copies = 1
             tokens = self._next_token(input_ids)

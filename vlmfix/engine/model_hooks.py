@@ -24,6 +24,7 @@ from vlmfix.engine.outside_passes import OutsidePasses
 from vlmfix.engine.phases import is_prompt
 from vlmfix.engine.scores import Received
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import attention_layers, memory_of, text_decoder
 
 
 class Attached(Protocol):
@@ -55,7 +56,9 @@ class ModelHooks:
     def __init__(self, attachment: Attached, model: PreTrainedModel) -> None:
         self.attachment = attachment
         self.model = model
-        self.decoder: Any = model.get_decoder()
+        self.decoder: Any = text_decoder(model)
+        self._attending = attention_layers(self.decoder)
+        self._window = memory_of(self.decoder).window
         self._wants_tuple = False
 
     def before(
@@ -112,6 +115,7 @@ class ModelHooks:
                 f"the batch changed from {context.layout.batch_size} to {batch} sequences during "
                 "generation; methods need a constant batch"
             )
+        compatibility.check_window(self.decoder, self._window, context.layout.length, context.step + 1)
         kept = kwargs.get("logits_to_keep")
         context.engine.wants_last_logits = isinstance(kept, int) and kept == 1
 
@@ -127,7 +131,7 @@ class ModelHooks:
         return output.to_tuple() if self._wants_tuple else output
 
     def _check_seen(self, layers: set[int]) -> None:
-        missed = set(range(len(self.decoder.layers))) - layers
+        missed = set(self._attending) - layers
         if missed and self.decoder.config._attn_implementation != kernels.NAME:
             raise UnsupportedError(
                 "the attention implementation of the model was changed inside the block to "

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
+from vlmfix.models.structure import text_decoder
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
@@ -25,7 +26,7 @@ class DecoderModules:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._decoder = model.get_decoder()
+        self._decoder = text_decoder(model)
 
     def check_final_norm(self) -> None:
         """Refuse a decoder whose final norm is not known.

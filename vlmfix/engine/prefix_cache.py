@@ -17,6 +17,7 @@ from vlmfix.engine.caches import read_cache, with_cache, without_cache
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.state import Prefix
+from vlmfix.models.structure import new_cache, text_decoder
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _sharing(model: PreTrainedModel) -> Iterator[None]:
-    decoder, thread = model.get_decoder(), threading.get_ident()
+    decoder, thread = text_decoder(model), threading.get_ident()
     read = decoder.forward
     visual_tokens = tokens.visual_tokens(model.config)
     prompt_ids: Tensor | None = None
@@ -66,7 +67,7 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
             return read(*args, **kwargs)
         if context is not None:
             context.engine.prefix = prefix
-        prefixes = DynamicCache()
+        prefixes = new_cache(decoder)
         read(**with_cache(decoder, batch.prefixes(prefix), prefixes))
         prefix.is_read = True
         layers: list[Any] = prefixes.layers  # typed as their base class, without keys

@@ -22,15 +22,17 @@ class AuxiliaryPrompt:
     Args:
         inputs_embeds: `(batch, tokens, hidden)`.
         real_tokens: everything but padding, which is on the left, `(batch, tokens)` bool.
+        seen: see `PromptLayout`.
     """
 
     inputs_embeds: Tensor
     real_tokens: Tensor
+    seen: Tensor | None = None
 
     @cached_property
     def layout(self) -> PromptLayout:
         """Its padding, in the form in which attention wants it."""
-        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
+        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens, seen=self.seen)
 
 
 class PruneResult(NamedTuple):
@@ -115,6 +117,7 @@ class Branch:
         decoder_inputs: what else the text decoder wants, such as injected visual features.
         fused: whether it is decoded in one pass with the prompts, or in one of its own.
         selection: which tokens its deeper layers see; None: all.
+        seen: see `PromptLayout`.
         cache: None without one.
     """
 
@@ -124,12 +127,13 @@ class Branch:
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
     fused: bool = True
     selection: Selection | None = None
+    seen: Tensor | None = None
     cache: DynamicCache | None = None
 
     @cached_property
     def layout(self) -> PromptLayout:
         """Its padding, in the form in which attention wants it."""
-        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens)
+        return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens, seen=self.seen)
 
     def positions(self, like: Tensor, generated: int) -> Tensor:
         """Positions of its tokens and of so many generated ones, with the axes of `like`."""

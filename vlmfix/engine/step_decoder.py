@@ -16,6 +16,7 @@ from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import CandidateBlock
 from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import text_decoder
 
 
 class PromptBatch:
@@ -46,7 +47,7 @@ class PromptBatch:
         output = model(**inputs, return_dict=True)
         self.logits = output.logits[:, -1].to(device=input_ids.device, dtype=torch.float32)
         """Of the first token of each row, `(samples * sequences, vocabulary)` float32."""
-        self._attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
+        self._attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
         self.context: DecodeContext | None = None if self._attachment is None else self._attachment.context
         """Of all rows; None if no method is attached."""
         self._model = model

@@ -73,6 +73,21 @@ def end_tokens(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Tensor | No
     return None if ids is None else torch.as_tensor(ids).flatten()
 
 
+def lengths(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompts of a `generate` call, and the most that may follow; 0: it does not say."""
+    prompts = next(
+        (kwargs[name] for name in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(name) is not None),
+        None,
+    )
+    if not isinstance(prompts, Tensor):
+        return 0, 0
+    length, new = prompts.shape[1], generation_setting(model, kwargs, "max_new_tokens")
+    if new is None:
+        longest = generation_setting(model, kwargs, "max_length")
+        new = 0 if longest is None else max(0, longest - length)
+    return length, int(new)
+
+
 def generation_setting(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
     """What a `generate` call says of a setting; what it leaves open, the configurations say."""
     if name in kwargs:

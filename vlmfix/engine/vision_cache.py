@@ -19,6 +19,7 @@ from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.capabilities import ReadsVisionAttention
 from vlmfix.engine.state import Encoded
+from vlmfix.models.structure import text_decoder
 
 VIDEO_PIXELS = "pixel_values_videos"
 _VIDEO_GRIDS = "video_grid_thw"
@@ -50,7 +51,7 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
     @functools.wraps(encode)
     def cached(*args: Any, **kwargs: Any) -> Any:
         nonlocal known, form
-        attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
+        attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
         watched = attachment is not None and any(
             isinstance(method, ReadsVisionAttention) for method in attachment.methods
         )

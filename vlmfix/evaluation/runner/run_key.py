@@ -24,6 +24,7 @@ from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.inference.decoding import set_aside
 from vlmfix.models.loading import resolve
 from vlmfix.models.profiles import find_profile
+from vlmfix.models.structure import text_decoder
 
 # Larger checkpoints are read in samples: at this many places of each file.
 _WHOLE_BYTES = 2_000_000_000
@@ -99,7 +100,7 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": getattr(quantization, "to_dict", lambda: quantization)(),
             "attention": {
-                "text": model.get_decoder().config._attn_implementation,
+                "text": text_decoder(model).config._attn_implementation,
                 "vision": getattr(getattr(config, "vision_config", None), "_attn_implementation", None),
             },
             "generation_config": {

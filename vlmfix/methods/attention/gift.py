@@ -399,6 +399,7 @@ class TokenGroups(NamedTuple):
             looks_at_image[..., None] * self.changes[..., 0, :] + more[..., None] * self.changes[..., 1, :]
         )
         edited = torch.cat([torch.addcmul(prompt, prompt, change.to(prompt.dtype)), generated], dim=-1)
-        edited = edited / edited.sum(dim=-1, keepdim=True)
+        # The sum is 1, but for models with attention sinks of their own, whose part stays.
+        edited = edited * (attention.sum(dim=-1, keepdim=True) / edited.sum(dim=-1, keepdim=True))
         chosen = (looks_at_image | asking)[..., None]
         return torch.where(chosen, edited, attention).to(weights.dtype)

@@ -112,7 +112,7 @@ class VHR(Method, AddsAuxiliaryPrompt):
         text, index = context.layout.select(text_alone(context, self, context.layout.image_tokens))
         index = index.to(inputs_embeds.device)
         embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
-        return AuxiliaryPrompt(embeddings, text.real_tokens)
+        return AuxiliaryPrompt(embeddings, text.real_tokens, text.seen)
 
     def edit_heads(self, context: DecodeContext, layer: int, heads: Tensor) -> Tensor:
         if not self._acts(context, layer):

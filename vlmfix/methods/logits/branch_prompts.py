@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.layout import PromptLayout, pairs_at
 from vlmfix.engine.state import Branch, Selection
 from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video, split_images
 from vlmfix.errors import UnsupportedError
@@ -44,7 +45,13 @@ def unchanged(
     }
     positions = decoder_inputs.get("position_ids")
     return Branch(
-        inputs_embeds, context.layout.real_tokens, positions, injected, fused=fused, selection=selection
+        inputs_embeds,
+        context.layout.real_tokens,
+        positions,
+        injected,
+        fused=fused,
+        selection=selection,
+        seen=context.layout.seen,
     )
 
 
@@ -71,7 +78,7 @@ def without_image(
     text, index = context.layout.select(text_alone(context, method, context.image_blocks))
     index = index.to(inputs_embeds.device)
     embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
-    return Branch(embeddings, text.real_tokens, fused=fused, selection=selection)
+    return Branch(embeddings, text.real_tokens, fused=fused, selection=selection, seen=text.seen)
 
 
 def text_alone(context: DecodeContext, method: Method, image: Tensor) -> Tensor:
@@ -230,7 +237,8 @@ def rewritten(
         new = context.embed_tokens(ids.clamp_min(0)).to(inputs_embeds)
     hidden = old.to(new.device)[..., None].expand_as(new)
     embeddings = torch.where(kept.to(new.device)[..., None], inputs_embeds.gather(1, hidden), new)
-    branch = Branch(embeddings, kept | (ids >= 0), fused=fused)
+    real = kept | (ids >= 0)
+    branch = Branch(embeddings, real, fused=fused, seen=_seen(context.layout, kept, real, old))
     if not bool((kept & context.layout.image_tokens.gather(1, old)).any()):
         return branch
     whole = unchanged(context, inputs_embeds, decoder_inputs, fused=fused)
@@ -245,6 +253,21 @@ def rewritten(
         here = visual.gather(1, old.to(visual.device)) & kept.to(visual.device)
         branch.decoder_inputs = {**whole.decoder_inputs, "visual_pos_masks": here}
     return branch
+
+
+def _seen(layout: PromptLayout, kept: Tensor, real: Tensor, old: Tensor) -> Tensor | None:
+    """Which tokens see which, where some are new; see `PromptLayout.seen`.
+
+    Args:
+        kept: those that are not new, `(batch, tokens)` bool.
+        real: everything but padding, likewise.
+        old: where the kept ones stood in the prompt, likewise int64.
+    """
+    if layout.seen is None:
+        return None
+    both = kept[:, :, None] & kept[:, None]
+    plain = torch.ones_like(both) if layout.sees_ahead else torch.ones_like(both).tril()
+    return torch.where(both, pairs_at(layout.seen, old), plain) & real[:, None]
 
 
 def _tokens(real_tokens: Sequence[bool], replacements: Sequence[Replacement]) -> list[tuple[int, int]]:

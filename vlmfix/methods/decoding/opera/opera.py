@@ -28,6 +28,7 @@ from vlmfix.methods.decoding.opera.penalty import attention_rows
 from vlmfix.methods.decoding.opera.search import Search, SearchSettings, Seen
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range, check_whole
+from vlmfix.models.structure import text_decoder
 
 RANKED_LENGTHS = ("prompt+answer", "answer")
 
@@ -211,7 +212,7 @@ class OPERA(Method, ChoosesTokens):
         config: GenerationConfig,
         sequences: int,
     ) -> None:
-        attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
+        attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
         if not self.is_identity and (attachment is None or self not in attachment.methods):
             raise UnsupportedError(
                 "OPERA.decode reads attention, for which it must be attached: 'opera = OPERA(); with "

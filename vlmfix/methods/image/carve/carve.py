@@ -46,6 +46,7 @@ from vlmfix.methods.validation import (
 from vlmfix.models.image_grid.families import place, token_grids
 from vlmfix.models.image_grid.grids import ImageTokens
 from vlmfix.models.profiles import Profile, find_profile
+from vlmfix.models.structure import text_decoder
 
 STEP_MODES = ("all", "first", "last")
 REGION_RULES = ("at_least", "max")
@@ -267,7 +268,7 @@ class CARVE(MultiPassMethod):
     ) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
         compatibility.check_model(model)
-        attachment = vars(model.get_decoder()).get(kernels.ATTRIBUTE)
+        attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
         attached = () if attachment is None else attachment.methods
         for other in attached:
             if isinstance(other, PrunesTokens):
