@@ -34,7 +34,7 @@ from vlmfix.engine.state import Encoded
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.structure import attention_layers, attention_of, memory_of, text_decoder
+from vlmfix.models.structure import attention_layers, attention_of, image_arguments, memory_of, text_decoder
 
 
 class Attachment:
@@ -266,6 +266,7 @@ class Attachment:
             inputs=self.call.inputs or kwargs,
             copies=copies,
             config=self.model.config,
+            image_arguments=image_arguments(self.model),
             encode_images=self._encode_images,
             embed_tokens=self.model.get_input_embeddings(),
             encoder=self._encoder,

@@ -48,7 +48,10 @@ def join(context: DecodeContext, decoder: nn.Module, kwargs: dict[str, Any]) -> 
     given = kwargs.get("position_ids")
     real = context.position_of(context.step - 1) if given is None else given
     real = real.expand(*real.shape[:-2], rows, 1)
-    positions = [branch.positions(real, context.step)[..., -1:] for branch in context.engine.branches]
+    positions = [
+        branch.positions(real, context.step, context.first_position)[..., -1:]
+        for branch in context.engine.branches
+    ]
     joined = JoinedCache([cache, *(_cache(branch) for branch in context.engine.branches)], rows)
     return with_cache(decoder, kwargs, joined) | {
         "inputs_embeds": embeddings.repeat(1 + len(context.engine.branches), 1, 1),

@@ -16,11 +16,12 @@ from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.engine.state import AuxiliaryPrompt, Encoded, EngineState, PruningStage
 from vlmfix.engine.stats import Counts
-from vlmfix.engine.tokens import image_markers
+from vlmfix.engine.tokens import has_no_markers, image_markers
 from vlmfix.engine.vision_attention import EncodedImage, EncoderTap
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.image_grid.families import token_grids
 from vlmfix.models.image_grid.grids import ImageTokens, by_prompt
+from vlmfix.models.markup import image_markup
 
 
 @dataclass(eq=False)
@@ -47,6 +48,7 @@ class DecodeContext:
             the prefill only.
         copies: sequences of each prompt in `inputs`, which beams multiply.
         config: of the whole model.
+        image_arguments: names of the inputs that the vision encoder takes, pixels and what goes with them.
         encode_images: what the vision encoder makes of images, see `vlmfix.engine.vision_cache`.
         embed_tokens: embeddings of token ids.
         encoder: what was seen of the vision encoder, if a method needs it.
@@ -82,6 +84,7 @@ class DecodeContext:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     copies: int = 1
     config: PreTrainedConfig | None = None
+    image_arguments: tuple[str, ...] = ()
     encode_images: Callable[[Sequence[Mapping[str, Tensor]]], list[Encoded]] | None = None
     embed_tokens: Callable[[Tensor], Tensor] | None = None
     encoder: EncoderTap | None = None
@@ -136,20 +139,33 @@ class DecodeContext:
 
     @cached_property
     def image_blocks(self) -> Tensor:
-        """Image tokens, and those that mark where an image, or a video or frame of it, begins and ends,
-        `(batch, prompt)` bool.
+        """Image tokens, and all that is written around and between those of an image, or of a video or frame
+        of it: markers, row breaks, names of tiles; `(batch, prompt)` bool.
 
-        What marks them is said by the configuration, or by a processor with which the method was attached.
+        What is written is said by a processor with which the method was attached, and by the configuration.
 
         Raises:
-            UnsupportedError: there are markers, but the token ids are not known.
+            UnsupportedError: it is not known, or the token ids are not.
         """
         assert self.config is not None
         image = self.layout.image_tokens
+        markup = None if self.processor is None else image_markup(self.processor, self.image_token)
         begin, end = image_markers(self.config, self.processor)
-        if begin is None and end is None:
+        if markup is None and begin is None and end is None:
+            if not has_no_markers(self.config):
+                raise UnsupportedError(
+                    f"what is written around the images of {self.config.model_type} is not known; attach "
+                    "with its processor: 'with method(model, processor):', or vlmfix.generate"
+                )
             return image
         ids = self.token_ids
+        if markup is not None:
+            rows = [
+                [False] * (self.layout.length - int(real.sum()))
+                + markup.of_image(own[real].tolist(), shown[real].tolist())
+                for own, shown, real in zip(ids, image, self.layout.real_tokens, strict=True)
+            ]
+            image = torch.tensor(rows, device=image.device)
         first = (ids == begin) & nn.functional.pad(image[:, 1:], (0, 1))
         last = (ids == end) & nn.functional.pad(image[:, :-1], (1, 0))
         return image | first | last
@@ -195,6 +211,11 @@ class DecodeContext:
         model may count from the first layer's cache, which a pruning makes short."""
         assert self.engine.next_position is not None
         return self.engine.next_position[..., None] + generated
+
+    @property
+    def first_position(self) -> Tensor | int:
+        """Position of the first token of the prompts, `(batch, 1)`, or of all of them."""
+        return self.engine.first_position
 
     def reads_on(self, queries: int) -> bool:
         """Whether a pass of so many tokens reads new ones on the cache of the prompt."""

@@ -3,7 +3,6 @@ again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from vlmfix.engine.capabilities import (
     ReadsLastRowAgain,
 )
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.decoder_inputs import copied, last_alone, padded, positions_of, with_auxiliary_prompts
 from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
@@ -59,6 +59,7 @@ class ForwardHooks:
         self._given: dict[str, Any] = {}
         self._pruning = PromptPruning(self.decoder)
         self._has_state = memory_of(decoder).has_state
+        self._has_latents = getattr(decoder.config, "kv_lora_rank", None) is not None
         self._is_reading_again = False
 
     def before_decoder(
@@ -76,11 +77,12 @@ class ForwardHooks:
             return None
         copies = self.attachment.copies
         if context.is_prefill and copies > 1:
-            kwargs = _copied(kwargs, copies)
+            kwargs = copied(kwargs, copies)
         embeddings = kwargs["inputs_embeds"]
         if context.is_prefill:
             self._given = dict(kwargs)
             context.layout.takes_over(kwargs.get("attention_mask"))
+            context.engine.first_position = _first_position(kwargs, context.layout)
             context.auxiliary_prompts = {
                 method: auxiliary_prompt
                 for method in methods
@@ -95,7 +97,7 @@ class ForwardHooks:
         if context.is_prefill:
             # Not the largest: the times of a video may lie far after the text that follows it.
             context.engine.next_position = (
-                _positions(kwargs, context.layout)[..., context.layout.length - 1] + 1
+                positions_of(kwargs, context.layout)[..., context.layout.length - 1] + 1
             )
         prunes = any(isinstance(method, PrunesTokens) for method in methods)
         if not context.auxiliary_prompts and not prunes and not context.engine.branches:
@@ -111,7 +113,7 @@ class ForwardHooks:
             ):
                 kwargs["position_ids"] = context.position_of(context.step - 1)
         if context.auxiliary_prompts:
-            _append_auxiliary_prompts(context, kwargs)
+            kwargs = with_auxiliary_prompts(context, kwargs)
         if context.engine.branches and not context.is_prefill and self._is_joined(context):
             kwargs = join(context, self.decoder, kwargs)
         return args, kwargs
@@ -186,6 +188,7 @@ class ForwardHooks:
         context.position_embeddings, context.inputs = None, {}
         for stage in context.pruning_stages:
             stage.position_embeddings = None
+            stage.gathered.clear()
 
     def before_layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -215,7 +218,7 @@ class ForwardHooks:
                     hidden_states = leave_out(context, stage, hidden_states)
                 self._pruning.set_positions(context, stage, index, hidden_states, kwargs)
             if context.is_prefill:
-                context.position_embeddings = kwargs["position_embeddings"]
+                context.position_embeddings = kwargs.get("position_embeddings")
                 prompt = self._prompt(context, index, hidden_states)
                 for method in self.attachment.methods:
                     called(method, "enter_layer", prompt, partial(method.enter_layer, context, index))
@@ -237,15 +240,12 @@ class ForwardHooks:
         if cache is not None:
             self._take_back_last_row(cache)
             given = with_cache(self.decoder, given, cache)
-            given["inputs_embeds"] = given["inputs_embeds"][:, -1:]
-            _inject_last(given)
-            positions = given.get("position_ids")
             context = self.attachment.context
             assert context is not None
+            positions = given.get("position_ids")
             if positions is None:
                 positions = torch.tensor([[context.layout.length - 1]], device=given["inputs_embeds"].device)
-            given["position_ids"] = positions[..., -1:]
-            given["attention_mask"] = _of_masks(given.get("attention_mask"), lambda mask: mask[..., -1:, :])
+            given = last_alone(given, positions)
         self._is_reading_again = True
         try:
             return self.decoder(**given)
@@ -268,7 +268,7 @@ class ForwardHooks:
         mask = given.get("attention_mask")
         given |= {
             "inputs_embeds": embeddings,
-            "position_ids": _positions(given, layout)[..., before],
+            "position_ids": positions_of(given, layout)[..., before],
             "attention_mask": mask[:, before] if isinstance(mask, Tensor) and mask.ndim == 2 else None,
         }
         fresh = new_cache(self.decoder)
@@ -279,9 +279,18 @@ class ForwardHooks:
         cache.layers[:] = fresh.layers
 
     def _is_joined(self, context: DecodeContext) -> bool:
-        """Whether branches are decoded in one pass with the prompts; states of layers do not come apart."""
-        return not self._has_state and all(
-            branch.fused and branch.cache is not None for branch in context.engine.branches
+        """Whether branches are decoded in one pass with the prompts; states, and keys that attention makes of
+        what the cache holds, do not come apart."""
+        return (
+            not self._has_state
+            and not self._has_latents
+            and all(branch.fused and branch.cache is not None for branch in context.engine.branches)
+        )
+
+    def _padding_of(self, branch: Branch, generated: int) -> Tensor | None:
+        """The 2-D mask of a branch; None where attention, which knows it already, is all that needs it."""
+        return (
+            nn.functional.pad(branch.real_tokens.long(), (0, generated), value=1) if self._has_state else None
         )
 
     def _read_branches(self, context: DecodeContext) -> list[Tensor]:
@@ -296,16 +305,18 @@ class ForwardHooks:
             if first:
                 read = branch.inputs_embeds
             given = dict(branch.decoder_inputs) if whole else {}
-            if "visual_pos_masks" in given:
-                behind = read.shape[1] - branch.inputs_embeds.shape[1]
-                given["visual_pos_masks"] = nn.functional.pad(given["visual_pos_masks"], (0, behind))
-            positions = branch.positions(_positions(self._given, context.layout), context.step)
+            if whole and read.shape[1] > branch.inputs_embeds.shape[1]:
+                more = read.shape[1] - branch.inputs_embeds.shape[1]
+                given = padded(given, branch.inputs_embeds, more)
+            positions = branch.positions(
+                positions_of(self._given, context.layout), context.step, context.first_position
+            )
             given["position_ids"] = positions[..., -read.shape[1] :]
             context.engine.active_branch = branch
             try:
                 states = self.decoder(
                     inputs_embeds=read,
-                    attention_mask=None,
+                    attention_mask=self._padding_of(branch, context.step),
                     use_cache=branch.cache is not None,
                     **with_cache(self.decoder, given, branch.cache),
                 ).last_hidden_state
@@ -313,6 +324,15 @@ class ForwardHooks:
                 context.engine.active_branch = None
             rows.append(states[:, -1])
         return rows
+
+
+def _first_position(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor | int:
+    """Position of the first token of a prompt, `(batch, 1)`: PaliGemma counts from 1."""
+    positions = kwargs.get("position_ids")
+    if positions is None or positions.shape[-2] != layout.batch_size:
+        return 0
+    given: Tensor = positions if positions.ndim == 2 else positions[-1]
+    return given.gather(1, layout.real_tokens.int().argmax(dim=1, keepdim=True).to(given.device))
 
 
 def _tap(context: DecodeContext, index: int, hidden_states: Tensor) -> None:
@@ -330,75 +350,6 @@ def _append_rows(context: DecodeContext, output: Any, rows: list[Tensor]) -> Non
     added = torch.cat([each.to(states) for each in rows])[:, None]
     padded = nn.functional.pad(added, (0, 0, states.shape[1] - 1, 0))
     output.last_hidden_state = torch.cat([states, padded])
-
-
-def _copied(kwargs: dict[str, Any], copies: int) -> dict[str, Any]:
-    """What the decoder is given, for so many sequences of each prompt."""
-    kwargs, prompts = dict(kwargs), len(kwargs["inputs_embeds"])
-    for name, dim in (("inputs_embeds", 0), ("position_ids", -2)):
-        if kwargs.get(name) is not None and kwargs[name].shape[dim] == prompts:
-            kwargs[name] = kwargs[name].repeat_interleave(copies, dim=dim)
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        kwargs["attention_mask"] = mask.repeat_interleave(copies, dim=0)
-    else:
-        kwargs["attention_mask"] = _of_masks(mask, lambda each: each.repeat_interleave(copies, dim=0))
-    places = kwargs.get("visual_pos_masks")
-    if places is not None:
-        counts = places.sum(dim=1).tolist()
-        kwargs["visual_pos_masks"] = places.repeat_interleave(copies, dim=0)
-        kwargs["deepstack_visual_embeds"] = [
-            torch.cat([own for own in features.split(counts) for _ in range(copies)])
-            for features in kwargs["deepstack_visual_embeds"]
-        ]
-    return kwargs
-
-
-def _inject_last(given: dict[str, Any]) -> None:
-    """Of the visual features that Qwen3-VL adds after its first layers, leave those of the last column."""
-    places = given.pop("visual_pos_masks", None)
-    features = given.pop("deepstack_visual_embeds", None)
-    if places is None or features is None or not bool(places[:, -1].any()):
-        return
-    is_last = places.nonzero()[:, 1] == places.shape[1] - 1
-    given["visual_pos_masks"] = places[:, -1:]
-    given["deepstack_visual_embeds"] = [each[is_last.to(each.device)] for each in features]
-
-
-def _positions(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor:
-    """The positions given to the decoder, or those that it would count itself."""
-    given: Tensor | None = kwargs.get("position_ids")
-    if given is not None:
-        return given
-    embeddings = kwargs["inputs_embeds"]
-    return torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-
-
-def _append_auxiliary_prompts(context: DecodeContext, kwargs: dict[str, Any]) -> None:
-    """Put the auxiliary prompts after the prompt, with positions of their own."""
-    embeddings, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-    positions = _positions(kwargs, context.layout)
-    batch = embeddings.shape[0]
-    for auxiliary_prompt in context.auxiliary_prompts.values():
-        embeddings = torch.cat([embeddings, auxiliary_prompt.inputs_embeds], dim=1)
-        own = auxiliary_prompt.layout.counted_positions.to(positions.device)
-        head = positions.expand(*positions.shape[:-2], batch, -1)
-        positions = torch.cat([head, own.expand(*head.shape[:-1], -1)], dim=-1)
-        if isinstance(mask, Tensor) and mask.ndim == 2:  # masks prepared ahead are the layout's now
-            mask = torch.cat([mask, auxiliary_prompt.real_tokens.to(mask)], dim=1)
-    kwargs.update(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask)
-    if kwargs.get("visual_pos_masks") is not None:
-        places = kwargs["visual_pos_masks"]
-        kwargs["visual_pos_masks"] = torch.cat(
-            [places, places.new_zeros(batch, context.auxiliary_length)], dim=1
-        )
-
-
-def _of_masks(mask: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Masks that a model prepared ahead, one for each type of layer or for all; others stay as they are."""
-    if isinstance(mask, Mapping):
-        return {kind: _of_masks(each, change) for kind, each in mask.items()}
-    return change(mask) if isinstance(mask, Tensor) and mask.ndim == 4 else mask
 
 
 def _states(output: Any) -> list[Tensor]:

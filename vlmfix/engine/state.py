@@ -60,7 +60,9 @@ class PruningStage:
         index: where they stand among those of the layer before, `(batch, kept tokens)`.
         merged: what took the place of the hidden states of image tokens, where some were merged.
         renumbered: whether their positions count anew from 0.
-        position_embeddings: cosines and sines of the kept tokens, in the pass that reads the prompt.
+        position_embeddings: cosines and sines of tokens that count anew.
+        gathered: cosines and sines given to layers, and of these those of the kept tokens; in the pass that
+            reads the prompt.
     """
 
     first_layer: int
@@ -69,6 +71,7 @@ class PruningStage:
     merged: Tensor | None = None
     renumbered: bool = False
     position_embeddings: tuple[Tensor, Tensor] | None = None
+    gathered: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -135,11 +138,20 @@ class Branch:
         """Its padding, in the form in which attention wants it."""
         return PromptLayout(torch.zeros_like(self.real_tokens), self.real_tokens, seen=self.seen)
 
-    def positions(self, like: Tensor, generated: int) -> Tensor:
-        """Positions of its tokens and of so many generated ones, with the axes of `like`."""
-        own = self.layout.counted_positions if self.position_ids is None else self.position_ids
+    def positions(self, like: Tensor, generated: int, first: Tensor | int = 0) -> Tensor:
+        """Positions of its tokens and of so many generated ones, with the axes of `like`.
+
+        Args:
+            first: position of the first token, `(prompts, 1)`, or of all.
+        """
+        counted = self.layout.counted_positions
+        own = (
+            counted + torch.as_tensor(first).to(counted.device)
+            if self.position_ids is None
+            else self.position_ids
+        )
         own = own.to(like.device)
-        own = own.expand(*like.shape[:-2], *own.shape[-2:])
+        own = own.expand(*like.shape[:-2], len(self.real_tokens), own.shape[-1])
         ahead = torch.arange(1, generated + 1, device=own.device)
         return torch.cat([own, own[..., -1:] + ahead], dim=-1)
 
@@ -236,6 +248,7 @@ class EngineState:
         candidates: the tokens that the pass reads after the prompt, where these are not simply the next ones.
         cache: of the prompts, once they have been read; None: without one.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
+        first_position: position of the first token of the prompts, `(batch, 1)`, or one for all.
         prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         peeking: the rows that `DecodeContext.peek` is computing.
         peeked: what it computed.
@@ -250,6 +263,7 @@ class EngineState:
     candidates: CandidateBlock | None = None
     cache: DynamicCache | None = None
     next_position: Tensor | None = None
+    first_position: Tensor | int = 0
     prefix: Prefix | None = None
     peeking: Rows | None = None
     peeked: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vlmfix.engine.caches import without_cache
 from vlmfix.engine.capabilities import PrunesTokens
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.decoder_inputs import check_features, of_tokens
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.state import PruningStage
@@ -31,6 +33,7 @@ class PromptPruning:
 
     def take_over_injection(self, kwargs: dict[str, Any]) -> None:
         """Qwen3-VL adds visual features after its first layers, at positions that pruning moves."""
+        check_features(kwargs, kwargs["inputs_embeds"], "pruned with the tokens")
         features, places = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
         self._injected = None
         if features is None or places is None:
@@ -92,11 +95,15 @@ class PromptPruning:
     ) -> Tensor:
         """Weights of a layer before it runs: its projections alone, without the cache."""
         stage = context.pruning_stage_at(index)
-        embeddings = (stage and stage.position_embeddings) or kwargs["position_embeddings"]
-        positions = tuple(each[:, : prompt.shape[1]] for each in embeddings)
+        embeddings = kwargs.get("position_embeddings")
+        if stage is not None:
+            embeddings = _kept(context, stage, embeddings)
+        positions = embeddings and tuple(each[:, : prompt.shape[1]] for each in embeddings)
         context.engine.peeking = rows
         try:
-            given = without_cache(kwargs) | {"position_embeddings": positions, "position_ids": None}
+            given = without_cache(kwargs) | {"position_ids": None}
+            if positions is not None:
+                given["position_embeddings"] = positions
             layer.self_attn(hidden_states=layer.input_layernorm(prompt), **given)
         finally:
             context.engine.peeking = None
@@ -111,44 +118,76 @@ class PromptPruning:
         hidden_states: Tensor,
         kwargs: dict[str, Any],
     ) -> None:
-        """Give a layer after a pruning the cosines and sines of the tokens that it reads."""
+        """Give a layer after a pruning the cosines and sines, and kinds, of the tokens that it reads."""
+        is_first = stage.first_layer == index
         if context.reads_on(hidden_states.shape[1]):
             if not stage.renumbered:
                 return
-            if stage.first_layer == index:
-                behind = (
-                    context.step
-                    if context.engine.candidates is None
-                    else context.engine.candidates.places(stage.layout.real_tokens.device)
-                )
-                positions = stage.layout.counted_positions[:, -1:] + behind
-                own = self.decoder.rotary_emb(hidden_states, positions)
-                rows = (
-                    context.layout.batch_size
-                )  # branches stand after them, and nothing is pruned from these
-                cos, sin = (
-                    torch.cat([new, old[rows:]])
-                    for new, old in zip(own, kwargs["position_embeddings"], strict=True)
-                )
-                stage.position_embeddings = cos, sin
-        elif stage.first_layer == index:
-            given = kwargs["position_embeddings"]
-            if stage.renumbered:
-                positions = stage.layout.counted_positions
-                generated = hidden_states.shape[1] - positions.shape[1] - context.auxiliary_length
-                ahead = torch.arange(1, generated + 1, device=positions.device)
-                positions = torch.cat([positions, positions[:, -1:] + ahead], dim=1)
-                own = self.decoder.rotary_emb(hidden_states, positions)
-                extra = given[0].shape[1] - context.auxiliary_length
-                cos, sin = (
-                    torch.cat([new, old[:, extra:].expand(len(new), -1, -1)], dim=1)
-                    for new, old in zip(own, given, strict=True)
-                )
-            else:
-                cos, sin = (_present(each, context, stage.layout) for each in given)
-            stage.position_embeddings = cos, sin
-        kwargs["position_embeddings"] = stage.position_embeddings
+            if is_first:
+                stage.position_embeddings = self._renumbered_step(context, stage, hidden_states, kwargs)
+            kwargs["position_embeddings"] = stage.position_embeddings
+        else:
+            if is_first:
+                stage.gathered.clear()
+                if stage.renumbered:
+                    stage.position_embeddings = self._renumbered(context, stage, hidden_states, kwargs)
+            kwargs["position_embeddings"] = _kept(context, stage, kwargs.get("position_embeddings"))
+            whole = context.layout.length + context.auxiliary_length
+            for name, value in of_tokens(kwargs, hidden_states.new_empty(len(hidden_states), whole)).items():
+                kwargs[name] = _present(value, context, stage.layout)
         kwargs["position_ids"] = None
+
+    def _renumbered_step(
+        self, context: DecodeContext, stage: PruningStage, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the newest tokens, counted over the kept ones."""
+        candidates = context.engine.candidates
+        ahead: Any = context.step
+        if candidates is not None:
+            ahead = candidates.places(stage.layout.real_tokens.device)
+        positions = stage.layout.counted_positions[:, -1:] + ahead
+        own = self.decoder.rotary_emb(hidden_states, positions)
+        rows = context.layout.batch_size  # branches stand after them, and nothing is pruned from these
+        cos, sin = (
+            torch.cat([new, old[rows:]]) for new, old in zip(own, kwargs["position_embeddings"], strict=True)
+        )
+        return cos, sin
+
+    def _renumbered(
+        self, context: DecodeContext, stage: PruningStage, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the kept tokens of the prompt and of what stands after it, counted anew."""
+        if len(inspect.signature(self.decoder.rotary_emb.forward).parameters) > 2:
+            raise UnsupportedError(
+                f"layers of {type(self.decoder).__name__} turn positions in more than one way, which "
+                "counting anew does not follow; leave positions as they are"
+            )
+        given = kwargs["position_embeddings"]
+        positions = stage.layout.counted_positions
+        generated = hidden_states.shape[1] - positions.shape[1] - context.auxiliary_length
+        ahead = torch.arange(1, generated + 1, device=positions.device)
+        positions = torch.cat([positions, positions[:, -1:] + ahead], dim=1)
+        own = self.decoder.rotary_emb(hidden_states, positions)
+        extra = given[0].shape[1] - context.auxiliary_length
+        cos, sin = (
+            torch.cat([new, old[:, extra:].expand(len(new), -1, -1)], dim=1)
+            for new, old in zip(own, given, strict=True)
+        )
+        return cos, sin
+
+
+def _kept(
+    context: DecodeContext, stage: PruningStage, given: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
+    """Of the cosines and sines given to a layer, those of the tokens of a stage; None: it turns nothing."""
+    if given is None or stage.renumbered:
+        return given and stage.position_embeddings
+    for known, kept in stage.gathered:  # layers of one kind get the same
+        if known is given:
+            return kept
+    cos, sin = (_present(each, context, stage.layout) for each in given)
+    stage.gathered.append((given, (cos, sin)))
+    return cos, sin
 
 
 def leave_out(context: DecodeContext, stage: PruningStage, hidden_states: Tensor) -> Tensor:
@@ -164,9 +203,11 @@ def leave_out(context: DecodeContext, stage: PruningStage, hidden_states: Tensor
 
 
 def _present(values: Tensor, context: DecodeContext, layout: PromptLayout) -> Tensor:
-    """Of values over all tokens, `(batch or 1, tokens, size)`, those of tokens that are still there."""
+    """Of values over all tokens, `(batch or 1, tokens[, size])`, those of tokens that are still there."""
     if layout.positions is None:
         return values
+    if values.ndim == 2:
+        return _present(values[..., None], context, layout)[..., 0]
     values = values.expand(layout.batch_size, -1, -1)
     kept = _gather(values, layout.positions.to(values.device))
     return torch.cat([kept, values[:, context.layout.length :]], dim=1)

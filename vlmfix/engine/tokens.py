@@ -11,6 +11,9 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
 
+# Types whose images are placeholders alone; of other types, silence of the configuration says nothing.
+_WITHOUT_MARKERS = ("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava")
+
 
 def image_token(config: PreTrainedConfig) -> int:
     """Id of the placeholder that image features replace.
@@ -58,6 +61,8 @@ def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int 
     pairs = (
         (config, "vision_start_token_id", "vision_end_token_id"),
         (config, "image_start_token_id", "image_end_token_id"),
+        (config, "boi_token_id", "eoi_token_id"),
+        (config, "boi_token_index", "eoi_token_index"),
         (processor, "start_image_token_id", "end_image_token_id"),
     )
     for source, *names in pairs:
@@ -65,6 +70,12 @@ def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int 
         if begin is not None or end is not None:
             return begin, end
     return None, None
+
+
+def has_no_markers(config: PreTrainedConfig) -> bool:
+    """Whether images of a model are known to be placeholders alone; Pixtral breaks its rows."""
+    vision = getattr(config, "vision_config", None)
+    return config.model_type in _WITHOUT_MARKERS and getattr(vision, "model_type", None) != "pixtral"
 
 
 def end_tokens(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -19,10 +19,14 @@ from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.capabilities import ReadsVisionAttention
 from vlmfix.engine.state import Encoded
+from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import text_decoder
 
+PIXELS = "pixel_values"
 VIDEO_PIXELS = "pixel_values_videos"
 _VIDEO_GRIDS = "video_grid_thw"
+# Beside it, the first dimension of the pixels counts prompts, and the second one their images.
+_ROW_MASK = "pixel_attention_mask"
 
 
 @contextmanager
@@ -65,7 +69,10 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
         }
         if missing:
             form = encode(**{**inputs, **_joined_inputs(list(missing.values()))})
-            known |= zip(missing, _split_output(form), strict=True)
+            parts = _split_output(form)
+            if len(parts) != len(missing):  # what was encoded does not come apart as it went in
+                return encode(*args, **kwargs)
+            known |= zip(missing, parts, strict=True)
         known = {digest: known[digest] for digest in digests}
         return _joined_output(form, [known[digest] for digest in digests])
 
@@ -91,7 +98,7 @@ def encode_images(model: PreTrainedModel, images: Sequence[Mapping[str, Tensor]]
         core: Any = model.base_model
         encode = core.get_video_features if are_videos else core.get_image_features
         inputs = _joined_inputs(list(group))
-        pixels = inputs.pop(VIDEO_PIXELS if are_videos else "pixel_values")
+        pixels = inputs.pop(VIDEO_PIXELS if are_videos else PIXELS)
         parts = _split_output(encode(pixels, **inputs, return_dict=True))  # versions differ in its name
         if are_videos and model.config.model_type == "llava_onevision":
             parts = [_with_newline(each, core.image_newline) for each in parts]
@@ -114,16 +121,17 @@ def is_video(image: Mapping[str, Tensor]) -> bool:
 
 def split_images(inputs: Mapping[str, Any]) -> list[dict[str, Tensor]] | None:
     """The tensors of each image, as `get_image_features` takes them, then of each video, as
-    `get_video_features` does; None: they do not come one an image."""
+    `get_video_features` does; None: they do not come one an image.
+
+    Where the images of a prompt come in one row (Idefics, SmolVLM), they count as one, without the empty ones
+    that fill up the row.
+    """
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     videos = {name: tensors.pop(name) for name in (VIDEO_PIXELS, _VIDEO_GRIDS) if name in tensors}
-    if "pixel_values" not in tensors and VIDEO_PIXELS not in videos:
+    if PIXELS not in tensors and VIDEO_PIXELS not in videos:
         return None
     images: list[dict[str, Tensor]] = []
-    for given, pixels, grids in (
-        (tensors, "pixel_values", "image_grid_thw"),
-        (videos, VIDEO_PIXELS, _VIDEO_GRIDS),
-    ):
+    for given, pixels, grids in ((tensors, PIXELS, "image_grid_thw"), (videos, VIDEO_PIXELS, _VIDEO_GRIDS)):
         parts = _split(given, pixels, grids)
         if parts is None:
             return None
@@ -141,14 +149,36 @@ def _split(tensors: dict[str, Tensor], pixels: str, grids: str) -> list[dict[str
     others = {name: value for name, value in tensors.items() if name != pixels}
     if any(len(value) != len(parts) for value in others.values()):
         return None
-    return [
+    split = [
         {pixels: part} | {name: value[index][None] for name, value in others.items()}
         for index, part in enumerate(parts)
     ]
+    return [_without_empty(image) for image in split] if _ROW_MASK in others else split
+
+
+def _without_empty(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The images of a prompt, without those that are 0 everywhere, which fill up its row."""
+    if row[PIXELS].ndim != 5:
+        return row
+    shown = row[PIXELS][0].flatten(1).any(dim=1)
+    return {
+        name: value[:, shown] if value.shape[1:2] == shown.shape else value for name, value in row.items()
+    }
 
 
 def _joined_inputs(images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([image[name] for image in images]) for name in images[0]}
+    """Tensors of several images as one call takes them; rows of fewer images are filled up by empty ones."""
+    joined = {}
+    for name in images[0]:
+        parts = [image[name] for image in images]
+        if _ROW_MASK in images[0] and images[0][PIXELS].ndim == 5:
+            longest = max(part.shape[1] for part in parts)
+            parts = [
+                torch.cat([part, part.new_zeros(1, longest - part.shape[1], *part.shape[2:])], dim=1)
+                for part in parts
+            ]
+        joined[name] = torch.cat(parts)
+    return joined
 
 
 def _digest(image: dict[str, Tensor], inputs: dict[str, Any]) -> bytes:
@@ -162,7 +192,14 @@ def _digest(image: dict[str, Tensor], inputs: dict[str, Any]) -> bytes:
 
 
 def _split_output(output: Any) -> list[Encoded]:
-    features = output.pooler_output
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        raise UnsupportedError(
+            f"the vision encoder gives a {type(output).__name__} without pooler_output, so that the features "
+            "of other images cannot be had"
+        )
+    if isinstance(features, Tensor) and features.ndim == 2:  # of all images, one after the other
+        features = [features]
     sizes = [len(image) for image in features]
     layers = [layer.split(sizes) if isinstance(layer, Tensor) else layer for layer in _injected(output)]
     return [Encoded(image, [layer[index] for layer in layers]) for index, image in enumerate(features)]

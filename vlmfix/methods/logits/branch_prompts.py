@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.decoder_inputs import check_features, extras, of_tokens, selected
 from vlmfix.engine.layout import PromptLayout, pairs_at
 from vlmfix.engine.state import Branch, Selection
-from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video, split_images
+from vlmfix.engine.vision_cache import PIXELS, VIDEO_PIXELS, is_video, split_images
 from vlmfix.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from vlmfix.methods.base import Method
+    from vlmfix.engine.method import MethodHooks
 
 NO_TEXT = "nothing but an image in the prompt"
 
@@ -38,17 +39,12 @@ def unchanged(
         fused: see `Branch`.
         selection: see `Branch`.
     """
-    injected = {
-        name: decoder_inputs[name]
-        for name in ("visual_pos_masks", "deepstack_visual_embeds")
-        if decoder_inputs.get("visual_pos_masks") is not None
-    }
     positions = decoder_inputs.get("position_ids")
     return Branch(
         inputs_embeds,
         context.layout.real_tokens,
         positions,
-        injected,
+        extras(decoder_inputs),
         fused=fused,
         selection=selection,
         seen=context.layout.seen,
@@ -57,7 +53,7 @@ def unchanged(
 
 def without_image(
     context: DecodeContext,
-    method: Method,
+    method: MethodHooks,
     inputs_embeds: Tensor,
     *,
     fused: bool,
@@ -81,7 +77,7 @@ def without_image(
     return Branch(embeddings, text.real_tokens, fused=fused, selection=selection, seen=text.seen)
 
 
-def text_alone(context: DecodeContext, method: Method, image: Tensor) -> Tensor:
+def text_alone(context: DecodeContext, method: MethodHooks, image: Tensor) -> Tensor:
     """What is left of the prompts without their images, `(batch, prompt)` bool; the last token of a prompt of
     which nothing is, and which is declined for the method.
 
@@ -104,12 +100,19 @@ def shown_images(context: DecodeContext, name: str) -> list[dict[str, Tensor]]:
     Raises:
         UnsupportedError: the prompt came without pixels.
     """
-    names = ("pixel_values", "image_sizes", "image_grid_thw", VIDEO_PIXELS, "video_grid_thw")
-    images = split_images({each: context.inputs.get(each) for each in names})
-    if images is None:
+    names = (*context.image_arguments, VIDEO_PIXELS, "video_grid_thw")
+    given = {each: context.inputs.get(each) for each in names}
+    if given.get(PIXELS) is None and given[VIDEO_PIXELS] is None:
         raise UnsupportedError(
-            f"{name} changes the pixels of the image, and the prompt came without any; pass pixel_values, of "
-            f"a video {VIDEO_PIXELS}"
+            f"{name} changes the pixels of the image, and the prompt came without any; pass {PIXELS}, of a "
+            f"video {VIDEO_PIXELS}"
+        )
+    images = split_images(given)
+    if images is None:
+        shapes = {each: tuple(value.shape) for each, value in given.items() if isinstance(value, Tensor)}
+        raise UnsupportedError(
+            f"{name} changes the pixels of each image, and those of this model do not come one an image "
+            f"({shapes}); use a method that acts on attention or on the text"
         )
     if any(map(is_video, images)) and not context.has_video:
         raise UnsupportedError(
@@ -151,6 +154,7 @@ def with_other_images(
         fused: see `Branch`.
     """
     assert context.encode_images is not None
+    check_features(decoder_inputs, inputs_embeds, "made of the other images")
     with torch.no_grad():
         encoded = context.encode_images(images)
     are_videos = [is_video(image) for image in images]
@@ -181,15 +185,13 @@ def with_other_images(
     own = inputs_embeds[:: context.copies]
     embeddings = placed([image.features for image in encoded], own)
     branch = unchanged(context, embeddings, decoder_inputs, fused=fused)
-    if not branch.decoder_inputs:
+    if branch.decoder_inputs.get("visual_pos_masks") is None:
         return branch
     visual = branch.decoder_inputs["visual_pos_masks"]
     layers = zip(*(image.injected for image in encoded), strict=True)
     filled = [placed(features, torch.zeros_like(own)) for features in layers]
-    branch.decoder_inputs = {
-        "visual_pos_masks": visual,
-        "deepstack_visual_embeds": [each[visual.to(each.device)] for each in filled],
-    }
+    injected = [each[visual.to(each.device)] for each in filled]
+    branch.decoder_inputs = {**branch.decoder_inputs, "deepstack_visual_embeds": injected}
     return branch
 
 
@@ -248,10 +250,8 @@ def rewritten(
         shifts = ahead.gather(-1, old.to(given.device).expand(*ahead.shape[:-1], -1))
         counted = branch.layout.counted_positions.to(given.device)
         branch.position_ids = counted + shifts.where(kept.to(given.device), 0)
-    if whole.decoder_inputs:
-        visual = whole.decoder_inputs["visual_pos_masks"]
-        here = visual.gather(1, old.to(visual.device)) & kept.to(visual.device)
-        branch.decoder_inputs = {**whole.decoder_inputs, "visual_pos_masks": here}
+    tokens = of_tokens(whole.decoder_inputs, inputs_embeds)
+    branch.decoder_inputs = {**whole.decoder_inputs, **selected(tokens, old, kept)}
     return branch
 
 

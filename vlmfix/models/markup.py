@@ -1,0 +1,197 @@
+"""Tokens that a processor writes around and between the placeholders of an image, such as row breaks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from PIL import Image
+
+# Pictures of different shapes, which processors that cut tiles cut differently.
+_SIZES = ((300, 300), (900, 300), (300, 900), (900, 900))
+
+_known: WeakKeyDictionary[Any, dict[int, ImageMarkup | None]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ImageMarkup:
+    """What surrounds placeholders in the text that stands for one image.
+
+    Args:
+        heads: token sequences before the first placeholder.
+        tails: token sequences after the last one.
+        between: tokens that stand between placeholders.
+    """
+
+    heads: tuple[tuple[int, ...], ...]
+    tails: tuple[tuple[int, ...], ...]
+    between: frozenset[int]
+
+    def of_image(self, ids: Sequence[int], image: Sequence[bool]) -> list[bool]:
+        """Which tokens of a prompt are of its images, placeholders included.
+
+        What stands between the placeholders of two images is kept where it is more than a tail and a head.
+
+        Args:
+            ids: of one prompt, without padding.
+            image: which of them are placeholders.
+        """
+        marked = list(image)
+        runs = _runs(image)
+        for number, (start, stop) in enumerate(runs):
+            before = runs[number - 1][1] if number else 0
+            after = runs[number + 1][0] if number + 1 < len(runs) else len(ids)
+            gap = ids[stop:after]
+            tail = _longest(self.tails, gap)
+            if after < len(ids) and self._is_inside(gap):
+                marked[stop:after] = [True] * len(gap)
+            else:
+                marked[stop : stop + tail] = [True] * tail
+            head = _longest([each[::-1] for each in self.heads], ids[before:start][::-1])
+            marked[start - head : start] = [True] * head
+        return marked
+
+    def _is_inside(self, gap: Sequence[int]) -> bool:
+        """Whether the tokens between two runs of placeholders are of one image."""
+        tail = _longest(self.tails, gap, whole=True)
+        head = _longest([each[::-1] for each in self.heads], gap[::-1], whole=True)
+        two = bool(tail and head) and tail + head < len(gap)
+        return not two and all(token in self.between for token in gap)
+
+
+def image_markup(processor: Any, placeholder: int) -> ImageMarkup | None:
+    """What a processor writes for an image, learned from pictures of several shapes; None: it does not say.
+
+    Args:
+        processor: of the model.
+        placeholder: id of the token that image features replace.
+    """
+    if not callable(getattr(processor, "replace_image_token", None)):
+        return None
+    known = _known.setdefault(processor, {})
+    if placeholder not in known:
+        known[placeholder] = _learn(processor, placeholder)
+    return known[placeholder]
+
+
+def _learn(processor: Any, placeholder: int) -> ImageMarkup | None:
+    tokenizer = processor.tokenizer
+    begin, end = _of_template(processor)
+    heads, tails, between = set(), set(), set()
+    for size in _SIZES:
+        ids = _image_ids(processor, size)
+        runs = [] if ids is None else _runs([each == placeholder for each in ids])
+        if ids is None or not runs:
+            continue
+        heads.add((*begin, *ids[: runs[0][0]]))
+        tails.add((*ids[runs[-1][1] :], *end))
+        between |= {each for each in ids[runs[0][0] : runs[-1][1]] if each != placeholder}
+    if not heads:
+        return None
+    shapes = {_shape(tokenizer, each) for each in between}
+    between |= {each for each in tokenizer.added_tokens_decoder if _shape(tokenizer, each) in shapes}
+    return ImageMarkup(tuple(heads), tuple(tails), frozenset(between - {placeholder}))
+
+
+def image_item(processor: Any) -> str:
+    """What stands for an image in a prompt before a processor has seen its pictures, markers included."""
+    tokenizer = processor.tokenizer
+    begin, end = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in _of_template(processor))
+    return f"{begin}{processor.image_token}{end}"
+
+
+def _of_template(processor: Any) -> tuple[list[int], list[int]]:
+    """Added tokens that the chat template writes directly before and after an image."""
+    tokenizer = processor.tokenizer
+    parts: list[list[dict[str, str]]] = [
+        [{"type": "text", "text": "one"}, *image, {"type": "text", "text": "two"}]
+        for image in ([], [{"type": "image"}])
+    ]
+    try:
+        without, shown = (
+            processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+            for content in parts
+        )
+        before, item, after = _inserted(without, shown).partition(processor.image_token)
+    except Exception:  # there is no template, or it knows no images
+        return [], []
+    if not item:
+        return [], []
+    added = tokenizer.added_tokens_decoder
+    head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+    begin = list(takewhile(added.__contains__, head[::-1]))[::-1]
+    return begin, list(takewhile(added.__contains__, tail))
+
+
+def _inserted(without: str, shown: str) -> str:
+    """What stands in one text alone, between what it shares with the other at its start and its end."""
+    start = _shared(without, shown)
+    rest = _shared(without[start:][::-1], shown[start:][::-1])
+    return shown[start : len(shown) - rest]
+
+
+def _shared(one: Sequence[Any], two: Sequence[Any]) -> int:
+    """How much two sequences begin with in common."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(two)))
+
+
+def _shape(tokenizer: Any, token: int) -> str:
+    """A token without its numbers: tiles are named by row and column."""
+    return re.sub(r"\d+", "#", str(tokenizer.convert_ids_to_tokens(token)))
+
+
+def _image_ids(processor: Any, size: tuple[int, int]) -> list[int] | None:
+    """The tokens that stand for a picture; None: they cannot be had."""
+    picture = Image.new("RGB", size, (128, 128, 128))
+    tokenizer = processor.tokenizer
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    names = ("image_token", "boi_token", "start_of_image_token")
+    items = [item for name in names if isinstance(item := getattr(processor, name, None), str)]
+    for item in items:
+        for images in ([picture], [[picture]]):
+            try:
+                made = processor(
+                    text=[item], images=images, return_text_replacement_offsets=True, return_tensors="pt"
+                )
+            except Exception:  # processors take their pictures and texts in different ways
+                continue
+            offsets = made.get("text_replacement_offsets")
+            if offsets and offsets[0]:
+                text = "".join(each["replacement"] for each in offsets[0])
+                return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids: list[int] = made["input_ids"][0].tolist()
+            first = next((place for place, each in enumerate(ids) if each not in ends), len(ids))
+            last = next((place for place, each in enumerate(ids[::-1]) if each not in ends), 0)
+            return ids[first : len(ids) - last]
+    return None
+
+
+def _runs(image: Sequence[bool]) -> list[tuple[int, int]]:
+    """Where placeholders stand one after the other: the first, and the one after the last."""
+    edges = [
+        place
+        for place in range(len(image) + 1)
+        if (place < len(image) and image[place]) != (place > 0 and image[place - 1])
+    ]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _longest(sequences: Sequence[Sequence[int]], ids: Sequence[int], *, whole: bool = False) -> int:
+    """How many of the first ids begin one of the sequences as they stand next to a placeholder, at most.
+
+    A tokenizer may have merged the far end of a sequence with the words beside it.
+
+    Args:
+        whole: whether only whole sequences count.
+    """
+    best = 0
+    for sequence in sequences:
+        same = _shared(sequence, ids)
+        if not whole or same == len(sequence):
+            best = max(best, same)
+    return best
