@@ -1,0 +1,103 @@
+"""Real processors of the types around a word-level tokenizer made here, and sizes of their pictures."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
+
+from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_SIZE, IMAGE_TOKEN, PATCH, VOCABULARY
+from vlmfix.models.loading import image_only
+
+SQUARE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+CROPPED = {"size": {"shortest_edge": IMAGE_SIZE}, "crop_size": SQUARE}
+AREA = {"size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 84}, "patch_size": PATCH}
+ROLES = ("user", "assistant", "system")
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} {% if message['content'] is string %}"
+    "{{ message['content'] }} {% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "ITEM{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make the processor of a type.
+
+    Attributes:
+        image: the token that stands for a picture.
+        item: what the chat template writes for one picture; `image` if empty.
+        names: attributes that the processor asks the tokenizer for, as `image_token`, and their tokens.
+        ids: keys of the configuration, and the token that stands there.
+        others: further tokens of the layout of a picture.
+        processor, pictures: class names.
+        options, sizes: their arguments.
+    """
+
+    processor: str
+    pictures: str
+    image: str = "<image>"
+    item: str = ""
+    names: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+
+def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFast:
+    """Words `w5` to `w96`, the roles, and the tokens of a recipe.
+
+    Args:
+        numbers: ids that the configuration gives to tokens; the others take the free ones.
+    """
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, **{f"w{number}": number for number in range(5, 97)}}
+    words |= {role: 97 + index for index, role in enumerate(ROLES)}
+    wanted = dict.fromkeys([*numbers, *recipe.names.values(), *recipe.others])
+    free = iter(sorted({*range(FIRST_MARKER, VOCABULARY)} - {*numbers.values()}))
+    markers = {token: numbers[token] if token in numbers else next(free) for token in wanted if token not in words}
+    core = Tokenizer(WordLevel({**words, **markers}, unk_token="<unk>"))
+    core.add_special_tokens([*markers])
+    core.pre_tokenizer = WhitespaceSplit()
+    core.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        extra_special_tokens=recipe.names,
+    )
+
+
+def make(recipe: Recipe, numbers: dict[str, int]) -> ProcessorMixin:
+    """The processor; without its part for videos, which needs torchvision."""
+    stock = _class(recipe.processor)
+    pictures = _class(recipe.pictures)(**recipe.sizes)
+    needs_video = "video_processor" in stock.get_attributes()
+    made = image_only(stock) if needs_video else stock
+    return made(
+        image_processor=pictures,
+        tokenizer=tokenizer(recipe, numbers),
+        chat_template=TEMPLATE.replace("ITEM", recipe.item or recipe.image),
+        **recipe.options,
+    )
+
+
+@cache
+def _class(name: str) -> Any:
+    """A class of transformers, `module:Class` for one that its front door keeps for those with torchvision."""
+    if ":" in name:
+        module, name = name.split(":")
+        return getattr(importlib.import_module(f"transformers.models.{module}"), name)
+    return getattr(transformers, name)
