@@ -174,12 +174,13 @@ def check_processor(model: PreTrainedModel, processor: Any, source: str) -> None
 
 
 def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """`stock` without its video processor: transformers reads the components from the names in `__init__`."""
+    """`stock` for images and text: transformers reads the components from the names in `__init__`."""
+    others = dict.fromkeys(set(stock.get_attributes()) - {"image_processor", "tokenizer"})
     options = set(inspect.signature(stock.__init__).parameters) - set(stock.get_attributes())
 
     class ImageOnly(stock):  # type: ignore[valid-type,misc]  # a base that is known at run time
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-            super().__init__(image_processor, tokenizer, None, **kwargs)
+            super().__init__(image_processor=image_processor, tokenizer=tokenizer, **others, **kwargs)
 
         @classmethod
         def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
-from tests.support.zoo.processors import make
-from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_TOKEN, tiny
+from tests.support.zoo.processors import make, numbers
+from tests.support.zoo.shrink import FIRST_MARKER, tiny
 from tests.support.zoo.types import TYPES
 
 PICTURE_SIZES = ((56, 56), (84, 56), (56, 112))
@@ -55,9 +55,7 @@ def processor(name: str) -> ProcessorMixin | None:
     if recipe is None:
         return None
     if name not in _PROCESSORS:
-        config = _config(name)
-        numbers = {recipe.image: IMAGE_TOKEN, **{token: config[key] for key, token in recipe.ids.items()}}
-        _PROCESSORS[name] = make(recipe, numbers)
+        _PROCESSORS[name] = make(recipe, numbers(recipe, _config(name)))
     return _PROCESSORS[name]
 
 
@@ -98,7 +96,7 @@ def _single(
     for _ in pictures:
         parts += [item, _words(2, generator)]
     text = " ".join([*parts, _words(4 + 3 * number, generator)])
-    made = processor(name)(text=[text], images=[pictures] if pictures else None, return_tensors="pt")
+    made = processor(name)(text=[text], images=pictures or None, return_tensors="pt", **recipe.call)
     return dict(made)
 
 

@@ -41,6 +41,7 @@ class Recipe:
         others: further tokens of the layout of a picture.
         processor, pictures: class names.
         options, sizes: their arguments.
+        call: arguments of every call of the processor.
     """
 
     processor: str
@@ -48,10 +49,11 @@ class Recipe:
     image: str = "<image>"
     item: str = ""
     names: dict[str, str] = field(default_factory=dict)
-    ids: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -92,6 +94,17 @@ def make(recipe: Recipe, numbers: dict[str, int]) -> ProcessorMixin:
         chat_template=TEMPLATE.replace("ITEM", recipe.item or recipe.image),
         **recipe.options,
     )
+
+
+def numbers(recipe: Recipe, config: dict[str, Any]) -> dict[str, int]:
+    """The ids that a configuration gives to tokens of a recipe."""
+    result = {recipe.image: IMAGE_TOKEN}
+    for key, tokens in recipe.ids.items():
+        if isinstance(tokens, str):
+            result[tokens] = config[key]
+        else:
+            result |= zip(tokens, config[key], strict=True)
+    return result
 
 
 @cache

@@ -35,6 +35,9 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"image_size|img_size|resolution", IMAGE_SIZE),
     (r"patch_size", PATCH),
     (r"(max|original_max)_position_embeddings|max_source_positions", 1024),
+    (r"base_channels|num_filters", 32),
+    (r"num_res_blocks", 1),
+    (r"num_embeddings|codebook_size", 16),
     (r"num_query_tokens|latent_query_num|resampler_n(um)?_latents", 4),
 )
 _DEPTHS = re.compile(r"num_hidden_layers|depth|layers|num_layers|encoder_layers|decoder_layers|n_layers")
@@ -91,6 +94,8 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
             result[key] = _token(key, value, result, numbers)
         elif re.fullmatch(r".*token_ids", key) and isinstance(value, list):
             result[key] = [next(numbers) for _ in value]
+        elif key == "rope_parameters" and isinstance(value, Mapping):
+            result[key] = _rope(value)
         elif isinstance(value, list) and len(value) == old > layers:
             result[key] = [value[index] for index in kept]
         elif re.fullmatch(r".*(layers|indexes|indices)", key) and isinstance(value, list):
@@ -99,6 +104,14 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
             result[key] = _size(key, value, config, layers)
         else:
             result[key] = value
+    return result
+
+
+def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Half of `HEAD` frequencies, over time, height and width; types that turn half of a head have 2 `HEAD`."""
+    result = {key: _rope(value) if isinstance(value, Mapping) else value for key, value in parameters.items()}
+    if "mrope_section" in result:
+        result["mrope_section"] = [2, 1, 1]
     return result
 
 

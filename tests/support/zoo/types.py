@@ -89,6 +89,41 @@ _INTERNVL = Recipe(
 )
 
 
+_PALIGEMMA = Recipe(
+    "PaliGemmaProcessor",
+    "SiglipImageProcessorPil",
+    names={"image_token": "<image>"},
+    others=("\n",),
+    sizes={"size": SQUARE, "image_seq_length": 16},
+)
+_MINICPM = Recipe(
+    "MiniCPMV4_6Processor",
+    "MiniCPMV4_6ImageProcessorPil",
+    image="<|image_pad|>",
+    names={
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    },
+    ids={"video_token_id": "<|video_pad|>"},
+    others=("\n",),
+    sizes={"patch_size": PATCH, "scale_resolution": 56, "max_slice_nums": 2},
+)
+MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}}
+# A quarter of a head turns in the stock models; half of one of 16 leaves as many frequencies as `MROPE` has.
+HALF_MROPE = {
+    "text_config": {
+        "head_dim": 16,
+        "rope_parameters": {**MROPE["text_config"]["rope_parameters"], "partial_rotary_factor": 0.5},
+    }
+}
+
+
 def _llava(model_type: str, **text: Any) -> Type:
     return Type({"text_config": {"model_type": model_type, **text}}, _LLAVA, base="llava")
 
@@ -156,16 +191,16 @@ TYPES: dict[str, Type] = {
             ids={"video_token_index": "<video>"},
         ),
     ),
-    "qwen2_vl": Type({}, _QWEN),
-    "qwen2_5_vl": Type({}, replace(_QWEN, processor="Qwen2_5_VLProcessor")),
-    "qwen3_vl": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "qwen3_vl_moe": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "qwen3_5": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "qwen3_5_moe": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "glm4v": Type({}, _GLM),
-    "glm4v_moe": Type({}, _GLM),
-    "glm46v": Type({}, _GLM46),
-    "glm_ocr": Type({}, _GLM46),
+    "qwen2_vl": Type(MROPE, _QWEN),
+    "qwen2_5_vl": Type(MROPE, replace(_QWEN, processor="Qwen2_5_VLProcessor")),
+    "qwen3_vl": Type(MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "qwen3_vl_moe": Type(MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "qwen3_5": Type(HALF_MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "qwen3_5_moe": Type(HALF_MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "glm4v": Type(MROPE, _GLM),
+    "glm4v_moe": Type(HALF_MROPE, _GLM),
+    "glm46v": Type(MROPE, _GLM46),
+    "glm_ocr": Type(MROPE, _GLM46),
     "mistral3": Type({}, _PIXTRAL),
     "lighton_ocr": Type(
         {},
@@ -210,24 +245,37 @@ TYPES: dict[str, Type] = {
             sizes={"size": SQUARE},
         ),
     ),
-    "paligemma": Type({}, Recipe("PaliGemmaProcessor", "SiglipImageProcessorPil", names={"image_token": "<image>"})),
+    "paligemma": Type({}, _PALIGEMMA),
+    "paligemma+gemma2": Type(
+        {"text_config": {"model_type": "gemma2"}},
+        _PALIGEMMA,
+        base="paligemma",
+    ),
     "internvl": Type({}, _INTERNVL),
     "ovis2": Type(
         {},
         Recipe(
             "Ovis2Processor",
             "Ovis2ImageProcessorPil",
-            others=("<IMG_START>", "<IMG_ATOM>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"),
+            image="<IMG_ATOM>",
+            item="<image>",
+            ids={
+                "visual_indicator_token_ids": ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+            },
+            others=("<image>",),
             options={"image_seq_length": 4},
             sizes={"size": SQUARE, "crop_to_patches": True, "max_patches": 2},
         ),
     ),
+    # Its image processor makes nothing smaller than 490 pixels.
     "aria": Type(
-        {},
+        {"projector_patch_to_query_dict": {49: 4}, "vision_config": {"image_size": 490, "patch_size": 70}},
         Recipe(
             "AriaProcessor",
             "AriaImageProcessorPil",
             names={"image_token": "<image>"},
+            options={"size_conversion": {490: 4}},
+            sizes={"max_image_size": 490},
         ),
     ),
     "deepseek_vl": Type(
@@ -261,7 +309,7 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "paddleocr_vl": Type(
-        {},
+        MROPE,
         Recipe(
             "PaddleOCRVLProcessor",
             "PaddleOCRVLImageProcessorPil",
@@ -288,11 +336,20 @@ TYPES: dict[str, Type] = {
             "GotOcr2Processor",
             "GotOcr2ImageProcessorPil",
             image="<imgpad>",
+            item="<img><imgpad></img>",
             others=("<img>", "</img>", "<|im_start|>", "<|im_end|>"),
+            call={"num_image_tokens": 1},
             sizes={"size": SQUARE},
         ),
     ),
-    "hyperclovax_vision_v2": Type({}, replace(_QWEN, processor="HyperCLOVAXVisionV2Processor")),
+    "hyperclovax_vision_v2": Type(
+        {},
+        replace(
+            _QWEN,
+            processor="HyperCLOVAXVisionV2Processor",
+            ids={"video_token_id": "<|video_pad|>"},
+            others=("<|vision_start|>", "<|vision_end|>"),
+        )),
     "aya_vision": Type(
         {},
         Recipe(
@@ -305,4 +362,120 @@ TYPES: dict[str, Type] = {
             sizes={"size": SQUARE, "crop_to_patches": True, "max_patches": 2},
         ),
     ),
+    "gemma4": Type(
+        {"vision_config": {"pooling_kernel_size": 2, "patch_size": 14}},
+        Recipe(
+            "Gemma4Processor",
+            "Gemma4ImageProcessorPil",
+            image="<|image|>",
+            names={"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
+            ids={"boi_token_id": "<|image>", "eoi_token_id": "<image|>", "video_token_id": "<|video|>"},
+            sizes={"patch_size": 14, "max_soft_tokens": 70, "pooling_kernel_size": 2},
+        ),
+    ),
+    "qianfan_ocr": Type(
+        {},
+        replace(_INTERNVL, processor="QianfanOCRProcessor", item="<image>", others=("<image>",), names={key: token for key, token in _INTERNVL.names.items() if key != "video_token"}),
+    ),
+    "blip-2": Type({}, _BLIP),
+    "instructblip": Type({}, replace(_BLIP, processor="InstructBlipProcessor")),
+    "chameleon": Type(
+        {},
+        Recipe("ChameleonProcessor", "ChameleonImageProcessorPil", others=("<racm3:break>", "<eoss>"), options={"image_seq_length": 16}, sizes=CROPPED),
+    ),
+    "emu3": Type(
+        {},
+        Recipe("Emu3Processor", "Emu3ImageProcessor", names={"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>", "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>"}),
+    ),
+    "mllama": Type(
+        {},
+        Recipe("MllamaProcessor", "MllamaImageProcessorPil", image="<|image|>", others=("<|python_tag|>",), sizes={"size": SQUARE, "max_image_tiles": 2}),
+    ),
+    "fuyu": Type({}, Recipe("FuyuProcessor", "FuyuImageProcessorPil", image="|SPEAKER|", others=("|NEWLINE|",))),
+    "cohere_compass": Type(
+        MROPE,
+        replace(
+            _QWEN,
+            processor="CohereCompassProcessor",
+            pictures="CohereCompassImageProcessorPil",
+            image="<|IMAGE_PAD|>",
+            item="<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
+            ids={"video_token_id": "<|VIDEO_PAD|>", "vision_start_token_id": "<|VISION_START|>", "vision_end_token_id": "<|VISION_END|>"},
+        ),
+    ),
+    "cosmos3_edge": Type({}, replace(_QWEN, processor="Cosmos3EdgeProcessor", pictures="Cosmos3EdgeImageProcessorPil")),
+    "cosmos3_omni": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "exaone4_5": Type({}, replace(_QWEN, processor="Exaone4_5_Processor")),
+    "lfm3_vl": Type({}, replace(_QWEN, processor="Lfm3VlProcessor")),
+    "hy_v4_vl": Type({}, replace(_QWEN, processor="HYV4VLProcessor", pictures="HYV4VLImageProcessorPil")),
+    "qwen4_exp": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "qwen2_5_omni_thinker": Type(MROPE, replace(_QWEN, ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
+    "qwen3_omni_moe_thinker": Type(MROPE, replace(_QWEN, ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
+    "glm5_next": Type({}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
+    "glmga": Type(MROPE, replace(_GLM46, pictures="GlmgaImageProcessorPil")),
+    "dots3_note": Type({}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
+    "ernie4_5_vl_moe": Type(
+        {},
+        Recipe(
+            "Ernie4_5_VLMoeProcessor",
+            "Ernie4_5_VLMoeImageProcessorPil",
+            image="<|IMAGE_PLACEHOLDER|>",
+            item="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+            names={
+                "image_token": "<|IMAGE_PLACEHOLDER|>",
+                "image_end_token": "<|IMAGE_END|>",
+                "image_start_token": "<|IMAGE_START|>",
+                "video_token": "<|VIDEO_PLACEHOLDER|>",
+                "video_end_token": "<|VIDEO_END|>",
+                "video_start_token": "<|VIDEO_START|>",
+            },
+            ids={
+                "image_end_token_id": "<|IMAGE_END|>",
+                "image_start_token_id": "<|IMAGE_START|>",
+                "video_token_id": "<|VIDEO_PLACEHOLDER|>",
+                "video_end_token_id": "<|VIDEO_END|>",
+                "video_start_token_id": "<|VIDEO_START|>",
+            },
+            sizes=AREA,
+        ),
+    ),
+    "granite_docling": Type(
+        {},
+        Recipe(
+            "GraniteDoclingProcessor",
+            "GraniteDoclingImageProcessorPil",
+            others=("<fake_token_around_image>", "<global-img>", "\n", "\n\n", *_CELLS),
+            options={"image_seq_len": 1},
+            sizes={"size": SQUARE, "max_patches": 2},
+        ),
+    ),
+    "granite4_vision": Type(
+        {"image_grid_pinpoints": PINPOINTS},
+        replace(_LLAVA, processor="Granite4VisionProcessor", pictures="LlavaNextImageProcessorPil", options={**CLIP_OPTIONS, "downsample_rate": "1/2"}, sizes={**CROPPED, "image_grid_pinpoints": PINPOINTS}),
+    ),
+    "hunyuan_vl": Type(
+        {},
+        Recipe(
+            "HunYuanVLProcessor",
+            "HunYuanVLImageProcessorPil",
+            item="<image_start><image><image_end>",
+            names={"image_token": "<image>", "image_start_token": "<image_start>", "image_end_token": "<image_end>"},
+            ids={"im_start_id": "<image_start>", "im_end_id": "<image_end>"},
+            sizes=AREA,
+        ),
+    ),
+    "minicpmv4_6": Type({}, _MINICPM),
+    "minicpmv4_7": Type({}, replace(_MINICPM, processor="MiniCPMV4_7Processor")),
+    "deepseek_ocr2": Type({}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil")),
+    "idefics": Type({}, Recipe("IdeficsProcessor", "IdeficsImageProcessorPil", others=("<fake_token_around_image>",), sizes={"size": SQUARE})),
+    "t5gemma2": Type({}),
+    "shieldgemma2": Type({}),
+    "diffusion_gemma": Type({}),
+    "pp_chart2table": Type({}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})),
+    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", sizes=CROPPED)),
+    "kosmos-2.5": Type({}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"})),
+    "florence2": Type({}, Recipe("Florence2Processor", "CLIPImageProcessorPil", names={"image_token": "<image>"}, sizes=CROPPED)),
+    "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", sizes=CROPPED)),
+    "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", sizes={"size": SQUARE})),
+    "pix2struct": Type({}, Recipe("Pix2StructProcessor", "Pix2StructImageProcessorPil")),
 }
