@@ -174,13 +174,21 @@ def check_processor(model: PreTrainedModel, processor: Any, source: str) -> None
 
 
 def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """`stock` for images and text: transformers reads the components from the names in `__init__`."""
-    others = dict.fromkeys(set(stock.get_attributes()) - {"image_processor", "tokenizer"})
-    options = set(inspect.signature(stock.__init__).parameters) - set(stock.get_attributes())
+    """`stock` for images and text alone: transformers reads the components from the names in `__init__`."""
+    components = stock.get_attributes()
+    options = set(inspect.signature(stock.__init__).parameters) - set(components)
+    absent = dict.fromkeys(set(components) - {"image_processor", "tokenizer"})
 
-    class ImageOnly(stock):  # type: ignore[valid-type,misc]  # a base that is known at run time
+    class Kept(ProcessorMixin):
+        """What `stock.__init__` hands on, in its own order, without the components that are not there."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            given = {**dict(zip(components, args, strict=False)), **kwargs}
+            super().__init__(**{name: value for name, value in given.items() if name not in absent})
+
+    class ImageOnly(stock, Kept):  # type: ignore[valid-type,misc]  # a base that is known at run time
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-            super().__init__(image_processor=image_processor, tokenizer=tokenizer, **others, **kwargs)
+            super().__init__(image_processor=image_processor, tokenizer=tokenizer, **absent, **kwargs)
 
         @classmethod
         def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

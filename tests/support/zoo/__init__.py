@@ -97,7 +97,7 @@ def _single(
         parts += [item, _words(2, generator)]
     text = " ".join([*parts, _words(4 + 3 * number, generator)])
     made = processor(name)(text=[text], images=pictures or None, return_tensors="pt", **recipe.call)
-    return dict(made)
+    return {key: value for key, value in made.items() if key != "labels"}
 
 
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")

@@ -88,12 +88,12 @@ def make(recipe: Recipe, numbers: dict[str, int]) -> ProcessorMixin:
     pictures = _class(recipe.pictures)(**recipe.sizes)
     needs_video = "video_processor" in stock.get_attributes()
     made = image_only(stock) if needs_video else stock
-    return made(
-        image_processor=pictures,
-        tokenizer=tokenizer(recipe, numbers),
-        chat_template=TEMPLATE.replace("ITEM", recipe.item or recipe.image),
-        **recipe.options,
-    )
+    parts: dict[str, Any] = {"image_processor": pictures, "tokenizer": tokenizer(recipe, numbers)}
+    if "qformer_tokenizer" in stock.get_attributes():
+        parts["qformer_tokenizer"] = tokenizer(Recipe("", ""), {})
+    processor = made(**parts, **recipe.options)
+    processor.chat_template = TEMPLATE.replace("ITEM", recipe.item or recipe.image)
+    return processor
 
 
 def numbers(recipe: Recipe, config: dict[str, Any]) -> dict[str, int]:

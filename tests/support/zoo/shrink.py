@@ -94,6 +94,12 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
             result[key] = _token(key, value, result, numbers)
         elif re.fullmatch(r".*token_ids", key) and isinstance(value, list):
             result[key] = [next(numbers) for _ in value]
+        elif key == "per_layer_config":
+            result[key] = {
+                f"{new:02d}": {name: _exception(name, size, config) for name, size in value[f"{index:02d}"].items()}
+                for new, index in enumerate(kept)
+                if f"{index:02d}" in value
+            }
         elif key == "rope_parameters" and isinstance(value, Mapping):
             result[key] = _rope(value)
         elif isinstance(value, list) and len(value) == old > layers:
@@ -126,6 +132,13 @@ def _size(key: str, value: int, config: Mapping[str, Any], layers: int) -> int:
     if key == "num_key_value_heads" and value == config.get("num_attention_heads"):
         return HEADS
     return found if value > 0 else value
+
+
+def _exception(key: str, value: Any, config: Mapping[str, Any]) -> Any:
+    """What one layer has in place of the size of the others: heads that are wider stay so."""
+    if key == "head_dim" and value > config["head_dim"]:
+        return 2 * HEAD
+    return _size(key, value, config, LAYERS) if _whole(value) else value
 
 
 def _token(key: str, value: Any, known: Mapping[str, Any], numbers: Iterator[int]) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.zoo.processors import AREA, CROPPED, SQUARE, Recipe
-from tests.support.zoo.shrink import IMAGE_SIZE, PATCH
+from tests.support.zoo.shrink import IMAGE_SIZE, IMAGE_TOKEN, PATCH
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class Type:
         config: corrections of the tiny configuration, nested as it is; `...` drops a key.
         recipe: its processor, by which prompts are made too.
         base: the model type of a variant.
+        one_image: whether a prompt has at most one picture.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
     base: str = ""
+    one_image: bool = False
 
 
 PINPOINTS = [[IMAGE_SIZE, 2 * IMAGE_SIZE], [2 * IMAGE_SIZE, IMAGE_SIZE]]
@@ -41,6 +43,7 @@ _QWEN = Recipe(
     ids=_QWEN_IDS,
     sizes=AREA,
 )
+_LARGE = {"size": {"shortest_edge": 2 * 28 * 28, "longest_edge": 2 * 56 * 84}, "patch_size": PATCH}
 _GLM = Recipe(
     "Glm4vProcessor",
     "Glm4vImageProcessorPil",
@@ -53,7 +56,7 @@ _GLM = Recipe(
         "video_end_token_id": "<|end_of_video|>",
         "video_token_id": "<|video|>",
     },
-    sizes=AREA,
+    sizes=_LARGE,
 )
 _GLM46 = replace(_GLM, processor="Glm46VProcessor", pictures="Glm46VImageProcessorPil")
 _PIXTRAL = Recipe(
@@ -73,7 +76,7 @@ _IDEFICS3 = Recipe(
     options={"image_seq_len": 4},
     sizes=_TILES,
 )
-_BLIP = Recipe("Blip2Processor", "BlipImageProcessorPil", options={"num_query_tokens": 4}, sizes={"size": SQUARE})
+_BLIP = Recipe("Blip2Processor", "BlipImageProcessorPil", item=" ", options={"num_query_tokens": 4}, sizes={"size": SQUARE})
 _INTERNVL = Recipe(
     "InternVLProcessor",
     "GotOcr2ImageProcessorPil",
@@ -122,6 +125,10 @@ HALF_MROPE = {
         "rope_parameters": {**MROPE["text_config"]["rope_parameters"], "partial_rotary_factor": 0.5},
     }
 }
+
+
+def _letters(code: int) -> str:
+    return "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code))
 
 
 def _llava(model_type: str, **text: Any) -> Type:
@@ -263,19 +270,21 @@ TYPES: dict[str, Type] = {
                 "visual_indicator_token_ids": ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
             },
             others=("<image>",),
-            options={"image_seq_length": 4},
+            options={"image_seq_length": 16},
             sizes={"size": SQUARE, "crop_to_patches": True, "max_patches": 2},
         ),
     ),
     # Its image processor makes nothing smaller than 490 pixels.
     "aria": Type(
-        {"projector_patch_to_query_dict": {49: 4}, "vision_config": {"image_size": 490, "patch_size": 70}},
+        {
+            "projector_patch_to_query_dict": {49: 4, 196: 8},
+            "vision_config": {"image_size": 980, "patch_size": 70},
+        },
         Recipe(
             "AriaProcessor",
             "AriaImageProcessorPil",
             names={"image_token": "<image>"},
-            options={"size_conversion": {490: 4}},
-            sizes={"max_image_size": 490},
+            options={"size_conversion": {490: 4, 980: 8}},
         ),
     ),
     "deepseek_vl": Type(
@@ -363,13 +372,13 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "gemma4": Type(
-        {"vision_config": {"pooling_kernel_size": 2, "patch_size": 14}},
+        {"vision_config": {"model_type": "gemma4_vision", "pooling_kernel_size": 2, "patch_size": 14}},
         Recipe(
             "Gemma4Processor",
             "Gemma4ImageProcessorPil",
             image="<|image|>",
-            names={"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
-            ids={"boi_token_id": "<|image>", "eoi_token_id": "<image|>", "video_token_id": "<|video|>"},
+            names={"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
+            ids={"boi_token_id": "<|image>", "eoi_token_id": "<image|>", "video_token_id": "<|video|>", "audio_token_id": "<|audio|>", "boa_token_id": "<|audio>", "eoa_token_index": "<audio|>"},
             sizes={"patch_size": 14, "max_soft_tokens": 70, "pooling_kernel_size": 2},
         ),
     ),
@@ -377,23 +386,32 @@ TYPES: dict[str, Type] = {
         {},
         replace(_INTERNVL, processor="QianfanOCRProcessor", item="<image>", others=("<image>",), names={key: token for key, token in _INTERNVL.names.items() if key != "video_token"}),
     ),
-    "blip-2": Type({}, _BLIP),
-    "instructblip": Type({}, replace(_BLIP, processor="InstructBlipProcessor")),
+    "blip-2": Type({}, _BLIP, one_image=True),
+    "instructblip": Type({}, replace(_BLIP, processor="InstructBlipProcessor"), one_image=True),
     "chameleon": Type(
-        {},
+        {
+            "vocabulary_map": {"<image>": IMAGE_TOKEN, **{f"IMGIMG{_letters(code)}Z": 130 + code for code in range(16)}},
+            "vq_config": {"channel_multiplier": [1, 1, 1]},
+        },
         Recipe("ChameleonProcessor", "ChameleonImageProcessorPil", others=("<racm3:break>", "<eoss>"), options={"image_seq_length": 16}, sizes=CROPPED),
     ),
     "emu3": Type(
-        {},
+        {
+            "vocabulary_map": {
+                "<image>": IMAGE_TOKEN,
+                "<|extra_200|>": 129,
+                **{f"<|visual token {code:06d}|>": 130 + code for code in range(16)},
+            },
+        },
         Recipe("Emu3Processor", "Emu3ImageProcessor", names={"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>", "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>"}),
     ),
     "mllama": Type(
         {},
-        Recipe("MllamaProcessor", "MllamaImageProcessorPil", image="<|image|>", others=("<|python_tag|>",), sizes={"size": SQUARE, "max_image_tiles": 2}),
+        Recipe("MllamaProcessor", "MllamaImageProcessorPil", image="<|image|>", others=("<|python_tag|>",), sizes={"size": SQUARE, "max_image_tiles": 4}),
     ),
-    "fuyu": Type({}, Recipe("FuyuProcessor", "FuyuImageProcessorPil", image="|SPEAKER|", others=("|NEWLINE|",))),
+    "fuyu": Type({}, Recipe("FuyuProcessor", "FuyuImageProcessorPil", image="|SPEAKER|", item=" ", others=("|NEWLINE|",))),
     "cohere_compass": Type(
-        MROPE,
+        {"text_config": {"rope_parameters": {"full_attention": MROPE["text_config"]["rope_parameters"]}}},
         replace(
             _QWEN,
             processor="CohereCompassProcessor",
@@ -403,19 +421,19 @@ TYPES: dict[str, Type] = {
             ids={"video_token_id": "<|VIDEO_PAD|>", "vision_start_token_id": "<|VISION_START|>", "vision_end_token_id": "<|VISION_END|>"},
         ),
     ),
-    "cosmos3_edge": Type({}, replace(_QWEN, processor="Cosmos3EdgeProcessor", pictures="Cosmos3EdgeImageProcessorPil")),
+    "cosmos3_edge": Type({}, replace(_QWEN, processor="Cosmos3EdgeProcessor", call={"return_mm_token_type_ids": True}, pictures="Cosmos3EdgeImageProcessorPil")),
     "cosmos3_omni": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "exaone4_5": Type({}, replace(_QWEN, processor="Exaone4_5_Processor")),
+    "exaone4_5": Type({}, replace(_QWEN, processor="Exaone4_5_Processor", ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
     "lfm3_vl": Type({}, replace(_QWEN, processor="Lfm3VlProcessor")),
-    "hy_v4_vl": Type({}, replace(_QWEN, processor="HYV4VLProcessor", pictures="HYV4VLImageProcessorPil")),
-    "qwen4_exp": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "hy_v4_vl": Type({"text_config": {"qk_rope_head_dim": 8, "qk_head_dim": 16}}, replace(_QWEN, processor="HYV4VLProcessor", ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"), pictures="HYV4VLImageProcessorPil")),
+    "qwen4_exp": Type({"text_config": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4}}, replace(_QWEN, processor="Qwen3VLProcessor")),
     "qwen2_5_omni_thinker": Type(MROPE, replace(_QWEN, ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
     "qwen3_omni_moe_thinker": Type(MROPE, replace(_QWEN, ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
-    "glm5_next": Type({}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
+    "glm5_next": Type({"text_config": {"index_topk": 32, "index_kpool": 4}}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
     "glmga": Type(MROPE, replace(_GLM46, pictures="GlmgaImageProcessorPil")),
     "dots3_note": Type({}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
     "ernie4_5_vl_moe": Type(
-        {},
+        {"text_config": {"rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [48, 32]}},
         Recipe(
             "Ernie4_5_VLMoeProcessor",
             "Ernie4_5_VLMoeImageProcessorPil",
@@ -450,11 +468,11 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "granite4_vision": Type(
-        {"image_grid_pinpoints": PINPOINTS},
+        {"image_grid_pinpoints": PINPOINTS, "downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0], [-2, 2]], "spatial_target_layers": [1, 2, 3, 4]},
         replace(_LLAVA, processor="Granite4VisionProcessor", pictures="LlavaNextImageProcessorPil", options={**CLIP_OPTIONS, "downsample_rate": "1/2"}, sizes={**CROPPED, "image_grid_pinpoints": PINPOINTS}),
     ),
     "hunyuan_vl": Type(
-        {},
+        {"text_config": {"head_dim": 8}},
         Recipe(
             "HunYuanVLProcessor",
             "HunYuanVLImageProcessorPil",
@@ -466,7 +484,7 @@ TYPES: dict[str, Type] = {
     ),
     "minicpmv4_6": Type({}, _MINICPM),
     "minicpmv4_7": Type({}, replace(_MINICPM, processor="MiniCPMV4_7Processor")),
-    "deepseek_ocr2": Type({}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil")),
+    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil")),
     "idefics": Type({}, Recipe("IdeficsProcessor", "IdeficsImageProcessorPil", others=("<fake_token_around_image>",), sizes={"size": SQUARE})),
     "t5gemma2": Type({}),
     "shieldgemma2": Type({}),
