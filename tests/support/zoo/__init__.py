@@ -96,24 +96,30 @@ def _single(
     for _ in pictures:
         parts += [item, _words(2, generator)]
     text = " ".join([*parts, _words(4 + 3 * number, generator)])
-    made = processor(name)(text=[text], images=pictures or None, return_tensors="pt", **recipe.call)
+    images = ([pictures] if recipe.nested else pictures) if pictures else None
+    made = processor(name)(text=[text], images=images, return_tensors="pt", **recipe.call)
     return {key: value for key, value in made.items() if key != "labels"}
 
 
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+def _per_token(single: dict[str, torch.Tensor]) -> set[str]:
+    """Names of what has one row of values for each token of the prompt."""
+    shape = single["input_ids"].shape
+    return {key for key, value in single.items() if value.shape[:2] == shape and not key.startswith("qformer")}
 
 
 def _collate(name: str, singles: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     length = max(single["input_ids"].shape[1] for single in singles)
     keys = dict.fromkeys(key for single in singles for key in single)
     inputs = {}
+    per_token = _per_token(singles[0])
     for key in keys:
         values = [single[key] for single in singles if key in single]
-        if key in PER_TOKEN:
-            values = [torch.nn.functional.pad(value, (length - value.shape[1], 0)) for value in values]
-        else:
-            values = _same_shape(values)
-        inputs[key] = torch.cat(values)
+        if key in per_token:
+            values = [
+                torch.cat([value.new_zeros(1, length - value.shape[1], *value.shape[2:]), value], dim=1)
+                for value in values
+            ]
+        inputs[key] = torch.cat(_same_shape(values))
     _ROWS[name, tuple(inputs["input_ids"].flatten().tolist())] = [
         {key: len(value) for key, value in single.items()} for single in singles
     ]
@@ -136,13 +142,14 @@ def split(
     """The samples of a batch of `prompt` as batches of one, without padding."""
     rows = _ROWS[name, tuple(inputs["input_ids"].flatten().tolist())]
     starts = dict.fromkeys(inputs, 0)
+    per_token = _per_token(inputs)
     singles = []
     for number, counts in enumerate(rows):
         mask = inputs["attention_mask"][number].bool()
         single = {}
         for key, count in counts.items():
             chosen = inputs[key][starts[key] : starts[key] + count]
-            single[key] = chosen[:, mask] if key in PER_TOKEN else chosen
+            single[key] = chosen[:, mask] if key in per_token else chosen
             starts[key] += count
         singles.append(single)
     return singles

@@ -42,6 +42,7 @@ class Recipe:
         processor, pictures: class names.
         options, sizes: their arguments.
         call: arguments of every call of the processor.
+        nested: whether it takes pictures as a list of each prompt only.
     """
 
     processor: str
@@ -54,6 +55,7 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
+    nested: bool = False
 
 
 def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -87,7 +89,9 @@ def make(recipe: Recipe, numbers: dict[str, int]) -> ProcessorMixin:
     stock = _class(recipe.processor)
     pictures = _class(recipe.pictures)(**recipe.sizes)
     needs_video = "video_processor" in stock.get_attributes()
-    made = image_only(stock) if needs_video else stock
+    made: Any = image_only(stock) if needs_video else stock
+    if needs_video:
+        made.video_processor = pictures  # MiniCPM-V reads settings from it before it is asked for a video
     parts: dict[str, Any] = {"image_processor": pictures, "tokenizer": tokenizer(recipe, numbers)}
     if "qformer_tokenizer" in stock.get_attributes():
         parts["qformer_tokenizer"] = tokenizer(Recipe("", ""), {})

@@ -90,10 +90,12 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
             continue
         if key in parts:
             result[key] = _shrunk(value, key, numbers)
-        elif re.fullmatch(r".*token_(id|index)", key):
+        elif re.fullmatch(r".*(token|start|end|newline|patch)_(id|index)", key):
             result[key] = _token(key, value, result, numbers)
         elif re.fullmatch(r".*token_ids", key) and isinstance(value, list):
             result[key] = [next(numbers) for _ in value]
+        elif key == "kv_source_layers":
+            result[key] = list(range(layers))
         elif key == "per_layer_config":
             result[key] = {
                 f"{new:02d}": {name: _exception(name, size, config) for name, size in value[f"{index:02d}"].items()}
@@ -143,10 +145,10 @@ def _exception(key: str, value: Any, config: Mapping[str, Any]) -> Any:
 
 def _token(key: str, value: Any, known: Mapping[str, Any], numbers: Iterator[int]) -> Any:
     """Ordinary tokens at their usual places, pictures at one, every other marker at one of its own."""
-    if key in ORDINARY:
-        return None if value is None else ORDINARY[key]
-    if re.fullmatch(r"image_token_(id|index)", key):
+    if re.fullmatch(r"image_token_(id|index)|image_patch_id", key):
         return IMAGE_TOKEN
+    if key in ORDINARY or value is None:
+        return None if value is None else ORDINARY[key]
     number = next(numbers)
     return next(numbers) if number == IMAGE_TOKEN else number
 
@@ -156,7 +158,7 @@ def _kept_layers(config: Mapping[str, Any], old: int, layers: int) -> list[int]:
     kept = list(range(min(old, layers)))
     spare = len(kept) - 1
     for values in config.values():
-        if not isinstance(values, list) or len(values) != old or old <= layers:
+        if not isinstance(values, list) or len(values) != old or old <= layers or len({*map(str, values)}) > 4:
             continue
         for index, value in enumerate(values):
             if all(values[each] != value for each in kept) and spare > 0:

@@ -30,6 +30,41 @@ class Type:
 PINPOINTS = [[IMAGE_SIZE, 2 * IMAGE_SIZE], [2 * IMAGE_SIZE, IMAGE_SIZE]]
 CLIP_OPTIONS = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 _LLAVA = Recipe("LlavaProcessor", "LlavaImageProcessorPil", options=CLIP_OPTIONS, sizes=CROPPED)
+_GEMMA3 = Recipe(
+    "Gemma3Processor",
+    "Gemma3ImageProcessorPil",
+    image="<image_soft_token>",
+    item="<start_of_image>",
+    names={
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    },
+    ids={"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>"},
+    others=("\n\n",),
+    options={"image_seq_length": 4},
+    sizes={"size": SQUARE},
+)
+_GEMMA4_VISION = {"model_type": "gemma4_vision", "pooling_kernel_size": 2, "patch_size": PATCH, "position_embedding_size": 64}
+_GEMMA4 = Recipe(
+    "Gemma4Processor",
+    "Gemma4ImageProcessorPil",
+    image="<|image|>",
+    names={
+        "image_token": "<|image|>",
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    },
+    ids={
+        "boi_token_id": "<|image>",
+        "eoi_token_id": "<image|>",
+    },
+    others=("<|video|>",),
+    sizes={"patch_size": PATCH, "max_soft_tokens": 70, "pooling_kernel_size": 2},
+)
 _QWEN_IDS = {
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -234,23 +269,9 @@ TYPES: dict[str, Type] = {
     "smolvlm": Type(
         {}, replace(_IDEFICS3, processor="SmolVLMProcessor", pictures="SmolVLMImageProcessorPil")
     ),
-    "gemma3": Type(
-        {"mm_tokens_per_image": 4},
-        Recipe(
-            "Gemma3Processor",
-            "Gemma3ImageProcessorPil",
-            image="<image_soft_token>",
-            item="<start_of_image>",
-            names={
-                "image_token": "<image_soft_token>",
-                "boi_token": "<start_of_image>",
-                "eoi_token": "<end_of_image>",
-            },
-            ids={"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>"},
-            others=("\n\n",),
-            options={"image_seq_length": 4},
-            sizes={"size": SQUARE},
-        ),
+    "gemma3": Type({"mm_tokens_per_image": 4}, _GEMMA3),
+    "gemma3+window": Type(
+        {"mm_tokens_per_image": 4, "text_config": {"sliding_window": 12}}, _GEMMA3, base="gemma3"
     ),
     "paligemma": Type({}, _PALIGEMMA),
     "paligemma+gemma2": Type(
@@ -372,14 +393,16 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "gemma4": Type(
-        {"vision_config": {"model_type": "gemma4_vision", "pooling_kernel_size": 2, "patch_size": 14}},
-        Recipe(
-            "Gemma4Processor",
-            "Gemma4ImageProcessorPil",
-            image="<|image|>",
-            names={"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
-            ids={"boi_token_id": "<|image>", "eoi_token_id": "<image|>", "video_token_id": "<|video|>", "audio_token_id": "<|audio|>", "boa_token_id": "<|audio>", "eoa_token_index": "<audio|>"},
-            sizes={"patch_size": 14, "max_soft_tokens": 70, "pooling_kernel_size": 2},
+        {"vision_config": _GEMMA4_VISION},
+        replace(
+            _GEMMA4,
+            ids={
+                **_GEMMA4.ids,
+                "video_token_id": "<|video|>",
+                "audio_token_id": "<|audio|>",
+                "boa_token_id": "<|audio>",
+                "eoa_token_index": "<audio|>",
+            },
         ),
     ),
     "qianfan_ocr": Type(
@@ -391,9 +414,9 @@ TYPES: dict[str, Type] = {
     "chameleon": Type(
         {
             "vocabulary_map": {"<image>": IMAGE_TOKEN, **{f"IMGIMG{_letters(code)}Z": 130 + code for code in range(16)}},
-            "vq_config": {"channel_multiplier": [1, 1, 1]},
+            "vq_config": {"channel_multiplier": [1, 1, 1, 1], "resolution": 32},
         },
-        Recipe("ChameleonProcessor", "ChameleonImageProcessorPil", others=("<racm3:break>", "<eoss>"), options={"image_seq_length": 16}, sizes=CROPPED),
+        Recipe("ChameleonProcessor", "ChameleonImageProcessorPil", others=("<racm3:break>", "<eoss>"), options={"image_seq_length": 16}, sizes={"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
     ),
     "emu3": Type(
         {
@@ -402,11 +425,12 @@ TYPES: dict[str, Type] = {
                 "<|extra_200|>": 129,
                 **{f"<|visual token {code:06d}|>": 130 + code for code in range(16)},
             },
+            "vq_config": {"channel_multiplier": [1, 1, 1, 1], "attn_resolutions": []},
         },
-        Recipe("Emu3Processor", "Emu3ImageProcessor", names={"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>", "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>"}),
+        Recipe("Emu3Processor", "Emu3ImageProcessor", names={"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>", "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>"}, sizes={"min_pixels": 32 * 32, "max_pixels": 32 * 48}),
     ),
     "mllama": Type(
-        {},
+        {"vision_config": {"vision_output_dim": 64}},
         Recipe("MllamaProcessor", "MllamaImageProcessorPil", image="<|image|>", others=("<|python_tag|>",), sizes={"size": SQUARE, "max_image_tiles": 4}),
     ),
     "fuyu": Type({}, Recipe("FuyuProcessor", "FuyuImageProcessorPil", image="|SPEAKER|", item=" ", others=("|NEWLINE|",))),
@@ -427,11 +451,13 @@ TYPES: dict[str, Type] = {
     "lfm3_vl": Type({}, replace(_QWEN, processor="Lfm3VlProcessor")),
     "hy_v4_vl": Type({"text_config": {"qk_rope_head_dim": 8, "qk_head_dim": 16}}, replace(_QWEN, processor="HYV4VLProcessor", ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"), pictures="HYV4VLImageProcessorPil")),
     "qwen4_exp": Type({"text_config": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4}}, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "qwen2_5_omni_thinker": Type(MROPE, replace(_QWEN, ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
-    "qwen3_omni_moe_thinker": Type(MROPE, replace(_QWEN, ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
+    "qwen2_5_omni_thinker": Type(
+        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, ids={"vision_start_token_id": "<|vision_start|>", "video_token_index": "<|video_pad|>"}, others=("<|vision_end|>",))),
+    "qwen3_omni_moe_thinker": Type(
+        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, ids={"vision_start_token_id": "<|vision_start|>", "video_token_id": "<|video_pad|>"}, others=("<|vision_end|>",))),
     "glm5_next": Type({"text_config": {"index_topk": 32, "index_kpool": 4}}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
     "glmga": Type(MROPE, replace(_GLM46, pictures="GlmgaImageProcessorPil")),
-    "dots3_note": Type({}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
+    "dots3_note": Type({"text_config": {"num_key_value_heads": 4}}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
     "ernie4_5_vl_moe": Type(
         {"text_config": {"rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [48, 32]}},
         Recipe(
@@ -468,7 +494,7 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "granite4_vision": Type(
-        {"image_grid_pinpoints": PINPOINTS, "downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0], [-2, 2]], "spatial_target_layers": [1, 2, 3, 4]},
+        {"image_grid_pinpoints": PINPOINTS, "downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0], [-2, 2]], "spatial_target_layers": [1, 2, 3, 4], "vision_config": {"hidden_size": 64}},
         replace(_LLAVA, processor="Granite4VisionProcessor", pictures="LlavaNextImageProcessorPil", options={**CLIP_OPTIONS, "downsample_rate": "1/2"}, sizes={**CROPPED, "image_grid_pinpoints": PINPOINTS}),
     ),
     "hunyuan_vl": Type(
@@ -484,16 +510,16 @@ TYPES: dict[str, Type] = {
     ),
     "minicpmv4_6": Type({}, _MINICPM),
     "minicpmv4_7": Type({}, replace(_MINICPM, processor="MiniCPMV4_7Processor")),
-    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil")),
-    "idefics": Type({}, Recipe("IdeficsProcessor", "IdeficsImageProcessorPil", others=("<fake_token_around_image>",), sizes={"size": SQUARE})),
-    "t5gemma2": Type({}),
-    "shieldgemma2": Type({}),
-    "diffusion_gemma": Type({}),
+    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}, "vision_config": {"sam_config": {"downsample_channels": [32, 32]}}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil")),
+    "idefics": Type({}, Recipe("IdeficsProcessor", "IdeficsImageProcessorPil", others=("<fake_token_around_image>",), sizes={"size": SQUARE}, nested=True)),
+    "t5gemma2": Type({"encoder": {"mm_tokens_per_image": 4}}, _GEMMA3),
+    "shieldgemma2": Type({"mm_tokens_per_image": 4}, _GEMMA3),
+    "diffusion_gemma": Type({"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}, "vision_config": _GEMMA4_VISION, "canvas_length": 8}, _GEMMA4),
     "pp_chart2table": Type({}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})),
-    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", sizes=CROPPED)),
-    "kosmos-2.5": Type({}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"})),
-    "florence2": Type({}, Recipe("Florence2Processor", "CLIPImageProcessorPil", names={"image_token": "<image>"}, sizes=CROPPED)),
-    "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", sizes=CROPPED)),
-    "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", sizes={"size": SQUARE})),
+    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
+    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"})),
+    "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes=CROPPED), one_image=True),
+    "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
+    "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", item=" ", sizes={"size": SQUARE}), one_image=True),
     "pix2struct": Type({}, Recipe("Pix2StructProcessor", "Pix2StructImageProcessorPil")),
 }
