@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-from tests.support.zoo.processors import make, numbers
-from tests.support.zoo.shrink import FIRST_MARKER, tiny
+from tests.support.zoo.processors import Recipe, make, numbers, tokenizer
+from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_TOKEN, tiny
 from tests.support.zoo.types import TYPES
 
 PICTURE_SIZES = ((56, 56), (84, 56), (56, 112))
 _CONFIGS: dict[str, dict[str, Any]] = {}
 _PROCESSORS: dict[str, ProcessorMixin] = {}
+_TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {}
 _ROWS: dict[tuple[str, tuple[int, ...]], list[dict[str, int]]] = {}
 
 
@@ -52,7 +53,7 @@ def _enliven(model: PreTrainedModel) -> None:
 def processor(name: str) -> ProcessorMixin | None:
     """A real processor with a tokenizer of words; None if `NO_PROCESSOR` has the name."""
     recipe = TYPES[name].recipe
-    if recipe is None:
+    if recipe is None or not recipe.processor:
         return None
     if name not in _PROCESSORS:
         _PROCESSORS[name] = make(recipe, numbers(recipe, _config(name)))
@@ -96,9 +97,25 @@ def _single(
     for _ in pictures:
         parts += [item, _words(2, generator)]
     text = " ".join([*parts, _words(4 + 3 * number, generator)])
+    if recipe.draw is not None:
+        return _drawn(name, recipe, pictures, text)
     images = ([pictures] if recipe.nested else pictures) if pictures else None
     made = processor(name)(text=[text], images=images, return_tensors="pt", **recipe.call)
     return {key: value for key, value in made.items() if key != "labels"}
+
+
+def _drawn(name: str, recipe: Recipe, pictures: list[Image.Image], text: str) -> dict[str, torch.Tensor]:
+    """The inputs that the stand-in of a processor makes."""
+    tensors, blocks = recipe.draw(pictures) if pictures and recipe.draw else ({}, [])
+    before, *behind = text.split(recipe.item or recipe.image)
+    text = before + "".join(block + part for block, part in zip(blocks, behind, strict=True))
+    if name not in _TOKENIZERS:
+        _TOKENIZERS[name] = tokenizer(recipe, numbers(recipe, _config(name)))
+    tokens = _TOKENIZERS[name](text, return_tensors="pt", return_token_type_ids=False)
+    inputs = {**tokens, **tensors}
+    if recipe.token_types:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).long()
+    return inputs
 
 
 def _per_token(single: dict[str, torch.Tensor]) -> set[str]:

@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_SIZE, IMAGE_TOKEN, PATCH, VOCABULARY
+from tests.support.zoo.pictures import Draw
 from vlmfix.models.loading import image_only
 
 SQUARE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -42,11 +43,14 @@ class Recipe:
         processor, pictures: class names.
         options, sizes: their arguments.
         call: arguments of every call of the processor.
+        draw: stands in for a processor that cannot be had.
+        token_types: whether `draw` needs `mm_token_type_ids` too.
         nested: whether it takes pictures as a list of each prompt only.
     """
 
-    processor: str
-    pictures: str
+    processor: str = ""
+    pictures: str = ""
+    draw: Draw | None = None
     image: str = "<image>"
     item: str = ""
     names: dict[str, str] = field(default_factory=dict)
@@ -56,6 +60,7 @@ class Recipe:
     sizes: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
     nested: bool = False
+    token_types: bool = False
 
 
 def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -94,7 +99,7 @@ def make(recipe: Recipe, numbers: dict[str, int]) -> ProcessorMixin:
         made.video_processor = pictures  # MiniCPM-V reads settings from it before it is asked for a video
     parts: dict[str, Any] = {"image_processor": pictures, "tokenizer": tokenizer(recipe, numbers)}
     if "qformer_tokenizer" in stock.get_attributes():
-        parts["qformer_tokenizer"] = tokenizer(Recipe("", ""), {})
+        parts["qformer_tokenizer"] = tokenizer(Recipe(), {})
     processor = made(**parts, **recipe.options)
     processor.chat_template = TEMPLATE.replace("ITEM", recipe.item or recipe.image)
     return processor

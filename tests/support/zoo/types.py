@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.support.zoo import pictures
 from tests.support.zoo.processors import AREA, CROPPED, SQUARE, Recipe
 from tests.support.zoo.shrink import IMAGE_SIZE, IMAGE_TOKEN, PATCH
 
@@ -94,11 +95,12 @@ _GLM = Recipe(
     sizes=_LARGE,
 )
 _GLM46 = replace(_GLM, processor="Glm46VProcessor", pictures="Glm46VImageProcessorPil")
-_PIXTRAL = Recipe(
-    "pixtral.processing_pixtral:PixtralProcessor",
+_PIXTRAL = Recipe(image="[IMG]", others=("[IMG_BREAK]", "[IMG_END]"), draw=pictures.rows(2))
+_LIGHTON = Recipe(
+    "LightOnOcrProcessor",
     "PixtralImageProcessorPil",
     image="[IMG]",
-    others=("[IMG_BREAK]", "[IMG_END]"),
+    names={"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
     options={"patch_size": PATCH, "spatial_merge_size": 2},
     sizes={"size": {"longest_edge": 84}, "patch_size": {"height": PATCH, "width": PATCH}},
 )
@@ -134,6 +136,14 @@ _PALIGEMMA = Recipe(
     others=("\n",),
     sizes={"size": SQUARE, "image_seq_length": 16},
 )
+_MINICPM7 = {
+    "video_token_id": "<|video_pad|>",
+    "image_start_id": "<image>",
+    "image_end_id": "</image>",
+    "slice_start_id": "<slice>",
+    "slice_end_id": "</slice>",
+    "newline_id": "\n",
+}
 _MINICPM = Recipe(
     "MiniCPMV4_6Processor",
     "MiniCPMV4_6ImageProcessorPil",
@@ -151,6 +161,17 @@ _MINICPM = Recipe(
     ids={"video_token_id": "<|video_pad|>"},
     others=("\n",),
     sizes={"patch_size": PATCH, "scale_resolution": 56, "max_slice_nums": 2},
+)
+_COHERE2 = Recipe(
+    image="<|IMG_PATCH|>",
+    others=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
+    draw=pictures.tiles(pictures.cohere),
+)
+_INKLING2 = Recipe(image="<|patch|>", draw=pictures.inkling2)
+_MUSE = Recipe(
+    image="<|patch|>",
+    others=("<|image_start|>", "<|image_end|>"),
+    draw=pictures.patches("<|image_start|>", "<|patch|>", "<|image_end|>", times=2),
 )
 MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}}
 # A quarter of a head turns in the stock models; half of one of 16 leaves as many frequencies as `MROPE` has.
@@ -191,7 +212,7 @@ TYPES: dict[str, Type] = {
     ),
     "llava+pixtral": Type(
         {"vision_config": {"model_type": "pixtral"}, "vision_feature_select_strategy": "full", "vision_feature_layer": -1},
-        replace(_PIXTRAL, options={"patch_size": PATCH}),
+        replace(_PIXTRAL, draw=pictures.rows(1)),
         base="llava",
     ),
     "llava_next": Type(
@@ -244,17 +265,7 @@ TYPES: dict[str, Type] = {
     "glm46v": Type(MROPE, _GLM46),
     "glm_ocr": Type(MROPE, _GLM46),
     "mistral3": Type({}, _PIXTRAL),
-    "lighton_ocr": Type(
-        {},
-        Recipe(
-            "LightOnOcrProcessor",
-            "PixtralImageProcessorPil",
-            image="[IMG]",
-            names={"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
-            options=_PIXTRAL.options,
-            sizes=_PIXTRAL.sizes,
-        ),
-    ),
+    "lighton_ocr": Type({}, _LIGHTON),
     "idefics2": Type(
         {},
         Recipe(
@@ -267,7 +278,7 @@ TYPES: dict[str, Type] = {
     ),
     "idefics3": Type({}, _IDEFICS3),
     "smolvlm": Type(
-        {}, replace(_IDEFICS3, processor="SmolVLMProcessor", pictures="SmolVLMImageProcessorPil")
+        {}, _IDEFICS3
     ),
     "gemma3": Type({"mm_tokens_per_image": 4}, _GEMMA3),
     "gemma3+window": Type(
@@ -433,7 +444,7 @@ TYPES: dict[str, Type] = {
         {"vision_config": {"vision_output_dim": 64}},
         Recipe("MllamaProcessor", "MllamaImageProcessorPil", image="<|image|>", others=("<|python_tag|>",), sizes={"size": SQUARE, "max_image_tiles": 4}),
     ),
-    "fuyu": Type({}, Recipe("FuyuProcessor", "FuyuImageProcessorPil", image="|SPEAKER|", item=" ", others=("|NEWLINE|",))),
+    "fuyu": Type({}, Recipe(image="|SPEAKER|", others=("|NEWLINE|",), draw=pictures.fuyu), one_image=True),
     "cohere_compass": Type(
         {"text_config": {"rope_parameters": {"full_attention": MROPE["text_config"]["rope_parameters"]}}},
         replace(
@@ -452,9 +463,9 @@ TYPES: dict[str, Type] = {
     "hy_v4_vl": Type({"text_config": {"qk_rope_head_dim": 8, "qk_head_dim": 16}}, replace(_QWEN, processor="HYV4VLProcessor", ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"), pictures="HYV4VLImageProcessorPil")),
     "qwen4_exp": Type({"text_config": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4}}, replace(_QWEN, processor="Qwen3VLProcessor")),
     "qwen2_5_omni_thinker": Type(
-        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, ids={"vision_start_token_id": "<|vision_start|>", "video_token_index": "<|video_pad|>"}, others=("<|vision_end|>",))),
+        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, call={"return_mm_token_type_ids": False}, ids={"vision_start_token_id": "<|vision_start|>", "video_token_index": "<|video_pad|>"}, others=("<|vision_end|>",))),
     "qwen3_omni_moe_thinker": Type(
-        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, ids={"vision_start_token_id": "<|vision_start|>", "video_token_id": "<|video_pad|>"}, others=("<|vision_end|>",))),
+        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, call={"return_mm_token_type_ids": False}, ids={"vision_start_token_id": "<|vision_start|>", "video_token_id": "<|video_pad|>"}, others=("<|vision_end|>",))),
     "glm5_next": Type({"text_config": {"index_topk": 32, "index_kpool": 4}}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
     "glmga": Type(MROPE, replace(_GLM46, pictures="GlmgaImageProcessorPil")),
     "dots3_note": Type({"text_config": {"num_key_value_heads": 4}}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
@@ -498,7 +509,7 @@ TYPES: dict[str, Type] = {
         replace(_LLAVA, processor="Granite4VisionProcessor", pictures="LlavaNextImageProcessorPil", options={**CLIP_OPTIONS, "downsample_rate": "1/2"}, sizes={**CROPPED, "image_grid_pinpoints": PINPOINTS}),
     ),
     "hunyuan_vl": Type(
-        {"text_config": {"head_dim": 8}},
+        {"text_config": {"head_dim": 8, "rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 1, 1]}}},
         Recipe(
             "HunYuanVLProcessor",
             "HunYuanVLImageProcessorPil",
@@ -508,18 +519,111 @@ TYPES: dict[str, Type] = {
             sizes=AREA,
         ),
     ),
-    "minicpmv4_6": Type({}, _MINICPM),
-    "minicpmv4_7": Type({}, replace(_MINICPM, processor="MiniCPMV4_7Processor")),
-    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}, "vision_config": {"sam_config": {"downsample_channels": [32, 32]}}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil")),
+    "minicpmv4_6": Type({"video_token_id": 111}, _MINICPM),
+    "minicpmv4_7": Type(
+        {key: 111 + index for index, key in enumerate(_MINICPM7)},
+        replace(_MINICPM, processor="MiniCPMV4_7Processor", ids=_MINICPM7),
+    ),
+    "minicpm_ocr": Type({"video_token_id": 111}, replace(_MINICPM, sizes={**_MINICPM.sizes, "downsample_mode": "4x"})),
+    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}, "vision_config": {"sam_config": {"downsample_channels": [32, 32]}}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil", sizes={"size": {"height": 64, "width": 64}, "tile_size": 64})),
     "idefics": Type({}, Recipe("IdeficsProcessor", "IdeficsImageProcessorPil", others=("<fake_token_around_image>",), sizes={"size": SQUARE}, nested=True)),
-    "t5gemma2": Type({"encoder": {"mm_tokens_per_image": 4}}, _GEMMA3),
+    "t5gemma2": Type({"encoder": {"mm_tokens_per_image": 4}}, replace(_GEMMA3, ids={"eoi_token_index": "<end_of_image>"})),
     "shieldgemma2": Type({"mm_tokens_per_image": 4}, _GEMMA3),
     "diffusion_gemma": Type({"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}, "vision_config": _GEMMA4_VISION, "canvas_length": 8}, _GEMMA4),
     "pp_chart2table": Type({}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})),
-    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
+    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", call={"num_image_tokens": 4}, sizes=CROPPED), one_image=True),
     "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"})),
-    "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes=CROPPED), one_image=True),
+    "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes={**CROPPED, "image_seq_length": 4}), one_image=True),
     "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
     "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", item=" ", sizes={"size": SQUARE}), one_image=True),
     "pix2struct": Type({}, Recipe("Pix2StructProcessor", "Pix2StructImageProcessorPil")),
+    "mistral_large4": Type({}, _PIXTRAL),
+    "cohere2_vision": Type({}, _COHERE2),
+    "gemma4_unified": Type(
+        {
+            "vision_config": {
+                "model_type": "gemma4_unified_vision",
+                "patch_size": PATCH,
+                "pooling_kernel_size": 2,
+                "model_patch_size": 28,
+                "mm_embed_dim": 32,
+                "mm_posemb_size": 16,
+                "output_proj_dims": 32,
+            }
+        },
+        Recipe(image="<|image|>", ids=_GEMMA4.ids, draw=pictures.gemma4, token_types=True),
+    ),
+    "inkling2": Type({}, _INKLING2),
+    "inkling2_loop": Type({"text_config": {"loop_layer_index_start": 1, "loop_layer_index_end": 3}}, _INKLING2),
+    "inkling_mm_model": Type(
+        {"vision_config": {"patch_size": 28}, "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 8}},
+        Recipe(image="<|patch|>", ids={"image_bos_token_id": "<|content_image|>"}, draw=pictures.inkling),
+    ),
+    "kimi_k25": Type(
+        {},
+        Recipe(
+            image="<|media_pad|>",
+            ids={"vision_start_token_id": "<|media_begin|>", "vision_end_token_id": "<|media_end|>"},
+            draw=pictures.patches("<|media_begin|>", "<|media_pad|>", "<|media_end|>", flat=False),
+        ),
+    ),
+    "lfm2_vl": Type(
+        {"text_config": {"layer_types": ["conv", "full_attention", "conv", "full_attention", "full_attention"], "full_attn_idxs": [1, 3, 4]}, "vision_config": {"num_patches": 16}},
+        Recipe(
+            others=("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", "<|img_row_1_col_1|>", "<|img_row_2_col_1|>"),
+            draw=pictures.lfm2,
+        ),
+    ),
+    "llama4": Type(
+        {},
+        Recipe(
+            image="<|patch|>",
+            ids={"boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>"},
+            others=("<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>"),
+            draw=pictures.tiles(pictures.llama4),
+        ),
+    ),
+    "minimax_m3_vl": Type(
+        {},
+        Recipe(
+            image="]<]image[>[",
+            others=("]<]start of image[>[", "]<]end of image[>["),
+            draw=pictures.patches("]<]start of image[>[", "]<]image[>[", "]<]end of image[>[", times=2),
+        ),
+    ),
+    "molmo2": Type(
+        {"vision_config": {"image_size": [56, 56], "num_position_embeddings": 16}, "adapter_config": {"vision_feature_layer": [1, 0]}},
+        Recipe(
+            image="<im_patch>",
+            ids={
+                "image_start_token_id": "<im_start>",
+                "low_res_image_start_token_id": "<low_res_im_start>",
+                "image_end_token_id": "<im_end>",
+            },
+            others=("<im_col>",),
+            draw=pictures.molmo,
+        ),
+    ),
+    "muse_glimmer": Type({}, _MUSE),
+    "muse_spark": Type({}, _MUSE),
+    "nemotron_h_omni": Type(
+        {},
+        Recipe(others=("<img>", "</img>"), draw=pictures.patches("<img>", "<image>", "</img>", grid="hw")),
+    ),
+    "step3p7": Type(
+        {},
+        Recipe(
+            image="<im_patch>",
+            others=("<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>"),
+            draw=pictures.step3,
+        ),
+    ),
+    "unlimited_ocr": Type(
+        {"vision_config": {"sam_config": {"downsample_channels": [32, 32]}}},
+        Recipe(draw=pictures.squares(64, "<image>" * 3)),
+    ),
+    "apertus1p5": Type(
+        {"image_token_offset": 130, "audio_config": {"codebook_dim": 32}, "vision_config": {"channel_multiplier": [1] * 5, "attn_resolutions": []}},
+        Recipe(others=("<boi>", "<eoi>", "<eol>"), draw=pictures.apertus),
+    ),
 }
