@@ -74,13 +74,18 @@ def prompt(
     for number, count in enumerate(images):
         pictures = [_picture(drawn + index, generator) for index in range(count)]
         drawn += count
-        singles.append(_single(name, pictures, number, generator))
+        single = _single(name, pictures, number, generator)
+        if model.config.is_encoder_decoder:
+            single["decoder_input_ids"] = torch.tensor([[1]])
+        singles.append(single)
     return _collate(name, singles)
 
 
 def _picture(number: int, generator: torch.Generator) -> Image.Image:
+    """Coarse blocks of colour, which no average over a patch washes out."""
     width, height = PICTURE_SIZES[number % len(PICTURE_SIZES)]
-    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator).byte().numpy())
+    blocks = torch.randint(0, 256, (height // 7, width // 7, 3), generator=generator).byte().numpy()
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
 
 
 def _words(count: int, generator: torch.Generator) -> str:
@@ -118,37 +123,71 @@ def _drawn(name: str, recipe: Recipe, pictures: list[Image.Image], text: str) ->
     return inputs
 
 
-def _per_token(single: dict[str, torch.Tensor]) -> set[str]:
-    """Names of what has one row of values for each token of the prompt."""
-    shape = single["input_ids"].shape
-    return {key for key, value in single.items() if value.shape[:2] == shape and not key.startswith("qformer")}
+# What has values for each token of the prompt, and what pads other inputs that differ in size.
+PER_TOKEN = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "moe_mm_token_type_ids",
+    "cross_attention_mask",
+    "image_attention_mask",
+    "image_embeds_position_mask",
+}
+POOLING = "image_token_pooling"
+PADDING = {"image_position_ids": -1, "image_token_pooling": -1}
 
 
 def _collate(name: str, singles: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     length = max(single["input_ids"].shape[1] for single in singles)
     keys = dict.fromkeys(key for single in singles for key in single)
     inputs = {}
-    per_token = _per_token(singles[0])
     for key in keys:
         values = [single[key] for single in singles if key in single]
-        if key in per_token:
+        joined = _joined(name, key)
+        if key in PER_TOKEN:
             values = [
                 torch.cat([value.new_zeros(1, length - value.shape[1], *value.shape[2:]), value], dim=1)
                 for value in values
             ]
-        inputs[key] = torch.cat(_same_shape(values))
-    _ROWS[name, tuple(inputs["input_ids"].flatten().tolist())] = [
-        {key: len(value) for key, value in single.items()} for single in singles
+        if key == POOLING:
+            values = _shifted(values, singles, 1)
+        inputs[key] = torch.cat(_same_shape(values, PADDING.get(key, 0), joined), dim=joined)
+    _ROWS[_row_key(name, inputs)] = [
+        {key: value.shape[_joined(name, key)] for key, value in single.items()} for single in singles
     ]
     return inputs
 
 
-def _same_shape(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+def _shifted(
+    values: list[torch.Tensor], singles: list[dict[str, torch.Tensor]], sign: int
+) -> list[torch.Tensor]:
+    """Numbers of patches that count over all pictures of a batch."""
+    first = 0
+    result = []
+    for value, single in zip(values, (each for each in singles if POOLING in each), strict=True):
+        result.append(torch.where(value < 0, value, value + sign * first))
+        first += single["pixel_values"].shape[:2].numel()
+    return result
+
+
+def _row_key(name: str, inputs: dict[str, torch.Tensor]) -> tuple[str, tuple[int, ...]]:
+    return name, tuple(inputs["input_ids"].flatten().tolist())
+
+
+def _joined(name: str, key: str) -> int:
+    recipe = TYPES[name].recipe
+    return recipe.joined if recipe and key == "pixel_values" else 0
+
+
+def _same_shape(values: list[torch.Tensor], fill: int, joined: int) -> list[torch.Tensor]:
+    """Tensors that differ in one dimension at most, the others padded behind."""
+    shape = [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
     padded = []
     for value in values:
-        whole = value.new_zeros([len(value), *shape])
-        whole[(slice(None), *(slice(size) for size in value.shape[1:]))] = value
+        shape[joined] = value.shape[joined]
+        whole = value.new_full(shape, fill)
+        whole[tuple(slice(size) for size in value.shape)] = value
         padded.append(whole)
     return padded
 
@@ -157,18 +196,22 @@ def split(
     name: str, model: PreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> list[dict[str, torch.Tensor]]:
     """The samples of a batch of `prompt` as batches of one, without padding."""
-    rows = _ROWS[name, tuple(inputs["input_ids"].flatten().tolist())]
+    rows = _ROWS[_row_key(name, inputs)]
     starts = dict.fromkeys(inputs, 0)
-    per_token = _per_token(inputs)
     singles = []
     for number, counts in enumerate(rows):
         mask = inputs["attention_mask"][number].bool()
         single = {}
         for key, count in counts.items():
-            chosen = inputs[key][starts[key] : starts[key] + count]
-            single[key] = chosen[:, mask] if key in per_token else chosen
+            chosen = inputs[key].narrow(_joined(name, key), starts[key], count)
+            single[key] = chosen[:, mask] if key in PER_TOKEN else chosen
             starts[key] += count
         singles.append(single)
+    if POOLING in inputs:
+        shifted = _shifted([single[POOLING] for single in singles if POOLING in single], singles, -1)
+        for single in singles:
+            if POOLING in single:
+                single[POOLING] = shifted.pop(0)
     return singles
 
 

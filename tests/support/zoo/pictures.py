@@ -242,8 +242,8 @@ def apertus(images: list[Image.Image]) -> Drawn:
 
 
 def fuyu(images: list[Image.Image]) -> Drawn:
-    """Patches, and a line break behind each row of them."""
-    (image,) = images
+    """Patches of one picture, padded to a common size, and a line break behind each row of them."""
+    image = images[0].resize((IMAGE_SIZE, IMAGE_SIZE))
     down, across = _grid(image)
     block = ("|SPEAKER|" * across + "|NEWLINE|") * down
     return {"image_patches": _cut(_pixels(image), PATCH).flatten(1)[None]}, [block]

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_SIZE, IMAGE_TOKEN, PATCH, VOCABULARY
+from tests.support.zoo.shrink import FIRST_FREE, IMAGE_SIZE, IMAGE_TOKEN, PATCH, VOCABULARY
 from tests.support.zoo.pictures import Draw
 from vlmfix.models.loading import image_only
 
@@ -44,6 +44,7 @@ class Recipe:
         options, sizes: their arguments.
         call: arguments of every call of the processor.
         draw: stands in for a processor that cannot be had.
+        joined: the dimension of pixels along which pictures are joined.
         token_types: whether `draw` needs `mm_token_type_ids` too.
         nested: whether it takes pictures as a list of each prompt only.
     """
@@ -61,6 +62,7 @@ class Recipe:
     call: dict[str, Any] = field(default_factory=dict)
     nested: bool = False
     token_types: bool = False
+    joined: int = 0
 
 
 def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -72,7 +74,7 @@ def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFas
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, **{f"w{number}": number for number in range(5, 97)}}
     words |= {role: 97 + index for index, role in enumerate(ROLES)}
     wanted = dict.fromkeys([*numbers, *recipe.names.values(), *recipe.others])
-    free = iter(sorted({*range(FIRST_MARKER, VOCABULARY)} - {*numbers.values()}))
+    free = iter(range(FIRST_FREE, VOCABULARY))
     markers = {token: numbers[token] if token in numbers else next(free) for token in wanted if token not in words}
     core = Tokenizer(WordLevel({**words, **markers}, unk_token="<unk>"))
     core.add_special_tokens([*markers])

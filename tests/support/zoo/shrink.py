@@ -10,9 +10,10 @@ from transformers import AutoConfig
 
 LAYERS, TOWER_LAYERS = 5, 2
 WIDTH, HEADS, HEAD = 32, 4, 8
-VOCABULARY = 160
+VOCABULARY = 180
 IMAGE_SIZE, PATCH = 56, 14
-FIRST_MARKER, IMAGE_TOKEN = 100, 110
+# Tokens of configurations are counted from the first marker, those that no configuration names from the free ones.
+FIRST_MARKER, IMAGE_TOKEN, FIRST_FREE = 100, 110, 150
 ORDINARY = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1}
 
 # First match wins; the whole key has to match. Values that are no whole numbers are left alone.
@@ -25,6 +26,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r".*num_key_value_heads|linear_num_key_heads|.*kv_heads|mamba_num_heads|n_groups", 2),
     (r".*(num|attention|n)_heads|resampler_heads|num_.*attention_heads", HEADS),
     (r"(num_)?(hidden_|encoder_|decoder_|n_)?layers|depth|resampler_depth|num_global_layers", LAYERS),
+    (r"index_topk", 64),
     (r".*(experts_per_tok|topk|top_k_experts|moe_k)", 2),
     (r".*num_(local_|routed_)?experts|n_routed_experts|num_local_experts|num_experts", 4),
     (r"n_group|topk_group|.*n_shared_experts|moe_num_shared_experts", 1),
@@ -98,7 +100,7 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
             result[key] = list(range(layers))
         elif key == "per_layer_config":
             result[key] = {
-                f"{new:02d}": {name: _exception(name, size, config) for name, size in value[f"{index:02d}"].items()}
+                f"{new:02d}": {name: _exception(name, size, config | value[f"{index:02d}"]) for name, size in value[f"{index:02d}"].items()}
                 for new, index in enumerate(kept)
                 if f"{index:02d}" in value
             }
@@ -138,7 +140,7 @@ def _size(key: str, value: int, config: Mapping[str, Any], layers: int) -> int:
 
 def _exception(key: str, value: Any, config: Mapping[str, Any]) -> Any:
     """What one layer has in place of the size of the others: heads that are wider stay so."""
-    if key == "head_dim" and value > config["head_dim"]:
+    if key == "head_dim":
         return 2 * HEAD
     return _size(key, value, config, LAYERS) if _whole(value) else value
 

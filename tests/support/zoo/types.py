@@ -161,6 +161,7 @@ _MINICPM = Recipe(
     ids={"video_token_id": "<|video_pad|>"},
     others=("\n",),
     sizes={"patch_size": PATCH, "scale_resolution": 56, "max_slice_nums": 2},
+    joined=3,
 )
 _COHERE2 = Recipe(
     image="<|IMG_PATCH|>",
@@ -525,15 +526,15 @@ TYPES: dict[str, Type] = {
         replace(_MINICPM, processor="MiniCPMV4_7Processor", ids=_MINICPM7),
     ),
     "minicpm_ocr": Type({"video_token_id": 111}, replace(_MINICPM, sizes={**_MINICPM.sizes, "downsample_mode": "4x"})),
-    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}, "vision_config": {"sam_config": {"downsample_channels": [32, 32]}}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil", sizes={"size": {"height": 64, "width": 64}, "tile_size": 64})),
+    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}, "vision_config": {"sam_config": {"downsample_channels": [32, 32], "image_size": 96, "patch_size": 8}}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil", options={"patch_size": 2}, sizes={"size": {"height": 96, "width": 96}, "tile_size": 96})),
     "idefics": Type({}, Recipe("IdeficsProcessor", "IdeficsImageProcessorPil", others=("<fake_token_around_image>",), sizes={"size": SQUARE}, nested=True)),
     "t5gemma2": Type({"encoder": {"mm_tokens_per_image": 4}}, replace(_GEMMA3, ids={"eoi_token_index": "<end_of_image>"})),
     "shieldgemma2": Type({"mm_tokens_per_image": 4}, _GEMMA3),
     "diffusion_gemma": Type({"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}, "vision_config": _GEMMA4_VISION, "canvas_length": 8}, _GEMMA4),
     "pp_chart2table": Type({}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})),
     "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", call={"num_image_tokens": 4}, sizes=CROPPED), one_image=True),
-    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"})),
-    "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes={**CROPPED, "image_seq_length": 4}), one_image=True),
+    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"}, options={"num_image_tokens": 4})),
+    "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes={**CROPPED, "image_seq_length": 5}), one_image=True),
     "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
     "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", item=" ", sizes={"size": SQUARE}), one_image=True),
     "pix2struct": Type({}, Recipe("Pix2StructProcessor", "Pix2StructImageProcessorPil")),
@@ -554,13 +555,13 @@ TYPES: dict[str, Type] = {
         Recipe(image="<|image|>", ids=_GEMMA4.ids, draw=pictures.gemma4, token_types=True),
     ),
     "inkling2": Type({}, _INKLING2),
-    "inkling2_loop": Type({"text_config": {"loop_layer_index_start": 1, "loop_layer_index_end": 3}}, _INKLING2),
+    "inkling2_loop": Type({"text_config": {"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 3}}, _INKLING2),
     "inkling_mm_model": Type(
         {"vision_config": {"patch_size": 28}, "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 8}},
         Recipe(image="<|patch|>", ids={"image_bos_token_id": "<|content_image|>"}, draw=pictures.inkling),
     ),
     "kimi_k25": Type(
-        {},
+        {"text_config": {"head_dim": 4}},
         Recipe(
             image="<|media_pad|>",
             ids={"vision_start_token_id": "<|media_begin|>", "vision_end_token_id": "<|media_end|>"},
@@ -575,7 +576,7 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "llama4": Type(
-        {},
+        {"vision_config": {"intermediate_size": 128}},
         Recipe(
             image="<|patch|>",
             ids={"boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>"},
@@ -604,14 +605,14 @@ TYPES: dict[str, Type] = {
             draw=pictures.molmo,
         ),
     ),
-    "muse_glimmer": Type({}, _MUSE),
-    "muse_spark": Type({}, _MUSE),
+    "muse_glimmer": Type({"out_hidden_size": 128}, _MUSE),
+    "muse_spark": Type({"out_hidden_size": 128, "audio_config": {"hidden_sizes": [32] * 4}}, _MUSE),
     "nemotron_h_omni": Type(
         {},
         Recipe(others=("<img>", "</img>"), draw=pictures.patches("<img>", "<image>", "</img>", grid="hw")),
     ),
     "step3p7": Type(
-        {},
+        {"text_config": {"sliding_window": 512}},
         Recipe(
             image="<im_patch>",
             others=("<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>"),
@@ -623,7 +624,7 @@ TYPES: dict[str, Type] = {
         Recipe(draw=pictures.squares(64, "<image>" * 3)),
     ),
     "apertus1p5": Type(
-        {"image_token_offset": 130, "audio_config": {"codebook_dim": 32}, "vision_config": {"channel_multiplier": [1] * 5, "attn_resolutions": []}},
+        {"image_token_offset": 130, "audio_token_offset": 146, "audio_config": {"codebook_dim": 32}, "vision_config": {"channel_multiplier": [1] * 5, "attn_resolutions": []}},
         Recipe(others=("<boi>", "<eoi>", "<eol>"), draw=pictures.apertus),
     ),
 }
