@@ -101,12 +101,21 @@ def _single(
     parts = [_words(3, generator)]
     for _ in pictures:
         parts += [item, _words(2, generator)]
+    if not recipe.image:
+        return _pictures_alone(name, recipe, pictures)
     text = " ".join([*parts, _words(4 + 3 * number, generator)])
     if recipe.draw is not None:
         return _drawn(name, recipe, pictures, text)
     images = ([pictures] if recipe.nested else pictures) if pictures else None
     made = processor(name)(text=[text], images=images, return_tensors="pt", **recipe.call)
     return {key: value for key, value in made.items() if key != "labels"}
+
+
+def _pictures_alone(name: str, recipe: Recipe, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+    """Inputs of encoder-decoders that read no text at all."""
+    if recipe.draw is not None:
+        return recipe.draw(pictures)[0]
+    return dict(processor(name)(images=pictures, return_tensors="pt"))
 
 
 def _drawn(name: str, recipe: Recipe, pictures: list[Image.Image], text: str) -> dict[str, torch.Tensor]:
@@ -139,13 +148,13 @@ PADDING = {"image_position_ids": -1, "image_token_pooling": -1}
 
 
 def _collate(name: str, singles: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    length = max(single["input_ids"].shape[1] for single in singles)
+    length = max(single.get("input_ids", torch.zeros(1, 1)).shape[1] for single in singles)
     keys = dict.fromkeys(key for single in singles for key in single)
     inputs = {}
     for key in keys:
         values = [single[key] for single in singles if key in single]
         joined = _joined(name, key)
-        if key in PER_TOKEN:
+        if key in PER_TOKEN and "input_ids" in keys:
             values = [
                 torch.cat([value.new_zeros(1, length - value.shape[1], *value.shape[2:]), value], dim=1)
                 for value in values
@@ -172,7 +181,7 @@ def _shifted(
 
 
 def _row_key(name: str, inputs: dict[str, torch.Tensor]) -> tuple[str, tuple[int, ...]]:
-    return name, tuple(inputs["input_ids"].flatten().tolist())
+    return name, tuple(inputs.get("input_ids", next(iter(inputs.values()))).flatten().tolist())
 
 
 def _joined(name: str, key: str) -> int:
@@ -200,7 +209,7 @@ def split(
     starts = dict.fromkeys(inputs, 0)
     singles = []
     for number, counts in enumerate(rows):
-        mask = inputs["attention_mask"][number].bool()
+        mask = inputs["attention_mask"][number].bool() if "input_ids" in inputs else ...
         single = {}
         for key, count in counts.items():
             chosen = inputs[key].narrow(_joined(name, key), starts[key], count)
@@ -228,6 +237,8 @@ def without_images(
         "input_ids": torch.tensor([[0] * (length - len(row)) + row for row in rows]),
         "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
     }
+    if "decoder_input_ids" in inputs:
+        result["decoder_input_ids"] = inputs["decoder_input_ids"]
     for key in ("mm_token_type_ids", "token_type_ids"):
         if key in inputs:
             result[key] = torch.zeros_like(result["input_ids"])

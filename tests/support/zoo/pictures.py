@@ -107,11 +107,6 @@ def cohere(down: int, across: int) -> str:
     return "<|START_OF_IMG|>" + ("<|IMG_PATCH|>" * 4 + "<|IMG_LINE_BREAK|>") * count + "<|END_OF_IMG|>"
 
 
-def llama4(down: int, across: int) -> str:
-    row = "<|tile_x_separator|>".join(["<|patch|>" * 4] * across) + "<|tile_y_separator|>"
-    return "<|image_start|>" + row * down * (down * across > 1) + "<|image|>" + "<|patch|>" * 4 + "<|image_end|>"
-
-
 def lfm2(images: list[Image.Image]) -> Drawn:
     """Vectors of patches, padded to those of the largest tile; thumbnails keep their own shape."""
     vectors, shapes, blocks = [], [], []
@@ -224,6 +219,14 @@ def squares(size: int, block: str) -> Draw:
         return {"pixel_values": torch.stack([_pixels(image, size) for image in images])}, [block] * len(images)
 
     return draw
+
+
+def frames(images: list[Image.Image]) -> Drawn:
+    """Two equal frames of each picture, four learned queries each; the question for the queries is one word."""
+    pixels = torch.stack([_pixels(image, IMAGE_SIZE) for image in images])[:, None].repeat(1, 2, 1, 1, 1)
+    ids = torch.ones(len(images), 3, dtype=torch.long)
+    inputs = {"pixel_values": pixels, "qformer_input_ids": ids, "qformer_attention_mask": ids}
+    return inputs, ["<image>" * 8] * len(images)
 
 
 def apertus(images: list[Image.Image]) -> Drawn:

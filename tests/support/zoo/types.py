@@ -341,7 +341,7 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "janus": Type(
-        {},
+        {"vq_config": {"channel_multiplier": [1, 1]}},
         Recipe(
             "JanusProcessor",
             "JanusImageProcessorPil",
@@ -469,7 +469,7 @@ TYPES: dict[str, Type] = {
         {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, call={"return_mm_token_type_ids": False}, ids={"vision_start_token_id": "<|vision_start|>", "video_token_id": "<|video_pad|>"}, others=("<|vision_end|>",))),
     "glm5_next": Type({"text_config": {"index_topk": 32, "index_kpool": 4}}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
     "glmga": Type(MROPE, replace(_GLM46, pictures="GlmgaImageProcessorPil")),
-    "dots3_note": Type({"text_config": {"num_key_value_heads": 4}}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
+    "dots3_note": Type({"text_config": {"num_key_value_heads": 4, "head_dim": 16, "qk_nope_head_dim": 12, "per_layer_config": ...}}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
     "ernie4_5_vl_moe": Type(
         {"text_config": {"rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [48, 32]}},
         Recipe(
@@ -533,11 +533,27 @@ TYPES: dict[str, Type] = {
     "diffusion_gemma": Type({"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}, "vision_config": _GEMMA4_VISION, "canvas_length": 8}, _GEMMA4),
     "pp_chart2table": Type({}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})),
     "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", call={"num_image_tokens": 4}, sizes=CROPPED), one_image=True),
-    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"}, options={"num_image_tokens": 4})),
+    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", item=" ", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"}, options={"num_image_tokens": 4}), one_image=True),
     "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes={**CROPPED, "image_seq_length": 5}), one_image=True),
     "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
     "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", item=" ", sizes={"size": SQUARE}), one_image=True),
-    "pix2struct": Type({}, Recipe("Pix2StructProcessor", "Pix2StructImageProcessorPil")),
+    "pix2struct": Type(
+        {"vision_config": {"patch_embed_hidden_size": 768}},
+        Recipe(
+            "Pix2StructProcessor",
+            "Pix2StructImageProcessorPil",
+            image="",
+            sizes={"patch_size": {"height": 16, "width": 16}, "max_patches": 16},
+        ),
+        one_image=True,
+    ),
+    "pp_formulanet": Type(
+        {"vision_config": {"post_conv_in_channels": 32, "post_conv_mid_channels": 32, "post_conv_out_channels": 32}},
+        Recipe(image="", draw=pictures.squares(IMAGE_SIZE, "")),
+        one_image=True,
+    ),
+    "vision-encoder-decoder": Type({"decoder_start_token_id": 1, "bos_token_id": 1, "decoder": {"is_decoder": True, "add_cross_attention": True}}, Recipe(image="", draw=pictures.squares(IMAGE_SIZE, "")), one_image=True),
+    "instructblipvideo": Type({"video_token_index": IMAGE_TOKEN}, Recipe(draw=pictures.frames), one_image=True),
     "mistral_large4": Type({}, _PIXTRAL),
     "cohere2_vision": Type({}, _COHERE2),
     "gemma4_unified": Type(
@@ -575,15 +591,6 @@ TYPES: dict[str, Type] = {
             draw=pictures.lfm2,
         ),
     ),
-    "llama4": Type(
-        {"vision_config": {"intermediate_size": 128}},
-        Recipe(
-            image="<|patch|>",
-            ids={"boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>"},
-            others=("<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>"),
-            draw=pictures.tiles(pictures.llama4),
-        ),
-    ),
     "minimax_m3_vl": Type(
         {},
         Recipe(
@@ -606,7 +613,7 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "muse_glimmer": Type({"out_hidden_size": 128}, _MUSE),
-    "muse_spark": Type({"out_hidden_size": 128, "audio_config": {"hidden_sizes": [32] * 4}}, _MUSE),
+    "muse_spark": Type({"out_hidden_size": 128, "audio_config": {"hidden_sizes": [32] * 2, "depths": [1, 1]}}, _MUSE),
     "nemotron_h_omni": Type(
         {},
         Recipe(others=("<img>", "</img>"), draw=pictures.patches("<img>", "<image>", "</img>", grid="hw")),
