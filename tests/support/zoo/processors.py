@@ -76,7 +76,10 @@ def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFas
     wanted = dict.fromkeys([*numbers, *recipe.names.values(), *recipe.others])
     free = iter(range(FIRST_FREE, VOCABULARY))
     markers = {token: numbers[token] if token in numbers else next(free) for token in wanted if token not in words}
-    core = Tokenizer(WordLevel({**words, **markers}, unk_token="<unk>"))
+    taken = {*words.values(), *markers.values()}
+    # Tokens that a processor adds get numbers behind these, where there must be no gap.
+    fillers = {f"<unused{number}>": number for number in range(VOCABULARY) if number not in taken}
+    core = Tokenizer(WordLevel({**words, **markers, **fillers}, unk_token="<unk>"))
     core.add_special_tokens([*markers])
     core.pre_tokenizer = WhitespaceSplit()
     core.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])

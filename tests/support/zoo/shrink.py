@@ -19,7 +19,8 @@ ORDINARY = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_st
 # First match wins; the whole key has to match. Values that are no whole numbers are left alone.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"qk_rope_head_dim|rotary_dim", 4),
-    (r"qk_head_dim", HEAD + 4),
+    (r"qk_nope_head_dim", 12),
+    (r"qk_head_dim", 16),
     (r".*head_dim|d_kv|resampler_dim_head", HEAD),
     (r"hidden_size_per_layer_input|d_rel|laurel_rank|loop_gate_rank|hc_lowrank", HEAD),
     (r".*lora_rank", 16),

@@ -80,6 +80,25 @@ _QWEN = Recipe(
     sizes=AREA,
 )
 _LARGE = {"size": {"shortest_edge": 2 * 28 * 28, "longest_edge": 2 * 56 * 84}, "patch_size": PATCH}
+# A thinker alone lacks them in its configuration, and asks for them.
+_OMNI_IDS = {"vision_start_token_id": 141, "vision_end_token_id": 142}
+_OMNI = Recipe(
+    "Qwen2_5OmniProcessor",
+    "Qwen2VLImageProcessorPil",
+    image="<|IMAGE|>",
+    item="<|vision_bos|><|IMAGE|><|vision_eos|>",
+    names={
+        "image_token": "<|IMAGE|>",
+        "audio_token": "<|AUDIO|>",
+        "video_token": "<|VIDEO|>",
+        "vision_bos_token": "<|vision_bos|>",
+        "vision_eos_token": "<|vision_eos|>",
+        "audio_bos_token": "<|audio_bos|>",
+        "audio_eos_token": "<|audio_eos|>",
+    },
+    ids={"vision_start_token_id": "<|vision_bos|>", "vision_end_token_id": "<|vision_eos|>"},
+    sizes=AREA,
+)
 _GLM = Recipe(
     "Glm4vProcessor",
     "Glm4vImageProcessorPil",
@@ -464,12 +483,15 @@ TYPES: dict[str, Type] = {
     "hy_v4_vl": Type({"text_config": {"qk_rope_head_dim": 8, "qk_head_dim": 16}}, replace(_QWEN, processor="HYV4VLProcessor", ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"), pictures="HYV4VLImageProcessorPil")),
     "qwen4_exp": Type({"text_config": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4}}, replace(_QWEN, processor="Qwen3VLProcessor")),
     "qwen2_5_omni_thinker": Type(
-        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, call={"return_mm_token_type_ids": False}, ids={"vision_start_token_id": "<|vision_start|>", "video_token_index": "<|video_pad|>"}, others=("<|vision_end|>",))),
+        {**MROPE, **_OMNI_IDS}, replace(_OMNI, ids={"video_token_index": "<|VIDEO|>", **_OMNI.ids})
+    ),
     "qwen3_omni_moe_thinker": Type(
-        {**MROPE, "vision_start_token_id": 111}, replace(_QWEN, call={"return_mm_token_type_ids": False}, ids={"vision_start_token_id": "<|vision_start|>", "video_token_id": "<|video_pad|>"}, others=("<|vision_end|>",))),
+        {**MROPE, **_OMNI_IDS},
+        replace(_OMNI, processor="Qwen3OmniMoeProcessor", ids={"video_token_id": "<|VIDEO|>", **_OMNI.ids}),
+    ),
     "glm5_next": Type({"text_config": {"index_topk": 32, "index_kpool": 4}}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
     "glmga": Type(MROPE, replace(_GLM46, pictures="GlmgaImageProcessorPil")),
-    "dots3_note": Type({"text_config": {"num_key_value_heads": 4, "head_dim": 16, "qk_nope_head_dim": 12, "per_layer_config": ...}}, replace(_QWEN, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
+    "dots3_note": Type({"text_config": {"num_key_value_heads": 4, "head_dim": 16}}, replace(_QWEN, sizes={**AREA, "temporal_patch_size": 1}, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
     "ernie4_5_vl_moe": Type(
         {"text_config": {"rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [48, 32]}},
         Recipe(
@@ -532,8 +554,8 @@ TYPES: dict[str, Type] = {
     "shieldgemma2": Type({"mm_tokens_per_image": 4}, _GEMMA3),
     "diffusion_gemma": Type({"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}, "vision_config": _GEMMA4_VISION, "canvas_length": 8}, _GEMMA4),
     "pp_chart2table": Type({}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})),
-    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", call={"num_image_tokens": 4}, sizes=CROPPED), one_image=True),
-    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", item=" ", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"}, options={"num_image_tokens": 4}), one_image=True),
+    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", others=("</image>",), call={"num_image_tokens": 4}, sizes=CROPPED), one_image=True),
+    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", item=" ", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"}, options={"num_image_tokens": 4}, sizes={"max_patches": 64}), one_image=True),
     "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes={**CROPPED, "image_seq_length": 5}), one_image=True),
     "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
     "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", item=" ", sizes={"size": SQUARE}), one_image=True),
