@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 
 from tests.support.zoo.processors import Recipe, make, numbers, tokenizer
 from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_TOKEN, tiny

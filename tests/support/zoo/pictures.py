@@ -61,7 +61,9 @@ def rows(merge: int) -> Draw:
     return draw
 
 
-def patches(start: str, token: str, end: str, *, times: int = 1, flat: bool = True, grid: str = "thw") -> Draw:
+def patches(
+    start: str, token: str, end: str, *, times: int = 1, flat: bool = True, grid: str = "thw"
+) -> Draw:
     """Patches of all pictures in one row, and the grid of each.
 
     Args:
@@ -130,7 +132,11 @@ def lfm2(images: list[Image.Image]) -> Drawn:
     for number, vector in enumerate(vectors):
         pixels[number, : len(vector)] = vector
         mask[number, : len(vector)] = 1
-    return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}, blocks
+    return {
+        "pixel_values": pixels,
+        "pixel_attention_mask": mask,
+        "spatial_shapes": torch.tensor(shapes),
+    }, blocks
 
 
 def gemma4(images: list[Image.Image]) -> Drawn:
@@ -176,7 +182,9 @@ def molmo(images: list[Image.Image]) -> Drawn:
         numbers = torch.arange(side * side * len(squares)).reshape(-1, side, side) + first
         first += numbers.numel()
         crops += [_cut(square, PATCH).flatten(1) for square in squares]
-        whole = numbers[1:].reshape(down, across, side, side).transpose(1, 2).reshape(down * side, across * side)
+        whole = (
+            numbers[1:].reshape(down, across, side, side).transpose(1, 2).reshape(down * side, across * side)
+        )
         for field in (numbers[0], whole):
             windows = field.unfold(0, MERGE, MERGE).unfold(1, MERGE, MERGE)
             pooling.append(windows.reshape(-1, MERGE * MERGE))
@@ -216,7 +224,9 @@ def squares(size: int, block: str) -> Draw:
     """Every picture as one square, and the same text for each."""
 
     def draw(images: list[Image.Image]) -> Drawn:
-        return {"pixel_values": torch.stack([_pixels(image, size) for image in images])}, [block] * len(images)
+        return {"pixel_values": torch.stack([_pixels(image, size) for image in images])}, [block] * len(
+            images
+        )
 
     return draw
 
@@ -231,7 +241,10 @@ def frames(images: list[Image.Image]) -> Drawn:
 
 def apertus(images: list[Image.Image]) -> Drawn:
     """Codes of a picture of 16 pixels each, in rows; the size stands in front."""
-    height, width = max(image.height for image in images) // 28 * 16, max(image.width for image in images) // 28 * 16
+    height, width = (
+        max(image.height for image in images) // 28 * 16,
+        max(image.width for image in images) // 28 * 16,
+    )
     pixels = torch.zeros(len(images), 3, height, width)
     sizes, blocks = [], []
     for number, image in enumerate(images):

@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from tests.support.zoo.shrink import FIRST_FREE, IMAGE_SIZE, IMAGE_TOKEN, PATCH, VOCABULARY
 from tests.support.zoo.pictures import Draw
+from tests.support.zoo.shrink import FIRST_FREE, IMAGE_SIZE, IMAGE_TOKEN, PATCH, VOCABULARY
 from vlmfix.models.loading import image_only
 
 SQUARE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -75,7 +75,9 @@ def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFas
     words |= {role: 97 + index for index, role in enumerate(ROLES)}
     wanted = dict.fromkeys([*numbers, *recipe.names.values(), *recipe.others])
     free = iter(range(FIRST_FREE, VOCABULARY))
-    markers = {token: numbers[token] if token in numbers else next(free) for token in wanted if token not in words}
+    markers = {
+        token: numbers[token] if token in numbers else next(free) for token in wanted if token not in words
+    }
     taken = {*words.values(), *markers.values()}
     # Tokens that a processor adds get numbers behind these, where there must be no gap.
     fillers = {f"<unused{number}>": number for number in range(VOCABULARY) if number not in taken}

@@ -32,8 +32,14 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r".*num_(local_|routed_)?experts|n_routed_experts|num_local_experts|num_experts", 4),
     (r"n_group|topk_group|.*n_shared_experts|moe_num_shared_experts", 1),
     (r".*intermediate_size(_mlp)?|.*ffn_dim|mlp_dim|d_ff|.*expert_dim", 48),
-    (r".*(hidden_size|hidden_dim|embed_dim|proj_dim|projection_dim|output_dim|input_dim|out_dim|in_dim)", WIDTH),
-    (r"adapter_input_size|d_model|.*output_channels|text_hidden_size|merged_hidden_size|num_pos_feats", WIDTH),
+    (
+        r".*(hidden_size|hidden_dim|embed_dim|proj_dim|projection_dim|output_dim|input_dim|out_dim|in_dim)",
+        WIDTH,
+    ),
+    (
+        r"adapter_input_size|d_model|.*output_channels|text_hidden_size|merged_hidden_size|num_pos_feats",
+        WIDTH,
+    ),
     (r"vocab_size(_per_layer_input)?|unpadded_vocab_size", VOCABULARY),
     (r"image_size|img_size|resolution", IMAGE_SIZE),
     (r"patch_size", PATCH),
@@ -103,7 +109,10 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
             result[key] = list(range(layers))
         elif key == "per_layer_config":
             result[key] = {
-                f"{new:02d}": {name: _exception(name, size, config | value[f"{index:02d}"]) for name, size in value[f"{index:02d}"].items()}
+                f"{new:02d}": {
+                    name: _exception(name, size, config | value[f"{index:02d}"])
+                    for name, size in value[f"{index:02d}"].items()
+                }
                 for new, index in enumerate(kept)
                 if f"{index:02d}" in value
             }
@@ -163,7 +172,12 @@ def _kept_layers(config: Mapping[str, Any], old: int, layers: int) -> list[int]:
     kept = list(range(min(old, layers)))
     spare = len(kept) - 1
     for values in config.values():
-        if not isinstance(values, list) or len(values) != old or old <= layers or len({*map(str, values)}) > 4:
+        if (
+            not isinstance(values, list)
+            or len(values) != old
+            or old <= layers
+            or len({*map(str, values)}) > 4
+        ):
             continue
         for index, value in enumerate(values):
             if all(values[each] != value for each in kept) and spare > 0:

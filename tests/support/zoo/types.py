@@ -8,6 +8,33 @@ from typing import Any
 
 from tests.support.zoo import pictures
 from tests.support.zoo.processors import AREA, CROPPED, SQUARE, Recipe
+from tests.support.zoo.recipes import (
+    BLIP,
+    CELLS,
+    CLIP_OPTIONS,
+    COHERE2,
+    GEMMA3,
+    GEMMA4,
+    GEMMA4_VISION,
+    GLM,
+    GLM46,
+    HALF_MROPE,
+    IDEFICS3,
+    INKLING2,
+    INTERNVL,
+    LIGHTON,
+    LLAVA,
+    MINICPM,
+    MINICPM7,
+    MROPE,
+    MUSE,
+    OMNI,
+    OMNI_IDS,
+    PALIGEMMA,
+    PINPOINTS,
+    PIXTRAL,
+    QWEN,
+)
 from tests.support.zoo.shrink import IMAGE_SIZE, IMAGE_TOKEN, PATCH
 
 
@@ -28,191 +55,16 @@ class Type:
     one_image: bool = False
 
 
-PINPOINTS = [[IMAGE_SIZE, 2 * IMAGE_SIZE], [2 * IMAGE_SIZE, IMAGE_SIZE]]
-CLIP_OPTIONS = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-_LLAVA = Recipe("LlavaProcessor", "LlavaImageProcessorPil", options=CLIP_OPTIONS, sizes=CROPPED)
-_GEMMA3 = Recipe(
-    "Gemma3Processor",
-    "Gemma3ImageProcessorPil",
-    image="<image_soft_token>",
-    item="<start_of_image>",
-    names={
-        "image_token": "<image_soft_token>",
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-    },
-    ids={"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>"},
-    others=("\n\n",),
-    options={"image_seq_length": 4},
-    sizes={"size": SQUARE},
-)
-_GEMMA4_VISION = {"model_type": "gemma4_vision", "pooling_kernel_size": 2, "patch_size": PATCH, "position_embedding_size": 64}
-_GEMMA4 = Recipe(
-    "Gemma4Processor",
-    "Gemma4ImageProcessorPil",
-    image="<|image|>",
-    names={
-        "image_token": "<|image|>",
-        "boi_token": "<|image>",
-        "eoi_token": "<image|>",
-        "audio_token": "<|audio|>",
-        "boa_token": "<|audio>",
-        "eoa_token": "<audio|>",
-    },
-    ids={
-        "boi_token_id": "<|image>",
-        "eoi_token_id": "<image|>",
-    },
-    others=("<|video|>",),
-    sizes={"patch_size": PATCH, "max_soft_tokens": 70, "pooling_kernel_size": 2},
-)
-_QWEN_IDS = {
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}
-_QWEN = Recipe(
-    "Qwen2VLProcessor",
-    "Qwen2VLImageProcessorPil",
-    image="<|image_pad|>",
-    item="<|vision_start|><|image_pad|><|vision_end|>",
-    ids=_QWEN_IDS,
-    sizes=AREA,
-)
-_LARGE = {"size": {"shortest_edge": 2 * 28 * 28, "longest_edge": 2 * 56 * 84}, "patch_size": PATCH}
-# A thinker alone lacks them in its configuration, and asks for them.
-_OMNI_IDS = {"vision_start_token_id": 141, "vision_end_token_id": 142}
-_OMNI = Recipe(
-    "Qwen2_5OmniProcessor",
-    "Qwen2VLImageProcessorPil",
-    image="<|IMAGE|>",
-    item="<|vision_bos|><|IMAGE|><|vision_eos|>",
-    names={
-        "image_token": "<|IMAGE|>",
-        "audio_token": "<|AUDIO|>",
-        "video_token": "<|VIDEO|>",
-        "vision_bos_token": "<|vision_bos|>",
-        "vision_eos_token": "<|vision_eos|>",
-        "audio_bos_token": "<|audio_bos|>",
-        "audio_eos_token": "<|audio_eos|>",
-    },
-    ids={"vision_start_token_id": "<|vision_bos|>", "vision_end_token_id": "<|vision_eos|>"},
-    sizes=AREA,
-)
-_GLM = Recipe(
-    "Glm4vProcessor",
-    "Glm4vImageProcessorPil",
-    image="<|image|>",
-    item="<|begin_of_image|><|image|><|end_of_image|>",
-    ids={
-        "image_start_token_id": "<|begin_of_image|>",
-        "image_end_token_id": "<|end_of_image|>",
-        "video_start_token_id": "<|begin_of_video|>",
-        "video_end_token_id": "<|end_of_video|>",
-        "video_token_id": "<|video|>",
-    },
-    sizes=_LARGE,
-)
-_GLM46 = replace(_GLM, processor="Glm46VProcessor", pictures="Glm46VImageProcessorPil")
-_PIXTRAL = Recipe(image="[IMG]", others=("[IMG_BREAK]", "[IMG_END]"), draw=pictures.rows(2))
-_LIGHTON = Recipe(
-    "LightOnOcrProcessor",
-    "PixtralImageProcessorPil",
-    image="[IMG]",
-    names={"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
-    options={"patch_size": PATCH, "spatial_merge_size": 2},
-    sizes={"size": {"longest_edge": 84}, "patch_size": {"height": PATCH, "width": PATCH}},
-)
-_CELLS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 3) for column in range(1, 3))
-_TILES = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": IMAGE_SIZE}}
-_IDEFICS3 = Recipe(
-    "Idefics3Processor",
-    "Idefics3ImageProcessorPil",
-    others=("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "\n", "\n\n", *_CELLS),
-    options={"image_seq_len": 4},
-    sizes=_TILES,
-)
-_BLIP = Recipe("Blip2Processor", "BlipImageProcessorPil", item=" ", options={"num_query_tokens": 4}, sizes={"size": SQUARE})
-_INTERNVL = Recipe(
-    "InternVLProcessor",
-    "GotOcr2ImageProcessorPil",
-    image="<IMG_CONTEXT>",
-    names={
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    },
-    options={"image_seq_length": 4},
-    sizes={"size": SQUARE, "crop_to_patches": True, "max_patches": 2},
-)
-
-
-_PALIGEMMA = Recipe(
-    "PaliGemmaProcessor",
-    "SiglipImageProcessorPil",
-    names={"image_token": "<image>"},
-    others=("\n",),
-    sizes={"size": SQUARE, "image_seq_length": 16},
-)
-_MINICPM7 = {
-    "video_token_id": "<|video_pad|>",
-    "image_start_id": "<image>",
-    "image_end_id": "</image>",
-    "slice_start_id": "<slice>",
-    "slice_end_id": "</slice>",
-    "newline_id": "\n",
-}
-_MINICPM = Recipe(
-    "MiniCPMV4_6Processor",
-    "MiniCPMV4_6ImageProcessorPil",
-    image="<|image_pad|>",
-    names={
-        "image_token": "<|image_pad|>",
-        "video_token": "<|video_pad|>",
-        "image_start_token": "<image>",
-        "image_end_token": "</image>",
-        "slice_start_token": "<slice>",
-        "slice_end_token": "</slice>",
-        "image_id_start_token": "<image_id>",
-        "image_id_end_token": "</image_id>",
-    },
-    ids={"video_token_id": "<|video_pad|>"},
-    others=("\n",),
-    sizes={"patch_size": PATCH, "scale_resolution": 56, "max_slice_nums": 2},
-    joined=3,
-)
-_COHERE2 = Recipe(
-    image="<|IMG_PATCH|>",
-    others=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
-    draw=pictures.tiles(pictures.cohere),
-)
-_INKLING2 = Recipe(image="<|patch|>", draw=pictures.inkling2)
-_MUSE = Recipe(
-    image="<|patch|>",
-    others=("<|image_start|>", "<|image_end|>"),
-    draw=pictures.patches("<|image_start|>", "<|patch|>", "<|image_end|>", times=2),
-)
-MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}}
-# A quarter of a head turns in the stock models; half of one of 16 leaves as many frequencies as `MROPE` has.
-HALF_MROPE = {
-    "text_config": {
-        "head_dim": 16,
-        "rope_parameters": {**MROPE["text_config"]["rope_parameters"], "partial_rotary_factor": 0.5},
-    }
-}
-
-
 def _letters(code: int) -> str:
     return "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code))
 
 
 def _llava(model_type: str, **text: Any) -> Type:
-    return Type({"text_config": {"model_type": model_type, **text}}, _LLAVA, base="llava")
+    return Type({"text_config": {"model_type": model_type, **text}}, LLAVA, base="llava")
 
 
 TYPES: dict[str, Type] = {
-    "llava": Type({}, _LLAVA),
+    "llava": Type({}, LLAVA),
     "llava+mistral": _llava("mistral", sliding_window=None),
     "llava+window": _llava("mistral", sliding_window=12),
     "llava+qwen2": _llava("qwen2"),
@@ -227,18 +79,29 @@ TYPES: dict[str, Type] = {
     "llava+stablelm": _llava("stablelm"),
     "llava+siglip": Type(
         {"vision_config": {"model_type": "siglip_vision_model"}, "vision_feature_select_strategy": "full"},
-        replace(_LLAVA, options={"patch_size": PATCH, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}),
+        replace(
+            LLAVA,
+            options={
+                "patch_size": PATCH,
+                "vision_feature_select_strategy": "full",
+                "num_additional_image_tokens": 0,
+            },
+        ),
         base="llava",
     ),
     "llava+pixtral": Type(
-        {"vision_config": {"model_type": "pixtral"}, "vision_feature_select_strategy": "full", "vision_feature_layer": -1},
-        replace(_PIXTRAL, draw=pictures.rows(1)),
+        {
+            "vision_config": {"model_type": "pixtral"},
+            "vision_feature_select_strategy": "full",
+            "vision_feature_layer": -1,
+        },
+        replace(PIXTRAL, draw=pictures.rows(1)),
         base="llava",
     ),
     "llava_next": Type(
         {"image_grid_pinpoints": PINPOINTS},
         replace(
-            _LLAVA,
+            LLAVA,
             processor="LlavaNextProcessor",
             pictures="LlavaNextImageProcessorPil",
             sizes={**CROPPED, "image_grid_pinpoints": PINPOINTS},
@@ -247,7 +110,7 @@ TYPES: dict[str, Type] = {
     "llava_next_video": Type(
         {"image_grid_pinpoints": PINPOINTS},
         replace(
-            _LLAVA,
+            LLAVA,
             processor="LlavaNextVideoProcessor",
             pictures="LlavaNextImageProcessorPil",
             ids={"video_token_index": "<video>"},
@@ -264,28 +127,28 @@ TYPES: dict[str, Type] = {
             sizes={"size": SQUARE, "image_grid_pinpoints": PINPOINTS},
         ),
     ),
-    "vipllava": Type({"vision_feature_layers": [-1, -2]}, replace(_LLAVA, pictures="CLIPImageProcessorPil")),
+    "vipllava": Type({"vision_feature_layers": [-1, -2]}, replace(LLAVA, pictures="CLIPImageProcessorPil")),
     "video_llava": Type(
         {},
         replace(
-            _LLAVA,
+            LLAVA,
             processor="VideoLlavaProcessor",
             pictures="VideoLlavaImageProcessor",
             ids={"video_token_index": "<video>"},
         ),
     ),
-    "qwen2_vl": Type(MROPE, _QWEN),
-    "qwen2_5_vl": Type(MROPE, replace(_QWEN, processor="Qwen2_5_VLProcessor")),
-    "qwen3_vl": Type(MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "qwen3_vl_moe": Type(MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "qwen3_5": Type(HALF_MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "qwen3_5_moe": Type(HALF_MROPE, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "glm4v": Type(MROPE, _GLM),
-    "glm4v_moe": Type(HALF_MROPE, _GLM),
-    "glm46v": Type(MROPE, _GLM46),
-    "glm_ocr": Type(MROPE, _GLM46),
-    "mistral3": Type({}, _PIXTRAL),
-    "lighton_ocr": Type({}, _LIGHTON),
+    "qwen2_vl": Type(MROPE, QWEN),
+    "qwen2_5_vl": Type(MROPE, replace(QWEN, processor="Qwen2_5_VLProcessor")),
+    "qwen3_vl": Type(MROPE, replace(QWEN, processor="Qwen3VLProcessor")),
+    "qwen3_vl_moe": Type(MROPE, replace(QWEN, processor="Qwen3VLProcessor")),
+    "qwen3_5": Type(HALF_MROPE, replace(QWEN, processor="Qwen3VLProcessor")),
+    "qwen3_5_moe": Type(HALF_MROPE, replace(QWEN, processor="Qwen3VLProcessor")),
+    "glm4v": Type(MROPE, GLM),
+    "glm4v_moe": Type(HALF_MROPE, GLM),
+    "glm46v": Type(MROPE, GLM46),
+    "glm_ocr": Type(MROPE, GLM46),
+    "mistral3": Type({}, PIXTRAL),
+    "lighton_ocr": Type({}, LIGHTON),
     "idefics2": Type(
         {},
         Recipe(
@@ -296,21 +159,18 @@ TYPES: dict[str, Type] = {
             sizes={"size": {"shortest_edge": 42, "longest_edge": IMAGE_SIZE}},
         ),
     ),
-    "idefics3": Type({}, _IDEFICS3),
-    "smolvlm": Type(
-        {}, _IDEFICS3
-    ),
-    "gemma3": Type({"mm_tokens_per_image": 4}, _GEMMA3),
+    "idefics3": Type({}, IDEFICS3),
+    "smolvlm": Type({}, IDEFICS3),
+    "gemma3": Type({"mm_tokens_per_image": 4}, GEMMA3),
     "gemma3+window": Type(
-        {"mm_tokens_per_image": 4, "text_config": {"sliding_window": 12}}, _GEMMA3, base="gemma3"
+        {"mm_tokens_per_image": 4, "text_config": {"sliding_window": 12}}, GEMMA3, base="gemma3"
     ),
-    "paligemma": Type({}, _PALIGEMMA),
-    "paligemma+gemma2": Type(
-        {"text_config": {"model_type": "gemma2"}},
-        _PALIGEMMA,
-        base="paligemma",
+    "paligemma": Type({}, PALIGEMMA),
+    "paligemma+gemma2": Type({"text_config": {"model_type": "gemma2"}}, PALIGEMMA, base="paligemma"),
+    "paligemma+window": Type(
+        {"text_config": {"model_type": "gemma2", "sliding_window": 12}}, PALIGEMMA, base="paligemma"
     ),
-    "internvl": Type({}, _INTERNVL),
+    "internvl": Type({}, INTERNVL),
     "ovis2": Type(
         {},
         Recipe(
@@ -319,7 +179,13 @@ TYPES: dict[str, Type] = {
             image="<IMG_ATOM>",
             item="<image>",
             ids={
-                "visual_indicator_token_ids": ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+                "visual_indicator_token_ids": (
+                    "<IMG_START>",
+                    "<IMG_GRID>",
+                    "<IMG_COL>",
+                    "<IMG_ROW>",
+                    "<IMG_END>",
+                )
             },
             others=("<image>",),
             options={"image_seq_length": 16},
@@ -406,11 +272,12 @@ TYPES: dict[str, Type] = {
     "hyperclovax_vision_v2": Type(
         {},
         replace(
-            _QWEN,
+            QWEN,
             processor="HyperCLOVAXVisionV2Processor",
             ids={"video_token_id": "<|video_pad|>"},
             others=("<|vision_start|>", "<|vision_end|>"),
-        )),
+        ),
+    ),
     "aya_vision": Type(
         {},
         Recipe(
@@ -418,17 +285,24 @@ TYPES: dict[str, Type] = {
             "GotOcr2ImageProcessorPil",
             image="<|IMG_PATCH|>",
             item="<image>",
-            others=("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL"),
+            others=(
+                "<image>",
+                "<|START_OF_IMG|>",
+                "<|END_OF_IMG|>",
+                "<|IMG_LINE_BREAK|>",
+                "TILE",
+                "TILE_GLOBAL",
+            ),
             options={"patch_size": PATCH, "img_size": IMAGE_SIZE, "downsample_factor": 2},
             sizes={"size": SQUARE, "crop_to_patches": True, "max_patches": 2},
         ),
     ),
     "gemma4": Type(
-        {"vision_config": _GEMMA4_VISION},
+        {"vision_config": GEMMA4_VISION},
         replace(
-            _GEMMA4,
+            GEMMA4,
             ids={
-                **_GEMMA4.ids,
+                **GEMMA4.ids,
                 "video_token_id": "<|video|>",
                 "audio_token_id": "<|audio|>",
                 "boa_token_id": "<|audio>",
@@ -438,16 +312,31 @@ TYPES: dict[str, Type] = {
     ),
     "qianfan_ocr": Type(
         {},
-        replace(_INTERNVL, processor="QianfanOCRProcessor", item="<image>", others=("<image>",), names={key: token for key, token in _INTERNVL.names.items() if key != "video_token"}),
+        replace(
+            INTERNVL,
+            processor="QianfanOCRProcessor",
+            item="<image>",
+            others=("<image>",),
+            names={key: token for key, token in INTERNVL.names.items() if key != "video_token"},
+        ),
     ),
-    "blip-2": Type({}, _BLIP, one_image=True),
-    "instructblip": Type({}, replace(_BLIP, processor="InstructBlipProcessor"), one_image=True),
+    "blip-2": Type({}, BLIP, one_image=True),
+    "instructblip": Type({}, replace(BLIP, processor="InstructBlipProcessor"), one_image=True),
     "chameleon": Type(
         {
-            "vocabulary_map": {"<image>": IMAGE_TOKEN, **{f"IMGIMG{_letters(code)}Z": 130 + code for code in range(16)}},
+            "vocabulary_map": {
+                "<image>": IMAGE_TOKEN,
+                **{f"IMGIMG{_letters(code)}Z": 130 + code for code in range(16)},
+            },
             "vq_config": {"channel_multiplier": [1, 1, 1, 1], "resolution": 32},
         },
-        Recipe("ChameleonProcessor", "ChameleonImageProcessorPil", others=("<racm3:break>", "<eoss>"), options={"image_seq_length": 16}, sizes={"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
+        Recipe(
+            "ChameleonProcessor",
+            "ChameleonImageProcessorPil",
+            others=("<racm3:break>", "<eoss>"),
+            options={"image_seq_length": 16},
+            sizes={"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+        ),
     ),
     "emu3": Type(
         {
@@ -458,42 +347,118 @@ TYPES: dict[str, Type] = {
             },
             "vq_config": {"channel_multiplier": [1, 1, 1, 1], "attn_resolutions": []},
         },
-        Recipe("Emu3Processor", "Emu3ImageProcessor", names={"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>", "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>"}, sizes={"min_pixels": 32 * 32, "max_pixels": 32 * 48}),
+        Recipe(
+            "Emu3Processor",
+            "Emu3ImageProcessor",
+            names={
+                "image_token": "<image>",
+                "boi_token": "<|image start|>",
+                "eoi_token": "<|image end|>",
+                "image_wrapper_token": "<|image token|>",
+                "eof_token": "<|extra_201|>",
+            },
+            sizes={"min_pixels": 32 * 32, "max_pixels": 32 * 48},
+        ),
     ),
     "mllama": Type(
         {"vision_config": {"vision_output_dim": 64}},
-        Recipe("MllamaProcessor", "MllamaImageProcessorPil", image="<|image|>", others=("<|python_tag|>",), sizes={"size": SQUARE, "max_image_tiles": 4}),
+        Recipe(
+            "MllamaProcessor",
+            "MllamaImageProcessorPil",
+            image="<|image|>",
+            others=("<|python_tag|>",),
+            sizes={"size": SQUARE, "max_image_tiles": 4},
+        ),
     ),
     "fuyu": Type({}, Recipe(image="|SPEAKER|", others=("|NEWLINE|",), draw=pictures.fuyu), one_image=True),
     "cohere_compass": Type(
         {"text_config": {"rope_parameters": {"full_attention": MROPE["text_config"]["rope_parameters"]}}},
         replace(
-            _QWEN,
+            QWEN,
             processor="CohereCompassProcessor",
             pictures="CohereCompassImageProcessorPil",
             image="<|IMAGE_PAD|>",
             item="<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
-            ids={"video_token_id": "<|VIDEO_PAD|>", "vision_start_token_id": "<|VISION_START|>", "vision_end_token_id": "<|VISION_END|>"},
+            ids={
+                "video_token_id": "<|VIDEO_PAD|>",
+                "vision_start_token_id": "<|VISION_START|>",
+                "vision_end_token_id": "<|VISION_END|>",
+            },
         ),
     ),
-    "cosmos3_edge": Type({}, replace(_QWEN, processor="Cosmos3EdgeProcessor", call={"return_mm_token_type_ids": True}, pictures="Cosmos3EdgeImageProcessorPil")),
-    "cosmos3_omni": Type({}, replace(_QWEN, processor="Qwen3VLProcessor")),
-    "exaone4_5": Type({}, replace(_QWEN, processor="Exaone4_5_Processor", ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"))),
-    "lfm3_vl": Type({}, replace(_QWEN, processor="Lfm3VlProcessor")),
-    "hy_v4_vl": Type({"text_config": {"qk_rope_head_dim": 8, "qk_head_dim": 16}}, replace(_QWEN, processor="HYV4VLProcessor", ids={"video_token_id": "<|video_pad|>"}, others=("<|vision_start|>", "<|vision_end|>"), pictures="HYV4VLImageProcessorPil")),
-    "qwen4_exp": Type({"text_config": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4}}, replace(_QWEN, processor="Qwen3VLProcessor")),
+    "cosmos3_edge": Type(
+        {},
+        replace(
+            QWEN,
+            processor="Cosmos3EdgeProcessor",
+            call={"return_mm_token_type_ids": True},
+            pictures="Cosmos3EdgeImageProcessorPil",
+        ),
+    ),
+    "cosmos3_omni": Type({}, replace(QWEN, processor="Qwen3VLProcessor")),
+    "exaone4_5": Type(
+        {},
+        replace(
+            QWEN,
+            processor="Exaone4_5_Processor",
+            ids={"video_token_id": "<|video_pad|>"},
+            others=("<|vision_start|>", "<|vision_end|>"),
+        ),
+    ),
+    "lfm3_vl": Type({}, replace(QWEN, processor="Lfm3VlProcessor")),
+    "hy_v4_vl": Type(
+        {"text_config": {"qk_rope_head_dim": 8, "qk_head_dim": 16}},
+        replace(
+            QWEN,
+            processor="HYV4VLProcessor",
+            ids={"video_token_id": "<|video_pad|>"},
+            others=("<|vision_start|>", "<|vision_end|>"),
+            pictures="HYV4VLImageProcessorPil",
+        ),
+    ),
+    "qwen4_exp": Type(
+        {
+            "text_config": {
+                "indexer_n_heads": 2,
+                "indexer_kv_heads": 1,
+                "indexer_head_dim": 8,
+                "indexer_budget": 16,
+                "indexer_compress_ratio": 4,
+            }
+        },
+        replace(QWEN, processor="Qwen3VLProcessor"),
+    ),
     "qwen2_5_omni_thinker": Type(
-        {**MROPE, **_OMNI_IDS}, replace(_OMNI, ids={"video_token_index": "<|VIDEO|>", **_OMNI.ids})
+        {**MROPE, **OMNI_IDS}, replace(OMNI, ids={"video_token_index": "<|VIDEO|>", **OMNI.ids})
     ),
     "qwen3_omni_moe_thinker": Type(
-        {**MROPE, **_OMNI_IDS},
-        replace(_OMNI, processor="Qwen3OmniMoeProcessor", ids={"video_token_id": "<|VIDEO|>", **_OMNI.ids}),
+        {**MROPE, **OMNI_IDS},
+        replace(OMNI, processor="Qwen3OmniMoeProcessor", ids={"video_token_id": "<|VIDEO|>", **OMNI.ids}),
     ),
-    "glm5_next": Type({"text_config": {"index_topk": 32, "index_kpool": 4}}, replace(_GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil")),
-    "glmga": Type(MROPE, replace(_GLM46, pictures="GlmgaImageProcessorPil")),
-    "dots3_note": Type({"text_config": {"num_key_value_heads": 4, "head_dim": 16}}, replace(_QWEN, sizes={**AREA, "temporal_patch_size": 1}, processor="Dots3NoteProcessor", image="<|imgpad|>", item="<|img|><|imgpad|><|endofimg|>", ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"}, others=("<|img|>", "<|endofimg|>"))),
+    "glm5_next": Type(
+        {"text_config": {"index_topk": 32, "index_kpool": 4}},
+        replace(GLM, processor="Glm5NextProcessor", pictures="Glm5NextImageProcessorPil"),
+    ),
+    "glmga": Type(MROPE, replace(GLM46, pictures="GlmgaImageProcessorPil")),
+    "dots3_note": Type(
+        {"text_config": {"num_key_value_heads": 4, "head_dim": 16}},
+        replace(
+            QWEN,
+            sizes={**AREA, "temporal_patch_size": 1},
+            processor="Dots3NoteProcessor",
+            image="<|imgpad|>",
+            item="<|img|><|imgpad|><|endofimg|>",
+            ids={"video_token_id": "<|video_pad|>", "audio_token_id": "<|audio_comp_pad|>"},
+            others=("<|img|>", "<|endofimg|>"),
+        ),
+    ),
     "ernie4_5_vl_moe": Type(
-        {"text_config": {"rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 2]}, "moe_intermediate_size": [48, 32]}},
+        {
+            "text_config": {
+                "rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 2]},
+                "moe_intermediate_size": [48, 32],
+            }
+        },
         Recipe(
             "Ernie4_5_VLMoeProcessor",
             "Ernie4_5_VLMoeImageProcessorPil",
@@ -522,43 +487,145 @@ TYPES: dict[str, Type] = {
         Recipe(
             "GraniteDoclingProcessor",
             "GraniteDoclingImageProcessorPil",
-            others=("<fake_token_around_image>", "<global-img>", "\n", "\n\n", *_CELLS),
+            others=("<fake_token_around_image>", "<global-img>", "\n", "\n\n", *CELLS),
             options={"image_seq_len": 1},
             sizes={"size": SQUARE, "max_patches": 2},
         ),
     ),
     "granite4_vision": Type(
-        {"image_grid_pinpoints": PINPOINTS, "downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0], [-2, 2]], "spatial_target_layers": [1, 2, 3, 4], "vision_config": {"hidden_size": 64}},
-        replace(_LLAVA, processor="Granite4VisionProcessor", pictures="LlavaNextImageProcessorPil", options={**CLIP_OPTIONS, "downsample_rate": "1/2"}, sizes={**CROPPED, "image_grid_pinpoints": PINPOINTS}),
+        {
+            "image_grid_pinpoints": PINPOINTS,
+            "downsample_rate": "1/2",
+            "deepstack_layer_map": [[-1, 0], [-2, 2]],
+            "spatial_target_layers": [1, 2, 3, 4],
+            "vision_config": {"hidden_size": 64},
+        },
+        replace(
+            LLAVA,
+            processor="Granite4VisionProcessor",
+            pictures="LlavaNextImageProcessorPil",
+            options={**CLIP_OPTIONS, "downsample_rate": "1/2"},
+            sizes={**CROPPED, "image_grid_pinpoints": PINPOINTS},
+        ),
     ),
     "hunyuan_vl": Type(
-        {"text_config": {"head_dim": 8, "rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 1, 1]}}},
+        {
+            "text_config": {
+                "head_dim": 8,
+                "rope_parameters": {**MROPE["text_config"]["rope_parameters"], "mrope_section": [1, 1, 1, 1]},
+            }
+        },
         Recipe(
             "HunYuanVLProcessor",
             "HunYuanVLImageProcessorPil",
             item="<image_start><image><image_end>",
-            names={"image_token": "<image>", "image_start_token": "<image_start>", "image_end_token": "<image_end>"},
+            names={
+                "image_token": "<image>",
+                "image_start_token": "<image_start>",
+                "image_end_token": "<image_end>",
+            },
             ids={"im_start_id": "<image_start>", "im_end_id": "<image_end>"},
             sizes=AREA,
         ),
     ),
-    "minicpmv4_6": Type({"video_token_id": 111}, _MINICPM),
+    "minicpmv4_6": Type({"video_token_id": 111}, MINICPM),
     "minicpmv4_7": Type(
-        {key: 111 + index for index, key in enumerate(_MINICPM7)},
-        replace(_MINICPM, processor="MiniCPMV4_7Processor", ids=_MINICPM7),
+        {key: 111 + index for index, key in enumerate(MINICPM7)},
+        replace(MINICPM, processor="MiniCPMV4_7Processor", ids=MINICPM7),
     ),
-    "minicpm_ocr": Type({"video_token_id": 111}, replace(_MINICPM, sizes={**_MINICPM.sizes, "downsample_mode": "4x"})),
-    "deepseek_ocr2": Type({"text_config": {"mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}, "vision_config": {"sam_config": {"downsample_channels": [32, 32], "image_size": 96, "patch_size": 8}}}, Recipe("DeepseekOcr2Processor", "DeepseekOcr2ImageProcessorPil", options={"patch_size": 2}, sizes={"size": {"height": 96, "width": 96}, "tile_size": 96})),
-    "idefics": Type({}, Recipe("IdeficsProcessor", "IdeficsImageProcessorPil", others=("<fake_token_around_image>",), sizes={"size": SQUARE}, nested=True)),
-    "t5gemma2": Type({"encoder": {"mm_tokens_per_image": 4}}, replace(_GEMMA3, ids={"eoi_token_index": "<end_of_image>"})),
-    "shieldgemma2": Type({"mm_tokens_per_image": 4}, _GEMMA3),
-    "diffusion_gemma": Type({"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}, "vision_config": _GEMMA4_VISION, "canvas_length": 8}, _GEMMA4),
-    "pp_chart2table": Type({}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})),
-    "kosmos-2": Type({}, Recipe("Kosmos2Processor", "CLIPImageProcessorPil", item=" ", others=("</image>",), call={"num_image_tokens": 4}, sizes=CROPPED), one_image=True),
-    "kosmos-2.5": Type({"vision_config": {"patch_embed_hidden_size": 768}}, Recipe("Kosmos2_5Processor", "Kosmos2_5ImageProcessorPil", item=" ", names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"}, options={"num_image_tokens": 4}, sizes={"max_patches": 64}), one_image=True),
-    "florence2": Type({"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4, "depths": [1] * 4}}, Recipe("Florence2Processor", "CLIPImageProcessorPil", item=" ", names={"image_token": "<image>"}, sizes={**CROPPED, "image_seq_length": 5}), one_image=True),
+    "minicpm_ocr": Type(
+        {"video_token_id": 111}, replace(MINICPM, sizes={**MINICPM.sizes, "downsample_mode": "4x"})
+    ),
+    "deepseek_ocr2": Type(
+        {
+            "text_config": {
+                "mlp_layer_types": ["dense", "sparse", "dense", "dense", "sparse"],
+                "num_experts_per_tok": 2,
+                "n_group": 1,
+                "topk_group": 1,
+            },
+            "vision_config": {
+                "sam_config": {"downsample_channels": [32, 32], "image_size": 96, "patch_size": 8}
+            },
+        },
+        Recipe(
+            "DeepseekOcr2Processor",
+            "DeepseekOcr2ImageProcessorPil",
+            options={"patch_size": 2},
+            sizes={"size": {"height": 96, "width": 96}, "tile_size": 96},
+        ),
+    ),
+    "idefics": Type(
+        {},
+        Recipe(
+            "IdeficsProcessor",
+            "IdeficsImageProcessorPil",
+            others=("<fake_token_around_image>",),
+            sizes={"size": SQUARE},
+            nested=True,
+        ),
+    ),
+    "t5gemma2": Type(
+        {"encoder": {"mm_tokens_per_image": 4}}, replace(GEMMA3, ids={"eoi_token_index": "<end_of_image>"})
+    ),
+    "shieldgemma2": Type({"mm_tokens_per_image": 4}, GEMMA3),
+    "diffusion_gemma": Type(
+        {
+            "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+            "vision_config": GEMMA4_VISION,
+            "canvas_length": 8,
+        },
+        GEMMA4,
+    ),
+    "pp_chart2table": Type(
+        {}, Recipe("PPChart2TableProcessor", "PPChart2TableImageProcessorPil", sizes={"size": SQUARE})
+    ),
+    "kosmos-2": Type(
+        {},
+        Recipe(
+            "Kosmos2Processor",
+            "CLIPImageProcessorPil",
+            item=" ",
+            others=("</image>",),
+            call={"num_image_tokens": 4},
+            sizes=CROPPED,
+        ),
+        one_image=True,
+    ),
+    "kosmos-2.5": Type(
+        {"vision_config": {"patch_embed_hidden_size": 768}},
+        Recipe(
+            "Kosmos2_5Processor",
+            "Kosmos2_5ImageProcessorPil",
+            item=" ",
+            names={"image_token": "<s>", "boi_token": "<image>", "eoi_token": "</image>"},
+            options={"num_image_tokens": 4},
+            call={"max_patches": 64},
+        ),
+        one_image=True,
+    ),
+    "florence2": Type(
+        {
+            "vision_config": {
+                "embed_dim": [32] * 4,
+                "num_heads": [4] * 4,
+                "num_groups": [4] * 4,
+                "depths": [1] * 4,
+            }
+        },
+        Recipe(
+            "Florence2Processor",
+            "CLIPImageProcessorPil",
+            item=" ",
+            names={"image_token": "<image>"},
+            sizes={**CROPPED, "image_seq_length": 5},
+        ),
+        one_image=True,
+    ),
     "git": Type({}, Recipe("GitProcessor", "CLIPImageProcessorPil", item=" ", sizes=CROPPED), one_image=True),
-    "blip": Type({}, Recipe("BlipProcessor", "BlipImageProcessorPil", item=" ", sizes={"size": SQUARE}), one_image=True),
+    "blip": Type(
+        {}, Recipe("BlipProcessor", "BlipImageProcessorPil", item=" ", sizes={"size": SQUARE}), one_image=True
+    ),
     "pix2struct": Type(
         {"vision_config": {"patch_embed_hidden_size": 768}},
         Recipe(
@@ -570,14 +637,31 @@ TYPES: dict[str, Type] = {
         one_image=True,
     ),
     "pp_formulanet": Type(
-        {"vision_config": {"post_conv_in_channels": 32, "post_conv_mid_channels": 32, "post_conv_out_channels": 32}},
+        {
+            "vision_config": {
+                "post_conv_in_channels": 32,
+                "post_conv_mid_channels": 32,
+                "post_conv_out_channels": 32,
+            }
+        },
         Recipe(image="", draw=pictures.squares(IMAGE_SIZE, "")),
         one_image=True,
     ),
-    "vision-encoder-decoder": Type({"decoder_start_token_id": 1, "bos_token_id": 1, "decoder": {"is_decoder": True, "add_cross_attention": True}}, Recipe(image="", draw=pictures.squares(IMAGE_SIZE, "")), one_image=True),
-    "instructblipvideo": Type({"video_token_index": IMAGE_TOKEN}, Recipe(draw=pictures.frames), one_image=True),
-    "mistral_large4": Type({}, _PIXTRAL),
-    "cohere2_vision": Type({}, _COHERE2),
+    "vision-encoder-decoder": Type(
+        {
+            "decoder_start_token_id": 1,
+            "bos_token_id": 1,
+            "decoder": {"is_decoder": True, "add_cross_attention": True},
+        },
+        Recipe(image="", draw=pictures.squares(IMAGE_SIZE, "")),
+        one_image=True,
+    ),
+    "instructblipvideo": Type(
+        {"video_token_index": IMAGE_TOKEN}, Recipe(draw=pictures.frames), one_image=True
+    ),
+    "mistral_large4": Type({}, PIXTRAL),
+    "cohere2_vision": Type({}, COHERE2),
+    "cohere2_vision+window": Type({"text_config": {"sliding_window": 12}}, COHERE2, base="cohere2_vision"),
     "gemma4_unified": Type(
         {
             "vision_config": {
@@ -590,10 +674,19 @@ TYPES: dict[str, Type] = {
                 "output_proj_dims": 32,
             }
         },
-        Recipe(image="<|image|>", ids=_GEMMA4.ids, draw=pictures.gemma4, token_types=True),
+        Recipe(image="<|image|>", ids=GEMMA4.ids, draw=pictures.gemma4, token_types=True),
     ),
-    "inkling2": Type({}, _INKLING2),
-    "inkling2_loop": Type({"text_config": {"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 3}}, _INKLING2),
+    "inkling2": Type({}, INKLING2),
+    "inkling2_loop": Type(
+        {
+            "text_config": {
+                "n_layers_per_attn_res_block": 1,
+                "loop_layer_index_start": 1,
+                "loop_layer_index_end": 3,
+            }
+        },
+        INKLING2,
+    ),
     "inkling_mm_model": Type(
         {"vision_config": {"patch_size": 28}, "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 8}},
         Recipe(image="<|patch|>", ids={"image_bos_token_id": "<|content_image|>"}, draw=pictures.inkling),
@@ -607,9 +700,21 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "lfm2_vl": Type(
-        {"text_config": {"layer_types": ["conv", "full_attention", "conv", "full_attention", "full_attention"], "full_attn_idxs": [1, 3, 4]}, "vision_config": {"num_patches": 16}},
+        {
+            "text_config": {
+                "layer_types": ["conv", "full_attention", "conv", "full_attention", "full_attention"],
+                "full_attn_idxs": [1, 3, 4],
+            },
+            "vision_config": {"num_patches": 16},
+        },
         Recipe(
-            others=("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", "<|img_row_1_col_1|>", "<|img_row_2_col_1|>"),
+            others=(
+                "<|image_start|>",
+                "<|image_end|>",
+                "<|img_thumbnail|>",
+                "<|img_row_1_col_1|>",
+                "<|img_row_2_col_1|>",
+            ),
             draw=pictures.lfm2,
         ),
     ),
@@ -622,7 +727,10 @@ TYPES: dict[str, Type] = {
         ),
     ),
     "molmo2": Type(
-        {"vision_config": {"image_size": [56, 56], "num_position_embeddings": 16}, "adapter_config": {"vision_feature_layer": [1, 0]}},
+        {
+            "vision_config": {"image_size": [56, 56], "num_position_embeddings": 16},
+            "adapter_config": {"vision_feature_layer": [1, 0]},
+        },
         Recipe(
             image="<im_patch>",
             ids={
@@ -634,8 +742,10 @@ TYPES: dict[str, Type] = {
             draw=pictures.molmo,
         ),
     ),
-    "muse_glimmer": Type({"out_hidden_size": 128}, _MUSE),
-    "muse_spark": Type({"out_hidden_size": 128, "audio_config": {"hidden_sizes": [32] * 2, "depths": [1, 1]}}, _MUSE),
+    "muse_glimmer": Type({"out_hidden_size": 128}, MUSE),
+    "muse_spark": Type(
+        {"out_hidden_size": 128, "audio_config": {"hidden_sizes": [32] * 2, "depths": [1, 1]}}, MUSE
+    ),
     "nemotron_h_omni": Type(
         {},
         Recipe(others=("<img>", "</img>"), draw=pictures.patches("<img>", "<image>", "</img>", grid="hw")),
@@ -653,7 +763,12 @@ TYPES: dict[str, Type] = {
         Recipe(draw=pictures.squares(64, "<image>" * 3)),
     ),
     "apertus1p5": Type(
-        {"image_token_offset": 130, "audio_token_offset": 146, "audio_config": {"codebook_dim": 32}, "vision_config": {"channel_multiplier": [1] * 5, "attn_resolutions": []}},
+        {
+            "image_token_offset": 130,
+            "audio_token_offset": 146,
+            "audio_config": {"codebook_dim": 32},
+            "vision_config": {"channel_multiplier": [1] * 5, "attn_resolutions": []},
+        },
         Recipe(others=("<boi>", "<eoi>", "<eol>"), draw=pictures.apertus),
     ),
 }
