@@ -17,7 +17,20 @@ from transformers import (
 
 from tests.support.zoo.processors import Recipe, make, numbers, tokenizer
 from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_TOKEN, tiny
-from tests.support.zoo.types import TYPES
+from tests.support.zoo.types import ALWAYS_PICTURES, NO_PROCESSOR, NOT_LOADED, TYPES, UNBUILT
+
+__all__ = [
+    "ALWAYS_PICTURES",
+    "NOT_LOADED",
+    "NO_PROCESSOR",
+    "TYPES",
+    "UNBUILT",
+    "build",
+    "processor",
+    "prompt",
+    "split",
+    "without_images",
+]
 
 PICTURE_SIZES = ((56, 56), (84, 56), (56, 112))
 _CONFIGS: dict[str, dict[str, Any]] = {}
@@ -50,18 +63,21 @@ def _enliven(model: PreTrainedModel) -> None:
             if not parameter.is_floating_point():
                 continue
             if parameter.ndim > 1:
-                fan = parameter[0].numel()
-                parameter.normal_(0, 1.0 / fan**0.5)
-            elif parameter.std(correction=0) == 0 and parameter.abs().max() == 0:
+                # Experts are stacked; one of them reads one of the two other dimensions.
+                inputs = min(parameter.shape[1:]) if "experts" in name else parameter[0].numel()
+                parameter.normal_(0, inputs**-0.5)
+            elif parameter.abs().max() == 0:
                 parameter.normal_(0, 0.1)
 
 
 def processor(name: str) -> ProcessorMixin | None:
     """A real processor with a tokenizer of words; None if `NO_PROCESSOR` has the name."""
-    recipe = TYPES[name].recipe
-    if recipe is None or not recipe.processor:
-        return None
+    return None if name in NO_PROCESSOR else _processor(name)
+
+
+def _processor(name: str) -> Any:
     if name not in _PROCESSORS:
+        recipe = TYPES[name].recipe
         _PROCESSORS[name] = make(recipe, numbers(recipe, _config(name)))
     return _PROCESSORS[name]
 
@@ -74,6 +90,8 @@ def prompt(
     Args:
         images: number of pictures in each prompt; prompts differ in length and words, pictures in size.
     """
+    if TYPES[name].one_image and max(images) > 1:
+        raise ValueError(f"{name} takes one picture in a prompt")
     generator = torch.Generator().manual_seed(seed)
     singles = []
     drawn = 0
@@ -102,7 +120,6 @@ def _single(
     name: str, pictures: list[Image.Image], number: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     recipe = TYPES[name].recipe
-    assert recipe is not None
     item = recipe.item or recipe.image
     parts = [_words(3, generator)]
     for _ in pictures:
@@ -113,7 +130,7 @@ def _single(
     if recipe.draw is not None:
         return _drawn(name, recipe, pictures, text)
     images = ([pictures] if recipe.nested else pictures) if pictures else None
-    made = processor(name)(text=[text], images=images, return_tensors="pt", **recipe.call)
+    made = _processor(name)(text=[text], images=images, return_tensors="pt", **recipe.call)
     return {key: value for key, value in made.items() if key != "labels"}
 
 
@@ -121,12 +138,12 @@ def _pictures_alone(name: str, recipe: Recipe, pictures: list[Image.Image]) -> d
     """Inputs of encoder-decoders that read no text at all."""
     if recipe.draw is not None:
         return recipe.draw(pictures)[0]
-    return dict(processor(name)(images=pictures, return_tensors="pt"))
+    return dict(_processor(name)(images=pictures, return_tensors="pt"))
 
 
 def _drawn(name: str, recipe: Recipe, pictures: list[Image.Image], text: str) -> dict[str, torch.Tensor]:
     """The inputs that the stand-in of a processor makes."""
-    tensors, blocks = recipe.draw(pictures) if pictures and recipe.draw else ({}, [])
+    tensors, blocks = recipe.draw(pictures) if pictures else ({}, [])
     before, *behind = text.split(recipe.item or recipe.image)
     text = before + "".join(block + part for block, part in zip(blocks, behind, strict=True))
     if name not in _TOKENIZERS:
@@ -158,6 +175,9 @@ def _collate(name: str, singles: list[dict[str, torch.Tensor]]) -> dict[str, tor
     keys = dict.fromkeys(key for single in singles for key in single)
     inputs = {}
     for key in keys:
+        if key in PER_TOKEN and "input_ids" in keys:  # some processors leave it out where there is no picture
+            for single in singles:
+                single.setdefault(key, torch.zeros_like(single["input_ids"]))
         values = [single[key] for single in singles if key in single]
         joined = _joined(name, key)
         if key in PER_TOKEN and "input_ids" in keys:
@@ -192,7 +212,7 @@ def _row_key(name: str, inputs: dict[str, torch.Tensor]) -> tuple[str, tuple[int
 
 def _joined(name: str, key: str) -> int:
     recipe = TYPES[name].recipe
-    return recipe.joined if recipe and key == "pixel_values" else 0
+    return recipe.joined if key == "pixel_values" else 0
 
 
 def _same_shape(values: list[torch.Tensor], fill: int, joined: int) -> list[torch.Tensor]:
@@ -233,7 +253,10 @@ def split(
 def without_images(
     name: str, model: PreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The prompts without their pictures: no tensors, placeholders or markers around them."""
+    """The prompts without their pictures: no tensors, placeholders or markers around them.
+
+    Not for the types of `ALWAYS_PICTURES`.
+    """
     rows = [
         [token for token, real in zip(ids, mask, strict=True) if real and token < FIRST_MARKER]
         for ids, mask in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)

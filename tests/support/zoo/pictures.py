@@ -1,7 +1,7 @@
 """What the processors that need torchvision, or another package, make of pictures: tensors and placeholders.
 
-Each function takes the pictures of one prompt, of sizes that are multiples of 28, and returns the inputs of the
-model and, for each picture, the text that stands for it.
+Each function takes the pictures of one prompt, of sizes that are multiples of 28, and returns the inputs of
+the model and, for each picture, the text that stands for it.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def squares(size: int, block: str) -> Draw:
 
 
 def frames(images: list[Image.Image]) -> Drawn:
-    """Two equal frames of each picture, four learned queries each; the question for the queries is one word."""
+    """Two equal frames of each picture, four learned queries each; the queries read three words."""
     pixels = torch.stack([_pixels(image, IMAGE_SIZE) for image in images])[:, None].repeat(1, 2, 1, 1, 1)
     ids = torch.ones(len(images), 3, dtype=torch.long)
     inputs = {"pixel_values": pixels, "qformer_input_ids": ids, "qformer_attention_mask": ids}

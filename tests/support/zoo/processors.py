@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -125,8 +124,5 @@ def numbers(recipe: Recipe, config: dict[str, Any]) -> dict[str, int]:
 
 @cache
 def _class(name: str) -> Any:
-    """A class of transformers, `module:Class` for one that its front door keeps for those with torchvision."""
-    if ":" in name:
-        module, name = name.split(":")
-        return getattr(importlib.import_module(f"transformers.models.{module}"), name)
+    """A class of transformers."""
     return getattr(transformers, name)

@@ -12,7 +12,7 @@ LAYERS, TOWER_LAYERS = 5, 2
 WIDTH, HEADS, HEAD = 32, 4, 8
 VOCABULARY = 180
 IMAGE_SIZE, PATCH = 56, 14
-# Tokens of configurations are counted from the first marker, those that no configuration names from the free ones.
+# Tokens of configurations count from the first marker, those that no configuration names from the free ones.
 FIRST_MARKER, IMAGE_TOKEN, FIRST_FREE = 100, 110, 150
 ORDINARY = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1}
 
@@ -130,7 +130,7 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
 
 
 def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Half of `HEAD` frequencies, over time, height and width; types that turn half of a head have 2 `HEAD`."""
+    """Half of `HEAD` frequencies, shared between time, height and width."""
     result = {key: _rope(value) if isinstance(value, Mapping) else value for key, value in parameters.items()}
     if "mrope_section" in result:
         result["mrope_section"] = [2, 1, 1]

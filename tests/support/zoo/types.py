@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.support.zoo import pictures
@@ -49,8 +49,8 @@ class Type:
         one_image: whether a prompt has at most one picture.
     """
 
-    config: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Recipe | None = None
+    config: Mapping[str, Any]
+    recipe: Recipe
     base: str = ""
     one_image: bool = False
 
@@ -771,4 +771,66 @@ TYPES: dict[str, Type] = {
         },
         Recipe(others=("<boi>", "<eoi>", "<eol>"), draw=pictures.apertus),
     ),
+}
+
+UNBUILT: dict[str, str] = {
+    "evolla": "reads proteins, no pictures; the auto class for images and text refuses its configuration",
+    "fast_vlm": "its vision tower needs timm",
+    "gemma3n": "its vision tower needs timm",
+    "llama4": "its forward reads `image_outputs`, which the output of its language model lacks (5.24)",
+    "mistral4": "a text model, without anything for pictures",
+    "perception_lm": "its vision tower needs timm",
+    "pi0": "moves robots: its head gives actions and no logits",
+    "udop": "reads a box on the page for every word, and there are none in these prompts",
+}
+
+_TORCHVISION = "its image processor needs torchvision"
+NO_PROCESSOR: dict[str, str] = {
+    "apertus1p5": _TORCHVISION,
+    "cohere2_vision": _TORCHVISION,
+    "cohere2_vision+window": _TORCHVISION,
+    "fuyu": "its image processor without torchvision transposes a tensor as if it were an array, and fails",
+    "gemma4_unified": _TORCHVISION,
+    "inkling2": _TORCHVISION,
+    "inkling2_loop": _TORCHVISION,
+    "inkling_mm_model": _TORCHVISION,
+    "instructblipvideo": "its processor takes videos, for which it needs torchvision",
+    "kimi_k25": _TORCHVISION,
+    "lfm2_vl": _TORCHVISION,
+    "llava+pixtral": "PixtralProcessor needs torchvision",
+    "minimax_m3_vl": _TORCHVISION,
+    "mistral3": "PixtralProcessor needs torchvision",
+    "mistral_large4": "PixtralProcessor needs torchvision",
+    "molmo2": _TORCHVISION,
+    "muse_glimmer": _TORCHVISION,
+    "muse_spark": _TORCHVISION,
+    "nemotron_h_omni": _TORCHVISION,
+    "pp_formulanet": _TORCHVISION,
+    "smolvlm": "its processor needs num2words",
+    "step3p7": _TORCHVISION,
+    "unlimited_ocr": _TORCHVISION,
+    "vision-encoder-decoder": "it has none",
+}
+
+# Processors that work, and that `vlmfix.load` cannot read back.
+NOT_LOADED: dict[str, str] = {
+    "ernie4_5_vl_moe": "its image processor without torchvision cannot be saved: it has no `font`",
+    "minicpm_ocr": "its processor reads settings of its part for videos, which needs torchvision",
+    "minicpmv4_6": "its processor reads settings of its part for videos, which needs torchvision",
+    "minicpmv4_7": "its processor reads settings of its part for videos, which needs torchvision",
+    "ovis2": "its processor calls the token of the template the image token, its model the one put in",
+    "shieldgemma2": "its weights are saved under names that its own class does not read",
+}
+
+# Types whose forward or generate does not run without a picture.
+ALWAYS_PICTURES = {
+    "blip",
+    "blip-2",
+    "idefics",
+    "instructblip",
+    "instructblipvideo",
+    "kosmos-2",
+    "pix2struct",
+    "pp_formulanet",
+    "vision-encoder-decoder",
 }
