@@ -189,7 +189,8 @@ def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             given = {**dict(zip(components, args, strict=False)), **kwargs}
-            super().__init__(**{name: value for name, value in given.items() if name not in absent})
+            kept = {name: value for name, value in given.items() if name not in absent}
+            super().__init__(**kept)  # type: ignore[no-untyped-call]  # transformers wraps it
 
     class ImageOnly(stock, Kept):  # type: ignore[valid-type,misc]  # a base that is known at run time
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:

@@ -92,6 +92,8 @@ def prompt(
     """
     if TYPES[name].one_image and max(images) > 1:
         raise ValueError(f"{name} takes one picture in a prompt")
+    if name in ALL_OR_NONE and 0 < images.count(0) < len(images):
+        raise ValueError(f"{name} takes a picture in every prompt of a batch, or in none")
     generator = torch.Generator().manual_seed(seed)
     singles = []
     drawn = 0
@@ -129,6 +131,8 @@ def _single(
     text = " ".join([*parts, _words(4 + 3 * number, generator)])
     if recipe.draw is not None:
         return _drawn(name, recipe, pictures, text)
+    if not pictures and recipe.processor in PICTURES_ASKED_FOR:
+        return dict(_processor(name).tokenizer([text], return_tensors="pt", return_token_type_ids=False))
     images = ([pictures] if recipe.nested else pictures) if pictures else None
     made = _processor(name)(text=[text], images=images, return_tensors="pt", **recipe.call)
     return {key: value for key, value in made.items() if key != "labels"}
@@ -166,6 +170,9 @@ PER_TOKEN = {
     "image_attention_mask",
     "image_embeds_position_mask",
 }
+# Processors that make nothing of a text alone, and types whose pictures are counted by the row.
+PICTURES_ASKED_FOR = {"GotOcr2Processor", "Kosmos2_5Processor", "PPChart2TableProcessor", "PaliGemmaProcessor"}
+ALL_OR_NONE = {"fuyu", "git", "mllama"}
 POOLING = "image_token_pooling"
 PADDING = {"image_position_ids": -1, "image_token_pooling": -1}
 

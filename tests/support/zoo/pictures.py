@@ -262,4 +262,4 @@ def fuyu(images: list[Image.Image]) -> Drawn:
     image = images[0].resize((IMAGE_SIZE, IMAGE_SIZE))
     down, across = _grid(image)
     block = ("|SPEAKER|" * across + "|NEWLINE|") * down
-    return {"image_patches": _cut(_pixels(image), PATCH).flatten(1)[None]}, [block]
+    return {"pixel_values": _cut(_pixels(image), PATCH).flatten(1)[None]}, [block]

@@ -49,6 +49,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"num_res_blocks|num_lstm_layers", 1),
     (r"insert_layer_id", 0),
     (r"num_embeddings|codebook_size", 16),
+    (r"query_pre_attn_scalar", HEAD),
     (r"num_query_tokens|latent_query_num|resampler_n(um)?_latents", 4),
 )
 _DEPTHS = re.compile(r"num_hidden_layers|depth|layers|num_layers|encoder_layers|decoder_layers|n_layers")
@@ -122,6 +123,8 @@ def _shrunk(config: Mapping[str, Any], path: str, numbers: Iterator[int]) -> dic
             result[key] = [value[index] for index in kept]
         elif re.fullmatch(r".*(layers|indexes|indices)", key) and isinstance(value, list):
             result[key] = sorted({min(index, layers - 1) for index in value if _whole(index)})
+        elif key == "attention_multiplier" and value < 1:
+            result[key] = HEAD**-0.5
         elif _whole(value):
             result[key] = _size(key, value, config, layers)
         else:
