@@ -17,6 +17,7 @@ from transformers import (
 
 from tests.support.zoo.processors import Recipe, make, numbers, tokenizer
 from tests.support.zoo.shrink import FIRST_MARKER, IMAGE_TOKEN, tiny
+from tests.support.zoo.towers import without_timm
 from tests.support.zoo.types import ALWAYS_PICTURES, NO_PROCESSOR, NOT_LOADED, TYPES, UNBUILT
 
 __all__ = [
@@ -49,7 +50,8 @@ def build(name: str, *, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
     """A random model in evaluation mode, its attention far from uniform, and its pictures not lost."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(TYPES[name].base or name, **_config(name))
-    model = AutoModelForImageTextToText.from_config(config, **kwargs).eval()
+    with without_timm():
+        model = AutoModelForImageTextToText.from_config(config, **kwargs).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     _enliven(model)
@@ -171,7 +173,12 @@ PER_TOKEN = {
     "image_embeds_position_mask",
 }
 # Processors that make nothing of a text alone, and types whose pictures are counted by the row.
-PICTURES_ASKED_FOR = {"GotOcr2Processor", "Kosmos2_5Processor", "PPChart2TableProcessor", "PaliGemmaProcessor"}
+PICTURES_ASKED_FOR = {
+    "GotOcr2Processor",
+    "Kosmos2_5Processor",
+    "PPChart2TableProcessor",
+    "PaliGemmaProcessor",
+}
 ALL_OR_NONE = {"fuyu", "git", "mllama"}
 POOLING = "image_token_pooling"
 PADDING = {"image_position_ids": -1, "image_token_pooling": -1}

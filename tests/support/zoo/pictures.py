@@ -231,6 +231,12 @@ def squares(size: int, block: str) -> Draw:
     return draw
 
 
+def one_tile(images: list[Image.Image]) -> Drawn:
+    """Perception-LM: tiles of each picture in a dimension of their own, here one."""
+    inputs, blocks = squares(IMAGE_SIZE, "<|image|>" * 16)(images)
+    return {"pixel_values": inputs["pixel_values"][:, None]}, blocks
+
+
 def frames(images: list[Image.Image]) -> Drawn:
     """Two equal frames of each picture, four learned queries each; the queries read three words."""
     pixels = torch.stack([_pixels(image, IMAGE_SIZE) for image in images])[:, None].repeat(1, 2, 1, 1, 1)

@@ -39,7 +39,7 @@ class Recipe:
         names: attributes that the processor asks the tokenizer for, as `image_token`, and their tokens.
         ids: keys of the configuration, and the token that stands there.
         others: further tokens of the layout of a picture.
-        processor, pictures: class names.
+        processor, pictures, extractor: class names, of the whole and its parts for pictures and sounds.
         options, sizes: their arguments.
         call: arguments of every call of the processor.
         draw: stands in for a processor that cannot be had.
@@ -51,6 +51,7 @@ class Recipe:
     processor: str = ""
     pictures: str = ""
     draw: Draw | None = None
+    extractor: str = ""
     image: str = "<image>"
     item: str = ""
     names: dict[str, str] = field(default_factory=dict)
@@ -104,6 +105,8 @@ def make(recipe: Recipe, numbers: dict[str, int]) -> ProcessorMixin:
     if needs_video:
         made.video_processor = pictures  # MiniCPM-V reads settings from it before it is asked for a video
     parts: dict[str, Any] = {"image_processor": pictures, "tokenizer": tokenizer(recipe, numbers)}
+    if recipe.extractor:
+        parts["feature_extractor"] = _class(recipe.extractor)()
     if "qformer_tokenizer" in stock.get_attributes():
         parts["qformer_tokenizer"] = tokenizer(Recipe(), {})
     processor = made(**parts, **recipe.options)

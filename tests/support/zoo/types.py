@@ -165,6 +165,68 @@ TYPES: dict[str, Type] = {
     "gemma3+window": Type(
         {"mm_tokens_per_image": 4, "text_config": {"sliding_window": 12}}, GEMMA3, base="gemma3"
     ),
+    "gemma3n": Type(
+        {
+            # Tokens from one number on are read from a table of pictures, from another from one of sounds.
+            "text_config": {
+                "layer_types": [
+                    "sliding_attention",
+                    "full_attention",
+                    *["sliding_attention"] * 2,
+                    "full_attention",
+                ],
+                "intermediate_size": [48] * 5,
+                "num_kv_shared_layers": 2,
+                "vocab_size_per_layer_input": IMAGE_TOKEN,
+            },
+            "vision_config": {"vocab_offset": IMAGE_TOKEN, "vocab_size": 10},
+            "audio_config": {"vocab_offset": 120, "vocab_size": 60, "conf_num_hidden_layers": 1},
+            "vision_soft_tokens_per_image": 16,
+            "eoi_token_id": 111,
+            "audio_token_id": 120,
+            "eoa_token_id": 121,
+        },
+        Recipe(
+            "Gemma3nProcessor",
+            "SiglipImageProcessorPil",
+            image="<image_soft_token>",
+            extractor="Gemma3nAudioFeatureExtractor",
+            names={
+                "image_token": "<image_soft_token>",
+                "boi_token": "<start_of_image>",
+                "eoi_token": "<end_of_image>",
+                "audio_token": "<audio_soft_token>",
+                "boa_token": "<start_of_audio>",
+                "eoa_token": "<end_of_audio>",
+            },
+            ids={
+                "boi_token_id": "<start_of_image>",
+                "eoi_token_id": "<end_of_image>",
+                "audio_token_id": "<audio_soft_token>",
+                "boa_token_id": "<start_of_audio>",
+                "eoa_token_id": "<end_of_audio>",
+            },
+            others=("\n\n",),
+            options={"image_seq_length": 16},
+            sizes={"size": SQUARE},
+        ),
+    ),
+    "fast_vlm": Type(
+        {},
+        replace(
+            LLAVA,
+            pictures="CLIPImageProcessorPil",
+            options={
+                **CLIP_OPTIONS,
+                "vision_feature_select_strategy": "full",
+                "num_additional_image_tokens": 0,
+            },
+        ),
+    ),
+    "perception_lm": Type(
+        {"vision_config": {"model_args": {"embed_dim": 32}}},
+        Recipe(image="<|image|>", draw=pictures.one_tile),
+    ),
     "paligemma": Type({}, PALIGEMMA),
     "paligemma+gemma2": Type({"text_config": {"model_type": "gemma2"}}, PALIGEMMA, base="paligemma"),
     "paligemma+window": Type(
@@ -775,11 +837,8 @@ TYPES: dict[str, Type] = {
 
 UNBUILT: dict[str, str] = {
     "evolla": "reads proteins, no pictures; the auto class for images and text refuses its configuration",
-    "fast_vlm": "its vision tower needs timm",
-    "gemma3n": "its vision tower needs timm",
     "llama4": "its forward reads `image_outputs`, which the output of its language model lacks (5.24)",
     "mistral4": "a text model, without anything for pictures",
-    "perception_lm": "its vision tower needs timm",
     "pi0": "moves robots: its head gives actions and no logits",
     "udop": "reads a box on the page for every word, and there are none in these prompts",
 }
@@ -805,6 +864,7 @@ NO_PROCESSOR: dict[str, str] = {
     "muse_glimmer": _TORCHVISION,
     "muse_spark": _TORCHVISION,
     "nemotron_h_omni": _TORCHVISION,
+    "perception_lm": _TORCHVISION,
     "pp_formulanet": _TORCHVISION,
     "smolvlm": "its processor needs num2words",
     "step3p7": _TORCHVISION,
@@ -818,6 +878,8 @@ NOT_LOADED: dict[str, str] = {
     "minicpm_ocr": "its processor reads settings of its part for videos, which needs torchvision",
     "minicpmv4_6": "its processor reads settings of its part for videos, which needs torchvision",
     "minicpmv4_7": "its processor reads settings of its part for videos, which needs torchvision",
+    "fast_vlm": "its vision tower is a stand-in",
+    "gemma3n": "its vision tower is a stand-in",
     "ovis2": "its processor calls the token of the template the image token, its model the one put in",
     "shieldgemma2": "its weights are saved under names that its own class does not read",
 }
