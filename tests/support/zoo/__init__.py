@@ -105,7 +105,12 @@ def prompt(
         single = _single(name, pictures, number, generator)
         if model.config.is_encoder_decoder:
             single["decoder_input_ids"] = torch.tensor([[1]])
-        singles.append(single)
+        singles.append(
+            {
+                key: value.to(model.dtype) if value.is_floating_point() else value
+                for key, value in single.items()
+            }
+        )
     return _collate(name, singles)
 
 

@@ -43,6 +43,7 @@ class Recipe:
         options, sizes: their arguments.
         call: arguments of every call of the processor.
         draw: stands in for a processor that cannot be had.
+        begins: whether the tokenizer puts a BOS in front, for its processor does not.
         joined: the dimension of pixels along which pictures are joined.
         token_types: whether `draw` needs `mm_token_type_ids` too.
         nested: whether it takes pictures as a list of each prompt only.
@@ -63,6 +64,7 @@ class Recipe:
     nested: bool = False
     token_types: bool = False
     joined: int = 0
+    begins: bool = True
 
 
 def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -82,14 +84,18 @@ def tokenizer(recipe: Recipe, numbers: dict[str, int]) -> PreTrainedTokenizerFas
     # Tokens that a processor adds get numbers behind these, where there must be no gap.
     fillers = {f"<unused{number}>": number for number in range(VOCABULARY) if number not in taken}
     core = Tokenizer(WordLevel({**words, **markers, **fillers}, unk_token="<unk>"))
-    core.add_special_tokens([*markers])
+    core.add_special_tokens([token for token in markers if not token.isdigit()])  # words contain digits
     core.pre_tokenizer = WhitespaceSplit()
-    core.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    if recipe.begins:
+        core.post_processor = TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
+        sep_token="</s>",
         unk_token="<unk>",
         padding_side="left",
         extra_special_tokens=recipe.names,

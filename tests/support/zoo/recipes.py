@@ -147,7 +147,6 @@ PALIGEMMA = Recipe(
     "PaliGemmaProcessor",
     "SiglipImageProcessorPil",
     names={"image_token": "<image>"},
-    others=("\n",),
     sizes={"size": SQUARE, "image_seq_length": 16},
 )
 MINICPM7 = {
@@ -173,7 +172,7 @@ MINICPM = Recipe(
         "image_id_end_token": "</image_id>",
     },
     ids={"video_token_id": "<|video_pad|>"},
-    others=("\n",),
+    others=("\n", "0", "1", "2"),
     sizes={"patch_size": PATCH, "scale_resolution": 56, "max_slice_nums": 2},
     joined=3,
 )
