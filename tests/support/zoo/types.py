@@ -420,7 +420,7 @@ TYPES: dict[str, Type] = {
                 "image_wrapper_token": "<|image token|>",
                 "eof_token": "<|extra_201|>",
             },
-            others=("4*4", "4*6", "5*3"),
+            others=("4*4", "4*6", "6*3"),
             begins=False,
             sizes={"min_pixels": 32 * 32, "max_pixels": 32 * 48},
         ),
