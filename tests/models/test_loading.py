@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import vlmfix
+from tests.support import zoo
 from vlmfix.inference.chat import prepare
 from vlmfix.models.embedded import EMBEDDED
 from vlmfix.models.loading import load_processor, resolve
@@ -107,6 +108,22 @@ def test_image_only_processor_keeps_the_other_arguments(tmp_path: Path) -> None:
     assert type(processor).__name__ == "LlavaOnevisionProcessor"
     assert processor.num_image_tokens == 9
     assert processor.chat_template == "a template"
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "llava_next_video", "glm_ocr", "gemma3", "gemma4"])
+def test_processors_that_are_saved_load_again(name: str, tmp_path: Path) -> None:
+    """Those for images alone keep their options, whatever the order of the parts, and whichever type asks."""
+    stock = zoo.processor(name)
+    assert stock is not None
+    stock.save_pretrained(tmp_path)
+    zoo.build(name).save_pretrained(tmp_path)
+    _, processor = vlmfix.load(tmp_path)
+    recipe = zoo.TYPES[name].recipe
+    text, picture = recipe.item or recipe.image, Image.new("RGB", (84, 56))
+    before, after = (
+        each(text=[text], images=[picture], return_tensors="pt")["input_ids"] for each in (stock, processor)
+    )
+    assert before.tolist() == after.tolist()
 
 
 Change = Callable[[Path], object]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -142,6 +143,9 @@ def load_processor(source: str, **kwargs: Any) -> ProcessorMixin:
         return processor
     except (ImportError, OSError):  # no torchvision, or saved where there was none
         stock: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source, **kwargs)), None)
+        if stock is None:  # types that borrow another's name it in the file
+            name = ProcessorMixin.get_processor_dict(source, **kwargs)[0].get("processor_class", "")
+            stock = getattr(transformers, name, None)
         if stock is None or "video_processor" not in stock.get_attributes():
             raise
     return image_only(stock).from_pretrained(source, **kwargs)
@@ -160,7 +164,8 @@ def check_processor(model: PreTrainedModel, processor: Any, source: str) -> None
             f"{' and '.join(_PROCESSOR_FILES[:2])} of the base model there"
         )
     own, expected = getattr(processor, "image_token_id", None), getattr(model.config, "image_token_id", None)
-    if None not in (own, expected) and own != expected:
+    # Gemma-3 calls the token in front of a picture its image token, and lists what stands for the picture.
+    if None not in (own, expected) and expected not in (own, *getattr(processor, "image_token_ids", ())):
         raise ValueError(
             f"the processor of {source} marks images by token {own}, the model by token {expected}; they do "
             "not belong together: copy the processor files of the model's own checkpoint"
@@ -174,18 +179,35 @@ def check_processor(model: PreTrainedModel, processor: Any, source: str) -> None
 
 
 def image_only(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """`stock` without its video processor: transformers reads the components from the names in `__init__`."""
-    options = set(inspect.signature(stock.__init__).parameters) - set(stock.get_attributes())
+    """`stock` for images and text alone: transformers reads the components from the names in `__init__`."""
+    components = stock.get_attributes()
+    options = set(inspect.signature(stock.__init__).parameters) - set(components)
+    absent = dict.fromkeys(set(components) - {"image_processor", "tokenizer"})
 
-    class ImageOnly(stock):  # type: ignore[valid-type,misc]  # a base that is known at run time
+    class Kept(ProcessorMixin):
+        """What `stock.__init__` hands on, in its own order, without the components that are not there."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            given = {**dict(zip(components, args, strict=False)), **kwargs}
+            kept = {name: value for name, value in given.items() if name not in absent}
+            super().__init__(**kept)  # type: ignore[no-untyped-call]  # transformers wraps it
+
+    class ImageOnly(stock, Kept):  # type: ignore[valid-type,misc]  # a base that is known at run time
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-            super().__init__(image_processor, tokenizer, None, **kwargs)
+            super().__init__(image_processor=image_processor, tokenizer=tokenizer, **absent, **kwargs)
 
         @classmethod
         def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
             given = {**processor_dict, **kwargs}
             return cls(*args, **{name: value for name, value in given.items() if name in options})
 
+    # What is saved are the arguments in the signature.
+    stock_parameters = inspect.signature(stock.__init__).parameters
+    own_parameters = list(inspect.signature(ImageOnly.__init__).parameters.values())
+    kept = [stock_parameters[name] for name in stock_parameters if name in options - {"self", "kwargs"}]
+    named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in kept]
+    signature = inspect.Signature([*own_parameters[:3], *named, own_parameters[3]])
+    ImageOnly.__init__.__signature__ = signature  # type: ignore[attr-defined]
     ImageOnly.__name__ = ImageOnly.__qualname__ = stock.__name__
     return ImageOnly
 
