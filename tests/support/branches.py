@@ -152,12 +152,12 @@ def text_logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
 
 
 def text_ids(model: PreTrainedModel, single: Inputs, instead: int | None = None) -> list[int]:
-    """A prompt of this test suite without its images; their begin and end go where the model names them.
+    """A prompt of this test suite without its images, their begin and their end.
 
     Args:
         instead: what is put in the place of each image.
     """
-    begin, end = (getattr(model.config, f"vision_{name}_token_id", None) for name in ("start", "end"))
+    begin, end = families.VISION_START, families.VISION_END
     ids: list[int] = []
     before = None
     for token in single["input_ids"][0].tolist():

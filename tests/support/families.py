@@ -191,6 +191,7 @@ class Processor:
 
     chat_template = None
     image_token = "<image>"
+    start_image_token_id, end_image_token_id = VISION_START, VISION_END
 
     image_processor = SimpleNamespace(image_mean=[0.5, 0.4, 0.6], image_std=[0.25, 0.3, 0.2])
 

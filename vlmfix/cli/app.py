@@ -9,6 +9,7 @@ import typer
 
 import vlmfix
 from vlmfix.cli.calibrate import calibrate
+from vlmfix.cli.check import check
 from vlmfix.cli.console import print_warning
 from vlmfix.cli.errors import OneLineErrors
 from vlmfix.cli.eval import evaluate
@@ -55,6 +56,7 @@ def before_any_command(
 
 app.command()(generate)
 app.command()(methods)
+app.command()(check)
 app.command()(calibrate)
 app.command()(scenes)
 app.command()(tune)

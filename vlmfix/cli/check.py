@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vlmfix.cli.completion import complete_models
-from vlmfix.cli.console import out
+from vlmfix.cli.console import err, out
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption
 
 
@@ -26,14 +26,15 @@ def check(
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from vlmfix.cli.display import progress_line
     from vlmfix.cli.loading import load_model
     from vlmfix.probe.check import check as run
 
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
-    with progress_line() as progress:
-        found = run(*loaded, progress=progress)
-    tests = Table("self-test", "holds", Column("difference of logits, or why not", ratio=1), title=escape(model))
+    with err.status("self-tests") as status:
+        found = run(*loaded, progress=status.update)
+    tests = Table(
+        "self-test", "holds", Column("difference of logits, or why not", ratio=1), title=escape(model)
+    )
     for test in found.tests:
         size = "" if test.difference is None else f"{test.difference:.1e}"
         holds = "yes" if test.passed else "refused" if test.refused else "no"

@@ -20,6 +20,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from vlmfix.models.adapters import adapter_file, add_adapter, base_of
 from vlmfix.models.embedded import DEFAULT_MODEL, EMBEDDED
 from vlmfix.models.faults import check_small_files, telling_faults, template_fault
+from vlmfix.models.markup import image_markup
 from vlmfix.models.weights import check_weights
 from vlmfix.settings import user_path
 
@@ -164,8 +165,13 @@ def check_processor(model: PreTrainedModel, processor: Any, source: str) -> None
             f"{' and '.join(_PROCESSOR_FILES[:2])} of the base model there"
         )
     own, expected = getattr(processor, "image_token_id", None), getattr(model.config, "image_token_id", None)
-    # Gemma-3 calls the token in front of a picture its image token, and lists what stands for the picture.
-    if None not in (own, expected) and expected not in (own, *getattr(processor, "image_token_ids", ())):
+    # Gemma-3 and Ovis2 call another token their image token than that which stands for a picture.
+    if (
+        own is not None
+        and expected is not None
+        and own != expected
+        and image_markup(processor, expected) is None
+    ):
         raise ValueError(
             f"the processor of {source} marks images by token {own}, the model by token {expected}; they do "
             "not belong together: copy the processor files of the model's own checkpoint"

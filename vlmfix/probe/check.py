@@ -70,8 +70,8 @@ def check(
 
 
 def trials(model: PreTrainedModel, inputs: ProbeInputs) -> dict[str, Method]:
-    """All methods that act inside `generate`, by name: at their defaults, or at values that fit any model where
-    the defaults are those of one model."""
+    """All methods that act inside `generate`, by name; where the defaults are for one model, at values
+    that fit any."""
     layers = len(text_decoder(model).layers)
     visual, _ = visual_tokens(model, dict(inputs.batch), None)
     tokens = int(visual.sum(dim=1).min())

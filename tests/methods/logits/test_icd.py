@@ -36,11 +36,10 @@ def test_branch_equals_brute_force(
 ) -> None:
     """Without a template, before the first image and its begin; the model counts positions itself."""
     inputs = families.prompt(family, model, images_of(family, way))
-    first = getattr(model.config, "vision_start_token_id", families.IMAGE_TOKEN)
 
     def alone(single: Inputs, new: list[int]) -> list[Tensor]:
         ids = answered(single, new)["input_ids"][0].tolist()
-        place = ids.index(first)
+        place = ids.index(families.VISION_START)
         return [last_logits(model, with_ids(single, [*ids[:place], *INSTRUCTION, *ids[place:]]))]
 
     method = vlmfix.ICD(beta=0.001, instruction_ids=INSTRUCTION, fused=fused)

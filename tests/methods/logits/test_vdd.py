@@ -98,14 +98,10 @@ def test_internvl_has_its_markers_from_the_processor(models: dict[str, PreTraine
     context = run_of(
         models["internvl"], [[1, START, *[IMAGE] * 4, END, 8]], pixel_values=torch.zeros(1, 3, 56, 56)
     )
-    assert image_spans(context) == [[(2, 6)]]
-
-    class Processor(families.Processor):
-        start_image_token_id, end_image_token_id = START, END
-
-    marked = run_of(models["internvl"], context.prompt_ids.tolist(), **context.inputs)  # type: ignore[union-attr]
-    marked.processor = Processor()
-    assert image_spans(marked) == [[(1, 7)]]
+    with pytest.raises(vlmfix.UnsupportedError, match="written around the images of internvl is not known"):
+        image_spans(context)
+    context.processor = families.PROCESSOR
+    assert image_spans(context) == [[(1, 7)]]
 
 
 def test_without_ids_markers_are_not_known(models: dict[str, PreTrainedModel]) -> None:
