@@ -32,7 +32,7 @@ from vlmfix.engine.outside_passes import OutsidePasses, names_of
 from vlmfix.engine.phases import visual_tokens
 from vlmfix.engine.state import Encoded
 from vlmfix.engine.vision_attention import EncoderTap
-from vlmfix.engine.vision_cache import encode_images
+from vlmfix.engine.vision_cache import encode_images, with_pixel_values
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, attention_of, image_arguments, memory_of, text_decoder
 
@@ -51,6 +51,7 @@ class Attachment:
         self.video_token = tokens.video_token(model.config)
         self.modules = DecoderModules(model)
         self._window = memory_of(self.decoder).window
+        self._attending = attention_layers(self.decoder)
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[MethodHooks, ...] = ()
         self.outside = OutsidePasses(self, model)
@@ -259,11 +260,12 @@ class Attachment:
         context = self.call.context = DecodeContext(
             layout,
             num_layers=len(self.decoder.layers),
+            attention_layers=self._attending,
             prompt_ids=None if ids is None or ids.shape != layout.image_tokens.shape else ids,
             image_token=self.image_token,
             video_tokens=video_tokens,
             processor=self._processor,
-            inputs=self.call.inputs or kwargs,
+            inputs=with_pixel_values(self.call.inputs or kwargs),
             copies=copies,
             config=self.model.config,
             image_arguments=image_arguments(self.model),
@@ -272,7 +274,7 @@ class Attachment:
             encoder=self._encoder,
             modules=self.modules,
         )
-        context.engine.gates = GateState.of(self.methods, context.num_layers, context.prompt_ids)
+        context.engine.gates = GateState.of(self.methods, self._attending, context.prompt_ids)
         self.call.layers_seen = set()
         for method in self.methods:
             method.begin(context)

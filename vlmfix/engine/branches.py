@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.decoder_inputs import of_tokens
 from vlmfix.engine.state import Branch
 
 
@@ -53,7 +54,12 @@ def join(context: DecodeContext, decoder: nn.Module, kwargs: dict[str, Any]) -> 
         for branch in context.engine.branches
     ]
     joined = JoinedCache([cache, *(_cache(branch) for branch in context.engine.branches)], rows)
+    tokens = {
+        name: value.repeat(1 + len(context.engine.branches), *[1] * (value.ndim - 1))
+        for name, value in of_tokens(kwargs, embeddings).items()
+    }
     return with_cache(decoder, kwargs, joined) | {
+        **tokens,
         "inputs_embeds": embeddings.repeat(1 + len(context.engine.branches), 1, 1),
         "position_ids": torch.cat([real, *positions], dim=-2),
         "attention_mask": None,

@@ -68,6 +68,10 @@ def check_model(model: Any) -> None:
         raise UnsupportedError(
             f"{name} is an encoder-decoder model; methods support decoder-only language models"
         )
+    if type(model).generate.__module__.rpartition(".")[2].startswith("generation_"):  # type: ignore[attr-defined]
+        raise UnsupportedError(
+            f"{name} generates by a loop of its own, not token by token, which methods do not follow"
+        )
     if not model.can_generate():
         raise UnsupportedError(f"{name} cannot generate; load it with AutoModelForImageTextToText")
     image_token(model.config)

@@ -31,6 +31,7 @@ class DecodeContext:
     Args:
         layout: where the parts of the prompt lie.
         num_layers: decoder layers of the model.
+        attention_layers: those that attend; None: all.
         prompt_ids: token ids of the prompt, `(batch, prompt)`; None where only embeddings were given.
         image_token: id of the image placeholder.
         video_tokens: which of the image tokens of the layout are those of videos, `(batch, prompt)` bool;
@@ -70,6 +71,7 @@ class DecodeContext:
 
     layout: PromptLayout
     num_layers: int
+    attention_layers: tuple[int, ...] | None = None
     prompt_ids: Tensor | None = None
     image_token: int = -1
     video_tokens: Tensor | None = None
@@ -111,7 +113,10 @@ class DecodeContext:
         """
         assert self.config is not None
         videos = None if self.video_tokens is None else self.video_tokens[:: self.copies]
-        prompts = token_grids(self.config, self.inputs, self.layout.image_tokens[:: self.copies], videos)
+        numbers = None if self.image_numbers is None else self.image_numbers[:: self.copies]
+        prompts = token_grids(
+            self.config, self.inputs, self.layout.image_tokens[:: self.copies], videos, numbers
+        )
         return [images for images in prompts for _ in range(self.copies)]
 
     @cached_property
@@ -149,9 +154,9 @@ class DecodeContext:
         """
         assert self.config is not None
         image = self.layout.image_tokens
-        markup = None if self.processor is None else image_markup(self.processor, self.image_token)
+        numbers = self.image_numbers
         begin, end = image_markers(self.config, self.processor)
-        if markup is None and begin is None and end is None:
+        if numbers is None and begin is None and end is None:
             if not has_no_markers(self.config):
                 raise UnsupportedError(
                     f"what is written around the images of {self.config.model_type} is not known; attach "
@@ -159,16 +164,28 @@ class DecodeContext:
                 )
             return image
         ids = self.token_ids
-        if markup is not None:
-            rows = [
-                [False] * (self.layout.length - int(real.sum()))
-                + markup.of_image(own[real].tolist(), shown[real].tolist())
-                for own, shown, real in zip(ids, image, self.layout.real_tokens, strict=True)
-            ]
-            image = torch.tensor(rows, device=image.device)
+        if numbers is not None:
+            image = image | (numbers >= 0)
         first = (ids == begin) & nn.functional.pad(image[:, 1:], (0, 1))
         last = (ids == end) & nn.functional.pad(image[:, :-1], (1, 0))
         return image | first | last
+
+    @cached_property
+    def image_numbers(self) -> Tensor | None:
+        """To which of the images of its prompt each token belongs, with what a processor writes around and
+        between their placeholders; -1: to none; `(batch, prompt)` int64. None: no processor says so.
+        """
+        if self.processor is None or self.prompt_ids is None:
+            return None
+        markup = image_markup(self.processor, self.image_token)
+        if markup is None:
+            return None
+        numbers = torch.full_like(self.prompt_ids, -1)
+        layout = self.layout
+        rows = zip(numbers, self.prompt_ids, layout.image_tokens, layout.real_tokens, strict=True)
+        for own, ids, shown, real in rows:
+            own[real] = own.new_tensor(markup.of_image(ids[real].tolist(), shown[real].tolist()))
+        return numbers
 
     @cached_property
     def has_video(self) -> bool:
@@ -227,6 +244,7 @@ class DecodeContext:
         return DecodeContext(
             self.layout.part(rows),
             num_layers=self.num_layers,
+            attention_layers=self.attention_layers,
             prompt_ids=None if self.prompt_ids is None else self.prompt_ids[rows],
             image_token=self.image_token,
             video_tokens=None if self.video_tokens is None else self.video_tokens[rows],
@@ -247,6 +265,26 @@ class DecodeContext:
             },
             whole=(self, rows),
         )
+
+    def check_attention(self, method: Any, layers: Sequence[int], *, all_of_them: bool = False) -> None:
+        """Refuse a method whose layers keep a state in the place of attention.
+
+        Args:
+            method: that acts in the layers.
+            layers: by number.
+            all_of_them: whether each of them has to attend, or any.
+
+        Raises:
+            UnsupportedError: with the layers that attend.
+        """
+        if self.attention_layers is None:
+            return
+        attending = [layer in self.attention_layers for layer in layers]
+        if not (all(attending) if all_of_them else any(attending)):
+            raise UnsupportedError(
+                f"{type(method).__name__} acts on attention in layers {', '.join(map(str, layers))}, and only "
+                f"layers {', '.join(map(str, self.attention_layers))} of this model attend; choose of these"
+            )
 
     def pruning_stage_at(self, layer: int) -> PruningStage | None:
         """What a pruning left of the prompt in `layer`; None: all of it."""

@@ -38,6 +38,12 @@ def of_tokens(kwargs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Tensor
     }
 
 
+def embedded_tokens(kwargs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Tensor]:
+    """Those of `of_tokens` that are further embeddings of the tokens, as Gemma 4 has one for each layer."""
+    tokens = of_tokens(kwargs, embeddings)
+    return {name: value for name, value in tokens.items() if value.is_floating_point()}
+
+
 def padded(kwargs: Mapping[str, Any], embeddings: Tensor, count: int) -> dict[str, Any]:
     """Extras for `count` text tokens more, after those of `embeddings`."""
     more = {
@@ -127,6 +133,11 @@ def with_auxiliary_prompts(context: DecodeContext, kwargs: dict[str, Any]) -> di
     embeddings, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
     positions = positions_of(kwargs, context.layout)
     batch, whole = len(embeddings), embeddings
+    if embedded_tokens(kwargs, embeddings):
+        raise UnsupportedError(
+            "the text decoder of this model reads more of each token than its embedding, which a second "
+            "prompt lacks; use a method of another kind"
+        )
     for auxiliary_prompt in context.auxiliary_prompts.values():
         whole = torch.cat([whole, auxiliary_prompt.inputs_embeds], dim=1)
         own = auxiliary_prompt.layout.counted_positions.to(positions.device) + context.first_position

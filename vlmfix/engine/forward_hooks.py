@@ -20,7 +20,14 @@ from vlmfix.engine.capabilities import (
     ReadsLastRowAgain,
 )
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.decoder_inputs import copied, last_alone, padded, positions_of, with_auxiliary_prompts
+from vlmfix.engine.decoder_inputs import (
+    copied,
+    last_alone,
+    of_tokens,
+    padded,
+    positions_of,
+    with_auxiliary_prompts,
+)
 from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
@@ -92,6 +99,11 @@ class ForwardHooks:
             context.engine.branches = [
                 branch for method in methods for branch in method.branches(context, embeddings, self._given)
             ]
+            if self._has_state and any(branch.selection for branch in context.engine.branches):
+                raise UnsupportedError(
+                    f"layers of {type(self.decoder).__name__} keep a state that runs over all tokens, from "
+                    "which a branch cannot leave some out; use a method of another kind"
+                )
         elif context.engine.branches and not self._is_reading_again:
             self._given = dict(kwargs)
         if context.is_prefill:
@@ -224,7 +236,7 @@ class ForwardHooks:
                     called(method, "enter_layer", prompt, partial(method.enter_layer, context, index))
         _tap(context, index, hidden_states)
         if args:
-            return (hidden_states, *args[1:]), kwargs
+            return (hidden_states, *self._pruning.kept(context, index, args[1:])), kwargs
         return args, kwargs | {"hidden_states": hidden_states}
 
     def _prompt(self, context: DecodeContext, index: int, hidden_states: Tensor) -> Tensor:
@@ -304,10 +316,15 @@ class ForwardHooks:
             read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
             if first:
                 read = branch.inputs_embeds
-            given = dict(branch.decoder_inputs) if whole else {}
+            newest = {
+                name: value[:, -new.shape[1] :] for name, value in of_tokens(self._given, embeddings).items()
+            }
+            given = dict(branch.decoder_inputs) if whole else newest
             if whole and read.shape[1] > branch.inputs_embeds.shape[1]:
                 more = read.shape[1] - branch.inputs_embeds.shape[1]
                 given = padded(given, branch.inputs_embeds, more)
+                for name, value in newest.items():
+                    given[name] = torch.cat([given[name][:, :-more], value], dim=1)
             positions = branch.positions(
                 positions_of(self._given, context.layout), context.step, context.first_position
             )

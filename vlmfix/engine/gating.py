@@ -33,19 +33,19 @@ class GateState:
     _coming: dict[Any, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, methods: Iterable[Any], num_layers: int, prompt_ids: Tensor | None) -> GateState:
+    def of(cls, methods: Iterable[Any], layers: Sequence[int], prompt_ids: Tensor | None) -> GateState:
         """The gates of these methods, before the first step.
 
         Args:
             methods: all that act.
-            num_layers: of the decoder.
+            layers: of the decoder that attend.
             prompt_ids: `(batch, prompt)`; None: not known.
         """
         gated = tuple(method for method in methods if method.gate is not None)
         looks = any(isinstance(method.gate, ImageMass) for method in gated)
         return cls(
             gated,
-            mass_layer=num_layers // 2 if looks else None,
+            mass_layer=layers[len(layers) // 2] if looks else None,
             tokens=None if prompt_ids is None else prompt_ids[:, -1],
         )
 

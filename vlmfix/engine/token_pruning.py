@@ -137,6 +137,18 @@ class PromptPruning:
                 kwargs[name] = _present(value, context, stage.layout)
         kwargs["position_ids"] = None
 
+    def kept(self, context: DecodeContext, index: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of arguments of a layer that have a value for each token, the values of those that it reads."""
+        stage, whole = context.pruning_stage_at(index), context.layout.length + context.auxiliary_length
+        if stage is None:
+            return args
+        return tuple(
+            _present(value, context, stage.layout)
+            if isinstance(value, Tensor) and value.shape[1:2] == (whole,)
+            else value
+            for value in args
+        )
+
     def _renumbered_step(
         self, context: DecodeContext, stage: PruningStage, hidden_states: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,8 @@ class EncoderTap:
     """Hooks on the vision encoder that keep what the last images gave.
 
     Args:
-        model: of a family with a CLIP encoder (LLaVA, LLaVA-NeXT), or of the Qwen-VL families.
+        model: with a CLIP encoder and a projector, as LLaVA and LLaVA-NeXT, or with an encoder that merges
+            patches at its end, as Qwen-VL.
 
     Raises:
         UnsupportedError: the vision encoder is another one.
@@ -75,15 +76,14 @@ class EncoderTap:
         self._seen: dict[str, Any] = {}
         self._blocks: list[EncodedBlock] = []
         self._undo = ExitStack()
-        kind = self.config.model_type
-        if kind in ("llava", "llava_next") and self.config.vision_config.model_type == "clip_vision_model":
+        if _is_llava_with_clip(self.core):
             self._install = self._install_clip
-        elif kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        elif _is_qwen(self.core):
             self._install = self._install_qwen
         else:
             raise UnsupportedError(
-                f"the attention of the vision encoder of {kind} is not read; use LLaVA or LLaVA-NeXT with a "
-                "CLIP encoder, or a Qwen-VL model"
+                f"the attention of the vision encoder of {self.config.model_type} is not read; use a model "
+                "with a CLIP encoder and a projector (LLaVA), or with an encoder that merges patches (Qwen-VL)"
             )
 
     def install(self) -> None:
@@ -114,7 +114,10 @@ class EncoderTap:
     # LLaVA and LLaVA-NeXT: a class token, and a projector after the encoder.
 
     def _install_clip(self) -> None:
-        index, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
+        index, strategy = (
+            getattr(self.config, name, None)
+            for name in ("vision_feature_layer", "vision_feature_select_strategy")
+        )
         if not isinstance(index, int) or index >= 0 or strategy != "default":
             raise UnsupportedError(
                 f"vision_feature_layer={index!r} with vision_feature_select_strategy={strategy!r} is not "
@@ -124,7 +127,7 @@ class EncoderTap:
         self._hook(layer.self_attn, before=self._see_clip_attention)
         self._hook(layer, after=self._see_class_token)
         self._hook(self.core.multi_modal_projector, before=self._see_clip_features)
-        if self.config.model_type == "llava_next":
+        if hasattr(self.core, "pack_image_features"):
             pack = self.core.pack_image_features
             attributes = vars(self.core)
             attributes["pack_image_features"] = functools.partial(self._pack, pack)
@@ -258,6 +261,29 @@ class EncoderTap:
             self.images = images
         self._seen = {}
         return output
+
+
+def _is_llava_with_clip(core: Any) -> bool:
+    """Whether a model has the parts of LLaVA around a CLIP encoder."""
+    layers = getattr(getattr(getattr(core, "vision_tower", None), "encoder", None), "layers", None)
+    vision = getattr(core.config, "vision_config", None)
+    is_clip = getattr(vision, "model_type", None) == "clip_vision_model"
+    return layers is not None and is_clip and hasattr(core, "multi_modal_projector")
+
+
+def _is_qwen(core: Any) -> bool:
+    """Whether a model has the encoder of Qwen-VL: blocks with fused projections, and a merger at the end."""
+    visual = getattr(core, "visual", None)
+    attention = getattr(next(iter(getattr(visual, "blocks", ())), None), "attn", None)
+    if not all(hasattr(attention, name) for name in ("qkv", "num_heads", "scaling")):
+        return False
+    module = sys.modules[type(attention).__module__]
+    return (
+        attention.qkv.out_features == 3 * attention.qkv.in_features
+        and not hasattr(attention, "q_norm")
+        and all(hasattr(visual, name) for name in ("merger", "spatial_merge_size"))
+        and hasattr(module, "apply_rotary_pos_emb_vision")
+    )
 
 
 def _mean_received(query: Tensor, key: Tensor) -> Tensor:

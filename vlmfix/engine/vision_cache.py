@@ -114,6 +114,12 @@ def _with_newline(video: Encoded, newline: Tensor) -> Encoded:
     return video._replace(features=torch.cat([video.features, newline[None]]))
 
 
+def with_pixel_values(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Inputs of a model with the pixels of images under their usual name; Video-LLaVA has another one."""
+    pixels = inputs.get("pixel_values_images")
+    return inputs if pixels is None else {**inputs, PIXELS: pixels}
+
+
 def is_video(image: Mapping[str, Tensor]) -> bool:
     """Whether the tensors of `split_images` are those of a video."""
     return VIDEO_PIXELS in image

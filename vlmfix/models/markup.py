@@ -12,7 +12,9 @@ from weakref import WeakKeyDictionary
 from PIL import Image
 
 # Pictures of different shapes, which processors that cut tiles cut differently.
-_SIZES = ((300, 300), (900, 300), (300, 900), (900, 900))
+_SIZES = ((28, 28), (300, 300), (900, 300), (300, 900), (900, 900))
+# Stands for any number: that of an image, a tile, or a size.
+_NUMBER = -1
 
 _known: WeakKeyDictionary[Any, dict[int, ImageMarkup | None]] = WeakKeyDictionary()
 
@@ -22,45 +24,74 @@ class ImageMarkup:
     """What surrounds placeholders in the text that stands for one image.
 
     Args:
-        heads: token sequences before the first placeholder.
-        tails: token sequences after the last one.
+        heads: token sequences before the first placeholder; -1 in them stands for any number.
+        tails: token sequences after the last one, likewise.
         between: tokens that stand between placeholders.
+        numbers: tokens that are digits and signs alone; empty where there are none in these sequences.
     """
 
     heads: tuple[tuple[int, ...], ...]
     tails: tuple[tuple[int, ...], ...]
     between: frozenset[int]
+    numbers: frozenset[int]
 
-    def of_image(self, ids: Sequence[int], image: Sequence[bool]) -> list[bool]:
-        """Which tokens of a prompt are of its images, placeholders included.
+    def of_image(self, ids: Sequence[int], image: Sequence[bool]) -> list[int]:
+        """To which of its images each token of a prompt belongs, counted from 0; -1: to none.
 
-        What stands between the placeholders of two images is kept where it is more than a tail and a head.
+        What stands between the placeholders of two images belongs to none where it is more than a tail and a
+        head. Images of which nothing tells where one ends and the next begins count as one.
 
         Args:
             ids: of one prompt, without padding.
             image: which of them are placeholders.
         """
-        marked = list(image)
+        numbers = [-1] * len(ids)
         runs = _runs(image)
-        for number, (start, stop) in enumerate(runs):
-            before = runs[number - 1][1] if number else 0
-            after = runs[number + 1][0] if number + 1 < len(runs) else len(ids)
+        number = 0
+        for place, (start, stop) in enumerate(runs):
+            before = runs[place - 1][1] if place else 0
+            after = runs[place + 1][0] if place + 1 < len(runs) else len(ids)
+            head = self._longest([each[::-1] for each in self.heads], ids[before:start][::-1])
+            if place and self._is_inside(ids[before:start]):
+                head = start - before
+            numbers[start - head : stop] = [number] * (head + stop - start)
             gap = ids[stop:after]
-            tail = _longest(self.tails, gap)
-            if after < len(ids) and self._is_inside(gap):
-                marked[stop:after] = [True] * len(gap)
-            else:
-                marked[stop : stop + tail] = [True] * tail
-            head = _longest([each[::-1] for each in self.heads], ids[before:start][::-1])
-            marked[start - head : start] = [True] * head
-        return marked
+            if after == len(ids) or not self._is_inside(gap):
+                tail = self._longest(self.tails, gap)
+                numbers[stop : stop + tail] = [number] * tail
+                number += 1
+        return numbers
 
     def _is_inside(self, gap: Sequence[int]) -> bool:
         """Whether the tokens between two runs of placeholders are of one image."""
-        tail = _longest(self.tails, gap, whole=True)
-        head = _longest([each[::-1] for each in self.heads], gap[::-1], whole=True)
-        two = bool(tail and head) and tail + head < len(gap)
-        return not two and all(token in self.between for token in gap)
+        tail = self._longest(self.tails, gap, whole=True)
+        head = self._longest([each[::-1] for each in self.heads], gap[::-1], whole=True)
+        two = bool(tail and head) and tail + head <= len(gap)
+        return not two and all(token in self.between or token in self.numbers for token in gap)
+
+    def _longest(self, sequences: Sequence[Sequence[int]], ids: Sequence[int], *, whole: bool = False) -> int:
+        """How many of the first ids begin one of the sequences as they stand next to a placeholder, at most.
+
+        A tokenizer may have merged the far end of a sequence with the words beside it.
+
+        Args:
+            whole: whether only whole sequences count.
+        """
+        best = 0
+        for sequence in sequences:
+            place = matched = 0
+            for token in sequence:
+                first = place
+                while token == _NUMBER and place < len(ids) and ids[place] in self.numbers:
+                    place += 1
+                if token != _NUMBER and place < len(ids) and ids[place] == token:
+                    place += 1
+                if place == first:
+                    break
+                matched += 1
+            if not whole or matched == len(sequence):
+                best = max(best, place)
+        return best
 
 
 def image_markup(processor: Any, placeholder: int) -> ImageMarkup | None:
@@ -94,7 +125,32 @@ def _learn(processor: Any, placeholder: int) -> ImageMarkup | None:
         return None
     shapes = {_shape(tokenizer, each) for each in between}
     between |= {each for each in tokenizer.added_tokens_decoder if _shape(tokenizer, each) in shapes}
-    return ImageMarkup(tuple(heads), tuple(tails), frozenset(between - {placeholder}))
+    between -= {placeholder}
+    around = {token for each in (*heads, *tails, between) for token in each}
+    numbers: frozenset[int] = frozenset()
+    if any(_is_number(token) for token in tokenizer.convert_ids_to_tokens(list(around))):
+        numbers = frozenset(token for text, token in tokenizer.get_vocab().items() if _is_number(text))
+    return ImageMarkup(
+        tuple(_with_any_number(each, numbers) for each in heads),
+        tuple(_with_any_number(each, numbers) for each in tails),
+        frozenset(between),
+        numbers,
+    )
+
+
+def _is_number(text: str) -> bool:
+    """Whether a token is digits, and maybe signs, alone."""
+    return re.fullmatch(r"[\W_]*\d[\W\d_]*", text) is not None
+
+
+def _with_any_number(ids: Sequence[int], numbers: frozenset[int]) -> tuple[int, ...]:
+    """A sequence with numbers, of one token or several, as `_NUMBER`."""
+    marked = [_NUMBER if token in numbers else token for token in ids]
+    return tuple(
+        token
+        for place, token in enumerate(marked)
+        if token != _NUMBER or marked[place - 1 : place] != [_NUMBER]
+    )
 
 
 def image_item(processor: Any) -> str:
@@ -179,19 +235,3 @@ def _runs(image: Sequence[bool]) -> list[tuple[int, int]]:
         if (place < len(image) and image[place]) != (place > 0 and image[place - 1])
     ]
     return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _longest(sequences: Sequence[Sequence[int]], ids: Sequence[int], *, whole: bool = False) -> int:
-    """How many of the first ids begin one of the sequences as they stand next to a placeholder, at most.
-
-    A tokenizer may have merged the far end of a sequence with the words beside it.
-
-    Args:
-        whole: whether only whole sequences count.
-    """
-    best = 0
-    for sequence in sequences:
-        same = _shared(sequence, ids)
-        if not whole or same == len(sequence):
-            best = max(best, same)
-    return best

@@ -60,7 +60,7 @@ class PixelForm(NamedTuple):
         scale = getattr(image_processor, "rescale_factor", 1 / _LEVELS) if rescales else 1.0
         vision = config.vision_config
         sizes = [getattr(vision, name, 1) for name in ("spatial_merge_size", "temporal_patch_size")]
-        side = vision.patch_size
+        side = getattr(vision, "patch_size", 1)  # which patches in a list alone need
         return cls(mean, std, scale, side if isinstance(side, int) else side[0], *sizes)
 
     def pictures(self, image: Mapping[str, Tensor]) -> list[Image.Image]:

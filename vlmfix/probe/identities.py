@@ -86,7 +86,7 @@ class NoImage(_InPlaceOfLogits):
     def branches(
         self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> list[Branch]:
-        return [without_image(context, self, inputs_embeds, fused=self.fused)]
+        return [without_image(context, self, inputs_embeds, decoder_inputs, fused=self.fused)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,11 @@ class KeyEdit(Method, ReadsLastRowAgain, ABC):
             columns = context.state[key] = tuple(each.to(scores.device)[:, None, None] for each in values)
         return columns
 
+    def begin(self, context: DecodeContext) -> None:
+        context.check_attention(
+            self, [layer for layer in range(context.num_layers) if self.edits_layer(layer)]
+        )
+
     def rows(self, context: DecodeContext, layer: int) -> Rows | None:
         if not context.layout.has_image or not self.edits_layer(layer):
             return None

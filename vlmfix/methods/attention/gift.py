@@ -140,6 +140,11 @@ class GIFT(Method, ReadsLastRowAgain):
         )
 
     def begin(self, context: DecodeContext) -> None:
+        assert self.saliency_layer is not None
+        assert self.enhanced_layers is not None
+        first, last = self.enhanced_layers
+        context.check_attention(self, [self.saliency_layer])
+        context.check_attention(self, range(first, last + 1))
         if not context.layout.has_image:
             return
         if context.prompt_ids is None:

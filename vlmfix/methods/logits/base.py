@@ -95,7 +95,7 @@ class AgainstText(Contrastive, ABC):
     ) -> Sequence[Branch]:
         if not self.contrasts or not context.layout.has_image:
             return ()
-        return [without_image(context, self, inputs_embeds, fused=self.fused)]
+        return [without_image(context, self, inputs_embeds, decoder_inputs, fused=self.fused)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.decoder_inputs import check_features, extras, of_tokens, selected
+from vlmfix.engine.decoder_inputs import check_features, embedded_tokens, extras, of_tokens, selected
 from vlmfix.engine.layout import PromptLayout, pairs_at
 from vlmfix.engine.state import Branch, Selection
 from vlmfix.engine.vision_cache import PIXELS, VIDEO_PIXELS, is_video, split_images
@@ -55,26 +55,29 @@ def without_image(
     context: DecodeContext,
     method: MethodHooks,
     inputs_embeds: Tensor,
+    decoder_inputs: Mapping[str, Any],
     *,
     fused: bool,
     selection: Selection | None = None,
 ) -> Branch:
-    """The prompts without their image tokens, and without those that mark where an image begins and ends, as
-    far as these are known (`Run.image_blocks`). The times that Qwen3-VL reads between the frames of a video
-    are text and stay.
+    """The prompts without their images, and without what is written around and between their tokens, see
+    `DecodeContext.image_blocks`. The times that Qwen3-VL reads between the frames of a video are text and
+    stay.
 
     A prompt of which nothing is left is declined for the method; its last token is read in its place.
 
     Args:
         method: that compares with them.
         inputs_embeds: image features merged, `(batch, prompt, hidden)`.
+        decoder_inputs: what else the text decoder was given.
         fused: see `Branch`.
         selection: see `Branch`.
     """
     text, index = context.layout.select(text_alone(context, method, context.image_blocks))
     index = index.to(inputs_embeds.device)
     embeddings = inputs_embeds.gather(1, index[..., None].expand(-1, -1, inputs_embeds.shape[-1]))
-    return Branch(embeddings, text.real_tokens, fused=fused, selection=selection, seen=text.seen)
+    given = selected(embedded_tokens(decoder_inputs, inputs_embeds), index, torch.ones_like(index).bool())
+    return Branch(embeddings, text.real_tokens, None, given, fused=fused, selection=selection, seen=text.seen)
 
 
 def text_alone(context: DecodeContext, method: MethodHooks, image: Tensor) -> Tensor:
@@ -239,6 +242,11 @@ def rewritten(
         new = context.embed_tokens(ids.clamp_min(0)).to(inputs_embeds)
     hidden = old.to(new.device)[..., None].expand_as(new)
     embeddings = torch.where(kept.to(new.device)[..., None], inputs_embeds.gather(1, hidden), new)
+    if embedded_tokens(decoder_inputs, inputs_embeds):
+        raise UnsupportedError(
+            "the text decoder of this model reads more of each token than its embedding, which new tokens of "
+            "a branch lack; use a method that only leaves tokens out"
+        )
     real = kept | (ids >= 0)
     branch = Branch(embeddings, real, fused=fused, seen=_seen(context.layout, kept, real, old))
     if not bool((kept & context.layout.image_tokens.gather(1, old)).any()):
@@ -249,7 +257,9 @@ def rewritten(
         ahead = given - context.layout.counted_positions.to(given.device)
         shifts = ahead.gather(-1, old.to(given.device).expand(*ahead.shape[:-1], -1))
         counted = branch.layout.counted_positions.to(given.device)
-        branch.position_ids = counted + shifts.where(kept.to(given.device), 0)
+        start = context.layout.real_tokens.int().argmax(dim=1, keepdim=True).to(given.device)
+        first = ahead.gather(-1, start.expand(*ahead.shape[:-1], 1))  # new tokens count on from the first one
+        branch.position_ids = counted + shifts.where(kept.to(given.device), first)
     tokens = of_tokens(whole.decoder_inputs, inputs_embeds)
     branch.decoder_inputs = {**whole.decoder_inputs, **selected(tokens, old, kept)}
     return branch

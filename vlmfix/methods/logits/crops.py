@@ -83,7 +83,7 @@ class CRoPS(Contrastive):
             return ()
         branches = []
         if self.decay > 0:
-            text = without_image(context, self, inputs_embeds, fused=self.fused)
+            text = without_image(context, self, inputs_embeds, decoder_inputs, fused=self.fused)
             text.selection = Selection(_LAYER, functools.partial(_choose, text.layout.length))
             branches.append(text)
         if self.alpha > 0:

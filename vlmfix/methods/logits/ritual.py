@@ -119,6 +119,11 @@ def _parts_of_images(context: DecodeContext, parts: list[dict[str, Tensor]]) -> 
     """The parts of each image: InternVL lists its crops as if they were images."""
     images = [image for prompt in context.images[:: context.copies] for image in prompt]
     counts = [1] * len(images) if len(images) == len(parts) else [len(image.grids) for image in images]
+    if sum(counts) != len(parts):
+        raise UnsupportedError(
+            f"RITUAL transforms each image, and the pixels of {len(images)} images come in {len(parts)} "
+            "parts; show one image a prompt, or use VCD"
+        )
     left = iter(parts)
     return [[next(left) for _ in range(count)] for count in counts]
 

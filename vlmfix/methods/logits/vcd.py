@@ -74,7 +74,7 @@ class VCD(Contrastive):
             pixels = VIDEO_PIXELS if is_video(image) else "pixel_values"
             copies = 1
             if "image_grid_thw" in image:  # Qwen-VL repeats an image for the frames of a video
-                copies = context.config.vision_config.temporal_patch_size
+                copies = getattr(context.config.vision_config, "temporal_patch_size", 1)
             other = add_noise(image[pixels], self.noise_step, self.seed, copies=copies)
             noised.append(image | {pixels: other})
         return [with_other_images(context, noised, inputs_embeds, decoder_inputs, fused=self.fused)]

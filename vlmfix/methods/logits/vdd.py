@@ -89,7 +89,7 @@ class VDD(Contrastive):
             return ()
         branches = []
         if self.reference != "unknown":
-            branches.append(without_image(context, self, inputs_embeds, fused=self.fused))
+            branches.append(without_image(context, self, inputs_embeds, decoder_inputs, fused=self.fused))
         if self.reference != "no_image":
             assert self.unknown_token_id is not None
             unknown = [
@@ -120,6 +120,9 @@ def image_spans(context: DecodeContext) -> list[list[tuple[int, int]]]:
     Returns:
         For each prompt, copies of it counted once, its images in order.
     """
+    numbers = context.image_numbers
+    if numbers is not None:
+        return [_spans_of(own) for own in numbers[:: context.copies].tolist()]
     spans: list[list[tuple[int, int]]] = []
     blocks, tokens = (
         each[:: context.copies].tolist() for each in (context.image_blocks, context.layout.image_tokens)
@@ -136,3 +139,10 @@ def image_spans(context: DecodeContext) -> list[list[tuple[int, int]]]:
             stop += stop < len(block) and block[stop] and not image[stop]
             spans[-1].append((start, stop))
     return spans
+
+
+def _spans_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """First column of each image and the one after its last, from the number of the image at each column."""
+    images = dict.fromkeys(number for number in numbers if number >= 0)
+    last = len(numbers) - 1
+    return [(numbers.index(each), last - numbers[::-1].index(each) + 1) for each in images]

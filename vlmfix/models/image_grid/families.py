@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.image_grid import internvl, qwen, square, tiles
+from vlmfix.models.image_grid import found, internvl, qwen, square, tiles
 from vlmfix.models.image_grid.grids import Box, ImageTokens, by_prompt, disagreement
 
 
@@ -21,6 +21,7 @@ def token_grids(
     inputs: Mapping[str, Any],
     image_tokens: Tensor,
     video_tokens: Tensor | None = None,
+    numbers: Tensor | None = None,
 ) -> list[list[ImageTokens]]:
     """How the image tokens of prompts form grids, from model inputs alone.
 
@@ -31,6 +32,8 @@ def token_grids(
             `video_grid_thw`.
         image_tokens: placeholders of features, `(batch, prompt)` bool.
         video_tokens: which of these are of videos, likewise; None: none.
+        numbers: which image of its prompt each token belongs to, -1 for none, likewise int64; of families
+            without an entry here, where an image may be several runs of placeholders. None: not known.
 
     Returns:
         For each prompt, its images and videos in order.
@@ -39,15 +42,19 @@ def token_grids(
         UnsupportedError: the layout of the tokens is not known exactly for this model, or does not agree
             with their number.
     """
-    family = _family(config)
+    family = _entry(config)
     if video_tokens is None:
         video_tokens = torch.zeros_like(image_tokens)
     images: list[ImageTokens] = []
     videos: list[ImageTokens] = []
     if inputs.get("pixel_values") is not None:
-        images = family.tokens(config, inputs, image_tokens & ~video_tokens)
+        shown = image_tokens & ~video_tokens
+        if family is None:
+            images = found.tokens(config, inputs, found.runs_of(shown, numbers))
+        else:
+            images = family.tokens(config, inputs, shown)
     if inputs.get("pixel_values_videos") is not None:
-        videos = family.videos(config, inputs)
+        videos = (_no_videos if family is None else family.videos)(config, inputs)
     prompts = by_prompt(images, videos, image_tokens, video_tokens)
     if prompts is None:
         raise disagreement([*images, *videos], image_tokens)
@@ -108,6 +115,7 @@ _QWEN = _Family(qwen.tokens, qwen.boxes, ("Qwen2VLImageProcessor",), qwen.video_
 _FAMILIES = {
     "llava": _Family(square.tokens, square.boxes, ("CLIPImageProcessor", "SiglipImageProcessor")),
     "llava_next": _Family(tiles.tokens, tiles.boxes, ("LlavaNextImageProcessor",)),
+    "llava_next_video": _Family(tiles.tokens, tiles.boxes, ("LlavaNextImageProcessor",)),
     "llava_onevision": _Family(
         tiles.tokens, tiles.boxes, ("LlavaOnevisionImageProcessor",), tiles.video_tokens
     ),
@@ -118,11 +126,17 @@ _FAMILIES = {
 }
 
 
+def _entry(config: PreTrainedConfig) -> _Family | None:
+    """The entry of a family; None: its grids are found from the inputs."""
+    vision = getattr(config, "vision_config", None)
+    return None if getattr(vision, "model_type", None) == "pixtral" else _FAMILIES.get(config.model_type)
+
+
 def _family(config: PreTrainedConfig) -> _Family:
-    family = _FAMILIES.get(config.model_type)
+    family = _entry(config)
     if family is None:
         raise UnsupportedError(
-            f"where the image tokens of {config.model_type} lie on the image is not known; supported: "
+            f"which part of an image the tokens of {config.model_type} show is not known; supported: "
             f"{', '.join(_FAMILIES)}"
         )
     return family
