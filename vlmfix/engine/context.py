@@ -282,8 +282,8 @@ class DecodeContext:
         attending = [layer in self.attention_layers for layer in layers]
         if not (all(attending) if all_of_them else any(attending)):
             raise UnsupportedError(
-                f"{type(method).__name__} acts on attention in layers {', '.join(map(str, layers))}, and only "
-                f"layers {', '.join(map(str, self.attention_layers))} of this model attend; choose of these"
+                f"{type(method).__name__} acts on attention in layers {', '.join(map(str, layers))}; of this "
+                f"model, layers {', '.join(map(str, self.attention_layers))} attend; choose among these"
             )
 
     def pruning_stage_at(self, layer: int) -> PruningStage | None:

@@ -83,7 +83,7 @@ class EncoderTap:
         else:
             raise UnsupportedError(
                 f"the attention of the vision encoder of {self.config.model_type} is not read; use a model "
-                "with a CLIP encoder and a projector (LLaVA), or with an encoder that merges patches (Qwen-VL)"
+                "with a CLIP encoder and a projector (LLaVA), or one whose encoder merges patches (Qwen-VL)"
             )
 
     def install(self) -> None:
@@ -114,10 +114,8 @@ class EncoderTap:
     # LLaVA and LLaVA-NeXT: a class token, and a projector after the encoder.
 
     def _install_clip(self) -> None:
-        index, strategy = (
-            getattr(self.config, name, None)
-            for name in ("vision_feature_layer", "vision_feature_select_strategy")
-        )
+        names = ("vision_feature_layer", "vision_feature_select_strategy")
+        index, strategy = (getattr(self.config, name, None) for name in names)
         if not isinstance(index, int) or index >= 0 or strategy != "default":
             raise UnsupportedError(
                 f"vision_feature_layer={index!r} with vision_feature_select_strategy={strategy!r} is not "
@@ -274,7 +272,7 @@ def _is_llava_with_clip(core: Any) -> bool:
 def _is_qwen(core: Any) -> bool:
     """Whether a model has the encoder of Qwen-VL: blocks with fused projections, and a merger at the end."""
     visual = getattr(core, "visual", None)
-    attention = getattr(next(iter(getattr(visual, "blocks", ())), None), "attn", None)
+    attention: Any = getattr(next(iter(getattr(visual, "blocks", ())), None), "attn", None)
     if not all(hasattr(attention, name) for name in ("qkv", "num_heads", "scaling")):
         return False
     module = sys.modules[type(attention).__module__]
