@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
@@ -249,16 +251,42 @@ def test_models_that_are_refused(llava: PreTrainedModel) -> None:
             pass
 
 
-def test_sliding_window_is_refused() -> None:
-    config = families.FAMILIES["llava_next"].config
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    text = config["text_config"] | {"sliding_window": 8}
+def windowed(window: int) -> PreTrainedModel:
+    """LLaVA whose text decoder attends to the last tokens alone."""
+    config = families.FAMILIES["llava"].config
+    text = config["text_config"] | {"model_type": "mistral", "sliding_window": window}
+    torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(
-        AutoConfig.for_model("llava_next", **config | {"text_config": text})
+        AutoConfig.for_model("llava", **config | {"text_config": text})
     )
-    with pytest.raises(vlmfix.UnsupportedError, match="sliding_attention"), VAR(model):
-        pass
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def test_a_window_is_exact_while_everything_fits_and_refused_beyond() -> None:
+    prompt = families.prompt("llava", windowed(64))
+    length = prompt["input_ids"].shape[1]
+    for window, new in ((length + 2, 3), (length, 1)):
+        model = windowed(window)
+        whole = windowed(4 * length)
+        whole.load_state_dict(model.state_dict())
+        tokens = []
+        for each in (model, whole):
+            with vlmfix.PAI(alpha=1.0)(each):
+                tokens.append(each.generate(**prompt, max_new_tokens=new, do_sample=False))
+        assert torch.equal(*tokens)
+        with (
+            vlmfix.PAI()(model),
+            pytest.raises(
+                vlmfix.UnsupportedError, match=rf"last {window} tokens.*max_new_tokens to at most {new}$"
+            ),
+        ):
+            model.generate(**prompt, max_new_tokens=new + 1)
+    short = windowed(length - 1)
+    with vlmfix.PAI()(short), pytest.raises(vlmfix.UnsupportedError, match="shorten the prompt"):
+        short.generate(**prompt, max_new_tokens=1)
+    with vlmfix.PAI()(short), pytest.raises(vlmfix.UnsupportedError, match="shorten the prompt"):
+        short(**prompt)
 
 
 def test_other_kernels_are_refused() -> None:

@@ -15,6 +15,7 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, values
 from vlmfix.engine import attention_rows
+from vlmfix.engine.attention_rows import softcapped, softmax
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 
@@ -196,15 +197,27 @@ def test_methods_with_other_rows_edit_their_own_only(llava: PreTrainedModel) -> 
     assert difference_of_text > 0.5
 
 
+def test_softcap_and_sinks() -> None:
+    """The vectors of `specs/platform/families.md`, section 6."""
+    scores = torch.tensor([[[[2.0, 1.0, -1.0]]]])
+    capped = softcapped(scores, 2.0)
+    torch.testing.assert_close(capped, torch.tensor([[[[1.523188, 0.924234, -0.924234]]]]), atol=1e-6, rtol=0)
+    weights = torch.tensor([0.611283, 0.335831, 0.052886])
+    torch.testing.assert_close(softmax(capped)[0, 0, 0], weights, atol=1e-6, rtol=0)
+    rest = softmax(scores, sinks=torch.tensor([0.5]))[0, 0, 0]
+    torch.testing.assert_close(rest, torch.tensor([0.609460, 0.224208, 0.030343]), atol=1e-6, rtol=0)
+    assert float(rest.sum()) == pytest.approx(0.864011, abs=1e-6)
+
+
 def test_foreign_terms_of_the_scores_are_refused(llava: PreTrainedModel) -> None:
     from vlmfix.engine.attention_rows import observed_weights, with_explicit_rows
 
     query = torch.zeros(1, 1, 1, 4)
-    with pytest.raises(vlmfix.UnsupportedError, match="adds softcap to its attention"):
-        with_explicit_rows([], None, 0, query, llava, query, query, query, None, softcap=30.0)
+    with pytest.raises(vlmfix.UnsupportedError, match="adds position_bias to its attention"):
+        with_explicit_rows([], None, 0, query, llava, query, query, query, None, position_bias=query)
     rows = Rows(torch.tensor([0]), torch.tensor([[True]]))
-    with pytest.raises(vlmfix.UnsupportedError, match="adds softcap to its attention"):
-        observed_weights(llava, query, query, rows, None, softcap=30.0)
+    with pytest.raises(vlmfix.UnsupportedError, match="adds position_bias to its attention"):
+        observed_weights(llava, query, query, rows, None, position_bias=query)
 
 
 @pytest.mark.parametrize("names", [("var",), ("vaf", "adhh"), ("gift",), ("adaptinfer", "var")])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
@@ -102,34 +101,6 @@ def test_hidden_states_are_those_of_the_edited_pass(name: str, llava: PreTrained
         output = llava(**inputs, output_hidden_states=True)
         states = output.hidden_states[-1][:, -1]
     torch.testing.assert_close(llava.lm_head(states), output.logits[:, -1], atol=1e-4, rtol=1e-4)
-
-
-TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-TEXT |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": families.VOCABULARY}
-
-
-@pytest.mark.parametrize("name", ["vhr", "fastv"])
-def test_models_that_prepare_their_masks_are_refused(name: str) -> None:
-    config = AutoConfig.for_model(
-        "paligemma",
-        text_config={"model_type": "gemma", **TEXT},
-        vision_config={"model_type": "siglip_vision_model", **families.VISION, "vision_use_head": False},
-        image_token_index=families.IMAGE_TOKEN,
-        projection_dim=32,
-    )
-    model = AutoModelForImageTextToText.from_config(config).eval()
-    ids = torch.tensor([[1, *[families.IMAGE_TOKEN] * 16, 7, 8]])
-    inputs: dict[str, Any] = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": torch.zeros_like(ids),
-        "pixel_values": torch.randn(1, 3, 56, 56),
-    }
-    with (
-        attached(name, model),
-        pytest.raises(vlmfix.UnsupportedError, match="prepares its attention masks ahead"),
-    ):
-        model.generate(**inputs, max_new_tokens=1)
 
 
 def test_injection_behind_the_last_layer_is_refused() -> None:

@@ -68,7 +68,8 @@ def check_model(model: Any) -> None:
         raise UnsupportedError(
             f"{name} is an encoder-decoder model; methods support decoder-only language models"
         )
-    if type(model).generate.__module__.rpartition(".")[2].startswith("generation_"):  # type: ignore[attr-defined]
+    generate = getattr(type(model), "generate", None)
+    if getattr(generate, "__module__", "").rpartition(".")[2].startswith("generation_"):
         raise UnsupportedError(
             f"{name} generates by a loop of its own, not token by token, which methods do not follow"
         )

@@ -1,0 +1,145 @@
+"""Self-tests on types that differ in what they are made of, and on models with faults."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+from tests.support import matrix, zoo
+from vlmfix.engine.layout import PromptLayout
+from vlmfix.probe.self_tests import Probe, SelfTest, self_tests
+from vlmfix.probe.verdicts import verdicts
+
+# One of each kind: what differs, and a type in which it does.
+KINDS = {
+    "softcap": "llava+gemma2",
+    "sinks": "llava+gpt_oss",
+    "images see each other": "gemma3",
+    "all prompt tokens see each other": "paligemma",
+    "a further embedding for each layer": "gemma4",
+    "states": "qwen3_5",
+    "convolutions": "lfm2_vl",
+    "rows with breaks": "mistral3",
+    "named tiles": "idefics3",
+    "numbered tiles": "aya_vision",
+    "tiles with separators": "ovis2",
+    "learned queries": "aria",
+    "two sizes of pixels": "deepseek_vl_hybrid",
+    "a merge size for each image": "video_llama_3",
+    "latent keys": "kimi_k25",
+    "positions without rows": "exaone4_5",
+    "kinds of tokens": "ernie4_5_vl_moe",
+    "layers without positions": "muse_spark",
+    "sizes among the markers": "emu3",
+    "markers of the template": "got_ocr2",
+    "an inner language model": "cosmos3_omni",
+}
+REFUSED = {
+    "gemma4": {"second prompt": "reads more of each token than its embedding"},
+    "qwen3_5": {"pruning of nothing": "keep a state", "second prompt": "keep a state"},
+    "lfm2_vl": {
+        "pruning of nothing": "keep a state",
+        "second prompt": "keep a state",
+        "no image": "attach with its processor",
+    },
+    "mistral3": {"no image": "attach with its processor"},
+    "muse_spark": {"no image": "attach with its processor"},
+    "ernie4_5_vl_moe": {"explicit rows, no cache": "the stock model fails without a cache"},
+}
+
+
+@cache
+def outcome(name: str) -> dict[str, SelfTest]:
+    return {test.name: test for test in self_tests(matrix.probe(name))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
+def test_what_is_not_refused_equals_the_stock_model(name: str) -> None:
+    if name not in KNOWN and zoo.TYPES[name].base not in KNOWN:
+        pytest.skip(f"this version of transformers has no {name}")
+    refused = REFUSED.get(name, {})
+    for test in outcome(name).values():
+        if test.name in refused:
+            assert test.refused
+            assert refused[test.name] in test.reason
+        else:
+            assert test.passed, test
+
+
+def test_a_model_that_is_blind() -> None:
+    probe = matrix.probe("llava")
+    probe.inputs.other_images.update(probe.inputs.batch)  # type: ignore[attr-defined]  # a dictionary here
+    assert self_tests(probe)[0].reason.startswith("they do not")
+
+
+def test_a_fault_of_the_engine_is_told_and_no_method_relies_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = matrix.probe("llava")
+    select = PromptLayout.select
+
+    def shifted(layout: PromptLayout, kept: torch.Tensor) -> Any:
+        narrower, index = select(layout, kept)
+        return narrower, index.roll(1, dims=1)
+
+    monkeypatch.setattr(PromptLayout, "select", shifted)
+    tests = self_tests(probe)
+    wrong = {test.name for test in tests if not test.passed}
+    assert wrong == {"no image", "pruning of nothing"}
+    assert all(not test.refused and "logits differ by" in test.reason for test in tests if test.name in wrong)
+    found = {
+        each.method: each for each in verdicts(probe, tests, matrix.methods(["fastv", "devils", "m3id"]))
+    }
+    assert {name: each.state for name, each in found.items()} == {
+        "fastv": "fails",
+        "devils": "works",
+        "m3id": "fails",
+    }
+    assert found["fastv"].reason.startswith("self-test 'pruning of nothing': logits differ by")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mllama", "reads images by cross-attention"),
+        ("florence2", "is an encoder-decoder model"),
+        ("chameleon", "puts images into its prompt inside of its text decoder"),
+        ("diffusion_gemma", "generates by a loop of its own"),
+        ("qwen4_exp", "keeps prompts in a DynamicIndexedLayer"),
+        ("kosmos-2", "names no image_token_id"),
+    ],
+)
+@pytest.mark.slow
+def test_types_that_no_method_supports(name: str, reason: str) -> None:
+    if name not in KNOWN:
+        pytest.skip(f"this version of transformers has no {name}")
+    assert reason in matrix.row(name, ()).refused
+
+
+@pytest.mark.slow
+def test_layers_that_do_not_attend() -> None:
+    """A method whose layers all keep a state says which ones attend; one of several is enough."""
+    probe = matrix.probe("qwen3_5")
+    tests = list(outcome("qwen3_5").values())
+    methods = matrix.methods(["var", "vaf", "sid", "fastv", "vhr"])
+    found = {each.method: each for each in verdicts(probe, tests, methods)}
+    assert found["var"].state == "works"
+    assert found["vaf"].reason.endswith("of this model, layers 3 attend; choose among these")
+    assert "from which a branch cannot leave some out" in found["sid"].reason
+    assert {found[name].state for name in ("vaf", "sid", "fastv", "vhr")} == {"refused"}
+
+
+def test_probe_keeps_the_model(llava: Any) -> None:
+    from tests.support import families
+
+    batch = families.prompt("llava", llava, (1, 2))
+    before = families.fingerprint(llava)
+    inputs = matrix.ProbeInputs(batch, families.split("llava", llava, batch), None, dict(batch))
+    tests = self_tests(Probe(llava, None, inputs))
+    assert families.fingerprint(llava) == before
+    assert {test.name: test.reason for test in tests if test.refused} == {
+        "no image": "what the prompt is without its images is not known"
+    }
