@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.inference.image_processing import each_image_once
-from vlmfix.inference.turns import Turns, chat_template, takes_parts
+from vlmfix.inference.conversation import Conversation
+from vlmfix.inference.rendering import model_inputs, render_conversation
+from vlmfix.inference.turns import Turns, chat_template
 
 # Rendered in the place of the question, and of a system message, to learn what the chat template puts around
 # them.
@@ -27,32 +28,18 @@ _BLOCK, _OVERLAP = 64, 8
 def prepare(
     images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], processor: ProcessorMixin
 ) -> BatchFeature:
-    """Model inputs of a left-padded batch.
+    """Model inputs of a left-padded batch of single questions; see `vlmfix.inference.rendering.model_inputs`.
 
     Args:
         images: the pictures of each prompt.
         prompts: one text each, without a template.
-        processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
-            one.
+        processor: of the model.
 
     Raises:
         ValueError: a prompt is no text or contains the placeholder of a picture, or the chat template fails.
     """
-    texts = [
-        render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
-    ]
-    flat = [picture for pictures in images for picture in pictures]
-    try:
-        with each_image_once(processor):
-            inputs: BatchFeature = processor(
-                images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
-            )
-            return inputs
-    except ValueError as error:  # such as a picture 200 times as long as wide, for Qwen-VL
-        raise ValueError(
-            f"{type(processor).__name__} refuses the pictures or prompts ({' '.join(str(error).split())}); "
-            "change or remove them"
-        ) from error
+    asked = [Conversation.of(pictures, prompt) for pictures, prompt in zip(images, prompts, strict=True)]
+    return model_inputs(asked, processor)
 
 
 def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
@@ -61,48 +48,7 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
     Raises:
         ValueError: the prompt is no text or holds the placeholder of a picture, or the chat template fails.
     """
-    _check(prompt, processor)
-    template = chat_template(processor)
-    own: Any = processor  # `image_token` is of the processors of image-text models alone
-    placeholders = "".join(f"{own.image_token}\n" for _ in range(num_images))
-    if template is None:
-        return f"USER: {placeholders}{prompt} ASSISTANT:"
-    content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
-    if not takes_parts(processor):  # a template of strings knows no images
-        return _turn(f"{placeholders}{prompt}", template, processor)
-    return _turn(content, template, processor)
-
-
-def _turn(content: Any, template: str, processor: ProcessorMixin) -> str:
-    turn = [{"role": "user", "content": content}]
-    try:
-        return processor.apply_chat_template(
-            turn, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a program, and comes with the checkpoint
-        raise ValueError(
-            f"the chat template of the checkpoint fails ({type(error).__name__}: {error}); repair it"
-        ) from error
-
-
-def _check(prompt: Any, processor: ProcessorMixin) -> None:
-    """Refuse what no tokenizer takes, and what would be read as a picture that is not there."""
-    if not isinstance(prompt, str):
-        raise ValueError(f"the prompt is {prompt!r}; it must be a text")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start + 1} of the prompt is a lone surrogate ({prompt[error.start]!r}), which "
-            "is no text; remove it"
-        ) from None
-    for name in ("image_token", "video_token"):
-        token = getattr(processor, name, None)
-        if isinstance(token, str) and token and token in prompt:
-            raise ValueError(
-                f"the prompt contains {token!r}, which stands for a picture; leave it out, pictures go "
-                "before the text by themselves"
-            )
+    return render_conversation(Conversation.of([""] * num_images, prompt), processor)
 
 
 @dataclass(frozen=True)

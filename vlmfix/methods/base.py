@@ -22,6 +22,7 @@ from vlmfix.engine.stats import (
     Sums,
 )
 from vlmfix.errors import UnsupportedError
+from vlmfix.inference.conversation import Conversation, Picture
 from vlmfix.methods.search_space import Dimension
 
 Stage = Literal["attention", "logits", "pruning", "vision", "image", "decoding", "baseline"]
@@ -231,3 +232,23 @@ class MultiPassMethod(DetachedMethod, AsksSeveralTimes, ABC):
             "asks several times and changes the image, for which it needs the processor and the image: use "
             f"vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
         )
+
+    def run_conversation(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        conversation: Conversation,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Answer the question at the end of a conversation; what comes back is that of `run`.
+
+        Raises:
+            UnsupportedError: the strategy takes a single question with its pictures alone.
+        """
+        question = conversation.question
+        images = [part.image for part in question.parts if isinstance(part, Picture)]
+        if len(conversation.messages) > 1 or len(question.parts) != len(images) + 1:
+            raise UnsupportedError(
+                f"{type(self).__name__} takes one text with its pictures, and no conversation; ask it alone"
+            )
+        return self.run(model, processor, images, question.text, **generate_kwargs)

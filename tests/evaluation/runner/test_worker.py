@@ -75,7 +75,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     seen: list[list[str]] = []
 
     def watched(model: Any, processor: Any, batch: Any, **kwargs: Any) -> Any:
-        seen.append([prompt for _, prompt in batch])
+        seen.append([each.question.text for each in batch])
         return answer_batch(model, processor, batch, **kwargs)
 
     monkeypatch.setattr(module, "answer_batch", watched)
@@ -210,7 +210,8 @@ def test_want_of_memory_for_a_single_sample_is_recorded(
         monkeypatch,
         torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB"),
         lambda batch: any(
-            str(picture.tobytes()) == content and prompt == hungry.prompt for picture, prompt in batch
+            str(each.pictures[0].tobytes()) == content and each.question.text == hungry.prompt
+            for each in batch
         ),
     )
     content = str(open_images(hungry.image)[0].tobytes())
@@ -254,7 +255,7 @@ def test_a_sample_that_breaks_a_batch_is_found(
     poison = [dataclasses.replace(sample) for sample in asked]
     poison[5] = dataclasses.replace(asked[5], prompt="poison")
     error = RuntimeError("index out of range\n in self")
-    sizes = failing(monkeypatch, error, lambda batch: any(prompt == "poison" for _, prompt in batch))
+    sizes = failing(monkeypatch, error, lambda batch: any(each.question.text == "poison" for each in batch))
     jobs.worker(loaded, batch_size=6).work(run, jobs.draws(poison), max_errors=1)
     found = run.read({draw.identity: draw.key for draw in jobs.draws(poison)})
     assert list(found.failed) == [(poison[5].id, 0)]

@@ -28,6 +28,7 @@ from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
 from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
@@ -212,7 +213,8 @@ class Worker:
             refinement = asking[0].run(self.model, self.processor, *pairs[0], **generate_kwargs)
             answers = [refinement.final]
         else:
-            answers = answer_batch(self.model, self.processor, pairs, **generate_kwargs)
+            asked = [Conversation.of(*pair) for pair in pairs]
+            answers = answer_batch(self.model, self.processor, asked, **generate_kwargs)
         end = time.perf_counter()
         memory = peak_memory(self.model.device)
         passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
