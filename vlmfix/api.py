@@ -22,7 +22,7 @@ from vlmfix.methods.registry import AUTO
 from vlmfix.recipes import Recipe, find_recipe
 
 Methods = Method | Recipe | str | Sequence[Method | str] | None
-Messages = Sequence[Mapping[str, Any]]
+Messages = Conversation | Sequence[Mapping[str, Any]]
 """A conversation as `apply_chat_template` takes it, see `vlmfix.inference.conversation.read_messages`."""
 
 
@@ -202,13 +202,15 @@ def _conversations(
         return single, [Conversation.of(*pair) for pair in _pairs(images, prompts)]
     if images is not None or prompts is not None:
         raise ValueError("messages hold their own images and prompts; leave the other two out")
-    several = isinstance(messages, Sequence) and bool(messages) and isinstance(messages[0], list | tuple)
+    if isinstance(messages, Conversation):
+        return True, [messages]
+    several = isinstance(messages, Sequence) and messages and not isinstance(messages[0], Mapping)
     if not several:
         return True, [read_messages(messages)]
     found = []
     for number, each in enumerate(messages, 1):
         try:
-            found.append(read_messages(each))
+            found.append(each if isinstance(each, Conversation) else read_messages(each))
         except ValueError as error:
             raise ValueError(f"conversation {number}: {error}") from error
     return False, found

@@ -34,10 +34,10 @@ def given_temperature(value: float) -> float:
     return value
 
 
-def given_text(value: str) -> str:
-    """The text that an option gives; bytes that are not UTF-8 reach no tokenizer."""
+def given_text(value: str | None) -> str | None:
+    """The text that an option gives, if any; bytes that are not UTF-8 reach no tokenizer."""
     try:
-        value.encode()
+        (value or "").encode()
     except UnicodeEncodeError as error:
         raise typer.BadParameter(f"character {error.start + 1} is not valid UTF-8; write it anew") from None
     return value

@@ -103,4 +103,4 @@ def _features(model: PreTrainedModel, named: Mapping[str, Any], kind: str) -> in
     merge = getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", None)
     if grids is None or merge is None:
         return None
-    return int(torch.as_tensor(grids).prod(dim=-1).sum()) // merge**2
+    return int(torch.as_tensor(grids).prod(dim=-1).sum()) // int(merge) ** 2
