@@ -9,6 +9,7 @@ import typer
 
 import vlmfix
 from vlmfix.cli.calibrate import calibrate
+from vlmfix.cli.chat import chat
 from vlmfix.cli.console import print_warning
 from vlmfix.cli.errors import OneLineErrors
 from vlmfix.cli.eval import evaluate
@@ -54,6 +55,7 @@ def before_any_command(
 
 
 app.command()(generate)
+app.command()(chat)
 app.command()(methods)
 app.command()(calibrate)
 app.command()(scenes)

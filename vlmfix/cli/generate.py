@@ -19,9 +19,12 @@ from vlmfix.cli.options import (
     DtypeOption,
     ForceOption,
     ModelOption,
-    given_temperature,
+    SeedOption,
+    TemperatureOption,
+    TokensOption,
     given_text,
     path_option,
+    sampling_of,
 )
 from vlmfix.failures import failure_of, words
 from vlmfix.methods.registry import AUTO, GREEDY
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
     from vlmfix.recipes import Recipe
 
 BATCH_SIZE = 8
-MOST_TOKENS = 2**31 - 1
-MOST_SEED = 2**63 - 1
 
 
 def generate(
@@ -81,14 +82,9 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show plain decoding beside the method.")
     ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST_TOKENS, help="Length limit of an answer.")
-    ] = 128,
-    temperature: Annotated[
-        float,
-        typer.Option(callback=given_temperature, help="Sample at this temperature; 0 is greedy."),
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
+    max_new_tokens: TokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     allow_missing: AllowMissingOption = False,
@@ -137,9 +133,7 @@ def generate(
         chosen = taken.make_methods()
     elif taken is not None:
         taken.check(loaded[0], force=force)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:  # from the whole distribution, as the protocols of the harness do
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampling = sampling_of(temperature)
     plain = "sampling" if temperature > 0 else GREEDY
     label = "+".join(parsed) or plain if taken is None else f"recipe {taken.name}"
     own = sampling if taken is None else taken.generate_kwargs(sampling)
