@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
@@ -14,6 +15,7 @@ from vlmfix.engine.combination import check_combination
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.conversation import Conversation, open_conversations, read_messages
 from vlmfix.inference.decoding import plain_decoding
+from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import ImageLike, Images, listed
 from vlmfix.methods.base import Method, MultiPassMethod
 from vlmfix.methods.grammar import make_methods, parse_methods
@@ -82,6 +84,7 @@ def generate(
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
     on_refinement: Callable[[Refinement], None] | None = None,
+    on_answer: Callable[[Answer], None] | None = None,
     **generate_kwargs: Any,
 ) -> str | list[str]:
     """Answer prompts about images.
@@ -108,13 +111,17 @@ def generate(
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
         on_refinement: called with what CARVE found out about each prompt, in order.
+        on_answer: called with each answer in order: its tokens, whether the model ended it, and the reasoning
+            before it, if there is any.
         **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a
             prompt. Without any, decoding is greedy: what the checkpoint's generation_config says of choosing
             tokens (sampling, beams, penalties, banned tokens) does not apply, see
             `vlmfix.inference.decoding`.
 
     Returns:
-        The answers in the order of the prompts; a single text if both `images` and `prompts` are single.
+        The answers in the order of the prompts; a single text if both `images` and `prompts` are single. Of a
+        model that reasons first, what follows the reasoning; "", with a warning, where it did not end within
+        the length limit.
 
     Raises:
         ValueError: numbers of images and prompts that do not go together, an unknown method, a broken image,
@@ -144,7 +151,7 @@ def generate(
     if len(asked) > size:  # a broken picture must not show after an hour of work
         for each in {each.identity: each for each in asked}.values():
             open_conversations([each])
-    answers: list[str] = []
+    answers: list[Answer] = []
     with ExitStack() as stack:
         for applied in methods:
             if applied.attaches:
@@ -153,15 +160,26 @@ def generate(
             batch = asked[start : start + size]
             if asking:
                 refinement = asking[0].run_conversation(model, processor, batch[0], **generate_kwargs)
-                answers.append(refinement.answer)
+                final = getattr(refinement, "final", None)
+                written = [Answer(refinement.answer, (), 0, True) if final is None else final]
                 if on_refinement is not None:
                     on_refinement(refinement)
             else:
                 written = answer_batch(model, processor, batch, **generate_kwargs)
-                answers += [answer.text.strip() for answer in written]
+            answers += written
+            if on_answer is not None:
+                for answer in written:
+                    on_answer(answer)
             if progress is not None:
                 progress(len(batch))
-    return answers[0] if single else answers
+    if unreached := sum(not answer.reached for answer in answers):
+        warnings.warn(
+            f"{unreached} of {len(answers)} answers were not reached: the reasoning before them did not end "
+            f"within max_new_tokens={max_new_tokens}; raise it",
+            stacklevel=2,
+        )
+    texts = [answer.text.strip() for answer in answers]
+    return texts[0] if single else texts
 
 
 def prompt_under(methods: Sequence[Method], text: str) -> str:

@@ -136,7 +136,8 @@ def _captions(
         answers = answer_batch(model, processor, prompts, **decoding)
         for each, answer in zip(batch, answers, strict=True):
             text, spans = text_and_spans(answer.token_ids, processor, skip_special_tokens=True)
-            words = each.judge(text)
+            reasoned = spans[answer.reasoning_tokens - 1][1] if answer.reasoning_tokens else 0
+            words = [word for word in each.judge(text) if word.start >= reasoned]
             places = [
                 next(place for place, (_, end) in enumerate(spans) if end > word.start) for word in words
             ]

@@ -174,9 +174,12 @@ class Chat:
         question = Message("user", (*map(Picture, self._pictures), text))
         conversation = Conversation((*told, *self._said, question))
         streamer = _Printed(self.processor) if self._streams else None
-        answer = self._answered(conversation, self.method, streamer)
+        answer = self._answered(conversation, streamer)
         if streamer is None:
             out.print(answer, soft_wrap=True, highlight=False, markup=False)
+        if not answer:
+            self._note("there is no answer; the question is not kept")
+            return
         self._said += [question, Message("assistant", (answer,))]
         self._pictures = []
         self._last = conversation, self.label, answer
@@ -191,16 +194,11 @@ class Chat:
         asks = any(isinstance(each, MultiPassMethod) for each in methods)
         return not asks and "custom_generate" not in wanted and wanted.get("num_beams", 1) == 1
 
-    def _answered(
-        self,
-        conversation: Conversation,
-        method: list[vlmfix.Method] | Recipe,
-        streamer: TextStreamer | None = None,
-    ) -> str:
+    def _answered(self, conversation: Conversation, streamer: TextStreamer | None) -> str:
         torch.manual_seed(self.seed)
         streams = {} if streamer is None else {"streamer": streamer}
         return vlmfix.generate(
-            self.model, self.processor, messages=conversation, method=method, **self.decoding, **streams
+            self.model, self.processor, messages=conversation, method=self.method, **self.decoding, **streams
         )
 
     def _compare(self, _: str) -> None:

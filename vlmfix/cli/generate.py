@@ -32,6 +32,7 @@ from vlmfix.models.embedded import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from vlmfix.inference.conversation import Conversation
+    from vlmfix.inference.output import Answer
     from vlmfix.recipes import Recipe
 
 BATCH_SIZE = 8
@@ -143,21 +144,26 @@ def generate(
 
     def answered(asked: Sequence[Conversation]) -> list[Answered]:
         """The answers to a batch, by variant, and what CARVE found out."""
-        found = [Answered({}, []) for _ in asked]
+        found = [Answered({}, [], {}) for _ in asked]
         for name, (applied, decoding) in variants.items():
             torch.manual_seed(seed)
             refinements: list[vlmfix.Refinement] = []
+            written: list[Answer] = []
             texts = vlmfix.generate(
                 *loaded,
                 messages=list(asked),
                 method=applied,
                 max_new_tokens=max_new_tokens,
                 on_refinement=refinements.append,
+                on_answer=written.append,
                 **decoding,
             )
             for index, each in enumerate(found):
                 each.texts[name] = texts[index]
                 each.refinements.extend(refinements[index : index + 1])
+                reasoning = written[index].reasoning
+                if reasoning is not None:
+                    each.reasoning[name] = reasoning
         return found
 
     def decoding_of(applied: list[vlmfix.Method], decoding: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +198,8 @@ def generate(
                     if isinstance(found, Exception):
                         failures.append(question.source | {"error": words(found)})
                         continue
-                    results.append(question.source | {"answers": found.texts})
+                    reasoning = {"reasoning": found.reasoning} if found.reasoning else {}
+                    results.append(question.source | {"answers": found.texts} | reasoning)
                     if save_maps is not None:
                         stem = f"{len(results):04}-{Path(question.name).stem.replace(' ', '-')}"
                         saved += found.refinements[0].save(save_maps, stem)

@@ -20,10 +20,11 @@ from vlmfix.inference.pictures import IMAGE_SUFFIXES, ImageLike, open_images
 
 
 class Answered(NamedTuple):
-    """The answers about a picture by variant, and what CARVE found out of it."""
+    """The answers to a question by variant, what CARVE found out of it, and the reasoning before answers."""
 
     texts: dict[str, str]
     refinements: list[vlmfix.Refinement]
+    reasoning: dict[str, str]
 
 
 def is_readable(picture: ImageLike | None) -> bool:
