@@ -14,7 +14,7 @@ from tests.inference.test_turns import TEMPLATES, Processor
 from vlmfix.engine.caches import with_cache
 from vlmfix.engine.modules import input_device
 from vlmfix.evaluation.datasets import render, sample_scene
-from vlmfix.inference.chat import find_question
+from vlmfix.inference.chat import find_question, question_start
 from vlmfix.inference.conversation import Conversation, open_conversations, read_messages
 from vlmfix.inference.rendering import model_inputs, render_conversation
 from vlmfix.models.embedded import EMBEDDED
@@ -244,3 +244,44 @@ def test_videos_go_to_the_video_processor_or_are_refused(monkeypatch: pytest.Mon
     assert given["videos"] == [PICTURES[:2]]
     assert given["images"] == PICTURES[:1]
     assert given["do_sample_frames"] is False
+
+
+def test_the_text_that_asks_is_that_of_the_last_turn(loaded: tuple[Any, Any]) -> None:
+    """Of the text after the last image; where the image comes last, what the template writes after it."""
+    _, processor = loaded
+    said = [{"role": "user", "content": TURNS[0]}, {"role": "assistant", "content": "No"}]
+    asked = [*said, {"role": "user", "content": TURNS[2]}]
+    for content, first in (
+        (TURNS[2], "Which of them"),  # its picture stands in an earlier turn
+        (TURNS[3], "Describe"),
+        (TURNS[1], ""),
+    ):
+        inputs = model_inputs(
+            open_conversations([read_messages([*said, {"role": "user", "content": content}])]), processor
+        )
+        ids = inputs["input_ids"][0].tolist()
+        start = question_start(ids, processor.image_token_id, processor)
+        text = processor.tokenizer.decode(ids[start:])
+        assert processor.image_token not in text
+        assert first in text[:40]
+        assert "dog" not in text
+    ids = model_inputs(open_conversations([read_messages(asked)]), processor)["input_ids"][0].tolist()
+    rows: list[int] = []
+
+    class Watched(vlmfix.AdaptInfer):
+        def observe(self, context: Any, layer: int, weights: torch.Tensor) -> None:
+            super().observe(context, layer, weights)
+            rows[:] = context.state[self, layer].index.tolist()
+
+    method = Watched(prune_layers=(1,), kept_tokens=(10,))
+    vlmfix.generate(*loaded, messages=asked, method=method, max_new_tokens=1)
+    assert rows == list(range(question_start(ids, processor.image_token_id, processor), len(ids)))
+    with method(loaded[0]):  # without a processor, all text after the image
+        inputs = model_inputs(open_conversations([read_messages(asked)]), processor)
+        loaded[0].generate(**inputs, max_new_tokens=1, do_sample=False)
+    assert len(rows) == len(ids) - 1 - max(
+        i for i, each in enumerate(ids) if each == processor.image_token_id
+    )
+    single = model_inputs(open_conversations([read_messages(said[:1])]), processor)["input_ids"][0].tolist()
+    last = len(single) - 1 - single[::-1].index(processor.image_token_id)
+    assert question_start(single, processor.image_token_id, processor) == last + 1

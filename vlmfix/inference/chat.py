@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 from PIL import Image
@@ -20,6 +21,8 @@ from vlmfix.inference.turns import Turns, chat_template
 # them.
 _MARKER = "vlmfixquestion"
 _SYSTEM_MARKER = "vlmfixsystem"
+
+_turns: WeakKeyDictionary[Any, tuple[Any, Turns | None]] = WeakKeyDictionary()
 
 # Tokens that are decoded together, and those before them that may share a character or a space with them.
 _BLOCK, _OVERLAP = 64, 8
@@ -148,13 +151,7 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
     places = [place for place, token in enumerate(input_ids) if token != image_token]
     ids = [input_ids[place] for place in places]
     text, spans = text_and_spans(ids, processor)
-    turns = Turns.of(processor)
-    if turns is None:
-        raise UnsupportedError(
-            "the user's question cannot be found in the prompt: the chat template renders no dialogue; give "
-            "the processor one that does"
-        )
-    start, end = turns.last_user(text)
+    start, end = _turns_of(processor).last_user(text)
     question = ""
     tokens: dict[int, tuple[int, int]] = {}
     for place, token, (first, last) in zip(places, ids, spans, strict=True):
@@ -167,6 +164,46 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
             tokens[place] = (len(question), len(question) + len(piece))
         question += piece
     return Question(question, tokens)
+
+
+def question_start(input_ids: Sequence[int], image_token: int, processor: ProcessorMixin) -> int:
+    """The first token of the last user's turn, where this begins after the last image; else the one after it.
+
+    That turn, and what the template writes after it, is the text that asks; in a chat there may be earlier
+    turns between it and the image.
+
+    Args:
+        input_ids: of one prompt, without padding.
+        image_token: id of the image placeholder.
+        processor: of the model.
+
+    Raises:
+        UnsupportedError: where the question stands cannot be known.
+    """
+    after = next((number for number, token in enumerate(reversed(input_ids)) if token == image_token), None)
+    first = 0 if after is None else len(input_ids) - after
+    turns = _turns_of(processor)
+    if not turns.user.search(processor.tokenizer.decode(list(input_ids[first:]), skip_special_tokens=False)):
+        return first
+    places = [place for place, token in enumerate(input_ids) if token != image_token]
+    text, spans = text_and_spans([input_ids[place] for place in places], processor)
+    start, _ = turns.last_user(text)
+    asked = (place for place, (_, end) in zip(places, spans, strict=True) if end > start and place >= first)
+    return next(asked, first)
+
+
+def _turns_of(processor: ProcessorMixin) -> Turns:
+    """The turns of a processor's template, found once as long as this stays the same."""
+    key = chat_template(processor), len(processor.tokenizer)
+    if _turns.get(processor, (None, None))[0] != key:
+        _turns[processor] = key, Turns.of(processor)
+    turns = _turns[processor][1]
+    if turns is None:
+        raise UnsupportedError(
+            "the user's question cannot be found in the prompt: the chat template renders no dialogue; give "
+            "the processor one that does"
+        )
+    return turns
 
 
 def text_and_spans(
