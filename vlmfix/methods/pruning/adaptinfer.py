@@ -32,8 +32,9 @@ class AdaptInfer(TokenPruning):
 
     At each listed layer every text token after the image (of a chat, in the last turn) gets a weight: the
     attention that it receives from and gives to the other text tokens. With these weights the text's
-    attention to the image becomes one score per image token, and the best go on to the deeper layers. A prompt without text after its image is left
-    as it is. A method for speed; it promises no fewer hallucinations.
+    attention to the image becomes one score per image token, and the best go on to the deeper layers. A
+    prompt without text after its image is left as it is. A method for speed; it promises no fewer
+    hallucinations.
 
     The released code for LLaVA numbers the positions anew after each stage (`position_scheme="renumber"`),
     that for Qwen2-VL keeps them, as here by default.

@@ -44,10 +44,10 @@ class SparseVLM(TokenPruning):
     """SparseVLM and SparseVLM+ (arXiv 2410.04417): the words about the image decide which tokens of it stay.
 
     Words after the image (of a chat, in the last turn) that draw more of it than others, by their input
-    embeddings, are raters. After each listed layer the image tokens to which the raters attend most go on. In versions 1.0 and 1.5 the best of
-    the dropped tokens are merged in clusters; the mean takes the place of the cluster's centre, where the
-    released code appends it after the kept tokens and numbers the positions anew. A prompt without a word
-    after its image is left as it is.
+    embeddings, are raters. After each listed layer the image tokens to which the raters attend most go
+    on. In versions 1.0 and 1.5 the best of the dropped tokens are merged in clusters; the mean takes the
+    place of the cluster's centre, where the released code appends it after the kept tokens and numbers
+    the positions anew. A prompt without a word after its image is left as it is.
 
     Args:
         version: "1.5", fixed counts with merging; "1.0", counts from the rank of the raters' attention, with
