@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 from vlmfix.inference.chat import text_and_spans
 from vlmfix.inference.turns import chat_template
 
-# Of Qwen3, Qwen3-VL, GLM-4.1V and DeepSeek; of Magistral; of Kimi-VL; of Gemma 4.
+# Of Qwen3, Qwen3-VL and DeepSeek; of Magistral; of Kimi-VL; of Gemma 4.
 _MARKS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
