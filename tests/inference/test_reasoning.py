@@ -14,8 +14,9 @@ from tests.inference.test_turns import CHATML, Processor
 from vlmfix.inference.chat import find_question
 from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.output import read_answers
-from vlmfix.inference.reasoning import ReasoningMarks
+from vlmfix.inference.reasoning import split_reasoning
 from vlmfix.inference.rendering import model_inputs, render_conversation
+from vlmfix.models.reasoning_marks import ReasoningMarks
 
 OPENS = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
 CLOSES = OPENS.replace("<think>\n{% endif %}", "<think>\n\n</think>\n\n{% endif %}")
@@ -91,7 +92,7 @@ def test_a_token_with_the_end_of_the_mark_and_more() -> None:
         tokenizer = Tokenizer()
 
     own: Any = Own()
-    found = ReasoningMarks("<think>", "</think>").split(range(5), own, is_open=False)
+    found = split_reasoning(range(5), ReasoningMarks("<think>", "</think>"), own, is_open=False)
     assert found == ("a", 3, "Yes", True)
 
 

@@ -268,7 +268,9 @@ class Attachment:
             encoder=self._encoder,
             modules=self.modules,
         )
-        context.engine.gates = GateState.of(self.methods, context.num_layers, context.prompt_ids)
+        context.engine.gates = GateState.of(
+            self.methods, context.num_layers, context.prompt_ids, self._processor
+        )
         self.call.layers_seen = set()
         for method in self.methods:
             method.begin(context)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from vlmfix.inference.reasoning import ReasoningMarks
+from vlmfix.inference.reasoning import split_reasoning
+from vlmfix.models.reasoning_marks import ReasoningMarks
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _after_reasoning(
     answer: Answer, prompt: Sequence[int], marks: ReasoningMarks, processor: ProcessorMixin
 ) -> Answer:
     written = answer.token_ids[:-1] if answer.ended else answer.token_ids
-    found = marks.split(written, processor, is_open=marks.is_opened_by(prompt, processor))
+    found = split_reasoning(written, marks, processor, is_open=marks.is_opened_by(prompt, processor))
     if found is None:
         return answer
     return replace(

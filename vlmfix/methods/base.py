@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 from vlmfix.engine.attach import AttachmentBlock, fitted
 from vlmfix.engine.capabilities import AsksSeveralTimes
 from vlmfix.engine.compatibility import stock_model
+from vlmfix.engine.gating import BOTH
 from vlmfix.engine.logits_processor import MethodLogitsProcessor
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.stats import (
@@ -155,15 +156,19 @@ class Method(MethodHooks):
 
     @classmethod
     def parameter_names(cls) -> list[str]:
-        """What can be set, `gate` last, where there is something to scale."""
-        own = [each.name for each in dataclasses.fields(cls) if each.init and each.name != "gate"]
-        return [*own, "gate"] if cls.takes_gate() else own
+        """What can be set, `gate` and `act_on` last, where there is something to scale."""
+        shared = ("gate", "act_on")
+        own = [each.name for each in dataclasses.fields(cls) if each.init and each.name not in shared]
+        return [*own, *shared] if cls.takes_gate() else own
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The numbers by name, and the text of the gate, if it has one."""
-        values = {name: getattr(self, name) for name in self.parameter_names() if name != "gate"}
-        return values if self.gate is None else values | {"gate": str(self.gate)}
+        """The numbers by name, the text of the gate, if it has one, and the part on which it acts alone."""
+        shared = {} if self.gate is None else {"gate": str(self.gate)}
+        if self.act_on != BOTH:
+            shared["act_on"] = self.act_on
+        names = (name for name in self.parameter_names() if name not in ("gate", "act_on"))
+        return {name: getattr(self, name) for name in names} | shared
 
     def edit_stats(self) -> EditStats:
         """What this object did in all runs that have ended."""
