@@ -65,27 +65,27 @@ def test_comparison_and_reset(paths: list[Path]) -> None:
     assert "error: there is no answer yet to compare with" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("/imag a.png", "unknown command '/imag'; use /image"),
-        ("/image", "/image needs the path of a picture"),
-        ("/image nowhere.png", "no image file 'nowhere.png'"),
-        ("/method varr", "unknown method 'varr' (did you mean 'var'?)"),
-        ("/method 'var", "close the quotation mark"),
-        ("/method var moved_fraction=2", "moved_fraction"),
-        ("/method vcd+vdd", "defines the logits of this model already"),
-        ("/method gift saliency_layer=99", "saliency_layer is 99"),
-        ("an <image>", "contains '<image>'"),
-    ],
-)
-def test_an_error_is_one_line_and_the_chat_goes_on(line: str, message: str) -> None:
-    result = run(line, "/method", "/quit", "never read")
+ERRORS = {
+    "/imag a.png": "unknown command '/imag'; use /image",
+    "/image": "/image needs the path of a picture",
+    "/image nowhere.png": "no image file 'nowhere.png'",
+    "/method varr": "unknown method 'varr' (did you mean 'var'?)",
+    "/method 'var": "close the quotation mark",
+    "/method var moved_fraction=2": "moved_fraction",
+    "/method vcd+vdd": "defines the logits of this model already",
+    "/method gift saliency_layer=99": "saliency_layer is 99",
+    "an <image>": "contains '<image>'",
+}
+
+
+def test_an_error_is_one_line_and_the_chat_goes_on() -> None:
+    result = run(*ERRORS, "/method", "/quit", "never read")
     assert result.exit_code == 0
-    first, *others = result.stderr.strip().splitlines()
-    assert first.startswith("error: ")
-    assert message in first
-    assert others == ["greedy; /method NAME changes it"]
+    *errors, last = result.stderr.strip().splitlines()
+    for line, message in zip(errors, ERRORS.values(), strict=True):
+        assert line.startswith("error: ")
+        assert message in line
+    assert last == "greedy; /method NAME changes it"
     assert not result.stdout
 
 

@@ -50,13 +50,13 @@ def test_a_chat_of_four_turns_equals_the_same_prompt_at_once(name: str, loaded: 
             *loaded,
             messages=said,
             method=vlmfix.list_methods()[name](**method),
-            max_new_tokens=8,
+            max_new_tokens=4,
             on_answer=at_once.append,
         )
         inputs = model_inputs(open_conversations([read_messages(said)]), processor).to(input_device(model))
         with vlmfix.list_methods()[name](**method)(model, processor):
             torch.manual_seed(0)
-            output = model.generate(**with_cache(model, inputs, cache), max_new_tokens=8, do_sample=False)
+            output = model.generate(**with_cache(model, inputs, cache), max_new_tokens=4, do_sample=False)
         new = tuple(output[0, inputs["input_ids"].shape[1] :].tolist())
         assert new == at_once[0].token_ids
         assert at_once[0].prompt_tokens == inputs["input_ids"].shape[1]
@@ -105,7 +105,8 @@ def test_carve_refines_the_picture_of_the_question(loaded: tuple[Any, Any]) -> N
     found: list[vlmfix.Refinement] = []
     said = [{"role": "user", "content": TURNS[0]}, {"role": "assistant", "content": "No"}]
     ask = [*said, {"role": "user", "content": TURNS[3]}]
-    vlmfix.generate(*loaded, messages=ask, method="carve", max_new_tokens=2, on_refinement=found.append)
+    carve = vlmfix.CARVE(step_mode="first")
+    vlmfix.generate(*loaded, messages=ask, method=carve, max_new_tokens=2, on_refinement=found.append)
     assert found[0].original is not None
     assert found[0].original.tobytes() == PICTURES[2].tobytes()
     [opened] = open_conversations([read_messages(ask)])
