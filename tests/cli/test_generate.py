@@ -184,3 +184,63 @@ def test_a_picture_that_the_model_cannot_take_leaves_the_others_their_answers(pi
     assert [Path(each["image"]).name for each in document["failures"]] == ["line.png"]
     assert result.exit_code == 2
     assert "1 of 4 pictures" in result.stderr
+
+
+def test_several_pictures_in_one_prompt(pictures: Path) -> None:
+    """In the order of the options, after a system message."""
+    paths = [pictures / "2.png", pictures / "0.png"]
+    options = [each for path in paths for each in ("--image", path)]
+    result = run(
+        "generate", *options, "--together", "--system", "Be brief.", "--prompt", "And?", "--json", *SHORT
+    )
+    [found] = json.loads(result.stdout)["results"]
+    shown = [{"type": "image", "path": path} for path in paths]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [*shown, {"type": "text", "text": "And?"}]},
+    ]
+    expected = vlmfix.generate(*vlmfix.load(), messages=messages, max_new_tokens=8)
+    assert found == {"images": list(map(str, paths)), "answers": {"greedy": expected}}
+
+
+def test_a_conversation_from_a_file(pictures: Path) -> None:
+    """Its paths are relative to the file, wherever the command runs."""
+    file = pictures / "chat.json"
+    content = [{"type": "image", "path": "1.png"}, {"type": "text", "text": "Is there a dog?"}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "No"},
+        {"role": "user", "content": "And a cat?"},
+    ]
+    file.write_text(json.dumps(messages))
+    result = run("generate", "--messages", file, "--method", "vhr", "--compare", "--json", *SHORT)
+    document = json.loads(result.stdout)
+    assert document["prompt"] == "And a cat?"
+    [found] = document["results"]
+    content[0]["path"] = str(pictures / "1.png")
+    assert found["messages"] == str(file)
+    expected = vlmfix.generate(*vlmfix.load(), messages=messages, method="vhr", max_new_tokens=8)
+    assert found["answers"]["vhr"] == expected
+    assert set(found["answers"]) == {"greedy", "vhr"}
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ('{"role": "user"}', (), "messages is {'role': 'user'}; it must be a list"),
+        ('[{"role": "user", "content": [{"type": "image"}]}]', (), "item 1 of message 1 is"),
+        ("[{", (), "not valid JSON"),
+        ('[{"role": "user", "content": "Hi"}]', ("--prompt", "Hi"), "leave --prompt out"),
+        ('[{"role": "user", "content": "Hi"}]', ("--together",), "leave --together out"),
+        ('[{"role": "user", "content": [{"type": "image", "path": "no.png"}]}]', (), "no image file"),
+    ],
+)
+def test_a_file_that_is_no_conversation(
+    content: str, options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "chat.json").write_text(content)
+    result = run("generate", "--messages", tmp_path / "chat.json", *options, *SHORT)
+    assert result.exit_code == 2
+    [line] = result.stderr.strip().splitlines()
+    assert message in line
+    assert run("generate", "--together").exit_code == 2

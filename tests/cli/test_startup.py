@@ -43,7 +43,10 @@ def heavy_after(*arguments: str | Path, **environment: str) -> list[str]:
     "command",
     [
         [],
-        *([name] for name in ("generate", "methods", "calibrate", "scenes", "eval", "report", "score")),
+        *(
+            [name]
+            for name in ("generate", "chat", "methods", "calibrate", "scenes", "eval", "report", "score")
+        ),
         *(["score", name] for name in ("pope", "chair", "vqa")),
     ],
     ids=" ".join,

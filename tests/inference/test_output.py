@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ PAD, END, STOP = 0, 2, 9
 
 class Words:
     """A processor whose tokens are numbers, of which those below 3 are special."""
+
+    chat_template = None
+    tokenizer = SimpleNamespace(get_added_vocab=dict, chat_template=None)
 
     def batch_decode(self, rows: Any, *, skip_special_tokens: bool) -> list[str]:
         assert skip_special_tokens

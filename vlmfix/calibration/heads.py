@@ -14,6 +14,7 @@ from vlmfix.calibration.object_tokens import Caption, HeadReader, ObjectTokens
 from vlmfix.calibration.results import PROMPT, Calibration, Progress
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.chat import text_and_spans
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.pictures import ImageLike
 
@@ -131,11 +132,12 @@ def _captions(
     decoding = plain_decoding(model, _CAPTION)
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
-        prompts = [(each.image, PROMPT) for each in batch]
+        prompts = [Conversation.of(each.image, PROMPT) for each in batch]
         answers = answer_batch(model, processor, prompts, **decoding)
         for each, answer in zip(batch, answers, strict=True):
             text, spans = text_and_spans(answer.token_ids, processor, skip_special_tokens=True)
-            words = each.judge(text)
+            reasoned = spans[answer.reasoning_tokens - 1][1] if answer.reasoning_tokens else 0
+            words = [word for word in each.judge(text) if word.start >= reasoned]
             places = [
                 next(place for place, (_, end) in enumerate(spans) if end > word.start) for word in words
             ]

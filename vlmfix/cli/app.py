@@ -9,6 +9,7 @@ import typer
 
 import vlmfix
 from vlmfix.cli.calibrate import calibrate
+from vlmfix.cli.chat import chat
 from vlmfix.cli.check import check
 from vlmfix.cli.console import print_warning
 from vlmfix.cli.errors import OneLineErrors
@@ -55,6 +56,7 @@ def before_any_command(
 
 
 app.command()(generate)
+app.command()(chat)
 app.command()(methods)
 app.command()(check)
 app.command()(calibrate)

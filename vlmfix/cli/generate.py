@@ -19,22 +19,23 @@ from vlmfix.cli.options import (
     DtypeOption,
     ForceOption,
     ModelOption,
-    given_temperature,
+    SeedOption,
+    TemperatureOption,
+    TokensOption,
     given_text,
     path_option,
+    sampling_of,
 )
 from vlmfix.failures import failure_of, words
 from vlmfix.methods.registry import AUTO, GREEDY
 from vlmfix.models.embedded import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from PIL import Image
-
+    from vlmfix.inference.conversation import Conversation
+    from vlmfix.inference.output import Answer
     from vlmfix.recipes import Recipe
 
 BATCH_SIZE = 8
-MOST_TOKENS = 2**31 - 1
-MOST_SEED = 2**63 - 1
 
 
 def generate(
@@ -44,8 +45,25 @@ def generate(
         path_option("Picture or folder of pictures; may be repeated. (default: demo scene)"),
     ] = None,
     prompt: Annotated[
-        str, typer.Option(callback=given_text, help="What to ask about each picture.")
-    ] = "Describe the image.",
+        str | None,
+        typer.Option(
+            callback=given_text,
+            help="What to ask about each picture. (default: Describe the image.)",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(callback=given_text, help="System message before the prompt.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Ask once, about all pictures in their order.")
+    ] = False,
+    messages: Annotated[
+        Path | None,
+        path_option(
+            "JSON file with a conversation as apply_chat_template takes it, in the place of --image and "
+            "--prompt; paths in it are relative to the file."
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -65,14 +83,9 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show plain decoding beside the method.")
     ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST_TOKENS, help="Length limit of an answer.")
-    ] = 128,
-    temperature: Annotated[
-        float,
-        typer.Option(callback=given_temperature, help="Sample at this temperature; 0 is greedy."),
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
+    max_new_tokens: TokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     allow_missing: AllowMissingOption = False,
@@ -90,7 +103,8 @@ def generate(
 
     from vlmfix.api import decoding_under
     from vlmfix.cli.loading import load_model
-    from vlmfix.cli.pictures import Answered, answers_or_errors, named_pictures, picture_name, show
+    from vlmfix.cli.pictures import Answered, answers_or_errors, show
+    from vlmfix.cli.questions import asked_questions
     from vlmfix.inference.decoding import plain_decoding, set_aside
     from vlmfix.methods.grammar import make_methods, parse_settings
     from vlmfix.methods.suitability import profile_values
@@ -106,7 +120,7 @@ def generate(
         if not any(isinstance(each, vlmfix.CARVE) for each in chosen):
             raise ValueError("--save-maps needs --method carve, which makes maps")
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
-    sources = named_pictures(image)
+    questions = asked_questions(image, prompt, system, messages, together=together)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
     if method == AUTO:
         taken = find_recipe(loaded[0])
@@ -120,9 +134,7 @@ def generate(
         chosen = taken.make_methods()
     elif taken is not None:
         taken.check(loaded[0], force=force)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:  # from the whole distribution, as the protocols of the harness do
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampling = sampling_of(temperature)
     plain = "sampling" if temperature > 0 else GREEDY
     label = "+".join(parsed) or plain if taken is None else f"recipe {taken.name}"
     own = sampling if taken is None else taken.generate_kwargs(sampling)
@@ -130,24 +142,28 @@ def generate(
     variants = {plain: ([], sampling)} if compare else {}
     variants[label] = (chosen, own)
 
-    def answered(pictures: Sequence[Image.Image]) -> list[Answered]:
+    def answered(asked: Sequence[Conversation]) -> list[Answered]:
         """The answers to a batch, by variant, and what CARVE found out."""
-        found = [Answered({}, []) for _ in pictures]
+        found = [Answered({}, [], {}) for _ in asked]
         for name, (applied, decoding) in variants.items():
             torch.manual_seed(seed)
             refinements: list[vlmfix.Refinement] = []
+            written: list[Answer] = []
             texts = vlmfix.generate(
                 *loaded,
-                list(pictures),
-                prompt,
-                applied,
+                messages=list(asked),
+                method=applied,
                 max_new_tokens=max_new_tokens,
                 on_refinement=refinements.append,
+                on_answer=written.append,
                 **decoding,
             )
             for index, each in enumerate(found):
                 each.texts[name] = texts[index]
                 each.refinements.extend(refinements[index : index + 1])
+                reasoning = written[index].reasoning
+                if reasoning is not None:
+                    each.reasoning[name] = reasoning
         return found
 
     def decoding_of(applied: list[vlmfix.Method], decoding: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +177,7 @@ def generate(
     def document(stopped_by: BaseException | None = None) -> dict[str, Any]:
         head = {
             "model": model,
-            "prompt": prompt,
+            "prompt": questions[0].conversation.question.text,
             "method": label,
             "parameters": {each.name: each.parameters for each in chosen},
             "profile": profile_values(chosen, loaded[0]),
@@ -173,20 +189,23 @@ def generate(
         return head | {"results": results, "failures": failures} | error
 
     try:
-        with progress_bar("answering", len(sources), quiet=json_ or len(sources) == 1) as advance:
-            for start in range(0, len(sources), BATCH_SIZE):
-                batch = sources[start : start + BATCH_SIZE]
-                for source, picture, found in answers_or_errors(batch, answered):
+        with progress_bar("answering", len(questions), quiet=json_ or len(questions) == 1) as advance:
+            for start in range(0, len(questions), BATCH_SIZE):
+                batch = questions[start : start + BATCH_SIZE]
+                conversations = [each.conversation for each in batch]
+                for number, opened, found in answers_or_errors(conversations, answered):
+                    question = batch[number]
                     if isinstance(found, Exception):
-                        failures.append({"image": picture_name(source), "error": words(found)})
+                        failures.append(question.source | {"error": words(found)})
                         continue
-                    results.append({"image": picture_name(source), "answers": found.texts})
+                    reasoning = {"reasoning": found.reasoning} if found.reasoning else {}
+                    results.append(question.source | {"answers": found.texts} | reasoning)
                     if save_maps is not None:
-                        stem = f"{len(results):04}-{Path(picture_name(source)).stem.replace(' ', '-')}"
+                        stem = f"{len(results):04}-{Path(question.name).stem.replace(' ', '-')}"
                         saved += found.refinements[0].save(save_maps, stem)
                     if not json_:
-                        assert picture is not None
-                        show(source, picture, found.texts, alone=len(sources) == 1)
+                        assert opened is not None
+                        show(question.name, opened.pictures, found.texts, alone=len(questions) == 1)
                 advance(len(batch))
     except (Exception, KeyboardInterrupt) as error:
         if json_:
@@ -196,10 +215,12 @@ def generate(
         print_json(document())
     elif save_maps is not None:
         out.print(f"{len(saved)} pictures in {save_maps}", soft_wrap=True, highlight=False, markup=False)
+    if failures and len(questions) == 1:
+        raise ValueError(failures[0]["error"])
     if failures:
         reasons = "; ".join(failure["error"] for failure in failures[:3])
         raise ValueError(
-            f"{len(failures)} of {len(sources)} pictures could not be read or answered: {reasons}"
+            f"{len(failures)} of {len(questions)} pictures could not be read or answered: {reasons}"
         )
 
 

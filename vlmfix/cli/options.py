@@ -34,15 +34,28 @@ def given_temperature(value: float) -> float:
     return value
 
 
-def given_text(value: str) -> str:
-    """The text that an option gives; bytes that are not UTF-8 reach no tokenizer."""
+def given_text(value: str | None) -> str | None:
+    """The text that an option gives, if any; bytes that are not UTF-8 reach no tokenizer."""
     try:
-        value.encode()
+        (value or "").encode()
     except UnicodeEncodeError as error:
         raise typer.BadParameter(f"character {error.start + 1} is not valid UTF-8; write it anew") from None
     return value
 
 
+def sampling_of(temperature: float) -> dict[str, Any]:
+    """Arguments of `model.generate`: greedy at 0, else from the whole distribution, as the protocols of the
+    harness do."""
+    if temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
+TokensOption = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Length limit of an answer.")]
+TemperatureOption = Annotated[
+    float, typer.Option(callback=given_temperature, help="Sample at this temperature; 0 is greedy.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")]
 ModelOption = Annotated[
     str,
     typer.Option(

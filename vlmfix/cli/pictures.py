@@ -14,22 +14,23 @@ from rich.table import Column, Table
 import vlmfix
 from vlmfix.cli.console import out
 from vlmfix.cli.display import mark_differences, thumbnail
-from vlmfix.evaluation.datasets import demo_scene, render
 from vlmfix.failures import is_for_users, is_foreign, printable, words
+from vlmfix.inference.conversation import Conversation, open_conversations
 from vlmfix.inference.pictures import IMAGE_SUFFIXES, ImageLike, open_images
 
 
 class Answered(NamedTuple):
-    """The answers about a picture by variant, and what CARVE found out of it."""
+    """The answers to a question by variant, what CARVE found out of it, and the reasoning before answers."""
 
     texts: dict[str, str]
     refinements: list[vlmfix.Refinement]
+    reasoning: dict[str, str]
 
 
 def is_readable(picture: ImageLike | None) -> bool:
     """Whether a picture can be opened; warns if not."""
     try:
-        open_images(_picture(None) if picture is None else picture)
+        open_images(picture)
     except (OSError, ValueError) as error:
         warnings.warn(f"left out: {words(error)}", stacklevel=2)
         return False
@@ -55,55 +56,51 @@ def named_pictures(given: list[Path] | None) -> list[Path | None]:
 
 
 def answers_or_errors(
-    batch: Sequence[Path | None], answered: Callable[[Sequence[Image.Image]], list[Answered]]
-) -> Iterator[tuple[Path | None, Image.Image | None, Answered | Exception]]:
-    """The answers about each picture of a batch, or why there are none: one cannot spoil those of others."""
-    opened: list[tuple[Path | None, Image.Image]] = []
-    for source in batch:
+    batch: Sequence[Conversation], answered: Callable[[Sequence[Conversation]], list[Answered]]
+) -> Iterator[tuple[int, Conversation | None, Answered | Exception]]:
+    """The number of each question of a batch, the question with its pictures opened, and its answers or why
+    there are none: one cannot spoil those of others."""
+    opened: list[tuple[int, Conversation]] = []
+    for number, asked in enumerate(batch):
         try:
-            opened.append((source, open_images(_picture(source))[0]))
+            opened.append((number, open_conversations([asked])[0]))
         except (OSError, ValueError) as error:
-            yield source, None, error
+            yield number, None, error
     found: list[Answered | Exception] = []
     try:
-        found += answered([picture for _, picture in opened]) if opened else []
+        found += answered([asked for _, asked in opened]) if opened else []
     except ValueError as error:  # a picture that the model cannot take, such as one of a single line
         if len(opened) < 2 or not (is_for_users(error) or is_foreign(error)):
             raise
-        for _, picture in opened:
+        for _, asked in opened:
             try:
-                found += answered([picture])
+                found += answered([asked])
             except ValueError as alone:
                 found.append(alone)
         if len({words(each) if isinstance(each, Exception) else None for each in found}) == 1:
             raise  # it was not the picture
-    for (source, picture), each in zip(opened, found, strict=True):
-        yield source, picture, each
-
-
-def _picture(source: Path | None) -> Path | Image.Image:
-    return render(demo_scene()) if source is None else source
+    for (number, asked), each in zip(opened, found, strict=True):
+        yield number, asked, each
 
 
 def picture_name(source: Path | None) -> str:
     return "demo scene" if source is None else printable(str(source))
 
 
-def show(source: Path | None, picture: Image.Image, answers: dict[str, str], *, alone: bool) -> None:
+def show(name: str, pictures: Sequence[ImageLike], answers: dict[str, str], *, alone: bool) -> None:
     """One answer as text; two side by side with the differing words marked."""
-    if alone and out.is_terminal:
+    for picture in pictures if alone and out.is_terminal else ():
+        assert isinstance(picture, Image.Image)
         out.print(thumbnail(picture))
     if len(answers) == 1:
         text = next(iter(answers.values()))
         out.print(
-            text if alone else f"{picture_name(source)}: {text}",
+            text if alone else f"{name}: {text}",
             soft_wrap=True,
             highlight=False,
             markup=False,
         )
         return
-    table = Table(
-        *(Column(name, ratio=1) for name in answers), title=escape(picture_name(source)), expand=True
-    )
+    table = Table(*(Column(name, ratio=1) for name in answers), title=escape(name), expand=True)
     table.add_row(*mark_differences(*answers.values()))
     out.print(table)

@@ -12,6 +12,7 @@ from vlmfix.engine.attachment import Attachment
 from vlmfix.engine.call import Call
 from vlmfix.engine.callers import Turns, turns_of
 from vlmfix.engine.capabilities import ReadsEarlyExits, RunsLayerParts
+from vlmfix.engine.gating import BOTH, reasoning_marks
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.errors import UnsupportedError
@@ -99,6 +100,8 @@ def fitted(model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixi
             f"{name} needs the processor, for the words or the pixels of the prompt: 'with {name}()(model, "
             "processor):', or vlmfix.generate"
         )
+    if method.act_on != BOTH:
+        reasoning_marks(method, processor)
     resolved = method.resolve(model.config, find_profile(model))
     modules = DecoderModules(model)
     if isinstance(resolved, RunsLayerParts):

@@ -30,6 +30,7 @@ from vlmfix.engine.model_hooks import ModelHooks
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.engine.outside_passes import OutsidePasses, names_of
 from vlmfix.engine.phases import visual_tokens
+from vlmfix.engine.rereading import read_anew
 from vlmfix.engine.state import Encoded
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images, with_pixel_values
@@ -217,7 +218,8 @@ class Attachment:
             end_tokens=tokens.end_tokens(self.model, named),
         )
         try:
-            output = generate(*args, **kwargs)
+            with read_anew(self.model, named):
+                output = generate(*args, **kwargs)
             if self.methods != methods:
                 raise UnsupportedError(
                     "a block was left while generate was at work in it; leave it afterwards"
@@ -274,7 +276,9 @@ class Attachment:
             encoder=self._encoder,
             modules=self.modules,
         )
-        context.engine.gates = GateState.of(self.methods, self._attending, context.prompt_ids)
+        context.engine.gates = GateState.of(
+            self.methods, self._attending, context.prompt_ids, self._processor
+        )
         self.call.layers_seen = set()
         for method in self.methods:
             method.begin(context)

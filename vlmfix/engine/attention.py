@@ -121,9 +121,10 @@ def attention(
         output = torch.cat([output, *auxiliary_prompts], dim=1)
     for method in attachment.methods:
         edited = called(method, "edit_heads", output, functools.partial(method.edit_heads, context, layer))
-        if method.gate is not None and edited is not output:
-            opening = context.engine.gates.of_attention(method, edited)
-            edited = gated_heads(output, edited, opening, edited.shape[1] - context.auxiliary_length - 1)
+        if method.is_gated and edited is not output:
+            gates, newest = context.engine.gates, edited.shape[1] - context.auxiliary_length - 1
+            opening, part = gates.of_attention(method, edited), gates.of_part(method, edited)
+            edited = gated_heads(output, edited, opening, newest, part)
         output = edited
     return output, weights
 

@@ -58,7 +58,7 @@ def with_explicit_rows(
     index, wanted = _rows_of_step(asked, context, layout, query)
     if index is not None and len(index) == 0:
         return own_kernel()[0]
-    has_gates = any(method.gate is not None for method, _ in asked)
+    has_gates = any(method.is_gated for method, _ in asked)
     watching = [(method, own) for method, own in asked if method.observes]
     rows, row_size = query.shape[2] if index is None else len(index), query.shape[:2].numel() * key.shape[2]
     size = max(1, _BLOCK // row_size)
@@ -100,7 +100,7 @@ def with_explicit_rows(
         changed.append(_joined([block.change(method, hook, query) for block in blocks], dim=2))
         context.count(method, layer, changed[-1], method.edit_sites(layer, query.shape[1]))
     new = _joined([block.attended for block in blocks if block.attended is not None], dim=1)
-    if index is None and any(method.gate is None for method, _ in edits):
+    if index is None and not all(method.is_gated for method, _ in edits):
         return new
     output, _ = own_kernel()
     if index is None:  # where all gates are closed, the output is that of the kernel to the bit
@@ -160,10 +160,11 @@ def _edited_weights(
 
     def gated(method: MethodHooks, before: Tensor, after: Tensor) -> Tensor:
         """What the gate of a method lets through of its edit."""
-        if method.gate is None or after is before:
+        if not method.is_gated or after is before:
             return after
-        opening = context.engine.gates.of_attention(method, after)
-        return gated_rows(before, after, opening, is_newest)
+        gates = context.engine.gates
+        opening, part = gates.of_attention(method, after), gates.of_part(method, after)
+        return gated_rows(before, after, opening, is_newest, part)
 
     edited_scores = scores
     for method, rows in asked:

@@ -117,6 +117,20 @@ def with_cache(module: nn.Module, kwargs: Mapping[str, Any], cache: Cache | None
     return without_cache(kwargs) | {cache_name(module): cache}
 
 
+def record(cache: Cache) -> None:
+    """Let layers with a window keep what leaves it, for tokens to be taken back, until `stop_recording`."""
+    for layer in cache.layers:
+        if getattr(layer, "is_sliding", False) and hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+
+
+def stop_recording(cache: Cache) -> None:
+    """End `record`."""
+    for layer in cache.layers:
+        if "record_past" in vars(layer):
+            vars(layer)["record_past"] = False
+
+
 def write_cache(output: ModelOutput, cache: Cache) -> None:
     """Put a cache into an output of a model, in the place of the one that it has."""
     name = next(name for name, value in output.items() if isinstance(value, Cache))

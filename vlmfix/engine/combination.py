@@ -40,10 +40,11 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
             "at a time"
         )
     for one, another in ((method, other), (other, method)):
-        if isinstance(one, ChoosesTokens) and another.gate is not None:
+        if isinstance(one, ChoosesTokens) and another.is_gated:
+            kind, value = ("act_on", another.act_on) if another.gate is None else ("gate", str(another.gate))
             raise UnsupportedError(
-                f"{type(one).__name__} tries tokens and takes them back, which the gate of "
-                f"{type(another).__name__} does not follow; leave out {str(another.gate)!r}"
+                f"{type(one).__name__} tries tokens and takes them back, which the {kind} of "
+                f"{type(another).__name__} does not follow; leave out {value!r}"
             )
         if isinstance(one, ChoosesTokens) and another.owns_logits:
             raise UnsupportedError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vlmfix.engine.branches import follow_beams, join
-from vlmfix.engine.caches import read_cache, with_cache, write_cache
+from vlmfix.engine.caches import read_cache, record, stop_recording, with_cache, write_cache
 from vlmfix.engine.capabilities import (
     AddsAuxiliaryPrompt,
     PrunesTokens,
@@ -65,7 +65,8 @@ class ForwardHooks:
         self.decoder = decoder
         self._given: dict[str, Any] = {}
         self._pruning = PromptPruning(self.decoder)
-        self._has_state = memory_of(decoder).has_state
+        memory = memory_of(decoder)
+        self._has_state, self._has_window = memory.has_state, memory.window is not None
         self._has_latents = getattr(decoder.config, "kv_lora_rank", None) is not None
         self._is_reading_again = False
 
@@ -87,6 +88,7 @@ class ForwardHooks:
             kwargs = copied(kwargs, copies)
         embeddings = kwargs["inputs_embeds"]
         if context.is_prefill:
+            kwargs = self._recording(kwargs)
             self._given = dict(kwargs)
             context.layout.takes_over(kwargs.get("attention_mask"))
             context.engine.first_position = _first_position(kwargs, context.layout)
@@ -129,6 +131,21 @@ class ForwardHooks:
         if context.engine.branches and not context.is_prefill and self._is_joined(context):
             kwargs = join(context, self.decoder, kwargs)
         return args, kwargs
+
+    def _recording(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments with a cache from which the last tokens can be taken back, where layers have a window and
+        methods do that."""
+        takes_back = any(
+            isinstance(method, AddsAuxiliaryPrompt | ReadsLastRowAgain) for method in self.attachment.methods
+        )
+        if not self._has_window or not takes_back or not kwargs.get("use_cache"):
+            return kwargs
+        cache = read_cache(kwargs)
+        if cache is None:
+            cache = new_cache(self.decoder)
+            kwargs = with_cache(self.decoder, kwargs, cache)
+        record(cache)
+        return kwargs
 
     def after_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -193,6 +210,8 @@ class ForwardHooks:
             again = self._read_last_row_again(cache)
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
+        if cache is not None and self._has_window:
+            stop_recording(cache)
         for branch in context.engine.branches:
             branch.cache = None if cache is None else new_cache(self.decoder)
         if cache is not None and (context.engine.branches or context.engine.gates.follows_beams):

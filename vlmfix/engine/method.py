@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from vlmfix.engine.capabilities import AsksSeveralTimes, ChoosesTokens, PrunesTokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gates import Disagreement, Gate, parse_gate
+from vlmfix.engine.gating import BOTH, PARTS
 from vlmfix.engine.layout import Rows
 from vlmfix.engine.state import Branch
 from vlmfix.engine.stats import InactiveMethodWarning, Sums
@@ -53,6 +54,28 @@ class GateField:
         vars(method)["gate"] = gate
 
 
+class PartField:
+    """The field `act_on` of every method: "both" by default, "reasoning" or "answer"."""
+
+    def __get__(self, method: object | None, owner: type[Any]) -> str:
+        return BOTH if method is None else str(vars(method).get("act_on", BOTH))
+
+    def __set__(self, method: Any, value: str) -> None:
+        """Take it over.
+
+        Raises:
+            ValueError: it is no part, or one on which this method cannot act alone.
+        """
+        if value not in PARTS:
+            raise ValueError(f"act_on is {value!r}; it must be one of {', '.join(PARTS)}")
+        if value != BOTH and not method.takes_gate():
+            raise ValueError(
+                f"what {type(method).__name__} does holds for reasoning and answer alike, as it is done to "
+                f"the prompt or by the search; leave out act_on={value!r}"
+            )
+        vars(method)["act_on"] = value
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodHooks:
     """What the engine calls; a method overrides one to three of these, and inherits from the classes of
@@ -73,9 +96,12 @@ class MethodHooks:
     Args:
         gate: scales the edits of the newest row in every step, see `vlmfix.engine.gates`; rows of the prompt
             before the last are edited as without it. None: edits are whole.
+        act_on: of models that reason before they answer, the part in which it acts: "reasoning", "answer" or
+            "both". The pass that reads the prompt belongs to the part that begins after it.
     """
 
     gate: GateField = GateField()
+    act_on: PartField = PartField()
     identity_parameters: ClassVar[Mapping[str, Any]] = {}
     """Values that switch the method off, all of them together."""
     edits: ClassVar[bool] = True
@@ -109,6 +135,11 @@ class MethodHooks:
     def edits_attention(self) -> bool:
         """Whether it edits scores, weights or outputs of heads."""
         return _overrides(type(self), "edit_scores", "edit_weights", "edit_heads")
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether its edits may be left out, or scaled, in some sequences and steps."""
+        return self.gate is not None or self.act_on != BOTH
 
     @classmethod
     def takes_gate(cls) -> bool:
@@ -241,6 +272,8 @@ class MethodHooks:
             reason = self.inactive_reason(context) if "" in reasons else ", ".join(_in_words(reasons))
             if "" in reasons and sums.other_sizes.get("gate_open", (1.0, 0))[0] == 0:
                 reason = f"its gate {self.gate} never opened; change its bounds"
+                if self.gate is None:
+                    reason = f"no answer had the part on which it acts (act_on={self.act_on!r})"
             moved = f", none by more than {sums.divergence.kl_max:.1g} nats" if sums.edited else ""
             warnings.warn(
                 f"{type(self).__name__} edited {sums.edited} of {sums.eligible} sites in {sums.steps} steps "

@@ -150,11 +150,12 @@ def _next_step(context: DecodeContext, call: Call, input_ids: Tensor | None, *, 
     if call.end_tokens is not None and input_ids is not None:
         context.alive &= ~torch.isin(input_ids[:, -1], call.end_tokens.to(input_ids.device))
     gates = context.engine.gates
-    gates.tokens = None if input_ids is None else input_ids[:, -1]
+    gates.read(None if input_ids is None else input_ids[:, -1], context.step)
     if gates.methods and not has_cache:
+        kind = "act_on" if gates.methods[0].gate is None else "gate"
         raise UnsupportedError(
-            f"the gate of {type(gates.methods[0]).__name__} is for the newest token alone, and without a "
-            "cache the answer so far is read anew in every step; use use_cache=True"
+            f"the {kind} of {type(gates.methods[0]).__name__} is for the newest token alone, and "
+            "without a cache the answer so far is read anew in every step; use use_cache=True"
         )
 
 
@@ -177,7 +178,7 @@ def _edit_logits(
     for method in owners:
         edit = functools.partial(method.edit_logits, context, branches=others)
         edited = called(method, "edit_logits", own, edit)
-        if method.gate is not None:
+        if method.is_gated:
             edited = blend_logits(own, edited, openings[method])
             gates.note(method, openings[method])
         if edited is not own:

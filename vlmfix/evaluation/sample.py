@@ -10,6 +10,10 @@ from typing import Any
 
 from vlmfix.evaluation.files.hashing import digest
 
+UNREACHED = "UnfinishedReasoning"
+"""Type of the error in records without an answer, whose reasoning did not end. They are counted among the
+failed samples, but stop no run."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
@@ -14,15 +13,15 @@ from vlmfix.engine import tokens
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.vision_cache import cached_vision
-from vlmfix.inference.chat import prepare
+from vlmfix.inference.conversation import Conversation, open_conversations
 from vlmfix.inference.output import Answer, read_answers
-from vlmfix.inference.pictures import Images, listed, open_images
+from vlmfix.inference.rendering import model_inputs
 
 
 def answer_batch(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    batch: Sequence[tuple[Images, str]],
+    batch: Sequence[Conversation],
     **generate_kwargs: Any,
 ) -> list[Answer]:
     """Answers of one forward pass a token, under whatever methods are attached.
@@ -31,23 +30,19 @@ def answer_batch(
     and the reading of what stands before the question where the methods allow it.
 
     Args:
-        batch: images and text of each prompt.
+        batch: each prompt; its pictures may be paths.
         **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
 
     Raises:
         ValueError: a prompt or picture cannot be read, or the model gives no numbers.
     """
-    pictures: dict[Any, list[Image.Image]] = {}
-    keys = [identity(images) for images, _ in batch]
-    for key, (images, _) in zip(keys, batch, strict=True):
-        if key not in pictures:
-            pictures[key] = open_images(images)
-    inputs = prepare([pictures[key] for key in keys], [text for _, text in batch], processor)
+    inputs = model_inputs(open_conversations(batch), processor)
     check_token_ids(inputs["input_ids"], model)
     inputs = inputs.to(input_device(model), dtype=model.dtype)
     end_tokens = tokens.end_tokens(model, generate_kwargs)
     with ExitStack() as stack:
-        if len(pictures) < len(batch) or generate_kwargs.get("num_beams", 1) > 1:  # beams begin alike
+        alike = len({each.identity for each in batch}) < len(batch)
+        if alike or generate_kwargs.get("num_beams", 1) > 1:  # beams begin alike
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
         numbers = _Numbers()
@@ -97,8 +92,3 @@ def check_token_ids(input_ids: Tensor, model: PreTrainedModel) -> None:
             f"the tokenizer gives token {int(beyond[0])}, but the embedding of the model has {size} rows; "
             "use the tokenizer of this checkpoint, or resize_token_embeddings and train the new rows"
         )
-
-
-def identity(images: Images) -> Any:
-    """Equal for the same pictures."""
-    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in listed(images))

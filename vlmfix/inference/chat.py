@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.inference.image_processing import each_image_once
-from vlmfix.inference.turns import Turns, chat_template, takes_parts
+from vlmfix.inference.conversation import Conversation
+from vlmfix.inference.rendering import model_inputs, render_conversation
+from vlmfix.inference.turns import Turns, chat_template
 
 # Rendered in the place of the question, and of a system message, to learn what the chat template puts around
 # them.
 _MARKER = "vlmfixquestion"
 _SYSTEM_MARKER = "vlmfixsystem"
+
+_turns: WeakKeyDictionary[Any, tuple[Any, Turns | None]] = WeakKeyDictionary()
 
 # Tokens that are decoded together, and those before them that may share a character or a space with them.
 _BLOCK, _OVERLAP = 64, 8
@@ -27,32 +31,18 @@ _BLOCK, _OVERLAP = 64, 8
 def prepare(
     images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], processor: ProcessorMixin
 ) -> BatchFeature:
-    """Model inputs of a left-padded batch.
+    """Model inputs of a left-padded batch of single questions; see `vlmfix.inference.rendering.model_inputs`.
 
     Args:
         images: the pictures of each prompt.
         prompts: one text each, without a template.
-        processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
-            one.
+        processor: of the model.
 
     Raises:
         ValueError: a prompt is no text or contains the placeholder of a picture, or the chat template fails.
     """
-    texts = [
-        render(prompt, len(pictures), processor) for prompt, pictures in zip(prompts, images, strict=True)
-    ]
-    flat = [picture for pictures in images for picture in pictures]
-    try:
-        with each_image_once(processor):
-            inputs: BatchFeature = processor(
-                images=flat or None, text=texts, padding=True, padding_side="left", return_tensors="pt"
-            )
-            return inputs
-    except ValueError as error:  # such as a picture 200 times as long as wide, for Qwen-VL
-        raise ValueError(
-            f"{type(processor).__name__} refuses the pictures or prompts ({' '.join(str(error).split())}); "
-            "change or remove them"
-        ) from error
+    asked = [Conversation.of(pictures, prompt) for pictures, prompt in zip(images, prompts, strict=True)]
+    return model_inputs(asked, processor)
 
 
 def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
@@ -61,48 +51,7 @@ def render(prompt: str, num_images: int, processor: ProcessorMixin) -> str:
     Raises:
         ValueError: the prompt is no text or holds the placeholder of a picture, or the chat template fails.
     """
-    _check(prompt, processor)
-    template = chat_template(processor)
-    own: Any = processor  # `image_token` is of the processors of image-text models alone
-    placeholders = "".join(f"{own.image_token}\n" for _ in range(num_images))
-    if template is None:
-        return f"USER: {placeholders}{prompt} ASSISTANT:"
-    content: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
-    if not takes_parts(processor):  # a template of strings knows no images
-        return _turn(f"{placeholders}{prompt}", template, processor)
-    return _turn(content, template, processor)
-
-
-def _turn(content: Any, template: str, processor: ProcessorMixin) -> str:
-    turn = [{"role": "user", "content": content}]
-    try:
-        return processor.apply_chat_template(
-            turn, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a program, and comes with the checkpoint
-        raise ValueError(
-            f"the chat template of the checkpoint fails ({type(error).__name__}: {error}); repair it"
-        ) from error
-
-
-def _check(prompt: Any, processor: ProcessorMixin) -> None:
-    """Refuse what no tokenizer takes, and what would be read as a picture that is not there."""
-    if not isinstance(prompt, str):
-        raise ValueError(f"the prompt is {prompt!r}; it must be a text")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start + 1} of the prompt is a lone surrogate ({prompt[error.start]!r}), which "
-            "is no text; remove it"
-        ) from None
-    for name in ("image_token", "video_token"):
-        token = getattr(processor, name, None)
-        if isinstance(token, str) and token and token in prompt:
-            raise ValueError(
-                f"the prompt contains {token!r}, which stands for a picture; leave it out, pictures go "
-                "before the text by themselves"
-            )
+    return render_conversation(Conversation.of([""] * num_images, prompt), processor)
 
 
 @dataclass(frozen=True)
@@ -202,13 +151,7 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
     places = [place for place, token in enumerate(input_ids) if token != image_token]
     ids = [input_ids[place] for place in places]
     text, spans = text_and_spans(ids, processor)
-    turns = Turns.of(processor)
-    if turns is None:
-        raise UnsupportedError(
-            "the user's question cannot be found in the prompt: the chat template renders no dialogue; give "
-            "the processor one that does"
-        )
-    start, end = turns.last_user(text)
+    start, end = _turns_of(processor).last_user(text)
     question = ""
     tokens: dict[int, tuple[int, int]] = {}
     for place, token, (first, last) in zip(places, ids, spans, strict=True):
@@ -221,6 +164,46 @@ def find_question(input_ids: Sequence[int], image_token: int, processor: Process
             tokens[place] = (len(question), len(question) + len(piece))
         question += piece
     return Question(question, tokens)
+
+
+def question_start(input_ids: Sequence[int], image_token: int, processor: ProcessorMixin) -> int:
+    """The first token of the last user's turn, where this begins after the last image; else the one after it.
+
+    That turn, and what the template writes after it, is the text that asks; in a chat there may be earlier
+    turns between it and the image.
+
+    Args:
+        input_ids: of one prompt, without padding.
+        image_token: id of the image placeholder.
+        processor: of the model.
+
+    Raises:
+        UnsupportedError: where the question stands cannot be known.
+    """
+    after = next((number for number, token in enumerate(reversed(input_ids)) if token == image_token), None)
+    first = 0 if after is None else len(input_ids) - after
+    turns = _turns_of(processor)
+    if not turns.user.search(processor.tokenizer.decode(list(input_ids[first:]), skip_special_tokens=False)):
+        return first
+    places = [place for place, token in enumerate(input_ids) if token != image_token]
+    text, spans = text_and_spans([input_ids[place] for place in places], processor)
+    start, _ = turns.last_user(text)
+    asked = (place for place, (_, end) in zip(places, spans, strict=True) if end > start and place >= first)
+    return next(asked, first)
+
+
+def _turns_of(processor: ProcessorMixin) -> Turns:
+    """The turns of a processor's template, found once as long as this stays the same."""
+    key = chat_template(processor), len(processor.tokenizer)
+    if _turns.get(processor, (None, None))[0] != key:
+        _turns[processor] = key, Turns.of(processor)
+    turns = _turns[processor][1]
+    if turns is None:
+        raise UnsupportedError(
+            "the user's question cannot be found in the prompt: the chat template renders no dialogue; give "
+            "the processor one that does"
+        )
+    return turns
 
 
 def text_and_spans(

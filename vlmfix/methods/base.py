@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 from vlmfix.engine.attach import AttachmentBlock, fitted
 from vlmfix.engine.capabilities import AsksSeveralTimes
 from vlmfix.engine.compatibility import stock_model
+from vlmfix.engine.gating import BOTH
 from vlmfix.engine.logits_processor import MethodLogitsProcessor
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.stats import (
@@ -22,6 +23,7 @@ from vlmfix.engine.stats import (
     Sums,
 )
 from vlmfix.errors import UnsupportedError
+from vlmfix.inference.conversation import Conversation, Picture
 from vlmfix.methods.search_space import Dimension
 
 Stage = Literal["attention", "logits", "pruning", "vision", "image", "decoding", "baseline"]
@@ -154,15 +156,19 @@ class Method(MethodHooks):
 
     @classmethod
     def parameter_names(cls) -> list[str]:
-        """What can be set, `gate` last, where there is something to scale."""
-        own = [each.name for each in dataclasses.fields(cls) if each.init and each.name != "gate"]
-        return [*own, "gate"] if cls.takes_gate() else own
+        """What can be set, `gate` and `act_on` last, where there is something to scale."""
+        shared = ("gate", "act_on")
+        own = [each.name for each in dataclasses.fields(cls) if each.init and each.name not in shared]
+        return [*own, *shared] if cls.takes_gate() else own
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The numbers by name, and the text of the gate, if it has one."""
-        values = {name: getattr(self, name) for name in self.parameter_names() if name != "gate"}
-        return values if self.gate is None else values | {"gate": str(self.gate)}
+        """The numbers by name, the text of the gate, if it has one, and the part on which it acts alone."""
+        shared = {} if self.gate is None else {"gate": str(self.gate)}
+        if self.act_on != BOTH:
+            shared["act_on"] = self.act_on
+        names = (name for name in self.parameter_names() if name not in ("gate", "act_on"))
+        return {name: getattr(self, name) for name in names} | shared
 
     def edit_stats(self) -> EditStats:
         """What this object did in all runs that have ended."""
@@ -231,3 +237,23 @@ class MultiPassMethod(DetachedMethod, AsksSeveralTimes, ABC):
             "asks several times and changes the image, for which it needs the processor and the image: use "
             f"vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
         )
+
+    def run_conversation(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        conversation: Conversation,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Answer the question at the end of a conversation; what comes back is that of `run`.
+
+        Raises:
+            UnsupportedError: the strategy takes a single question with its pictures alone.
+        """
+        question = conversation.question
+        images = [part.image for part in question.parts if isinstance(part, Picture)]
+        if len(conversation.messages) > 1 or len(question.parts) != len(images) + 1:
+            raise UnsupportedError(
+                f"{type(self).__name__} takes one text with its pictures, and no conversation; ask it alone"
+            )
+        return self.run(model, processor, images, question.text, **generate_kwargs)

@@ -46,8 +46,8 @@ def _faults(cls: type[Method]) -> Iterator[str]:
     """What is wrong with the declarations, each as it goes on after the name of the class."""
     known = {each.name for each in fields(cls)}
     for name, annotation in vars(cls).get("__annotations__", {}).items():
-        if name == "gate":
-            yield " defines gate, which is a field of every method; leave it out"
+        if name in ("gate", "act_on"):
+            yield f" defines {name}, which is a field of every method; leave it out"
         if name not in known and "ClassVar" not in str(annotation):
             yield (
                 f": {name} is no field of it; put @dataclass(frozen=True, kw_only=True) between "

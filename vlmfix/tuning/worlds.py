@@ -166,6 +166,11 @@ class World:
             raise ValueError(f"none of {len(found)} samples of {self.name} was answered; see {plan.path}")
         if self._answer_ids is None:
             return Answered(outcome, plan, records, None, None, candidate.cost)
+        if any(record is not None and "reasoning" in record for record in found):
+            raise ValueError(
+                f"the model reasons before it answers {self.name}, so that its first step decides between no "
+                "yes and no; tune on captions, or switch the reasoning off in the chat template"
+            )
         margins = np.array([np.nan if record is None else record["margin"] for record in found])
         is_yes = np.array([sample.target == "yes" for sample, _ in plan.identities])
         given = Answered(outcome, plan, records, margins, is_yes, candidate.cost)

@@ -18,6 +18,7 @@ from tests.support.benchmarks import SHAPES, write_task
 from vlmfix.cli.console import err
 from vlmfix.evaluation.analysis import comparison
 from vlmfix.evaluation.files.atomic import write_json
+from vlmfix.evaluation.report.caveats import caveats
 from vlmfix.evaluation.report.collect import (
     Gathered,
     gather,
@@ -29,6 +30,7 @@ from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import RunPlan, prepare
 from vlmfix.evaluation.runner.progress import ConsoleProgress
 from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.sample import UNREACHED
 from vlmfix.evaluation.tasks import scoring
 from vlmfix.evaluation.tasks.registry import get_task
 
@@ -112,6 +114,15 @@ def test_counts_and_samples(plan: RunPlan) -> None:
     assert [sample.answer for sample in outcome.samples[:4]] == ["Yes", "No", "perhaps", None]
     assert outcome.clusters == [sample.cluster for sample in plan.samples]
     assert outcome.details["key"] == KEY
+
+
+def test_reasoning_that_did_not_end_is_counted_and_noted(plan: RunPlan) -> None:
+    write(plan, ok(plan, 0), failed(plan, 1, UNREACHED), failed(plan, 2, UNREACHED))
+    outcome = outcome_of(plan)
+    assert (outcome.counts["answered"], outcome.counts["failed"]) == (1, 2)
+    notes = caveats(comparison.compare([outcome])[0])
+    assert "var: 2 answers were not reached, as the reasoning did not end within the limit." in notes
+    assert outcome.samples[1].answer is None
 
 
 def test_an_empty_answer_is_an_answer(plan: RunPlan) -> None:

@@ -17,8 +17,9 @@ from tests.support import jobs
 from vlmfix.evaluation.runner import worker as module
 from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
-from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.sample import UNREACHED, Sample
 from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
 from vlmfix.methods.baselines.output_shift import answer_ids
 
@@ -75,7 +76,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     seen: list[list[str]] = []
 
     def watched(model: Any, processor: Any, batch: Any, **kwargs: Any) -> Any:
-        seen.append([prompt for _, prompt in batch])
+        seen.append([each.question.text for each in batch])
         return answer_batch(model, processor, batch, **kwargs)
 
     monkeypatch.setattr(module, "answer_batch", watched)
@@ -202,6 +203,43 @@ def test_want_of_memory_halves_the_batch_for_good(
     assert len(jobs.records(run.path)) == len(asked)
 
 
+def test_reasoning_is_kept_apart_and_what_does_not_end_is_no_answer(
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such samples count, are not judged, and stop no run."""
+    judged: list[str] = []
+
+    def thinking(model: Any, processor: Any, batch: Any, **kwargs: Any) -> list[Answer]:
+        answers = answer_batch(model, processor, batch, **kwargs)  # the tokens of which are the reasoning's
+        ends = {"text": "No.", "reasoning": "Is it?", "reasoning_tokens": 2}
+        open_ended = {"text": "", "reasoning": "Yes", "reasoning_tokens": len(answers[0].token_ids)}
+        return [
+            dataclasses.replace(answer, **(ends if number else {**open_ended, "reached": False}))
+            for number, answer in enumerate(answers)
+        ]
+
+    monkeypatch.setattr(module, "answer_batch", thinking)
+
+    def judge(sample: Sample, text: str, cut: bool) -> dict[str, Any]:
+        judged.append(text)
+        return {"parsed": text}
+
+    worker = Worker(*loaded, (), jobs.PROTOCOL, judge, "0-of-1", 3, answer_ids=((3,), (4,)))
+    worker.work(run, jobs.draws(asked), max_errors=0)
+    found = run.read({draw.identity: draw.key for draw in jobs.draws(asked)})
+    assert (len(found.failed), len(found.done)) == (3, len(asked) - 3)
+    assert judged == ["No."] * len(found.done)
+    for record in found.done.values():
+        assert (record["text"], record["reasoning"], record["n_reasoning_tokens"]) == ("No.", "Is it?", 2)
+        assert len(record["token_ids"]) == record["n_new_tokens"] - 2
+        assert "margin" not in record
+    for record in found.failed.values():
+        assert record["error_type"] == UNREACHED
+        assert "did not end within" in record["error"]
+        assert "parsed" not in record
+        assert record["reasoning"] == "Yes"
+
+
 def test_want_of_memory_for_a_single_sample_is_recorded(
     loaded: tuple[Any, Any], asked: list[Sample], run: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +248,8 @@ def test_want_of_memory_for_a_single_sample_is_recorded(
         monkeypatch,
         torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB"),
         lambda batch: any(
-            str(picture.tobytes()) == content and prompt == hungry.prompt for picture, prompt in batch
+            str(each.pictures[0].tobytes()) == content and each.question.text == hungry.prompt
+            for each in batch
         ),
     )
     content = str(open_images(hungry.image)[0].tobytes())
@@ -254,7 +293,7 @@ def test_a_sample_that_breaks_a_batch_is_found(
     poison = [dataclasses.replace(sample) for sample in asked]
     poison[5] = dataclasses.replace(asked[5], prompt="poison")
     error = RuntimeError("index out of range\n in self")
-    sizes = failing(monkeypatch, error, lambda batch: any(prompt == "poison" for _, prompt in batch))
+    sizes = failing(monkeypatch, error, lambda batch: any(each.question.text == "poison" for each in batch))
     jobs.worker(loaded, batch_size=6).work(run, jobs.draws(poison), max_errors=1)
     found = run.read({draw.identity: draw.key for draw in jobs.draws(poison)})
     assert list(found.failed) == [(poison[5].id, 0)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlmfix.evaluation.analysis.comparison import Comparison, Row
 from vlmfix.evaluation.analysis.results import Outcome
+from vlmfix.evaluation.sample import UNREACHED
 
 NOTABLE_GAP = 0.005
 """Two parsers that differ by more than half a point are worth a note."""
@@ -47,6 +48,8 @@ def _caveats(row: Row) -> list[str]:
         found.append(f"partial ({done[0]:,} of {done[1]:,} samples)")
     if failures := failed(outcome):
         found.append(failures)
+    if count := outcome.failures.get(UNREACHED):
+        found.append(f"{count:,} answers were not reached, as the reasoning did not end within the limit")
     if row.unpaired:
         found.append(f"no paired differences: {row.unpaired}")
     if row.best is not None and row.best.verdict != "better than":

@@ -30,6 +30,7 @@ from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.scoring import score_fields
 from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.methods.baselines.output_shift import answer_ids
 
@@ -133,7 +134,7 @@ def _warm_up(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     _warm.add(model)
     grey = Image.new("RGB", (224, 224), (128, 128, 128))
     decoding = plain_decoding(model, {"max_new_tokens": 2})
-    answer_batch(model, processor, [(grey, "Hello")] * 2, **decoding)
+    answer_batch(model, processor, [Conversation.of(grey, "Hello")] * 2, **decoding)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> 
     if not both:
         return
     records = [greedy.records.done[identity] for identity in both]
+    if any("reasoning" in record for record in records):
+        return  # the answer comes after it, and no first step decides on it
     if not all("margin" in record for record in records):
         raise ValueError(
             f"{greedy.plan.path} was answered without margins between yes and no; choose another "
@@ -137,8 +139,7 @@ def _mean_length(run: Answered) -> float:
 
 def _length(record: Mapping[str, Any]) -> int:
     """Tokens of an answer, without the one that ended it."""
-    length: int = record["n_new_tokens"] - (record["finish"] == "eos")
-    return length
+    return len(record["token_ids"]) - int(record["finish"] == "eos")
 
 
 def _label(baseline: str, method: Answered) -> str:

@@ -24,10 +24,11 @@ from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, RunStore
 from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
-from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.sample import UNREACHED, Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
 from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
@@ -148,7 +149,8 @@ class Worker:
                     continue
                 run.append(records, self.shard)
                 on_records(records)
-                failed = [record for record in records if record["status"] == "error"]
+                errors = [record for record in records if record["status"] == "error"]
+                failed = [record for record in errors if record["error_type"] != UNREACHED]
                 failures += len(failed)
                 if failures > max_errors:
                     raise TooManyErrorsError(
@@ -212,7 +214,8 @@ class Worker:
             refinement = asking[0].run(self.model, self.processor, *pairs[0], **generate_kwargs)
             answers = [refinement.final]
         else:
-            answers = answer_batch(self.model, self.processor, pairs, **generate_kwargs)
+            asked = [Conversation.of(*pair) for pair in pairs]
+            answers = answer_batch(self.model, self.processor, asked, **generate_kwargs)
         end = time.perf_counter()
         memory = peak_memory(self.model.device)
         passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
@@ -224,7 +227,7 @@ class Worker:
             | {
                 "status": "ok",
                 "text": answer.text,
-                "token_ids": list(answer.token_ids),
+                "token_ids": list(answer.token_ids[answer.reasoning_tokens :]),
                 "n_prompt_tokens": answer.prompt_tokens,
                 "n_new_tokens": len(answer.token_ids),
                 "finish": "eos" if answer.ended else "length",
@@ -234,8 +237,9 @@ class Worker:
                 "forwards_per_token": passes,
                 "peak_memory": memory,
             }
-            | self._judged(draw.sample, answer)
-            | margin
+            | _reasoning(answer)
+            | (self._judged(draw.sample, answer) if answer.reached else {})
+            | (margin if answer.reasoning is None else {})  # of the first step, which reasons
             for draw, answer, activity, margin in zip(batch, answers, did, margins, strict=True)
         ]
 
@@ -292,6 +296,20 @@ class Worker:
             "error": reason,
             "error_type": type(error).__name__,
         }
+
+
+def _reasoning(answer: Answer) -> dict[str, Any]:
+    """What a record keeps of a reasoning part; one that did not end is no answer, and is not judged."""
+    if answer.reasoning is None:
+        return {}
+    found = {"reasoning": answer.reasoning, "n_reasoning_tokens": answer.reasoning_tokens}
+    if answer.reached:
+        return found
+    return found | {
+        "status": "error",
+        "error_type": UNREACHED,
+        "error": f"the reasoning did not end within {len(answer.token_ids)} tokens; raise max_new_tokens",
+    }
 
 
 def decoding_of(

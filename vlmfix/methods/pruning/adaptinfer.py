@@ -30,10 +30,11 @@ from vlmfix.models.profiles import Profile
 class AdaptInfer(TokenPruning):
     """Adaptive token pruning during the prefill (arXiv 2508.06084).
 
-    At each listed layer every text token after the image gets a weight: the attention that it receives from
-    and gives to the other text tokens. With these weights the text's attention to the image becomes one score
-    per image token, and the best go on to the deeper layers. A prompt without text after its image is left
-    as it is. A method for speed; it promises no fewer hallucinations.
+    At each listed layer every text token after the image (of a chat, in the last turn) gets a weight: the
+    attention that it receives from and gives to the other text tokens. With these weights the text's
+    attention to the image becomes one score per image token, and the best go on to the deeper layers. A
+    prompt without text after its image is left as it is. A method for speed; it promises no fewer
+    hallucinations.
 
     The released code for LLaVA numbers the positions anew after each stage (`position_scheme="renumber"`),
     that for Qwen2-VL keeps them, as here by default.
@@ -135,14 +136,18 @@ class AdaptInfer(TokenPruning):
     def rows(self, context: DecodeContext, layer: int) -> Rows | None:
         if not context.is_prefill or layer not in (self.prune_layers or ()):
             return None
-        layout = context.layout_at(layer)
-        return layout.rows_after_last_image if layout.has_image else None
+        if not context.layout_at(layer).has_image:
+            return None
+        if (self, layer) not in context.state:
+            context.state[self, layer] = Rows.where(self.asking_text(context, layer))
+        rows: Rows = context.state[self, layer]
+        return rows
 
     def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
         if not context.is_prefill:
             return
         layout = context.layout_at(layer)
-        rows = layout.rows_after_last_image.to(weights.device)
+        rows: Rows = context.state[self, layer].to(weights.device)
         context.state[self, "scores"] = image_scores(
             weights,
             rows.index,

@@ -17,6 +17,7 @@ from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.state import PruneResult
 from vlmfix.engine.stats import Sums
 from vlmfix.errors import UnsupportedError
+from vlmfix.inference.chat import question_start
 from vlmfix.methods.base import Method
 from vlmfix.methods.validation import check_choice
 from vlmfix.models.profiles import Profile
@@ -53,6 +54,15 @@ class TokenPruning(Method, PrunesTokens, ABC):
                 "use 'original'"
             )
         return self
+
+    def asking_text(self, context: DecodeContext, layer: int) -> Tensor:
+        """The text after the last image that asks, among the tokens of a layer, `(batch, tokens)` bool: of a
+        chat, the last user's turn and what the template writes after it, which the processor tells; without
+        one, all text there."""
+        key = self, "asking"
+        if key not in context.state:
+            context.state[key] = _asking(context)
+        return context.layout_at(layer).gather(context.state[key])
 
     @abstractmethod
     def choose(
@@ -232,3 +242,26 @@ def check_stages(layers: tuple[int, ...], name: str, values: tuple[Any, ...]) ->
         raise ValueError(
             f"{name} is {values!r}; it must hold one value for each of the prune_layers {layers!r}"
         )
+
+
+def _asking(context: DecodeContext) -> Tensor:
+    """`TokenPruning.asking_text` over the whole prompt."""
+    layout, ids = context.layout, context.prompt_ids
+    after = layout.after_last_image
+    if context.processor is None or ids is None or not layout.has_image:
+        return after
+    if context.video_tokens is not None:
+        ids = ids.masked_fill(context.video_tokens.to(ids.device), context.image_token)
+    firsts: dict[tuple[int, ...], int] = {}
+    found = []
+    padding = layout.real_tokens.int().argmax(dim=1).tolist()
+    for row, start in zip(ids.tolist(), padding, strict=True):
+        prompt = tuple(row[start:])
+        if prompt not in firsts:  # beams share their prompt
+            try:
+                firsts[prompt] = question_start(prompt, context.image_token, context.processor)
+            except UnsupportedError:  # a prompt in another form than that of the template
+                firsts[prompt] = 0
+        found.append(start + firsts[prompt])
+    positions = torch.arange(layout.length, device=after.device)
+    return after & (positions >= torch.tensor(found, device=after.device)[:, None])

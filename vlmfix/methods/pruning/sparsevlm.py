@@ -43,11 +43,11 @@ _TOKENS_PER_CLUSTER = 10
 class SparseVLM(TokenPruning):
     """SparseVLM and SparseVLM+ (arXiv 2410.04417): the words about the image decide which tokens of it stay.
 
-    Words after the image that draw more of it than others, by their input embeddings, are raters. After each
-    listed layer the image tokens to which the raters attend most go on. In versions 1.0 and 1.5 the best of
-    the dropped tokens are merged in clusters; the mean takes the place of the cluster's centre, where the
-    released code appends it after the kept tokens and numbers the positions anew. A prompt without a word
-    after its image is left as it is.
+    Words after the image (of a chat, in the last turn) that draw more of it than others, by their input
+    embeddings, are raters. After each listed layer the image tokens to which the raters attend most go
+    on. In versions 1.0 and 1.5 the best of the dropped tokens are merged in clusters; the mean takes the
+    place of the cluster's centre, where the released code appends it after the kept tokens and numbers
+    the positions anew. A prompt without a word after its image is left as it is.
 
     Args:
         version: "1.5", fixed counts with merging; "1.0", counts from the rank of the raters' attention, with
@@ -145,7 +145,7 @@ class SparseVLM(TokenPruning):
     def enter_layer(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> None:
         if layer != 0 or not context.layout.has_image:
             return
-        text_tokens = context.layout.after_last_image.to(hidden_states.device)
+        text_tokens = self.asking_text(context, layer).to(hidden_states.device)
         image_tokens = context.layout.image_tokens.to(hidden_states.device)
         relevance = text_relevance(hidden_states, text_tokens, image_tokens)
         context.state[self, "raters"] = choose_raters(relevance, text_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
@@ -25,9 +25,10 @@ from vlmfix.engine.stats import SequenceStats, Sums
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.batch import answer_batch
-from vlmfix.inference.chat import prepare, render
+from vlmfix.inference.conversation import Conversation, open_conversations
 from vlmfix.inference.decoding import plain_decoding
-from vlmfix.inference.pictures import Images, open_images
+from vlmfix.inference.pictures import Images
+from vlmfix.inference.rendering import model_inputs, render_conversation
 from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod
 from vlmfix.methods.image.carve.crop import (
     Refinement,
@@ -228,25 +229,47 @@ class CARVE(MultiPassMethod):
                 processor, or another method drops image tokens.
             ValueError: `contrast_layers` does not fit the model.
         """
-        model = compatibility.stock_model(model)
-        pictures = open_images(images)
+        conversation = Conversation.of(images, prompt)
+        return self.run_conversation(
+            model, processor, conversation, max_new_tokens=max_new_tokens, **generate_kwargs
+        )
 
-        def answered(refinement: Refinement, shown: Sequence[Image.Image]) -> Refinement:
-            batch = [(list(shown), self._briefly(prompt) if refinement.refined else prompt)]
+    def run_conversation(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        conversation: Conversation,
+        *,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> Refinement:
+        """The same for the question at the end of a conversation, about the images that it belongs to; those
+        of earlier turns stay as they are."""
+        model = compatibility.stock_model(model)
+        [asked] = open_conversations([conversation])
+        pictures = [asked.pictures[place] for place in asked.asked_about]
+
+        def answered(refinement: Refinement, shown: Conversation) -> Refinement:
+            batch = [shown.asking(self._briefly) if refinement.refined else shown]
             [final] = answer_batch(model, processor, batch, max_new_tokens=max_new_tokens, **generate_kwargs)
             return dataclasses.replace(refinement, answer=final.text.strip(), final=final)
 
         if not pictures or self.is_identity:
             reason = STRENGTH_ZERO if pictures else NO_IMAGE
-            original = pictures[0] if pictures else None
-            refinement = answered(Refinement(answer="", original=original, reason=reason), pictures)
+            original = _opened(pictures[0]) if pictures else None
+            refinement = answered(Refinement(answer="", original=original, reason=reason), asked)
         else:
+            if asked.videos:
+                raise UnsupportedError(
+                    "CARVE refines pictures, and the prompt holds a video; use another method, or show "
+                    "frames as pictures"
+                )
             with cached_vision(model):
-                refinement = self._look(model, processor, pictures, prompt)
+                refinement = self._look(model, processor, asked)
                 if not refinement.refined:
-                    refinement = answered(refinement, pictures)
+                    refinement = answered(refinement, asked)
             if refinement.refined:
-                refinement = answered(refinement, self._final_images(pictures, refinement))
+                refinement = answered(refinement, self._finally(asked, refinement))
         refined = int(refinement.refined)
         skipped = Counter([refinement.reason] * (1 - refined))
         latest = [SequenceStats(0, 0, refined, 1, refinement.reason)]
@@ -257,15 +280,15 @@ class CARVE(MultiPassMethod):
         )
         return refinement
 
-    def _final_images(self, pictures: Sequence[Image.Image], refinement: Refinement) -> list[Image.Image]:
-        assert refinement.image is not None
+    def _finally(self, asked: Conversation, refinement: Refinement) -> Conversation:
+        """What is asked in the end, with the refined image."""
+        refined = refinement.image
+        assert refined is not None
         if self.final_images == "original+refined":
-            return [*pictures, refinement.image]
-        return [refinement.image if picture is refinement.original else picture for picture in pictures]
+            return asked.also_showing(refined)
+        return asked.showing(lambda picture: refined if picture is refinement.original else picture)
 
-    def _look(
-        self, model: PreTrainedModel, processor: ProcessorMixin, pictures: list[Image.Image], prompt: str
-    ) -> Refinement:
+    def _look(self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
         compatibility.check_model(model)
         attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
@@ -278,16 +301,17 @@ class CARVE(MultiPassMethod):
                 )
         layers = self.resolve(model.config, find_profile(model)).contrast_layers
         assert layers is not None
-        inputs = prepare([pictures], [self._briefly(prompt)], processor)
+        pictures = [_opened(picture) for picture in asked.pictures]
+        inputs = model_inputs([asked.asking(self._briefly)], processor)
         located = _locate(model, processor, inputs, pictures)
         pixels = _digest({name: value for name, value in inputs.items() if name not in _TEXT_INPUTS})
         question, first_answer = _map_pass(model, processor, inputs, layers, self.max_map_tokens)
-        general = self._briefly(self.general_instruction)
-        text = render(general, len(pictures), processor)
+        general = asked.asking_instead(self._briefly(self.general_instruction))
+        text = render_conversation(general, processor)
         key = pixels, text, layers, attached
         instruction = self._instruction_maps.get(model, key)
         if instruction is None:
-            inputs = prepare([pictures], [general], processor)
+            inputs = model_inputs([general], processor)
             steps = 1 if self.step_mode == "first" else self.max_map_tokens
             instruction, _ = _map_pass(model, processor, inputs, layers, steps)
             self._instruction_maps.put(model, key, instruction)
@@ -302,7 +326,7 @@ class CARVE(MultiPassMethod):
             saliency_map(values, image, picture.size)
             for values, image, picture in zip(fused.split(counts), located, pictures, strict=True)
         ]
-        chosen = int(np.argmax([np.nansum(each) for each in maps]))
+        chosen = max(asked.asked_about, key=lambda place: np.nansum(maps[place]))
         original, saliency = pictures[chosen], maps[chosen]
         mask = select_regions(
             saliency,
@@ -437,6 +461,11 @@ def _map_pass(
         output = generate(**inputs, **greedy)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]
     return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
+
+
+def _opened(picture: Any) -> Image.Image:
+    assert isinstance(picture, Image.Image)
+    return picture
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
