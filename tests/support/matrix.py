@@ -20,7 +20,8 @@ from vlmfix.probe.verdicts import Verdict, verdicts
 
 # Random models of the zoo have no sinks of their own, and few image tokens.
 SETTINGS: dict[str, dict[str, Any]] = ACTING | {
-    "var": ACTING["var"] | {"sink_threshold": 1.0, "min_image_mass": 0.0, "min_non_sink_share": 0.0},
+    "var": ACTING["var"] | {"sink_threshold": 0.5, "min_image_mass": 0.0, "min_non_sink_share": 0.0},
+    "opera": {"penalty_weights": 1000.0, "scale_factor": 500.0},
     "adaptinfer": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
 }
 

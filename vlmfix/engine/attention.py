@@ -72,7 +72,8 @@ def attention(
         context.engine.peeked = observed_weights(
             module, query, key, context.engine.peeking.index, mask, **kwargs
         )
-        return torch.zeros_like(query).transpose(1, 2), None
+        batch, heads, queries, _ = query.shape
+        return query.new_zeros(batch, queries, heads, value.shape[-1]), None
     attachment.layers_seen.add(layer)
     if context.engine.prefix is not None and not context.engine.prefix.is_read:  # where no method edits
         layout = context.engine.prefix.layout

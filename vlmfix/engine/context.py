@@ -158,17 +158,25 @@ class DecodeContext:
         begin, end = image_markers(self.config, self.processor)
         if numbers is None and begin is None and end is None:
             if not has_no_markers(self.config):
-                raise UnsupportedError(
-                    f"what is written around the images of {self.config.model_type} is not known; attach "
-                    "with its processor: 'with method(model, processor):', or vlmfix.generate"
-                )
+                raise self._unknown_markup()
             return image
         ids = self.token_ids
         if numbers is not None:
             image = image | (numbers >= 0)
-        first = (ids == begin) & nn.functional.pad(image[:, 1:], (0, 1))
-        last = (ids == end) & nn.functional.pad(image[:, :-1], (1, 0))
+        ahead, behind = nn.functional.pad(image[:, 1:], (0, 1)), nn.functional.pad(image[:, :-1], (1, 0))
+        first, last = (ids == begin) & ahead, (ids == end) & behind
+        if numbers is None and None not in (begin, end):
+            runs = [(each & (image ^ near)).sum(dim=1) for each, near in ((first, ahead), (last, behind))]
+            if not torch.equal(*runs):  # other tokens stand inside of an image
+                raise self._unknown_markup()
         return image | first | last
+
+    def _unknown_markup(self) -> UnsupportedError:
+        assert self.config is not None
+        return UnsupportedError(
+            f"what is written around the images of {self.config.model_type} is not known; attach with its "
+            "processor: 'with method(model, processor):', or vlmfix.generate"
+        )
 
     @cached_property
     def image_numbers(self) -> Tensor | None:

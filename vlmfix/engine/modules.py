@@ -82,8 +82,9 @@ class DecoderModules:
 def _context(module: nn.Module | None, hidden_states: Tensor) -> Tensor:
     """What a module makes of hidden states, on the device where it lies."""
     assert module is not None
-    output: Tensor = module(hidden_states.to(device_of(module, hidden_states)))
-    return output
+    output = module(hidden_states.to(device_of(module, hidden_states)))
+    states: Tensor = output[0] if isinstance(output, tuple) else output  # experts say who was asked, too
+    return states
 
 
 def device_of(module: nn.Module, states: Tensor) -> torch.device:

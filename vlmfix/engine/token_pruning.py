@@ -94,6 +94,11 @@ class PromptPruning:
         rows: Rows,
     ) -> Tensor:
         """Weights of a layer before it runs: its projections alone, without the cache."""
+        if not hasattr(layer, "input_layernorm"):
+            raise UnsupportedError(
+                f"{type(layer).__name__} has no input_layernorm, so that the attention of a layer is not "
+                "known before it runs; use a pruning method that looks at a layer before, or at none"
+            )
         stage = context.pruning_stage_at(index)
         embeddings = kwargs.get("position_embeddings")
         if stage is not None:

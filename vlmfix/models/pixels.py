@@ -58,7 +58,7 @@ class PixelForm(NamedTuple):
         mean, std = (torch.as_tensor(each).float().expand(_CHANNELS)[:, None, None] for each in (mean, std))
         rescales = getattr(image_processor, "do_rescale", True)
         scale = getattr(image_processor, "rescale_factor", 1 / _LEVELS) if rescales else 1.0
-        vision = config.vision_config
+        vision = getattr(config, "vision_config", None)
         sizes = [getattr(vision, name, 1) for name in ("spatial_merge_size", "temporal_patch_size")]
         side = getattr(vision, "patch_size", 1)  # which patches in a list alone need
         return cls(mean, std, scale, side if isinstance(side, int) else side[0], *sizes)

@@ -11,6 +11,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from vlmfix.errors import UnsupportedError
 
+# The number of images of each prompt, which one of them alone does not have, and another name of the pixels.
+_NOT_OF_ONE_IMAGE = ("batch_num_images", "pixel_values_images")
+
 
 def text_decoder(model: PreTrainedModel) -> Any:
     """The stack of layers that reads the prompt, without the head that makes logits of it.
@@ -54,8 +57,7 @@ def image_arguments(model: PreTrainedModel) -> tuple[str, ...]:
     encode = getattr(model.base_model, "get_image_features", None)
     if encode is None:
         return ()
-    # Counts the images of each prompt, which they have lost when they are taken one by one.
-    return tuple(name for name in inspect.signature(encode).parameters if name != "batch_num_images")
+    return tuple(name for name in inspect.signature(encode).parameters if name not in _NOT_OF_ONE_IMAGE)
 
 
 class Memory(NamedTuple):

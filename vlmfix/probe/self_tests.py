@@ -27,6 +27,7 @@ STEPS = 3
 
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 _HALF = 3e-2
+_BEAMS = 3
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,21 @@ class Probe:
         model: loaded.
         processor: of the model; None: methods that need it are refused.
         inputs: see `ProbeInputs`.
+
+    Raises:
+        ValueError: the stock model fails on them.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None, inputs: ProbeInputs) -> None:
         self.model, self.processor, self.inputs = model, processor, inputs
         self.tolerance = _TOLERANCES.get(model.dtype, _HALF)
         self._answers = _answers(model, inputs.batch)
-        self.stock = self.logits(inputs.batch)
+        try:
+            self.stock = self.logits(inputs.batch)
+        except Exception as error:  # whatever an unknown model does
+            raise ValueError(
+                f"{type(model).__name__} itself cannot answer a question about a picture: {_words(error)}"
+            ) from error
 
     def logits(
         self,
@@ -94,11 +103,8 @@ class Probe:
             row: whose answer is said; None: each prompt has its own.
         """
         answers = self._answers if row is None else self._answers[row : row + 1]
-        block: AbstractContextManager[None] = (
-            nullcontext() if method is None else AttachmentBlock(self.model, method, self.processor)
-        )
         options = plain_decoding(self.model, {"max_new_tokens": STEPS, **kwargs})
-        with block:
+        with self._under(method):
             generate: Any = self.model.generate  # of GenerationMixin, unknown to the type of the model
             output = generate(
                 **inputs,
@@ -108,6 +114,28 @@ class Probe:
                 return_dict_in_generate=True,
             )
         return torch.stack([each.float() for each in output.logits])
+
+    def beams(self, method: MethodHooks | None = None) -> Tensor:
+        """Scores of the sequences that a beam search finds, `(batch, beams)` float32.
+
+        Args:
+            method: under which; None: the stock model.
+        """
+        options = plain_decoding(self.model, {"max_new_tokens": STEPS, "num_beams": _BEAMS})
+        with self._under(method):
+            generate: Any = self.model.generate
+            output = generate(
+                **self.inputs.batch,
+                **options,
+                num_return_sequences=_BEAMS,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        scores: Tensor = output.sequences_scores.float().view(-1, _BEAMS)
+        return scores
+
+    def _under(self, method: MethodHooks | None) -> AbstractContextManager[None]:
+        return nullcontext() if method is None else AttachmentBlock(self.model, method, self.processor)
 
     def answer(self, method: Method) -> Tensor | None:
         """Raw logits under a method in its own way of decoding, as `logits` has them; None: of a loop of its
@@ -149,6 +177,13 @@ def self_tests(probe: Probe) -> list[SelfTest]:
             raise UnsupportedError(f"without a cache the stock model gives other logits, by {stock:.1e}")
         return under(rows, use_cache=False)
 
+    def beams(method: MethodHooks) -> float:
+        try:
+            stock = probe.beams()
+        except Exception as error:  # whatever the model does
+            raise UnsupportedError(f"the stock model fails with beams: {_words(error)}") from error
+        return probe.difference(probe.beams(method), stock)
+
     def text() -> float:
         if inputs.without_images is None:
             raise UnsupportedError("what the prompt is without its images is not known")
@@ -161,6 +196,8 @@ def self_tests(probe: Probe) -> list[SelfTest]:
         "explicit rows": partial(under, rows),
         "explicit rows, single prompts": partial(singles, rows),
         "explicit rows, no cache": uncached,
+        "explicit rows, beams": partial(beams, rows),
+        "same prompt, beams": partial(beams, identities.SamePrompt()),
         "outputs of heads": partial(under, identities.Heads()),
         "same prompt": partial(under, identities.SamePrompt()),
         "same images": partial(under, identities.SameImages()),
@@ -211,9 +248,14 @@ def _answers(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
     ends = end_tokens(model, {})
     if ends is not None:
         plain &= ~torch.isin(ids, ends.to(ids.device))
-    answers = []
+    answers: list[Tensor] = []
     for own, words in zip(ids, plain, strict=True):
-        answers.append(own[words][-1 - STEPS : -1])
+        said = own[words][-1 - STEPS : -1]
+        if not len(said):
+            raise ValueError(
+                f"the processor makes no words of a question: {own[mask[len(answers)]].tolist()}"
+            )
+        answers.append(said[torch.arange(STEPS, device=said.device) % len(said)])
     return torch.stack(answers)
 
 

@@ -67,7 +67,7 @@ def _by_grid(config: PreTrainedConfig, inputs: Mapping[str, Any]) -> list[Shapes
     if grids is None:
         return None
     merges = inputs.get("image_merge_sizes")
-    merge = _first(config, "spatial_merge_size", "merge_size") or 1
+    merge = _first(config, "spatial_merge_size", "merge_size", "merge_kernel_size") or 1
     sizes = [merge] * len(grids) if merges is None else merges.tolist()
     return [
         [(height // size, width // size)] * frames
