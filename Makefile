@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 # Tests start many processes, each of which would compile the package anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test tests checks quick coverage lint types docs test-oldest clean
+.PHONY: demo test tests checks quick support coverage lint types docs test-oldest clean
 
 demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
@@ -26,6 +26,11 @@ checks: $(VENV)/ready
 
 quick: $(VENV)/ready
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
+
+# All types of models of transformers: takes half an hour, and writes the support matrix.
+support: $(VENV)/ready
+	$(BIN)/pytest $(PARALLEL) -m support
+	$(BIN)/python -m docs.make_support_matrix
 
 # What no test reaches in the engine and the methods, branches included.
 coverage: $(VENV)/ready

@@ -18,6 +18,8 @@ from tests.support.matrix import Row, row, stages
 from vlmfix.probe.verdicts import Verdict
 
 PAGE = Path(__file__).parent / "guide" / "support.md"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- support -->\n", "<!-- end of support -->"
 HEAD = """# Support matrix
 
 What acts on which type of model. A tiny random model of each image-text-to-text type of transformers
@@ -43,6 +45,26 @@ def main() -> None:
         print(f"{number} of {len(names)}: {name}", file=sys.stderr, flush=True)
         rows.append(row(name))
     PAGE.write_text(page(rows), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    README.write_text(before + BEGIN + summary(rows) + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table of the README: types by how much acts on them."""
+    groups = stages()
+    kinds: dict[str, list[str]] = {}
+    for each in rows:
+        if "+" in each.name:
+            continue  # a variant of a type that is there
+        works = {verdict.method for verdict in each.verdicts if verdict.state == "works"}
+        acting = [stage for stage in ("attention", "logits", "pruning") if works & set(groups[stage])]
+        kinds.setdefault(", ".join(acting) or "nothing, with the reason", []).append(each.name)
+    lines = [["methods act at the stages", "types"], ["---", "---"]]
+    for kind in sorted(kinds, key=lambda kind: -len(kinds[kind])):
+        lines.append([kind, f"{len(kinds[kind])}: {_names(kinds[kind])}"])
+    head = f"Tiny models of all types of transformers {transformers.__version__} that can be built so:\n\n"
+    return head + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def page(rows: Sequence[Row]) -> str:

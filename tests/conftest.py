@@ -44,9 +44,11 @@ def models() -> dict[str, PreTrainedModel]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test of another family than that of the quick subset is slow; tests of the whole come first, as
     they take longest, and a worker that gets one at the end is waited for."""
+    if "support" not in config.getoption("markexpr"):
+        items[:] = [item for item in items if item.get_closest_marker("support") is None]
     items.sort(key=lambda item: len(item.path.relative_to(ROOT).parts))
     for item in items:
         callspec = getattr(item, "callspec", None)

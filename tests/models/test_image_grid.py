@@ -309,14 +309,14 @@ def test_processors_that_are_refused(processor: Any, message: str) -> None:
 
 
 def test_models_that_are_refused() -> None:
+    image = ImageTokens((TokenGrid.plain(0, 4, 4),), 16)
     with pytest.raises(
-        vlmfix.UnsupportedError, match="image tokens of idefics3 lie on the image is not known"
+        vlmfix.UnsupportedError, match="part of an image the tokens of idefics3 show is not known"
     ):
-        token_grids(AutoConfig.for_model("idefics3"), {}, single_prompt(0))
+        place([image], AutoConfig.for_model("idefics3"), CLIPImageProcessorPil(), [(64, 64)])
     pixtral = LlavaConfig(vision_config={"model_type": "pixtral"}, vision_feature_select_strategy="full")
-    inputs = {"pixel_values": torch.zeros(1, 3, 64, 64)}
-    with pytest.raises(vlmfix.UnsupportedError, match="vision encoder pixtral"):
-        token_grids(pixtral, inputs, single_prompt(16))
+    with pytest.raises(vlmfix.UnsupportedError, match="fit no grid"):
+        token_grids(pixtral, {"pixel_values": torch.zeros(1, 3, 64, 64)}, single_prompt(15))
     model = anyres("llava_next")
     processor = LlavaNextImageProcessorPil(size={"shortest_edge": 56}, crop_size=56)
     image = ImageTokens((TokenGrid.plain(0, 4, 4),), 17)

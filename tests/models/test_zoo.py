@@ -26,14 +26,14 @@ MIXED = {
 
 
 def names(*, loaded: bool = False) -> list[object]:
-    """Types, all but two of them slow; only those that load again, without variants, if asked for."""
+    """Types, all but two for `make support`; only those that load again, without variants, if asked for."""
     chosen = [
         name
         for name, kind in zoo.TYPES.items()
         if (kind.base or name) in KNOWN  # older transformers know fewer
         and not (loaded and (kind.base or name in zoo.NO_PROCESSOR or name in zoo.NOT_LOADED))
     ]
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in chosen]
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.support) for name in chosen]
 
 
 @cache
@@ -93,7 +93,7 @@ def test_a_type_runs(name: str) -> None:
     assert model.generate(**inputs, max_new_tokens=3, do_sample=False) is not None
 
 
-@pytest.mark.slow
+@pytest.mark.support
 def test_pictures_of_a_batch_differ_in_tokens() -> None:
     alike = {"llava", "gemma3", "paligemma"}
     for name in (

@@ -251,7 +251,7 @@ class Attachment:
         if not self.call.generates:
             self._forget_images()
         prompt_ids = self.call.prompt_ids
-        image_tokens, video_tokens = visual_tokens(self.model, kwargs, prompt_ids)
+        image_tokens, video_tokens = visual_tokens(self.model, kwargs, prompt_ids, self.call.inputs or kwargs)
         layout = PromptLayout.from_image_tokens(image_tokens, kwargs.get("attention_mask"))
         layout = layout.repeat(self.copies)
         video_tokens = video_tokens.repeat_interleave(self.copies, dim=0) & layout.image_tokens
@@ -276,6 +276,7 @@ class Attachment:
             encoder=self._encoder,
             modules=self.modules,
         )
+        context.engine.encoded = kwargs.get("mm_encoder_outputs")
         context.engine.gates = GateState.of(
             self.methods, self._attending, context.prompt_ids, self._processor
         )

@@ -216,7 +216,7 @@ class ForwardHooks:
             branch.cache = None if cache is None else new_cache(self.decoder)
         if cache is not None and (context.engine.branches or context.engine.gates.follows_beams):
             follow_beams(context, cache)
-        context.position_embeddings, context.inputs = None, {}
+        context.position_embeddings, context.inputs, context.engine.encoded = None, {}, None
         for stage in context.pruning_stages:
             stage.position_embeddings = None
             stage.gathered.clear()

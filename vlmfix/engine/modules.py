@@ -52,7 +52,7 @@ class DecoderModules:
             if parts != _PARTS or scaled or not hasattr(layer.self_attn, "o_proj"):
                 raise UnsupportedError(
                     f"{type(layer).__name__} is not a plain layer of {', '.join(sorted(_PARTS))}, parts that "
-                    "methods could run by themselves; use a model of the LLaVA, Qwen-VL or InternVL families"
+                    "methods could run by themselves; use a method that does not"
                 )
 
     def final_norm(self, hidden_states: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -69,7 +70,10 @@ def is_prompt(
 
 
 def visual_tokens(
-    model: PreTrainedModel, kwargs: dict[str, Any], prompt_ids: Tensor | None
+    model: PreTrainedModel,
+    kwargs: Mapping[str, Any],
+    prompt_ids: Tensor | None,
+    shown: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The placeholders of images and videos, and those of videos alone, `(batch, prompt)` bool each.
 
@@ -79,11 +83,21 @@ def visual_tokens(
         model: the whole model.
         kwargs: of the pass that reads the prompts, with `input_ids` or `inputs_embeds`.
         prompt_ids: that `generate` got beside embeddings.
+        shown: what holds the pixels, which `generate` may have encoded before the pass; None: `kwargs`.
 
     Raises:
-        UnsupportedError: the embeddings hold the image features already, and there are no ids.
+        UnsupportedError: there are images and videos with one placeholder; or the embeddings hold the image
+            features already, and there are no ids.
     """
     input_ids, image, video = kwargs.get("input_ids"), image_token(model.config), video_token(model.config)
+    shown = kwargs if shown is None else shown
+    if video == image and shown.get("pixel_values") is not None:
+        if shown.get("pixel_values_videos") is not None:
+            raise UnsupportedError(
+                f"{type(model).__name__} has one placeholder for images and videos, and a prompt with both "
+                "does not tell which is which; show images or videos"
+            )
+        video = None
     if input_ids is None:
         embeddings, ids = kwargs["inputs_embeds"], prompt_ids
         batch, length = embeddings.shape[:2]

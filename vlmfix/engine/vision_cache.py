@@ -120,6 +120,15 @@ def with_pixel_values(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return inputs if pixels is None else {**inputs, PIXELS: pixels}
 
 
+def pixels_of(image: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of an image that show it: some models read it in two sizes, or crops of it beside it."""
+    return {
+        name: value
+        for name, value in image.items()
+        if PIXELS in name and value.is_floating_point() and "mask" not in name
+    }
+
+
 def is_video(image: Mapping[str, Tensor]) -> bool:
     """Whether the tensors of `split_images` are those of a video."""
     return VIDEO_PIXELS in image

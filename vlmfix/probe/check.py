@@ -73,7 +73,7 @@ def trials(model: PreTrainedModel, inputs: ProbeInputs) -> dict[str, Method]:
     """All methods that act inside `generate`, by name; where the defaults are for one model, at values
     that fit any."""
     layers = len(text_decoder(model).layers)
-    visual, _ = visual_tokens(model, dict(inputs.batch), None)
+    visual, _ = visual_tokens(model, inputs.batch, None)
     tokens = int(visual.sum(dim=1).min())
     stages = (1, max(2, layers // 2))
     kept = {"kept_tokens": max(1, tokens // 2)}

@@ -75,7 +75,7 @@ class SameImages(_InPlaceOfLogits):
     def branches(
         self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> list[Branch]:
-        images = shown_images(context, type(self).__name__)
+        images = shown_images(context, type(self).__name__, in_rows=True)
         return [with_other_images(context, images, inputs_embeds, decoder_inputs, fused=self.fused)]
 
 

@@ -243,7 +243,7 @@ def _words(error: Exception) -> str:
 def _answers(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
     """What is said: words of each prompt, `(batch, steps)`, none of which stands for an image or ends it."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    visual, _ = visual_tokens(model, dict(inputs), None)
+    visual, _ = visual_tokens(model, inputs, None)
     plain = mask & ~visual
     ends = end_tokens(model, {})
     if ends is not None:

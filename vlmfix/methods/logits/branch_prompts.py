@@ -14,7 +14,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import check_features, embedded_tokens, extras, of_tokens, selected
 from vlmfix.engine.layout import PromptLayout, pairs_at
 from vlmfix.engine.state import Branch, Selection
-from vlmfix.engine.vision_cache import PIXELS, VIDEO_PIXELS, is_video, split_images
+from vlmfix.engine.vision_cache import PIXELS, VIDEO_PIXELS, is_video, pixels_of, split_images
 from vlmfix.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -94,11 +94,12 @@ def text_alone(context: DecodeContext, method: MethodHooks, image: Tensor) -> Te
     return text
 
 
-def shown_images(context: DecodeContext, name: str) -> list[dict[str, Tensor]]:
+def shown_images(context: DecodeContext, name: str, *, in_rows: bool = False) -> list[dict[str, Tensor]]:
     """The tensors of each image, then of each video, see `vlmfix.engine.vision_cache.split_images`.
 
     Args:
         name: of the method that wants to change them.
+        in_rows: whether it is enough that crops come one a row of the pixels, with all images as one.
 
     Raises:
         UnsupportedError: the prompt came without pixels.
@@ -112,11 +113,15 @@ def shown_images(context: DecodeContext, name: str) -> list[dict[str, Tensor]]:
         )
     images = split_images(given)
     if images is None:
-        shapes = {each: tuple(value.shape) for each, value in given.items() if isinstance(value, Tensor)}
-        raise UnsupportedError(
-            f"{name} changes the pixels of each image, and those of this model do not come one an image "
-            f"({shapes}); use a method that acts on attention or on the text"
-        )
+        tensors = {each: value for each, value in given.items() if isinstance(value, Tensor)}
+        shapes = {each: tuple(value.shape) for each, value in tensors.items()}
+        # Crops come in rows, but which are of one image is not told by their number: they count as one.
+        if not in_rows or any(len(value) == 1 for value in pixels_of(tensors).values()):
+            raise UnsupportedError(
+                f"{name} changes the pixels of each image, and those of this model do not come one an image "
+                f"({shapes}); use a method that acts on attention or on the text"
+            )
+        images = [tensors]
     if any(map(is_video, images)) and not context.has_video:
         raise UnsupportedError(
             f"{name} changes the pixels of a video, and no video token of the prompt tells where its "
@@ -158,9 +163,12 @@ def with_other_images(
     """
     assert context.encode_images is not None
     check_features(decoder_inputs, inputs_embeds, "made of the other images")
+    _check_merging(context, inputs_embeds)
     with torch.no_grad():
         encoded = context.encode_images(images)
     are_videos = [is_video(image) for image in images]
+    if not any(are_videos):  # several images may come as one
+        are_videos = [False] * len(encoded)
     prompts = context.layout.image_tokens[:: context.copies].to(inputs_embeds.device)
     videos = torch.zeros_like(prompts)
     if context.video_tokens is not None:
@@ -196,6 +204,23 @@ def with_other_images(
     injected = [each[visual.to(each.device)] for each in filled]
     branch.decoder_inputs = {**branch.decoder_inputs, "deepstack_visual_embeds": injected}
     return branch
+
+
+def _check_merging(context: DecodeContext, inputs_embeds: Tensor) -> None:
+    """Refuse a model that makes something else of image features than to put them in their places, as far as
+    `generate` has encoded the images before."""
+    output = None if context.engine.encoded is None else context.engine.encoded.get("image")
+    features = getattr(output, "pooler_output", None)
+    if features is None or context.has_video or not len(features):
+        return
+    first = features[0] if features[0].ndim == 2 else features
+    own = inputs_embeds[context.layout.image_tokens.to(inputs_embeds.device)][: len(first)]
+    if own.shape != first.shape or not torch.allclose(own, first.to(own), rtol=1e-2, atol=1e-3):
+        raise UnsupportedError(
+            "this model does not put the features of an image in its place as they are (it may add them to "
+            "what is there), so that those of another image cannot be put there; use a method that acts on "
+            "attention or on the text"
+        )
 
 
 class Replacement(NamedTuple):

@@ -58,7 +58,7 @@ class ONLY(LogitsMixer, ReadsEarlyExits, RunsLayerParts):
         forwards=1.0,
         provenance="released code",
         paper="2507.00898",
-        families="LLaVA, Qwen-VL, InternVL",
+        families="whose layers are a norm and attention, then a norm and a feed-forward part",
     )
     identity_parameters: ClassVar = {"alpha_agree": 0, "alpha_differ": 0, "beta": 0}
     search_space: ClassVar = {"threshold": Between(0.1, 1), "layer": LayersBetween(0, 3 / 4)}

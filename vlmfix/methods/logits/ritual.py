@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
+from vlmfix.engine.vision_cache import pixels_of
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, finite
@@ -91,7 +92,13 @@ class RITUAL(Contrastive):
         assert context.config is not None
         form = PixelForm.of(getattr(context.processor, "image_processor", None), context.config)
         transformed = []
-        for parts in _parts_of_images(context, shown_images(context, "RITUAL")):
+        shown = shown_images(context, "RITUAL")
+        if any(len(pixels_of(part)) > 1 for part in shown):
+            names = ", ".join(pixels_of(shown[0]))
+            raise UnsupportedError(
+                f"RITUAL transforms a picture, and this model reads {names} of each; use VCD"
+            )
+        for parts in _parts_of_images(context, shown):
             pixels = torch.cat([part["pixel_values"] for part in parts])
             pictures = [form.pictures(part) for part in parts]
             transform = draw_transform(seeded(pixels, self.seed), *pictures[0][0].size)

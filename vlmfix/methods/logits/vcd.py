@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
-from vlmfix.engine.vision_cache import VIDEO_PIXELS, is_video
+from vlmfix.engine.vision_cache import pixels_of
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
@@ -67,20 +67,30 @@ class VCD(Contrastive):
     ) -> Sequence[Branch]:
         if self.alpha == 0 or not context.layout.has_image:
             return ()
-        images = shown_images(context, "VCD")
+        images = shown_images(context, "VCD", in_rows=True)
         assert context.config is not None
         noised = []
         for image in images:
-            pixels = VIDEO_PIXELS if is_video(image) else "pixel_values"
             copies = 1
             if "image_grid_thw" in image:  # Qwen-VL repeats an image for the frames of a video
                 copies = getattr(context.config.vision_config, "temporal_patch_size", 1)
-            other = add_noise(image[pixels], self.noise_step, self.seed, copies=copies)
-            noised.append(image | {pixels: other})
+            in_rows = not any("grid_thw" in name for name in image)  # and not in patches
+            others = {
+                name: _noised(pixels, self.noise_step, self.seed, copies, in_rows=in_rows)
+                for name, pixels in pixels_of(image).items()
+            }
+            noised.append(image | others)
         return [with_other_images(context, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
 
     def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         return contrast(logits, branches[0], self.alpha) if branches else logits
+
+
+def _noised(pixels: Tensor, step: int, seed: int, copies: int, *, in_rows: bool) -> Tensor:
+    """Noisy pixels; where several crops come in rows, each has noise of its own, whatever is beside it."""
+    if not in_rows or len(pixels) == 1:
+        return add_noise(pixels, step, seed, copies=copies)
+    return torch.cat([add_noise(each, step, seed) for each in pixels.split(1)])
 
 
 def signal_shares() -> Tensor:

@@ -50,7 +50,7 @@ class VisionZip(TokenPruning, ReadsVisionAttention):
         forwards=1.0,
         provenance="released code",
         paper="2412.04467",
-        families="LLaVA and LLaVA-NeXT with a CLIP encoder, Qwen2-VL, Qwen2.5-VL, Qwen3-VL",
+        families="with a CLIP encoder and a projector, or an encoder that merges patches (Qwen-VL, GLM-4V)",
     )
     identity_parameters: ClassVar = {"dominant_tokens": None}
 
