@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
+from docs import make_support_matrix
 from tests.support import matrix, zoo
+from tests.support.paths import ROOT
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.probe.self_tests import Probe, SelfTest, self_tests
 from vlmfix.probe.verdicts import verdicts
@@ -143,3 +145,15 @@ def test_probe_keeps_the_model(llava: Any) -> None:
     assert {test.name: test.reason for test in tests if test.refused} == {
         "no image": "what the prompt is without its images is not known"
     }
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_so() -> None:
+    """The committed support matrix, for a type in which much is missing; `make support` writes all of it."""
+    found = matrix.row("lfm2_vl")
+    page = (ROOT / "docs" / "guide" / "support.md").read_text(encoding="utf-8")
+    groups = matrix.stages()
+    line = ["`lfm2_vl`", *make_support_matrix.cells(found, groups), make_support_matrix.tests(found)]
+    assert f"| {' | '.join(line)} |" in page
+    section = page.partition("### `lfm2_vl`\n\n")[2].partition("\n\n#")[0]
+    assert section.strip().splitlines() == make_support_matrix.reasons(found)
