@@ -342,8 +342,8 @@ class ForwardHooks:
             if whole and read.shape[1] > branch.inputs_embeds.shape[1]:
                 more = read.shape[1] - branch.inputs_embeds.shape[1]
                 given = padded(given, branch.inputs_embeds, more)
-                for name, value in newest.items():
-                    given[name] = torch.cat([given[name][:, :-more], value], dim=1)
+                for name in newest.keys() & given.keys():
+                    given[name] = torch.cat([given[name][:, :-more], newest[name]], dim=1)
             positions = branch.positions(
                 positions_of(self._given, context.layout), context.step, context.first_position
             )

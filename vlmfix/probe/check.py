@@ -79,6 +79,7 @@ def trials(model: PreTrainedModel, inputs: ProbeInputs) -> dict[str, Method]:
     kept = {"kept_tokens": max(1, tokens // 2)}
     of_any: dict[str, dict[str, Any]] = {
         "kmeans": kept,
+        "opera": {"penalty_weights": 1000.0, "scale_factor": 500.0},
         "random_tokens": kept,
         "uniform_grid": kept,
         "visionzip": {"dominant_tokens": max(1, tokens // 3), "contextual_tokens": max(1, tokens // 6)},
