@@ -61,7 +61,10 @@ def test_it_is_learned_from_the_processor(name: str, item: str) -> None:
     """What stands around the pictures of prompts is all theirs, and their words are not."""
     if name not in KNOWN:
         pytest.skip(f"this version of transformers has no {name}")
-    processor = zoo.processor(name)
+    try:
+        processor = zoo.processor(name)
+    except ImportError as error:  # versions differ in what needs torchvision
+        pytest.skip(str(error).splitlines()[0])
     assert image_item(processor) == item
     markup = image_markup(processor, IMAGE_TOKEN)
     assert markup is not None

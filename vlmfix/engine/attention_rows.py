@@ -16,6 +16,7 @@ from vlmfix.engine.capabilities import MeasuresScores
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gating import gated_rows
 from vlmfix.engine.in_place import called
+from vlmfix.engine.kernels import ATTRIBUTE
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.method import MethodHooks
 from vlmfix.errors import UnsupportedError
@@ -54,6 +55,7 @@ def with_explicit_rows(
         `(batch, queries, heads, head_dim)`.
     """
     _refuse_foreign_terms(module, kwargs)
+    terms = _terms(module, kwargs)
     layout = context.layout_at(layer)
     index, wanted = _rows_of_step(asked, context, layout, query)
     if index is not None and len(index) == 0:
@@ -77,8 +79,8 @@ def with_explicit_rows(
             ],
             context,
             layer,
-            _capped(attention_scores(_take(query, own_index), key, _scaling(query, kwargs)), kwargs),
-            kwargs.get("s_aux"),
+            _scores(_take(query, own_index), key, terms, kwargs),
+            terms.get("s_aux"),
             _mask_of_rows(attention_mask, own_index, query, key, _is_causal(module, kwargs)),
             None if own_index is None or not has_gates else own_index[-1] == query.shape[2] - 1,
         )
@@ -230,9 +232,10 @@ def observed_weights(
     row_size = query.shape[:2].numel() * key.shape[2]
     if len(rows) * row_size > _BLOCK:
         _check_memory("a method", len(rows), row_size, query.device)
-    scores = _capped(attention_scores(_take(query, rows), key, _scaling(query, kwargs)), kwargs)
+    terms = _terms(module, kwargs)
+    scores = _scores(_take(query, rows), key, terms, kwargs)
     seen = _mask_of_rows(attention_mask, rows, query, key, _is_causal(module, kwargs))
-    return softmax(scores, seen, kwargs.get("s_aux"))
+    return softmax(scores, seen, terms.get("s_aux"))
 
 
 def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
@@ -355,8 +358,14 @@ def softmax(scores: Tensor, seen: Tensor | None = None, sinks: Tensor | None = N
     return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
 
 
-def _capped(scores: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    cap = kwargs.get("softcap")
+def _terms(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Softcap and sinks of a call; none where the model's own kernel, SDPA, passes them over."""
+    attachment = vars(module).get(ATTRIBUTE)
+    return {} if attachment is not None and attachment.kernel == "sdpa" else kwargs
+
+
+def _scores(query: Tensor, key: Tensor, terms: dict[str, Any], kwargs: dict[str, Any]) -> Tensor:
+    scores, cap = attention_scores(query, key, _scaling(query, kwargs)), terms.get("softcap")
     return scores if cap is None else softcapped(scores, cap)
 
 
