@@ -129,6 +129,30 @@ def pixels_of(image: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def shown_sizes(image: Mapping[str, Tensor], name: str) -> list[tuple[int, int]] | None:
+    """Height and width of what each crop of pixels shows, without the padding below and to the right of it;
+    None: a single one is there, and nothing says that it has any.
+
+    Args:
+        image: see `split_images`.
+        name: of its pixels, `(..., channels, height, width)`; the crops are all before.
+    """
+    pixels, mask, sizes = image[name], image.get(_ROW_MASK), image.get("image_sizes")
+    height, width = pixels.shape[-2:]
+    if mask is not None and mask.shape == (*pixels.shape[:-3], height, width):
+        rows = mask.bool().reshape(-1, height, width)
+        found = torch.stack([rows.any(dim=2).sum(dim=1), rows.any(dim=1).sum(dim=1)], dim=1)
+    elif sizes is not None and pixels.ndim == 4 and sizes.shape == (len(pixels), 2):
+        if bool((sizes > sizes.new_tensor([height, width])).any()):
+            return None  # those of the picture before it was resized
+        found = sizes
+    elif pixels.ndim == 4 and len(pixels) > 1:  # crops of several images, see `shown_images`
+        return [(height, width)] * len(pixels)
+    else:
+        return None
+    return [(int(tall), int(wide)) for tall, wide in found.tolist()]
+
+
 def is_video(image: Mapping[str, Tensor]) -> bool:
     """Whether the tensors of `split_images` are those of a video."""
     return VIDEO_PIXELS in image

@@ -34,7 +34,7 @@ def model_inputs(conversations: Sequence[Conversation], processor: ProcessorMixi
     texts = [render_conversation(each, processor) for each in conversations]
     pictures = [picture for each in conversations for picture in each.pictures]
     videos = [list(frames) for each in conversations for frames in each.videos]
-    visual: dict[str, Any] = {"images": pictures or None}
+    visual: dict[str, Any] = {}
     if videos:
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(
@@ -44,15 +44,29 @@ def model_inputs(conversations: Sequence[Conversation], processor: ProcessorMixi
         visual |= {"videos": videos, "do_sample_frames": False}
     try:
         with each_image_once(processor):
-            inputs: BatchFeature = processor(
-                text=texts, padding=True, padding_side="left", return_tensors="pt", **visual
-            )
-            return inputs
+            return _processed(processor, texts, pictures, [each.pictures for each in conversations], visual)
     except ValueError as error:  # such as a picture 200 times as long as wide, for Qwen-VL
         raise ValueError(
             f"{type(processor).__name__} refuses the pictures or prompts ({' '.join(str(error).split())}); "
             "change or remove them"
         ) from error
+
+
+def _processed(
+    processor: Any, texts: list[str], pictures: list[Any], by_text: list[list[Any]], visual: dict[str, Any]
+) -> BatchFeature:
+    """What a processor makes of texts and their pictures, which most take in one list, and some (Gemma 3) in
+    one for each text."""
+    for images in (pictures or None, by_text):
+        try:
+            inputs: BatchFeature = processor(
+                text=texts, images=images, padding=True, padding_side="left", return_tensors="pt", **visual
+            )
+            return inputs
+        except ValueError:
+            if images is by_text or not pictures or len(texts) == 1:
+                raise
+    raise AssertionError("one of the two forms returns or raises")
 
 
 def render_conversation(conversation: Conversation, processor: ProcessorMixin) -> str:
@@ -73,6 +87,8 @@ def render_conversation(conversation: Conversation, processor: ProcessorMixin) -
     for kind, shown in (("picture", conversation.pictures), ("video", conversation.videos)):
         names = [getattr(processor, name, None) for name in _PLACEHOLDERS[kind]]
         found = max((text.count(name) for name in names if isinstance(name, str) and name), default=0)
+        if not found and shown and text != _rendered(_words_alone(conversation), processor):
+            continue  # the template has a word of its own for it
         if found != len(shown):
             raise ValueError(
                 f"the chat template of the checkpoint shows {found} of {len(shown)} {kind}s; put them into "
@@ -86,6 +102,13 @@ def render_conversation(conversation: Conversation, processor: ProcessorMixin) -
                     f"({part.strip()[:60]!r}); put it into the first question"
                 )
     return text
+
+
+def _words_alone(conversation: Conversation) -> Sequence[Message]:
+    return [
+        Message(each.role, tuple(part for part in each.parts if not isinstance(part, Picture | Video)))
+        for each in conversation.messages
+    ]
 
 
 def _rendered(messages: Sequence[Message], processor: ProcessorMixin) -> str:

@@ -157,7 +157,7 @@ def image_item(processor: Any) -> str:
     """What stands for an image in a prompt before a processor has seen its pictures, markers included."""
     tokenizer = processor.tokenizer
     begin, end = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in _of_template(processor))
-    return f"{begin}{processor.image_token}{end}"
+    return f"{begin}{getattr(processor, 'image_token', '')}{end}"
 
 
 def _of_template(processor: Any) -> tuple[list[int], list[int]]:
@@ -181,6 +181,14 @@ def _of_template(processor: Any) -> tuple[list[int], list[int]]:
     head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
     begin = list(takewhile(added.__contains__, head[::-1]))[::-1]
     return begin, list(takewhile(added.__contains__, tail))
+
+
+def _without(ids: list[int], begin: list[int], end: list[int]) -> list[int]:
+    """The tokens between those of the template, where they stand."""
+    start = next((at for at in range(len(ids)) if begin and ids[at : at + len(begin)] == begin), None)
+    ids = ids if start is None else ids[start + len(begin) :]
+    stops = [at for at in range(len(ids)) if end and ids[at : at + len(end)] == end]
+    return ids[: stops[-1]] if stops else ids
 
 
 def _inserted(without: str, shown: str) -> str:
@@ -208,7 +216,8 @@ def _image_ids(processor: Any, size: tuple[int, int]) -> list[int] | None:
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     names = ("image_token", "boi_token", "start_of_image_token")
     items = [item for name in names if isinstance(item := getattr(processor, name, None), str)]
-    for item in items:
+    begin, end = _of_template(processor)
+    for item in (*items, image_item(processor)):  # some take it as the template has it alone
         for images in ([picture], [[picture]]):
             try:
                 made = processor(
@@ -221,6 +230,8 @@ def _image_ids(processor: Any, size: tuple[int, int]) -> list[int] | None:
                 text = "".join(each["replacement"] for each in offsets[0])
                 return list(tokenizer(text, add_special_tokens=False)["input_ids"])
             ids: list[int] = made["input_ids"][0].tolist()
+            if item not in items:
+                ids = _without(ids, begin, end)
             first = next((place for place, each in enumerate(ids) if each not in ends), len(ids))
             last = next((place for place, each in enumerate(ids[::-1]) if each not in ends), 0)
             return ids[first : len(ids) - last]

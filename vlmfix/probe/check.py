@@ -117,12 +117,11 @@ def _without_images(model: PreTrainedModel, processor: ProcessorMixin) -> Mappin
     if any(item not in text for text in texts):
         return None
     call: Any = processor
-    inputs = call(
-        text=[text.replace(item, "") for text in texts],
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    )
+    words = [text.replace(item, "") for text in texts]
+    try:
+        inputs = call(text=words, padding=True, padding_side="left", return_tensors="pt")
+    except Exception:  # some processors want a picture
+        return None
     moved: Mapping[str, Any] = inputs.to(input_device(model))
     return moved
 

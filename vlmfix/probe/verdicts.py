@@ -52,10 +52,16 @@ def verdicts(probe: Probe, tests: Sequence[SelfTest], methods: Mapping[str, Meth
 
 
 def _verdict(probe: Probe, tests: Mapping[str, SelfTest], name: str, method: Method) -> Verdict:
+    difference = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             together = probe.answer(method)
+            acted = not method.edits or bool(method.edit_stats().rows_touched)
+            if together is not None and acted and tests["stock model, batch as single prompts"].passed:
+                singles = enumerate(probe.inputs.singles)
+                rows = [probe.logits(single, method, row=row)[:, 0] for row, single in singles]
+                difference = probe.difference(torch.stack(rows, dim=1), together)
         except (UnsupportedError, ValueError) as error:
             return Verdict(name, "refused", " ".join(str(error).split()))
         except Exception as error:  # whatever an unknown model does with what it is given
@@ -64,14 +70,10 @@ def _verdict(probe: Probe, tests: Mapping[str, SelfTest], name: str, method: Met
     fault = next((fault for need in needs(method) if (fault := _fault(tests.get(need)))), None)
     if fault is not None:
         return Verdict(name, "fails", fault)
-    if method.edits and not method.edit_stats().rows_touched:
+    if not acted:
         said = [" ".join(str(each.message).split()) for each in caught]
         return Verdict(name, "idle", next((text for text in said if type(method).__name__ in text), ""))
-    if together is None or not tests["stock model, batch as single prompts"].passed:
-        return Verdict(name, "works", "")
-    rows = [probe.logits(single, method, row=row)[:, 0] for row, single in enumerate(probe.inputs.singles)]
-    difference = probe.difference(torch.stack(rows, dim=1), together)
-    if difference > 10 * probe.tolerance:
+    if difference is not None and difference > 10 * probe.tolerance:
         return Verdict(
             name, "fails", f"logits of a batch differ from those of single prompts by {difference:.1e}"
         )

@@ -116,7 +116,8 @@ def shown_images(context: DecodeContext, name: str, *, in_rows: bool = False) ->
         tensors = {each: value for each, value in given.items() if isinstance(value, Tensor)}
         shapes = {each: tuple(value.shape) for each, value in tensors.items()}
         # Crops come in rows, but which are of one image is not told by their number: they count as one.
-        if not in_rows or any(len(value) == 1 for value in pixels_of(tensors).values()):
+        rows = max(map(len, pixels_of(tensors).values()))
+        if not in_rows or any(len(value) > rows for value in tensors.values()):
             raise UnsupportedError(
                 f"{name} changes the pixels of each image, and those of this model do not come one an image "
                 f"({shapes}); use a method that acts on attention or on the text"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
-from vlmfix.engine.vision_cache import pixels_of
+from vlmfix.engine.vision_cache import pixels_of, shown_sizes
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
@@ -76,7 +76,9 @@ class VCD(Contrastive):
                 copies = getattr(context.config.vision_config, "temporal_patch_size", 1)
             in_rows = not any("grid_thw" in name for name in image)  # and not in patches
             others = {
-                name: _noised(pixels, self.noise_step, self.seed, copies, in_rows=in_rows)
+                name: _noised(
+                    pixels, self.noise_step, self.seed, copies, shown_sizes(image, name) if in_rows else None
+                )
                 for name, pixels in pixels_of(image).items()
             }
             noised.append(image | others)
@@ -86,11 +88,21 @@ class VCD(Contrastive):
         return contrast(logits, branches[0], self.alpha) if branches else logits
 
 
-def _noised(pixels: Tensor, step: int, seed: int, copies: int, *, in_rows: bool) -> Tensor:
-    """Noisy pixels; where several crops come in rows, each has noise of its own, whatever is beside it."""
-    if not in_rows or len(pixels) == 1:
+def _noised(
+    pixels: Tensor, step: int, seed: int, copies: int, shown: Sequence[tuple[int, int]] | None
+) -> Tensor:
+    """Noisy pixels of an image: padding stays, and each of several crops has noise of its own, whatever
+    stands beside it in a batch.
+
+    Args:
+        shown: height and width of each crop without padding; None: there is none.
+    """
+    if shown is None:
         return add_noise(pixels, step, seed, copies=copies)
-    return torch.cat([add_noise(each, step, seed) for each in pixels.split(1)])
+    noisy = pixels.clone()
+    for crop, (height, width) in zip(noisy.view(-1, *pixels.shape[-3:]), shown, strict=True):
+        crop[..., :height, :width] = add_noise(crop[..., :height, :width], step, seed)
+    return noisy
 
 
 def signal_shares() -> Tensor:
