@@ -15,7 +15,7 @@ import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, values
 from vlmfix.engine import attention_rows
-from vlmfix.engine.attention_rows import softcapped, softmax
+from vlmfix.engine.attention_formulas import softcapped, softmax
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 

@@ -11,7 +11,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vlmfix.engine.attention_rows import causal, observed_weights, with_explicit_rows
+from vlmfix.engine.attention_formulas import causal
+from vlmfix.engine.attention_rows import observed_weights, with_explicit_rows
 from vlmfix.engine.branches import Parts
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gating import gated_heads

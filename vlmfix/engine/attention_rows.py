@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlmfix.engine.attention_formulas import attend, attention_scores, causal, softcapped, softmax
 from vlmfix.engine.capabilities import MeasuresScores
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gating import gated_rows
@@ -246,45 +247,10 @@ def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
         )
 
 
-def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Scaled products in float32, without repeating the key heads of grouped-query attention.
-
-    Args:
-        query: `(batch, heads, rows, head_dim)`.
-        key: `(batch, key_value_heads, keys, head_dim)`.
-
-    Returns:
-        `(batch, heads, rows, keys)`.
-    """
-    batch, heads, rows, head_dim = query.shape
-    grouped = (query * scaling).reshape(batch, key.shape[1], -1, head_dim)
-    return (grouped @ key.transpose(-1, -2)).float().view(batch, heads, rows, key.shape[2])
-
-
-def attend(weights: Tensor, value: Tensor) -> Tensor:
-    """Weighted sums of the values.
-
-    Args:
-        weights: `(batch, heads, rows, keys)`.
-        value: `(batch, key_value_heads, keys, head_dim)`.
-
-    Returns:
-        `(batch, rows, heads, head_dim)`.
-    """
-    batch, heads, rows, keys = weights.shape
-    grouped = weights.to(value.dtype).reshape(batch, value.shape[1], -1, keys)
-    return (grouped @ value).view(batch, heads, rows, value.shape[-1]).transpose(1, 2)
-
-
 def _attention_output(module: nn.Module, value: Tensor, weights: Tensor) -> Tensor:
     """What attention with these weights adds to the residual stream, `(batch, rows, hidden)`."""
     output: Tensor = module.get_submodule("o_proj")(attend(weights, value).flatten(2))
     return output
-
-
-def causal(queries: Tensor, num_queries: int, num_keys: int) -> Tensor:
-    """Which keys the query positions `(rows,)` of a plain causal block see; `(rows, keys)` bool."""
-    return queries[:, None] + (num_keys - num_queries) >= torch.arange(num_keys, device=queries.device)
 
 
 def _rows_of_step(
@@ -333,29 +299,6 @@ def _mask_of_rows(
     if index is None or not is_causal:
         return None
     return causal(index, query.shape[2], key.shape[2])
-
-
-def softcapped(scores: Tensor, cap: float) -> Tensor:
-    """Scores that a model keeps between `-cap` and `cap`, before its mask (Gemma 2, arXiv 2408.00118)."""
-    return cap * torch.tanh(scores / cap)
-
-
-def softmax(scores: Tensor, seen: Tensor | None = None, sinks: Tensor | None = None) -> Tensor:
-    """Weights of scores.
-
-    Args:
-        scores: `(batch, heads, rows, keys)` float32.
-        seen: the mask of the rows, boolean or additive; None: they see everything.
-        sinks: a score of each head that takes a part of every row and attends to nothing, `(heads,)`
-            (gpt-oss, arXiv 2508.10925); rows sum to less than 1 then.
-    """
-    if seen is not None:
-        lowest = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
-    if sinks is None:
-        return torch.softmax(scores, dim=-1)
-    column = sinks.to(scores)[:, None, None].expand(*scores.shape[:3], 1)
-    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
 
 
 def _terms(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.decoder_inputs import of_tokens
+from vlmfix.engine.decoder_inputs import of_tokens, padded, positions_of
 from vlmfix.engine.state import Branch
 
 
@@ -64,6 +64,77 @@ def join(context: DecodeContext, decoder: nn.Module, kwargs: dict[str, Any]) -> 
         "position_ids": torch.cat([real, *positions], dim=-2),
         "attention_mask": None,
     }
+
+
+class BranchReader:
+    """Reads branches in passes of their own.
+
+    Args:
+        decoder: the text decoder.
+        has_state: whether some of its layers keep a state.
+    """
+
+    def __init__(self, decoder: Any, *, has_state: bool) -> None:
+        self._decoder = decoder
+        self._has_state = has_state
+        self._has_latents = getattr(decoder.config, "kv_lora_rank", None) is not None
+
+    def is_joined(self, context: DecodeContext) -> bool:
+        """Whether branches are decoded in one pass with the prompts; states, and keys that attention makes of
+        what the cache holds, do not come apart."""
+        return (
+            not self._has_state
+            and not self._has_latents
+            and all(branch.fused and branch.cache is not None for branch in context.engine.branches)
+        )
+
+    def _padding_of(self, branch: Branch, generated: int) -> Tensor | None:
+        """The 2-D mask of a branch; None where attention, which knows it already, is all that needs it."""
+        return (
+            nn.functional.pad(branch.real_tokens.long(), (0, generated), value=1) if self._has_state else None
+        )
+
+    def read(self, context: DecodeContext, decoder_given: Mapping[str, Any]) -> list[Tensor]:
+        """Let the decoder read the branches by themselves: their last hidden states, `(batch, hidden)`.
+
+        Args:
+            decoder_given: arguments of the pass over the prompts.
+        """
+        embeddings = decoder_given["inputs_embeds"]
+        first = context.step == 0
+        rows = []
+        for branch in context.engine.branches:
+            new = embeddings[:, context.layout.length :] if branch.cache is None else embeddings[:, -1:]
+            whole = first or branch.cache is None
+            read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
+            if first:
+                read = branch.inputs_embeds
+            newest = {
+                name: value[:, -new.shape[1] :]
+                for name, value in of_tokens(decoder_given, embeddings).items()
+            }
+            given = dict(branch.decoder_inputs) if whole else newest
+            if whole and read.shape[1] > branch.inputs_embeds.shape[1]:
+                more = read.shape[1] - branch.inputs_embeds.shape[1]
+                given = padded(given, branch.inputs_embeds, more)
+                for name in newest.keys() & given.keys():
+                    given[name] = torch.cat([given[name][:, :-more], newest[name]], dim=1)
+            positions = branch.positions(
+                positions_of(decoder_given, context.layout), context.step, context.first_position
+            )
+            given["position_ids"] = positions[..., -read.shape[1] :]
+            context.engine.active_branch = branch
+            try:
+                states = self._decoder(
+                    inputs_embeds=read,
+                    attention_mask=self._padding_of(branch, context.step),
+                    use_cache=branch.cache is not None,
+                    **with_cache(self._decoder, given, branch.cache),
+                ).last_hidden_state
+            finally:
+                context.engine.active_branch = None
+            rows.append(states[:, -1])
+        return rows
 
 
 def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from vlmfix.engine.branches import follow_beams, join
+from vlmfix.engine.branches import BranchReader, follow_beams, join
 from vlmfix.engine.caches import read_cache, record, stop_recording, with_cache, write_cache
 from vlmfix.engine.capabilities import (
     AddsAuxiliaryPrompt,
@@ -23,8 +23,6 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import (
     copied,
     last_alone,
-    of_tokens,
-    padded,
     positions_of,
     with_auxiliary_prompts,
 )
@@ -67,7 +65,7 @@ class ForwardHooks:
         self._pruning = PromptPruning(self.decoder)
         memory = memory_of(decoder)
         self._has_state, self._has_window = memory.has_state, memory.window is not None
-        self._has_latents = getattr(decoder.config, "kv_lora_rank", None) is not None
+        self._reader = BranchReader(decoder, has_state=memory.has_state)
         self._is_reading_again = False
 
     def before_decoder(
@@ -128,7 +126,7 @@ class ForwardHooks:
                 kwargs["position_ids"] = context.position_of(context.step - 1)
         if context.auxiliary_prompts:
             kwargs = with_auxiliary_prompts(context, kwargs)
-        if context.engine.branches and not context.is_prefill and self._is_joined(context):
+        if context.engine.branches and not context.is_prefill and self._reader.is_joined(context):
             kwargs = join(context, self.decoder, kwargs)
         return args, kwargs
 
@@ -160,10 +158,10 @@ class ForwardHooks:
             self._end_prefill(context, output)
         rows = []
         if context.engine.branches:
-            if context.step and self._is_joined(context):
+            if context.step and self._reader.is_joined(context):
                 write_cache(output, read_cache(self._given))
             else:
-                rows = self._read_branches(context)
+                rows = self._reader.read(context, self._given)
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
         for method in self.attachment.methods:
@@ -308,58 +306,6 @@ class ForwardHooks:
         finally:
             context.engine.active_branch = None
         cache.layers[:] = fresh.layers
-
-    def _is_joined(self, context: DecodeContext) -> bool:
-        """Whether branches are decoded in one pass with the prompts; states, and keys that attention makes of
-        what the cache holds, do not come apart."""
-        return (
-            not self._has_state
-            and not self._has_latents
-            and all(branch.fused and branch.cache is not None for branch in context.engine.branches)
-        )
-
-    def _padding_of(self, branch: Branch, generated: int) -> Tensor | None:
-        """The 2-D mask of a branch; None where attention, which knows it already, is all that needs it."""
-        return (
-            nn.functional.pad(branch.real_tokens.long(), (0, generated), value=1) if self._has_state else None
-        )
-
-    def _read_branches(self, context: DecodeContext) -> list[Tensor]:
-        """Let the decoder read the branches by themselves: their last hidden states, `(batch, hidden)`."""
-        embeddings = self._given["inputs_embeds"]
-        first = context.step == 0
-        rows = []
-        for branch in context.engine.branches:
-            new = embeddings[:, context.layout.length :] if branch.cache is None else embeddings[:, -1:]
-            whole = first or branch.cache is None
-            read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
-            if first:
-                read = branch.inputs_embeds
-            newest = {
-                name: value[:, -new.shape[1] :] for name, value in of_tokens(self._given, embeddings).items()
-            }
-            given = dict(branch.decoder_inputs) if whole else newest
-            if whole and read.shape[1] > branch.inputs_embeds.shape[1]:
-                more = read.shape[1] - branch.inputs_embeds.shape[1]
-                given = padded(given, branch.inputs_embeds, more)
-                for name in newest.keys() & given.keys():
-                    given[name] = torch.cat([given[name][:, :-more], newest[name]], dim=1)
-            positions = branch.positions(
-                positions_of(self._given, context.layout), context.step, context.first_position
-            )
-            given["position_ids"] = positions[..., -read.shape[1] :]
-            context.engine.active_branch = branch
-            try:
-                states = self.decoder(
-                    inputs_embeds=read,
-                    attention_mask=self._padding_of(branch, context.step),
-                    use_cache=branch.cache is not None,
-                    **with_cache(self.decoder, given, branch.cache),
-                ).last_hidden_state
-            finally:
-                context.engine.active_branch = None
-            rows.append(states[:, -1])
-        return rows
 
 
 def _first_position(kwargs: dict[str, Any], layout: PromptLayout) -> Tensor | int:

@@ -11,13 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from vlmfix.engine import compatibility, kernels, tokens
 from vlmfix.engine.caches import read_cache, with_cache, without_cache
 from vlmfix.engine.callers import turns_of
+from vlmfix.engine.decoder_inputs import extras
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.state import Prefix
+from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import new_cache, text_decoder
+
+# What Qwen3-VL adds after its first layers, and where; the one kind of addition that is taken apart here.
+_INJECTED = {"visual_pos_masks", "deepstack_visual_embeds"}
 
 
 @contextmanager
@@ -42,7 +48,11 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
 def _sharing(model: PreTrainedModel) -> Iterator[None]:
     decoder, thread = text_decoder(model), threading.get_ident()
     read = decoder.forward
-    visual_tokens = tokens.visual_tokens(model.config)
+    try:
+        visual_tokens = tokens.visual_tokens(model.config)
+    except UnsupportedError:  # no placeholders, up to which prompts could be alike
+        yield
+        return
     prompt_ids: Tensor | None = None
 
     def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,7 +132,8 @@ class _Batch:
         plain = (
             isinstance(cache, DynamicCache)
             and cache.get_seq_length() == 0
-            and not any(getattr(layer, "is_sliding", False) for layer in cache.layers)
+            and all(type(layer) is DynamicLayer for layer in cache.layers)
+            and not set(extras(kwargs)) - _INJECTED
         )
         detailed = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         if prompt_ids is None or embeddings is None or not plain or detailed:

@@ -25,6 +25,7 @@ from vlmfix.models.structure import text_decoder
 PIXELS = "pixel_values"
 VIDEO_PIXELS = "pixel_values_videos"
 _VIDEO_GRIDS = "video_grid_thw"
+_INJECTED = "deepstack_features"
 # Beside it, the first dimension of the pixels counts prompts, and the second one their images.
 _ROW_MASK = "pixel_attention_mask"
 
@@ -47,7 +48,10 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
 def _caching(model: PreTrainedModel) -> Iterator[None]:
     core: Any = model.base_model
     thread = threading.get_ident()
-    encode = core.get_image_features
+    encode = getattr(core, "get_image_features", None)
+    if encode is None:  # nothing to keep, of an encoder-decoder for instance
+        yield
+        return
     names = list(inspect.signature(encode).parameters)
     known: dict[bytes, Encoded] = {}
     form: Any = None
@@ -69,7 +73,7 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
         }
         if missing:
             form = encode(**{**inputs, **_joined_inputs(list(missing.values()))})
-            parts = _split_output(form)
+            parts = _split_output(form) if _comes_apart(form) else []
             if len(parts) != len(missing):  # what was encoded does not come apart as it went in
                 return encode(*args, **kwargs)
             known |= zip(missing, parts, strict=True)
@@ -186,7 +190,7 @@ def _split(tensors: dict[str, Tensor], pixels: str, grids: str) -> list[dict[str
     sizes: Any = tensors[grids].prod(dim=-1).tolist() if grids in tensors else 1
     parts = tensors[pixels].split(sizes)
     others = {name: value for name, value in tensors.items() if name != pixels}
-    if any(len(value) != len(parts) for value in others.values()):
+    if any(value.ndim == 0 or len(value) != len(parts) for value in others.values()):
         return None
     split = [
         {pixels: part} | {name: value[index][None] for name, value in others.items()}
@@ -230,6 +234,12 @@ def _digest(image: dict[str, Tensor], inputs: dict[str, Any]) -> bytes:
     return digest.digest()
 
 
+def _comes_apart(output: Any) -> bool:
+    """Whether all that the model reads of what its vision encoder gave is known to be of single images."""
+    others = set(output) - {"last_hidden_state", "pooler_output", "hidden_states", "attentions", _INJECTED}
+    return getattr(output, "pooler_output", None) is not None and not others
+
+
 def _split_output(output: Any) -> list[Encoded]:
     features = getattr(output, "pooler_output", None)
     if features is None:
@@ -255,9 +265,9 @@ def _joined_output(form: Any, images: list[Encoded]) -> Any:
         for given, parts in zip(_injected(form), layers, strict=False)
     ]
     if injected:
-        output.deepstack_features = injected
+        setattr(output, _INJECTED, injected)
     return output
 
 
 def _injected(output: Any) -> list[Any]:
-    return getattr(output, "deepstack_features", None) or []
+    return getattr(output, _INJECTED, None) or []

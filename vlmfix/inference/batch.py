@@ -13,6 +13,7 @@ from vlmfix.engine import tokens
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.vision_cache import cached_vision
+from vlmfix.errors import UnsupportedError
 from vlmfix.inference.conversation import Conversation, open_conversations
 from vlmfix.inference.output import Answer, read_answers
 from vlmfix.inference.rendering import model_inputs
@@ -35,7 +36,13 @@ def answer_batch(
 
     Raises:
         ValueError: a prompt or picture cannot be read, or the model gives no numbers.
+        UnsupportedError: an encoder-decoder model.
     """
+    if model.config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"{type(model).__name__} is an encoder-decoder model, whose answers do not follow their prompts; "
+            "use a decoder-only model"
+        )
     inputs = model_inputs(open_conversations(batch), processor)
     check_token_ids(inputs["input_ids"], model)
     inputs = inputs.to(input_device(model), dtype=model.dtype)

@@ -11,7 +11,7 @@ from transformers import LlavaConfig, PreTrainedModel
 
 from tests.support import families
 from tests.support.masking import masked_logits
-from vlmfix.engine.attention_rows import attention_scores
+from vlmfix.engine.attention_formulas import attention_scores
 from vlmfix.methods.pruning.base import mean_tokens
 from vlmfix.methods.pruning.fastv import last_row_scores
 from vlmfix.methods.pruning.pyramid_drop import PyramidDrop, pyramid_counts
