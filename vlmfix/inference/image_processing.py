@@ -71,7 +71,7 @@ class _Once:
 
 def _repeated(name: str, value: Any, processed: Any, places: Sequence[int]) -> Any:
     """What an output would be for the images at `places`; None: it does not come one an image."""
-    if not isinstance(value, Tensor | list | tuple | np.ndarray) or getattr(value, "ndim", 1) == 0:
+    if not isinstance(value, Tensor | list | np.ndarray) or getattr(value, "ndim", 1) == 0:
         return None
     images = max(places) + 1
     counts = next((list(read(processed[key])) for key, read in _PARTS.items() if key in processed), None)
