@@ -10,10 +10,12 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
+import vlmfix
 from docs import make_support_matrix
 from tests.support import matrix, zoo
 from tests.support.paths import ROOT
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.probe.check import check
 from vlmfix.probe.self_tests import Probe, SelfTest, self_tests
 from vlmfix.probe.verdicts import verdicts
 
@@ -165,3 +167,31 @@ def test_the_page_says_what_is_so() -> None:
     assert f"| {' | '.join(line)} |" in page
     section = page.partition("### `lfm2_vl`\n\n")[2].partition("\n\n#")[0]
     assert section.strip().splitlines() == make_support_matrix.reasons(found)
+
+
+def test_a_method_that_fails_is_refused_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = zoo.build("llava"), zoo.processor("llava")
+    assert processor is not None
+    methods = matrix.methods(["fastv", "devils"])
+    select = PromptLayout.select
+
+    def shifted(layout: PromptLayout, kept: torch.Tensor) -> Any:
+        narrower, index = select(layout, kept)
+        return narrower, index.roll(1, dims=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptLayout, "select", shifted)
+        found = check(model, processor, methods)
+    assert {each.method: each.state for each in found.verdicts} == {"fastv": "fails", "devils": "works"}
+    with (
+        pytest.raises(
+            vlmfix.UnsupportedError, match=r"FastV cannot be relied on with this .*: self-test 'pruning"
+        ),
+        methods["fastv"](model),
+    ):
+        pass
+    with methods["devils"](model):
+        pass
+    assert check(model, processor, methods).verdicts[0].state == "works"
+    with methods["fastv"](model):
+        pass

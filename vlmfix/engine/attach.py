@@ -54,6 +54,7 @@ class AttachmentBlock(AbstractContextManager[None], ContextDecorator):
         with ExitStack() as stack:
             model = compatibility.stock_model(self._model)
             compatibility.check_model(model)
+            compatibility.check_trusted(model, self._method)
             if not self._method.is_identity:  # strength zero is the stock model, not an edit by nothing
                 turns = turns_of(model)
                 stack.callback(turns.leave, turns.enter(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -50,6 +51,33 @@ def stock_model(model: Any) -> Any:
         else:
             break
     return model
+
+
+_distrusted: WeakKeyDictionary[nn.Module, dict[type[MethodHooks], str]] = WeakKeyDictionary()
+
+
+def distrust(model: PreTrainedModel, method: MethodHooks, reason: str) -> None:
+    """Refuse to attach methods of this kind to a model from now on, for a reason that a probe found."""
+    _distrusted.setdefault(model, {})[type(method)] = reason
+
+
+def trust(model: PreTrainedModel) -> None:
+    """Forget what probes found on a model."""
+    _distrusted.pop(model, None)
+
+
+def check_trusted(model: PreTrainedModel, method: MethodHooks) -> None:
+    """Refuse a method that a probe has found to be wrong on this very model.
+
+    Raises:
+        UnsupportedError: with what was found.
+    """
+    reason = _distrusted.get(model, {}).get(type(method))
+    if reason is not None:
+        raise UnsupportedError(
+            f"{type(method).__name__} cannot be relied on with this {type(model).__name__}: {reason}; use "
+            "another method"
+        )
 
 
 def check_model(model: Any) -> None:

@@ -9,7 +9,7 @@ import numpy
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine.compatibility import check_model, stock_model
+from vlmfix.engine.compatibility import check_model, distrust, stock_model, trust
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.phases import visual_tokens
 from vlmfix.inference.chat import prepare, render
@@ -45,7 +45,7 @@ def check(
     """Run the self-tests of the engine on a model, and each method on the same prompts.
 
     Args:
-        model: loaded; it leaves as it came.
+        model: loaded; it leaves as it came, but for methods that fail: they are refused on it from then on.
         processor: of the model.
         methods: which, by name; None: see `trials`.
         progress: gets the name of what is tried next.
@@ -56,6 +56,7 @@ def check(
     """
     model = stock_model(model)
     check_model(model)
+    trust(model)
     progress("self-tests")
     inputs = probe_inputs(model, processor)
     probe = Probe(model, processor, inputs)
@@ -66,6 +67,8 @@ def check(
     for name, method in methods.items():
         progress(name)
         found += verdicts(probe, tests, {name: method})
+        if found[-1].state == "fails":
+            distrust(model, method, found[-1].reason)
     return Check(tests, found)
 
 
