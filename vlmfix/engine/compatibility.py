@@ -232,9 +232,15 @@ def check_memory(decoder: Any, methods: Sequence[MethodHooks]) -> None:
     Raises:
         UnsupportedError: with the reason.
     """
-    if not memory_of(decoder).has_state:
+    memory, kind = memory_of(decoder), type(decoder).__name__
+    for method in methods:
+        if isinstance(method, ChoosesTokens) and memory.own_layer is not None:
+            raise UnsupportedError(
+                f"{type(method).__name__} takes tokens back, and layers of {kind} keep theirs in a "
+                f"{memory.own_layer}, which is not known to allow it"
+            )
+    if not memory.has_state:
         return
-    kind = type(decoder).__name__
     for method in methods:
         name = type(method).__name__
         if isinstance(method, PrunesTokens):

@@ -67,10 +67,12 @@ class Memory(NamedTuple):
         window: tokens that a layer with a sliding window keeps at most, the least of all layers; None: all
             keep all tokens.
         has_state: whether some layers keep a state, from which no token can be taken back.
+        own_layer: class of a layer of the cache that is of the model's own making; None: there is none.
     """
 
     window: int | None
     has_state: bool
+    own_layer: str | None = None
 
 
 def memory_of(decoder: Any) -> Memory:
@@ -79,7 +81,7 @@ def memory_of(decoder: Any) -> Memory:
     Raises:
         UnsupportedError: a layer keeps something else.
     """
-    windows, has_state = [], False
+    windows, has_state, own_layer = [], False, None
     for layer in new_cache(decoder).layers:
         kinds = type(layer).__mro__
         is_state = any(kind.__name__.startswith("LinearAttention") for kind in kinds)
@@ -90,9 +92,11 @@ def memory_of(decoder: Any) -> Memory:
                 "know; use a model whose layers keep keys and values of all tokens"
             )
         has_state |= is_state
+        if not type(layer).__module__.startswith("transformers.cache_utils"):
+            own_layer = type(layer).__name__
         if is_window:
             windows.append(int(vars(layer)["sliding_window"]))
-    return Memory(min(windows, default=None), has_state)
+    return Memory(min(windows, default=None), has_state, own_layer)
 
 
 def new_cache(decoder: Any) -> DynamicCache:
