@@ -372,3 +372,24 @@ def test_an_edit_in_place_is_refused_by_name(hook: str, mode: Any, llava: PreTra
         pytest.raises(vlmfix.UnsupportedError, match=rf"^Changing\.{hook} changed its tensor in place"),
     ):
         llava.generate(**families.prompt("llava", llava), max_new_tokens=2)
+
+
+def test_a_branch_that_is_longer_than_the_prompt_has_to_fit_the_window_too() -> None:
+    """ICD reads the prompt with an instruction more."""
+    prompt = families.prompt("llava", windowed(512))
+    method = vlmfix.ICD(beta=0.001, instruction_ids=(7, 8, 9, 10, 11))
+    length = prompt["input_ids"].shape[1]
+    model = windowed(length + 4)
+    with (
+        method(model),
+        pytest.raises(vlmfix.UnsupportedError, match=rf"prompt has {length + 5} tokens, and 2"),
+    ):
+        model.generate(**prompt, max_new_tokens=2)
+    model = windowed(length + 6)
+    whole = windowed(512)
+    whole.load_state_dict(model.state_dict())
+    tokens = []
+    for each in (model, whole):
+        with method(each):
+            tokens.append(each.generate(**prompt, max_new_tokens=2, do_sample=False))
+    assert torch.equal(*tokens)

@@ -15,6 +15,8 @@ from docs import make_support_matrix
 from tests.support import matrix, zoo
 from tests.support.paths import ROOT
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.prefix_cache import shared_prefix
+from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.probe.check import check
 from vlmfix.probe.self_tests import Probe, SelfTest, self_tests
 from vlmfix.probe.verdicts import verdicts
@@ -195,3 +197,30 @@ def test_a_method_that_fails_is_refused_from_then_on(monkeypatch: pytest.MonkeyP
     assert check(model, processor, methods).verdicts[0].state == "works"
     with methods["fastv"](model):
         pass
+
+
+def test_without_a_processor_the_lines_around_an_image_are_not_known() -> None:
+    """Gemma's configuration names the markers, and not the line breaks around them."""
+    probe = matrix.probe("gemma3")
+    alone = Probe(probe.model, None, probe.inputs)
+    test = next(test for test in self_tests(alone) if test.name == "no image")
+    assert test.refused
+    assert "attach with its processor" in test.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma4", "kimi_k25", "ovis2", "gemma3"])
+def test_questions_about_one_picture_share_what_can_be_shared(name: str) -> None:
+    """Two at once, and beams, are answered as they are alone."""
+    if name not in KNOWN:
+        pytest.skip(f"this version of transformers has no {name}")
+    model = zoo.build(name)
+    batch = zoo.prompt(name, model, (1, 1))
+    row = zoo.split(name, model, batch)[0]
+    twice = {key: value.repeat(2, *[1] * (value.ndim - 1)) for key, value in row.items()}
+    wanted = model.generate(**row, max_new_tokens=3, do_sample=False)
+    found = model.generate(**row, max_new_tokens=3, num_beams=2, do_sample=False)
+    with cached_vision(model), shared_prefix(model):
+        both = model.generate(**twice, max_new_tokens=3, do_sample=False)
+        assert torch.equal(both, wanted.repeat(2, 1))
+        assert torch.equal(model.generate(**row, max_new_tokens=3, num_beams=2, do_sample=False), found)

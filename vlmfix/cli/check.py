@@ -39,7 +39,7 @@ def check(
         size = "" if test.difference is None else f"{test.difference:.1e}"
         holds = "yes" if test.passed else "refused" if test.refused else "no"
         tests.add_row(test.name, holds, escape(test.reason or size))
-    table = Table("method", "verdict", Column("why not", ratio=1))
+    table = Table("method", "verdict", Column("why not, or with which values", ratio=1))
     for verdict in found.verdicts:
         table.add_row(verdict.method, verdict.state, escape(verdict.reason))
     out.print(tests)

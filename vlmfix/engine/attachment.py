@@ -276,6 +276,8 @@ class Attachment:
             encoder=self._encoder,
             modules=self.modules,
         )
+        if self.call.generates:
+            context.engine.planned = max(1, tokens.lengths(self.model, self.call.inputs)[1])
         context.engine.encoded = kwargs.get("mm_encoder_outputs")
         context.engine.gates = GateState.of(
             self.methods, self._attending, context.prompt_ids, self._processor

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import of_tokens, padded, positions_of
 from vlmfix.engine.state import Branch
+from vlmfix.models.structure import attention_layers, attention_of
 
 
 class Parts(tuple[Tensor, ...]):
@@ -66,6 +70,21 @@ def join(context: DecodeContext, decoder: nn.Module, kwargs: dict[str, Any]) -> 
     }
 
 
+@functools.cache
+def hands_on_keys(forward: Callable[..., Any]) -> bool:
+    """Whether the forward of an attention class gives what its cache returns to the attention function as it
+    is, and not something that it makes of it, as far as its source tells."""
+    try:
+        source = inspect.getsource(forward)
+    except (OSError, TypeError):
+        return False
+    updated = re.search(r"(\w+), (\w+) = \w+\.update\((.*?)\)\n", source, flags=re.DOTALL)
+    if updated is None:
+        return False
+    between, call, _ = source[updated.end() :].partition("attention_interface(")
+    return bool(call) and not re.search(rf"\b({updated[1]}|{updated[2]})\b", between)
+
+
 class BranchReader:
     """Reads branches in passes of their own.
 
@@ -77,15 +96,15 @@ class BranchReader:
     def __init__(self, decoder: Any, *, has_state: bool) -> None:
         self._decoder = decoder
         self._has_state = has_state
-        self._has_latents = getattr(decoder.config, "kv_lora_rank", None) is not None
+        self._comes_apart = not has_state and all(
+            hands_on_keys(type(attention_of(decoder, layer)).forward) for layer in attention_layers(decoder)
+        )
 
     def is_joined(self, context: DecodeContext) -> bool:
         """Whether branches are decoded in one pass with the prompts; states, and keys that attention makes of
         what the cache holds, do not come apart."""
-        return (
-            not self._has_state
-            and not self._has_latents
-            and all(branch.fused and branch.cache is not None for branch in context.engine.branches)
+        return self._comes_apart and all(
+            branch.fused and branch.cache is not None for branch in context.engine.branches
         )
 
     def _padding_of(self, branch: Branch, generated: int) -> Tensor | None:

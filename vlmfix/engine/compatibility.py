@@ -116,7 +116,8 @@ def _check_decoder(model: PreTrainedModel, decoder: Any) -> None:
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not attention_layers(decoder):
         raise UnsupportedError(
-            f"{type(decoder).__name__} has no layers with self-attention (self_attn), where methods act"
+            f"{type(decoder).__name__} has no list of layers whose attention is called self_attn, where "
+            "methods act; use a model with another text decoder"
         )
     if any(hasattr(layer, "cross_attn") for layer in layers):
         raise UnsupportedError(

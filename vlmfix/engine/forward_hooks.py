@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from vlmfix.engine import compatibility
 from vlmfix.engine.branches import BranchReader, follow_beams, join
 from vlmfix.engine.caches import read_cache, record, stop_recording, with_cache, write_cache
 from vlmfix.engine.capabilities import (
@@ -64,7 +65,7 @@ class ForwardHooks:
         self._given: dict[str, Any] = {}
         self._pruning = PromptPruning(self.decoder)
         memory = memory_of(decoder)
-        self._has_state, self._has_window = memory.has_state, memory.window is not None
+        self._has_state, self._window = memory.has_state, memory.window
         self._reader = BranchReader(decoder, has_state=memory.has_state)
         self._is_reading_again = False
 
@@ -99,6 +100,9 @@ class ForwardHooks:
             context.engine.branches = [
                 branch for method in methods for branch in method.branches(context, embeddings, self._given)
             ]
+            for branch in context.engine.branches:
+                length = branch.inputs_embeds.shape[1]
+                compatibility.check_window(self.decoder, self._window, length, context.engine.planned)
             if self._has_state and any(branch.selection for branch in context.engine.branches):
                 raise UnsupportedError(
                     f"layers of {type(self.decoder).__name__} keep a state that runs over all tokens, from "
@@ -136,7 +140,7 @@ class ForwardHooks:
         takes_back = any(
             isinstance(method, AddsAuxiliaryPrompt | ReadsLastRowAgain) for method in self.attachment.methods
         )
-        if not self._has_window or not takes_back or not kwargs.get("use_cache"):
+        if self._window is None or not takes_back or not kwargs.get("use_cache"):
             return kwargs
         cache = read_cache(kwargs)
         if cache is None:
@@ -208,7 +212,7 @@ class ForwardHooks:
             again = self._read_last_row_again(cache)
             last = [states[:, -1:] for states in _states(again)]
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
-        if cache is not None and self._has_window:
+        if cache is not None and self._window is not None:
             stop_recording(cache)
         for branch in context.engine.branches:
             branch.cache = None if cache is None else new_cache(self.decoder)

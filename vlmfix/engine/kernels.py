@@ -27,7 +27,7 @@ def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | No
     )
     if function is None:
         raise UnsupportedError(
-            f"{type(module).__name__} has no eager attention to delegate to; load the model with "
-            "attn_implementation='sdpa'"
+            f"{type(module).__name__} has no eager attention in the form of the attention registry, through "
+            "which methods see a model; where it has another kernel, load it with attn_implementation='sdpa'"
         )
     return function

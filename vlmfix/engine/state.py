@@ -249,6 +249,7 @@ class EngineState:
         cache: of the prompts, once they have been read; None: without one.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         first_position: position of the first token of the prompts, `(batch, 1)`, or one for all.
+        planned: tokens that a `generate` call lets follow at most; 1: it does not say.
         encoded: what `generate` made of the images before the pass, by kind; None: nothing.
         prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
         peeking: the rows that `DecodeContext.peek` is computing.
@@ -265,6 +266,7 @@ class EngineState:
     cache: DynamicCache | None = None
     next_position: Tensor | None = None
     first_position: Tensor | int = 0
+    planned: int = 1
     encoded: Mapping[str, Any] | None = None
     prefix: Prefix | None = None
     peeking: Rows | None = None

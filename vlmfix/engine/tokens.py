@@ -61,8 +61,6 @@ def image_markers(config: PreTrainedConfig, processor: Any = None) -> tuple[int 
     pairs = (
         (config, "vision_start_token_id", "vision_end_token_id"),
         (config, "image_start_token_id", "image_end_token_id"),
-        (config, "boi_token_id", "eoi_token_id"),
-        (config, "boi_token_index", "eoi_token_index"),
         (processor, "start_image_token_id", "end_image_token_id"),
     )
     for source, *names in pairs:

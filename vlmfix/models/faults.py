@@ -58,6 +58,11 @@ def telling_faults(source: str, revision: str | None, part: str = "") -> Iterato
         fault = fault_of(file.parent) if file.parent.is_dir() else None
         if fault is None and "processor" in part and not _has_tokenizer(file.parent):
             fault = f"{file.parent} has no tokenizer.json; copy the tokenizer files of the base model there"
+        names = ("preprocessor_config.json", "processor_config.json")
+        has_any = any((file.parent / name).is_file() for name in names)
+        if fault is None and "processor" in part and not has_any:
+            missing = " and no ".join(names)
+            fault = f"{file.parent} has no {missing}; copy the processor files of the base model there"
         if fault is not None:
             raise ValueError(f"{head}: {fault}") from error
         if isinstance(error, ImportError):

@@ -26,10 +26,14 @@ def text_decoder(model: PreTrainedModel) -> Any:
     """
     found: Any = model.get_decoder()
     while not isinstance(getattr(found, "layers", None), nn.ModuleList):
-        inner = getattr(found, "model", None)  # of Llama-4 and of BLIP-2, it is a whole language model
-        if not isinstance(inner, PreTrainedModel):
+        # Of Llama-4 and of BLIP-2 it is a whole language model, and OPT has its layers one further.
+        inner = (getattr(found, name, None) for name in ("model", "decoder"))
+        within = next(
+            (each for each in inner if isinstance(each, PreTrainedModel) and each is not found), None
+        )
+        if within is None:
             break
-        found = inner
+        found = within
     return found
 
 

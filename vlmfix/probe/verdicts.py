@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-import torch
-
 from vlmfix.engine.capabilities import (
     AddsAuxiliaryPrompt,
     ChoosesTokens,
@@ -31,7 +29,7 @@ class Verdict(NamedTuple):
         state: "works": it acted, and batches equal single prompts; "idle": it found nothing to do in the
             prompts of the probe; "refused": with the reason for which attaching or generating refuses it;
             "fails": what it does cannot be relied on.
-        reason: in words; "": it works.
+        reason: in words; of a method that works, with which values, where these are not its defaults.
     """
 
     method: str
@@ -59,9 +57,7 @@ def _verdict(probe: Probe, tests: Mapping[str, SelfTest], name: str, method: Met
             together = probe.answer(method)
             acted = not method.edits or bool(method.edit_stats().rows_touched)
             if together is not None and acted and tests["stock model, batch as single prompts"].passed:
-                singles = enumerate(probe.inputs.singles)
-                rows = [probe.logits(single, method, row=row)[:, 0] for row, single in singles]
-                difference = probe.difference(torch.stack(rows, dim=1), together)
+                difference = probe.difference(probe.singles(method), together)
         except (UnsupportedError, ValueError) as error:
             return Verdict(name, "refused", " ".join(str(error).split()))
         except Exception as error:  # whatever an unknown model does with what it is given
@@ -77,7 +73,9 @@ def _verdict(probe: Probe, tests: Mapping[str, SelfTest], name: str, method: Met
         return Verdict(
             name, "fails", f"logits of a batch differ from those of single prompts by {difference:.1e}"
         )
-    return Verdict(name, "works", "")
+    defaults = type(method)().parameters
+    values = [f"{key}={value}" for key, value in method.parameters.items() if value != defaults[key]]
+    return Verdict(name, "works", f"with {', '.join(values)}" if values else "")
 
 
 def needs(method: MethodHooks) -> list[str]:
