@@ -382,7 +382,9 @@ def test_a_branch_that_is_longer_than_the_prompt_has_to_fit_the_window_too() -> 
     model = windowed(length + 4)
     with (
         method(model),
-        pytest.raises(vlmfix.UnsupportedError, match=rf"prompt has {length + 5} tokens, and 2"),
+        pytest.raises(
+            vlmfix.UnsupportedError, match=rf"a branch beside the prompt has {length + 5} tokens, and 2"
+        ),
     ):
         model.generate(**prompt, max_new_tokens=2)
     model = windowed(length + 6)

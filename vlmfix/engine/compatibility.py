@@ -266,13 +266,14 @@ def check_memory(decoder: Any, methods: Sequence[MethodHooks]) -> None:
         )
 
 
-def check_window(decoder: Any, window: int | None, prompt: int, new: int) -> None:
+def check_window(decoder: Any, window: int | None, prompt: int, new: int, what: str = "the prompt") -> None:
     """Refuse more tokens than all layers of a decoder keep.
 
     Args:
         window: the least that a layer keeps; None: all layers keep all tokens.
         prompt: tokens of the prompts, padding included.
         new: tokens of the answers.
+        what: that has the tokens of the prompt.
 
     Raises:
         UnsupportedError: with the numbers.
@@ -283,7 +284,7 @@ def check_window(decoder: Any, window: int | None, prompt: int, new: int) -> Non
     remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
     raise UnsupportedError(
         f"some layers of {type(decoder).__name__} attend to the last {window} tokens alone, where methods "
-        f"would not be exact: the prompt has {prompt} tokens, and {new} are to follow; {remedy}"
+        f"would not be exact: {what} has {prompt} tokens, and {new} are to follow; {remedy}"
     )
 
 

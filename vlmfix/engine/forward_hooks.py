@@ -102,7 +102,9 @@ class ForwardHooks:
             ]
             for branch in context.engine.branches:
                 length = branch.inputs_embeds.shape[1]
-                compatibility.check_window(self.decoder, self._window, length, context.engine.planned)
+                compatibility.check_window(
+                    self.decoder, self._window, length, context.engine.planned, "a branch beside the prompt"
+                )
             if self._has_state and any(branch.selection for branch in context.engine.branches):
                 raise UnsupportedError(
                     f"layers of {type(self.decoder).__name__} keep a state that runs over all tokens, from "
