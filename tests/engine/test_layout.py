@@ -104,3 +104,53 @@ def test_layout_of_every_family(family: str, model: PreTrainedModel) -> None:
         (ids == families.IMAGE_TOKEN).sum() for ids in inputs["input_ids"]
     ]
     assert ATTRIBUTE not in vars(model.get_decoder())
+
+
+# Which of its tokens each token of a prompt sees, where 0110110 are image tokens: Gemma 3.
+SEEN = ["1000000", "1110000", "1110000", "1111000", "1111110", "1111110", "1111111"]
+
+
+def rows(*bits: str) -> torch.Tensor:
+    return torch.tensor([[bit == "1" for bit in row] for row in bits])
+
+
+def gemma_layout() -> PromptLayout:
+    layout = PromptLayout(rows("0110110"), rows("1111111"))
+    layout.takes_over(
+        {"full_attention": rows(*SEEN)[None, None], "sliding_attention": rows(*SEEN)[None, None]}
+    )
+    return layout
+
+
+def test_tokens_that_see_later_ones() -> None:
+    layout = gemma_layout()
+    cpu = torch.device("cpu")
+    seen = layout.attention_mask(7, 7, cpu)
+    assert seen is not None
+    assert torch.equal(seen[0, 0], rows(*SEEN))
+    assert not layout.sees_ahead
+    assert layout.attention_mask(1, 8, cpu) is None  # a generated token sees all
+    both = layout.attention_mask(9, 9, cpu)
+    assert both is not None
+    assert torch.equal(both[0, 0, :7], torch.cat([rows(*SEEN), rows(*["00"] * 7)], dim=1))
+    assert torch.equal(both[0, 0, 7:], rows("111111110", "111111111"))
+    narrower, _ = layout.select(rows("1010111"))
+    kept = narrower.attention_mask(5, 5, cpu)
+    assert kept is not None
+    assert torch.equal(kept[0, 0], rows("10000", "11000", "11110", "11110", "11111"))
+    assert narrower.seen is not None
+
+
+def test_prompts_that_are_seen_whole() -> None:
+    layout = PromptLayout(rows("0110", "0011"), rows("1111", "0111"))
+    layout.takes_over(torch.stack([rows(*["1111"] * 4), rows("1111", *["0111"] * 3)])[:, None])
+    assert layout.sees_ahead
+
+
+def test_layers_that_see_different_tokens_are_refused() -> None:
+    layout = PromptLayout(rows("0110"), rows("1111"))
+    whole, plain = rows(*["1111"] * 4)[None, None], None
+    with pytest.raises(vlmfix.UnsupportedError, match="shorter than the window of every layer"):
+        layout.takes_over({"full_attention": whole, "sliding_attention": plain})
+    layout.takes_over({"full_attention": None, "sliding_attention": None})
+    assert layout.seen is None

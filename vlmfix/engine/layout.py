@@ -199,11 +199,11 @@ class PromptLayout:
         Raises:
             UnsupportedError: layers of different types let them see different tokens.
         """
-        masks = [
-            each for each in (mask.values() if isinstance(mask, Mapping) else [mask]) if _is_prepared(each)
-        ]
-        if not masks:
+        given = list(mask.values()) if isinstance(mask, Mapping) else [mask]
+        if not any(_is_prepared(each) for each in given):
             return
+        plain = self.real_tokens[:, None] & self.real_tokens.new_ones(self.length, self.length).tril()
+        masks = [each if _is_prepared(each) else plain[:, None] for each in given]
         seen = [each[:, 0] if each.dtype == torch.bool else each[:, 0] == 0 for each in masks]
         real = self.real_tokens[:, :, None]
         if any(not torch.equal(each & real, seen[0] & real) for each in seen[1:]):
