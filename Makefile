@@ -34,7 +34,7 @@ support: $(VENV)/ready
 
 # What no test reaches in the engine and the methods, branches included.
 coverage: $(VENV)/ready
-	$(BIN)/pytest $(PARALLEL) --cov --cov-report term tests/engine tests/methods tests/inference
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report term tests/engine tests/methods tests/inference tests/models tests/probe
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

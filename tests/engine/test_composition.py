@@ -132,3 +132,17 @@ def test_two_runs_in_one_process_equal_two_processes(llava: PreTrainedModel) -> 
             llava.generate(**families.prompt("llava", llava, (2, 1), seed=4), **kwargs)
             second = llava.generate(**families.prompt("llava", llava, (1, 2), seed=5), **kwargs)
         assert second.tolist() == alone[name], name
+
+
+@pytest.mark.parametrize("family", UNLIKE)
+def test_images_encoded_for_a_branch_are_not_those_that_a_pruning_looks_at(
+    family: str, models: dict[str, PreTrainedModel]
+) -> None:
+    """VisionZip chooses by what the encoder attends to in the prompt's own images, not in noised ones."""
+    model = models[family]
+    inputs = prompts(family, model)
+    zipped = acting("visionzip")
+    with zipped(model):
+        alone = values(model, inputs, max_new_tokens=3)
+    with zipped(model), vlmfix.VCD(alpha=1e-6, beta=0)(model):
+        torch.testing.assert_close(values(model, inputs, max_new_tokens=3), alone, atol=1e-3, rtol=1e-4)
