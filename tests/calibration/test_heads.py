@@ -124,6 +124,7 @@ def test_heads_no_better_than_their_neighbours_are_worth_a_warning(
     assert found.values == {"adhh_heads": [[5, 0], [5, 1]]}
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_coco(tmp_path / "scenes", count=7, seed=1)
     profile = tmp_path / "profiles" / "mine.yaml"

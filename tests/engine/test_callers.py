@@ -171,6 +171,7 @@ def test_pools_and_tasks(llava: PreTrainedModel) -> None:
         raise refused
 
 
+@pytest.mark.slow
 def test_a_thread_without_part_in_the_block_is_refused_in_time(llava: PreTrainedModel) -> None:
     with attached("var", llava):
         for work in (generate, lambda model: under("vhr", model)):

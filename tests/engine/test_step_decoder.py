@@ -126,6 +126,7 @@ def test_kernels_without_four_dimensional_masks(
         torch.testing.assert_close(read(other, inputs, read_on), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RUNNING + RENUMBERED, ids=lambda method: type(method).__name__)
 def test_ways_of_reading_agree_under_every_method(llava: PreTrainedModel, method: vlmfix.Method) -> None:
     """Alternatives side by side and one by one, and answers in one pass and token by token."""

@@ -80,6 +80,7 @@ def test_text_in_text_out_of_a_wrapper(loaded: tuple[Any, Any]) -> None:
         assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_text_in_text_out_of_an_offloaded_model(loaded: tuple[Any, Any]) -> None:
     model, processor = vlmfix.load()
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))

@@ -55,6 +55,7 @@ def stock(loaded: tuple[Any, Any]) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: "+".join(leak))
 def test_nothing_of_the_checkpoint_leaks_into_a_row(
     leak: dict[str, Any], stock: dict[str, str], loaded: tuple[Any, Any]

@@ -171,6 +171,7 @@ def test_the_page_says_what_is_so() -> None:
     assert section.strip().splitlines() == make_support_matrix.reasons(found)
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_is_refused_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = zoo.build("llava"), zoo.processor("llava")
     assert processor is not None
@@ -199,6 +200,7 @@ def test_a_method_that_fails_is_refused_from_then_on(monkeypatch: pytest.MonkeyP
         pass
 
 
+@pytest.mark.slow
 def test_without_a_processor_the_lines_around_an_image_are_not_known() -> None:
     """Gemma's configuration names the markers, and not the line breaks around them."""
     probe = matrix.probe("gemma3")

@@ -71,6 +71,7 @@ def test_greedy_decoding_and_every_method_at_its_published_values_come_first(tmp
     ]
 
 
+@pytest.mark.slow
 def test_parts_that_help_are_put_together_and_bad_trials_are_given_up(tmp_path: Path) -> None:
     found = searched(tmp_path, 36)
     best = max((trial for trial in found if trial.is_complete), key=lambda trial: trial.measured.value)
@@ -96,6 +97,7 @@ def test_most_later_trials_look_for_strengths_of_the_best_methods(tmp_path: Path
     assert len({trial.candidate for trial in later}) > len({tuple(methods(trial)) for trial in later}) + 3
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_by_other_numbers_of_workers_it_finds_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

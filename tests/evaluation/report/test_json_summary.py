@@ -73,6 +73,7 @@ def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
     assert "seconds" not in (tmp_path / "a.json").read_text()
 
 
+@pytest.mark.slow
 def test_threads_do_not_show(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.support import outcomes; "

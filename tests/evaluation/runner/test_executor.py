@@ -156,6 +156,7 @@ class Mortal:
         Path.mkdir = mkdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
@@ -189,6 +190,7 @@ def test_killed_at_a_moment_and_resumed_the_rest_is_done_once(
         assert len(lines) == SAMPLES
 
 
+@pytest.mark.slow
 def test_killed_ten_times_and_resumed_with_other_numbers_of_workers(
     undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +237,7 @@ def test_workers_at_the_same_time_do_every_sample_once(
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_repeats_do_not_depend_on_workers(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
     protocol = "pope.one-word-sample+temperature=2.0"
     found = []
@@ -274,6 +277,7 @@ def test_a_watcher_is_told(loaded: tuple[Any, Any], world: Path, tmp_path: Path)
     assert sorted(progress.scores) == sorted(scores[id] for id in new)
 
 
+@pytest.mark.slow
 def test_a_higher_limit_goes_on_and_a_lower_one_looks_back(
     loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
@@ -439,6 +443,7 @@ def test_annotations_that_change_between_runs_start_another_run(
     assert len(jobs.records(tmp_path / "out")) == 6
 
 
+@pytest.mark.slow
 def test_a_mended_image_is_asked_about_again(loaded: tuple[Any, Any], copy: Path, tmp_path: Path) -> None:
     asked = job(tmp_path / "out", copy)
     image = first_image(asked)

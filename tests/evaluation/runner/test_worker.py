@@ -179,6 +179,7 @@ def test_nothing_to_do_writes_nothing(loaded: tuple[Any, Any], run: RunStore) ->
     assert list((run.path / "records").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -587,6 +588,7 @@ def sampled(
     return {identity: record["text"] for identity, record in jobs.answered(run, draws).items()}
 
 
+@pytest.mark.slow
 def test_repeats_differ(sampled: dict[tuple[str, int], str], asked: list[Sample]) -> None:
     assert len(sampled) == 27
     different = [len({sampled[sample.id, repeat] for repeat in range(3)}) for sample in asked]
@@ -657,6 +659,7 @@ def test_a_draw_stands_beside_those_of_its_image() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_methods_say_what_is_asked_and_how_it_is_decoded(
     loaded: tuple[Any, Any], asked: list[Sample], tmp_path: Path
 ) -> None:

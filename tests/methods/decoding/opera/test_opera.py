@@ -268,6 +268,7 @@ def test_search_equals_brute_force(family: str) -> None:
     assert details["tokens taken back"] == taken_back / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "asked", "rolls"),
     [
@@ -446,6 +447,7 @@ def test_forms_of_the_result(llava: PreTrainedModel) -> None:
     assert torch.equal(embeddings[:, -3:], plain[:, -3:])
 
 
+@pytest.mark.slow
 def test_activity() -> None:
     """Counts of a batch are those of its samples; rollbacks and sizes are means over prompts and tries."""
     model = sharp("llava")

@@ -391,6 +391,7 @@ def test_tiles_and_the_whole_image_together(llava_pair: tuple[Any, Any]) -> None
     assert not np.isnan(refinement.saliency).any()
 
 
+@pytest.mark.slow
 def test_every_setting_is_used(llava_pair: tuple[Any, Any]) -> None:
     def saliency(**parameters: Any) -> np.ndarray:
         found = CARVE(max_map_tokens=8, **parameters).run(
@@ -475,6 +476,7 @@ def test_further_questions_about_an_image_are_cheaper(pair: tuple[Any, Any]) -> 
             handle.remove()
 
 
+@pytest.mark.slow
 def test_remembered_maps_change_nothing_and_are_few(
     llava_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,6 +537,7 @@ def test_without_refinement_the_answer_is_plain_decoding(
     assert (refinement.refined, refinement.image, refinement.reason) == (False, None, reason)
 
 
+@pytest.mark.slow
 def test_decoding_of_the_final_answer(llava_pair: tuple[Any, Any]) -> None:
     """The map passes stay greedy and draw no random numbers."""
     question = "Describe the image."
