@@ -310,10 +310,14 @@ def test_processors_that_are_refused(processor: Any, message: str) -> None:
 
 def test_models_that_are_refused() -> None:
     image = ImageTokens((TokenGrid.plain(0, 4, 4),), 16)
-    with pytest.raises(
-        vlmfix.UnsupportedError, match="part of an image the tokens of idefics3 show is not known"
-    ):
-        place([image], AutoConfig.for_model("idefics3"), CLIPImageProcessorPil(), [(64, 64)])
+    with pytest.raises(vlmfix.UnsupportedError, match="image of gemma3 under do_center_crop is not known"):
+        place([image], AutoConfig.for_model("gemma3"), CLIPImageProcessorPil(), [(64, 64)])
+    tiles = ImageTokens((TokenGrid.plain(0, 2, 2), TokenGrid.plain(4, 2, 2)), 8)
+    resized = CLIPImageProcessorPil(do_center_crop=False)
+    with pytest.raises(vlmfix.UnsupportedError, match="image of gemma3 in 2 blocks is not known"):
+        place([tiles], AutoConfig.for_model("gemma3"), resized, [(64, 64)])
+    [whole] = place([image], AutoConfig.for_model("gemma3"), resized, [(64, 48)])
+    assert whole.grids[0].box == (0, 0, 64, 48)
     pixtral = LlavaConfig(vision_config={"model_type": "pixtral"}, vision_feature_select_strategy="full")
     with pytest.raises(vlmfix.UnsupportedError, match="fit no grid"):
         token_grids(pixtral, {"pixel_values": torch.zeros(1, 3, 64, 64)}, single_prompt(15))

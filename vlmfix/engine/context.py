@@ -274,11 +274,11 @@ class DecodeContext:
             whole=(self, rows),
         )
 
-    def check_attention(self, method: Any, layers: Sequence[int], *, all_of_them: bool = False) -> None:
+    def check_attention(self, name: str, layers: Sequence[int], *, all_of_them: bool = False) -> None:
         """Refuse a method whose layers keep a state in the place of attention.
 
         Args:
-            method: that acts in the layers.
+            name: of the method that acts in the layers.
             layers: by number.
             all_of_them: whether each of them has to attend, or any.
 
@@ -290,7 +290,7 @@ class DecodeContext:
         attending = [layer in self.attention_layers for layer in layers]
         if not (all(attending) if all_of_them else any(attending)):
             raise UnsupportedError(
-                f"{type(method).__name__} acts on attention in layers {', '.join(map(str, layers))}; of this "
+                f"{name} acts on attention in layers {', '.join(map(str, layers))}; of this "
                 f"model, layers {', '.join(map(str, self.attention_layers))} attend; choose among these"
             )
 

@@ -82,7 +82,7 @@ class ADHH(KeyEdit):
 
     def begin(self, context: DecodeContext) -> None:
         layers = [layer for layer in range(context.num_layers) if self.edits_layer(layer)]
-        context.check_attention(self, layers, all_of_them=True)
+        context.check_attention(type(self).__name__, layers, all_of_them=True)
 
     def edits_layer(self, layer: int) -> bool:
         return bool(self._heads_of(layer))

@@ -49,7 +49,7 @@ class KeyEdit(Method, ReadsLastRowAgain, ABC):
 
     def begin(self, context: DecodeContext) -> None:
         context.check_attention(
-            self, [layer for layer in range(context.num_layers) if self.edits_layer(layer)]
+            type(self).__name__, [layer for layer in range(context.num_layers) if self.edits_layer(layer)]
         )
 
     def rows(self, context: DecodeContext, layer: int) -> Rows | None:

@@ -143,8 +143,8 @@ class GIFT(Method, ReadsLastRowAgain):
         assert self.saliency_layer is not None
         assert self.enhanced_layers is not None
         first, last = self.enhanced_layers
-        context.check_attention(self, [self.saliency_layer])
-        context.check_attention(self, range(first, last + 1))
+        context.check_attention(type(self).__name__, [self.saliency_layer])
+        context.check_attention(type(self).__name__, range(first, last + 1))
         if not context.layout.has_image:
             return
         if context.prompt_ids is None:

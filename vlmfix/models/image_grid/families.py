@@ -78,17 +78,18 @@ def place(
     Raises:
         UnsupportedError: the processor, or one of its settings, cuts images in a way not known here.
     """
-    family = _family(config)
-    name = type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
-    if name not in family.processors:
+    family = _entry(config)
+    kind = type(image_processor).__name__
+    if family is not None and kind.removesuffix("Pil").removesuffix("Fast") not in family.processors:
         raise UnsupportedError(
-            f"where {type(image_processor).__name__} cuts images of {config.model_type} is not known; use "
+            f"where {kind} cuts images of {config.model_type} is not known; use "
             f"{' or '.join(family.processors)}"
         )
+    boxes = found.boxes if family is None else family.boxes
     placed = []
     for image, (width, height) in zip(images, sizes, strict=True):
-        boxes = family.boxes(config, image_processor, image, width, height)
-        grids = zip(image.grids, boxes, strict=True)
+        own = boxes(config, image_processor, image, width, height)
+        grids = zip(image.grids, own, strict=True)
         placed.append(
             ImageTokens(tuple(dataclasses.replace(grid, box=box) for grid, box in grids), image.count)
         )
@@ -130,13 +131,3 @@ def _entry(config: PreTrainedConfig) -> _Family | None:
     """The entry of a family; None: its grids are found from the inputs."""
     vision = getattr(config, "vision_config", None)
     return None if getattr(vision, "model_type", None) == "pixtral" else _FAMILIES.get(config.model_type)
-
-
-def _family(config: PreTrainedConfig) -> _Family:
-    family = _entry(config)
-    if family is None:
-        raise UnsupportedError(
-            f"which part of an image the tokens of {config.model_type} show is not known; supported: "
-            f"{', '.join(_FAMILIES)}"
-        )
-    return family

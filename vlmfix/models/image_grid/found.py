@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.image_grid.grids import ImageTokens, TokenGrid
+from vlmfix.models.image_grid.grids import Box, ImageTokens, TokenGrid
 
 # What a configuration has whose image tokens are learned queries: they lie nowhere on the image.
 _QUERIES = ("perceiver_config", "qformer_config", "num_query_tokens", "projector_patch_to_query_dict")
@@ -129,6 +129,35 @@ def _first(config: PreTrainedConfig, *names: str) -> int | None:
             if isinstance(value, int):
                 return value
     return None
+
+
+# What processors are told that show more or less of an image than all of it, once.
+_OTHERWISE = (
+    "do_pad",
+    "do_center_crop",
+    "do_image_splitting",
+    "do_pan_and_scan",
+    "crop_to_patches",
+    "background_color",
+    "max_image_tiles",
+    "max_patches",
+)
+
+
+def boxes(config: PreTrainedConfig, processor: Any, image: ImageTokens, width: int, height: int) -> list[Box]:
+    """All of an image, which its processor only resizes.
+
+    Raises:
+        UnsupportedError: it is seen in several blocks, or the processor may crop or pad it.
+    """
+    told = [name for name in _OTHERWISE if getattr(processor, name, None)]
+    if len(image.grids) != 1 or told:
+        why = f"in {len(image.grids)} blocks" if len(image.grids) != 1 else f"under {', '.join(told)}"
+        raise UnsupportedError(
+            f"where {type(processor).__name__} shows an image of {config.model_type} {why} is not known; use "
+            "a method that needs no place on the image"
+        )
+    return [(0.0, 0.0, float(width), float(height))]
 
 
 def runs_of(image_tokens: Tensor, numbers: Tensor | None) -> list[list[int]]:

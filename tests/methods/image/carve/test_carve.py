@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, L
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 import vlmfix
-from tests.support import families
+from tests.support import families, zoo
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.inference.chat import prepare
 from vlmfix.methods.image.carve import carve
@@ -632,3 +632,14 @@ def test_pictures_are_saved(llava_pair: tuple[Any, Any], tmp_path: Path) -> None
     assert (heat[top, left] == 255).all()
     assert np.array_equal(np.asarray(Image.open(written[1])), np.asarray(refinement.image))
     assert Refinement(answer="Yes").save(tmp_path, "none") == []
+
+
+@pytest.mark.slow
+def test_a_type_whose_processor_only_resizes_pictures() -> None:
+    """Gemma 3 has no entry for its image tokens: their square is found, and lies over all of the picture."""
+    model, processor = zoo.build("gemma3"), zoo.processor("gemma3")
+    assert processor is not None
+    method = vlmfix.CARVE()
+    picture = Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 20).convert("RGB")
+    assert isinstance(vlmfix.generate(model, processor, picture, "w31 w32", method, max_new_tokens=3), str)
+    assert method.edit_stats().rows == 1

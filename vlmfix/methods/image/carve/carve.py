@@ -374,7 +374,7 @@ class _LastRowAttention(Method):
     seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
 
     def begin(self, context: DecodeContext) -> None:
-        context.check_attention(self, self.layers, all_of_them=True)
+        context.check_attention("CARVE", self.layers, all_of_them=True)
 
     def rows(self, context: DecodeContext, layer: int) -> Rows | None:
         return context.layout_at(layer).last_row if layer in self.layers else None
