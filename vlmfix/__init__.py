@@ -8,8 +8,11 @@ if TYPE_CHECKING:
     from vlmfix.engine.capabilities import (
         AddsAuxiliaryPrompt,
         ChoosesTokens,
+        EditsStream,
+        EditsVisionEncoder,
         MeasuresScores,
         PrunesTokens,
+        ReadsAhead,
         ReadsEarlyExits,
         ReadsLastRowAgain,
         ReadsVisionAttention,
@@ -75,6 +78,8 @@ if TYPE_CHECKING:
     from vlmfix.methods.pruning.uniform_grid import UniformGrid
     from vlmfix.methods.pruning.visionzip import VisionZip
     from vlmfix.methods.registry import list_methods, make_method, method_names, register_method
+    from vlmfix.methods.steering.base import NewRowEdit, StreamEdit
+    from vlmfix.methods.steering.fade import FADE
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
     from vlmfix.recipes import Recipe, find_recipe, load_recipe
@@ -84,6 +89,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ADHH",
     "CARVE",
+    "FADE",
     "FLB",
     "GIFT",
     "ICD",
@@ -124,6 +130,8 @@ __all__ = [
     "DivPrune",
     "DoLa",
     "EditStats",
+    "EditsStream",
+    "EditsVisionEncoder",
     "Entropy",
     "FastV",
     "Gate",
@@ -137,6 +145,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MultiPassMethod",
+    "NewRowEdit",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -144,6 +153,7 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "RandomTokens",
+    "ReadsAhead",
     "ReadsEarlyExits",
     "ReadsLastRowAgain",
     "ReadsVisionAttention",
@@ -153,6 +163,7 @@ __all__ = [
     "RunsLayerParts",
     "ScoreEdit",
     "SparseVLM",
+    "StreamEdit",
     "TokenPruning",
     "Top1",
     "UniformGrid",
@@ -171,8 +182,9 @@ __all__ = [
 # Where the public names are: each is imported when it is wanted, since torch and transformers take seconds.
 _NAMES = {
     "vlmfix.api": "generate",
-    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
-    "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens EditsStream EditsVisionEncoder "
+    "MeasuresScores PrunesTokens ReadsAhead ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention "
+    "RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -219,6 +231,8 @@ _NAMES = {
     "vlmfix.methods.pruning.uniform_grid": "UniformGrid",
     "vlmfix.methods.pruning.visionzip": "VisionZip",
     "vlmfix.methods.registry": "list_methods make_method method_names register_method",
+    "vlmfix.methods.steering.base": "NewRowEdit StreamEdit",
+    "vlmfix.methods.steering.fade": "FADE",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
     "vlmfix.recipes": "Recipe find_recipe load_recipe",
