@@ -90,11 +90,11 @@ def test_what_rides_along_is_left_alone(beside: str, family: str, model: PreTrai
             assert not torch.equal(values(model, inputs, max_new_tokens=3), alone)
 
 
-@pytest.mark.parametrize(
-    "kind", ["llava+gemma2", "llava+olmo2", "glm4v", "cohere2_vision", "lfm2_vl", "llava+gpt_oss"]
-)
-@pytest.mark.parametrize("site", ["attention", "feed_forward"])
-def test_what_a_part_adds_is_found_in_layers_of_all_kinds(kind: str, site: StreamSite) -> None:
+LAYERS = ["llava+gemma2", "llava+olmo2", "glm4v", "cohere2_vision", "lfm2_vl", "llava+gpt_oss"]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_a_part_adds_is_found_in_layers_of_all_kinds(kind: str) -> None:
     """The stream that enters a layer and what its parts add make up the stream that leaves it."""
     decoder = text_decoder(zoo.build(kind))
     seen: dict[str, Tensor] = {}
@@ -111,7 +111,7 @@ def test_what_a_part_adds_is_found_in_layers_of_all_kinds(kind: str, site: Strea
 
     with ExitStack() as stack:
         for name in ("attention", "feed_forward", "layer"):
-            hook = stream_module(decoder, layer, name).register_forward_hook(keep(name))  # type: ignore[arg-type]
+            hook = stream_module(decoder, layer, name).register_forward_hook(keep(name))
             stack.callback(hook.remove)
         stack.callback(decoder.layers[layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
         hidden = decoder.config.hidden_size
@@ -120,7 +120,7 @@ def test_what_a_part_adds_is_found_in_layers_of_all_kinds(kind: str, site: Strea
             use_cache=False,
         )
     torch.testing.assert_close(seen["enters"] + seen["attention"] + seen["feed_forward"], seen["layer"])
-    assert seen[site].abs().max() > 0
+    assert min(seen[name].abs().max() for name in ("attention", "feed_forward")) > 0
 
 
 def test_layers_of_other_kinds_are_refused() -> None:
