@@ -79,7 +79,12 @@ if TYPE_CHECKING:
     from vlmfix.methods.pruning.visionzip import VisionZip
     from vlmfix.methods.registry import list_methods, make_method, method_names, register_method
     from vlmfix.methods.steering.base import NewRowEdit, StreamEdit
+    from vlmfix.methods.steering.cei import CEI
     from vlmfix.methods.steering.fade import FADE
+    from vlmfix.methods.steering.nullu import Nullu
+    from vlmfix.methods.steering.rudder import RUDDER
+    from vlmfix.methods.steering.vista import VISTA
+    from vlmfix.methods.steering.vti import VTI
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
     from vlmfix.recipes import Recipe, find_recipe, load_recipe
@@ -89,6 +94,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ADHH",
     "CARVE",
+    "CEI",
     "FADE",
     "FLB",
     "GIFT",
@@ -99,12 +105,15 @@ __all__ = [
     "OPERA",
     "PAI",
     "RITUAL",
+    "RUDDER",
     "SID",
     "VAF",
     "VAR",
     "VCD",
     "VDD",
     "VHR",
+    "VISTA",
+    "VTI",
     "AdaptInfer",
     "AddsAuxiliaryPrompt",
     "AgainstText",
@@ -146,6 +155,7 @@ __all__ = [
     "MethodInfo",
     "MultiPassMethod",
     "NewRowEdit",
+    "Nullu",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -232,7 +242,12 @@ _NAMES = {
     "vlmfix.methods.pruning.visionzip": "VisionZip",
     "vlmfix.methods.registry": "list_methods make_method method_names register_method",
     "vlmfix.methods.steering.base": "NewRowEdit StreamEdit",
+    "vlmfix.methods.steering.cei": "CEI",
     "vlmfix.methods.steering.fade": "FADE",
+    "vlmfix.methods.steering.nullu": "Nullu",
+    "vlmfix.methods.steering.rudder": "RUDDER",
+    "vlmfix.methods.steering.vista": "VISTA",
+    "vlmfix.methods.steering.vti": "VTI",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
     "vlmfix.recipes": "Recipe find_recipe load_recipe",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from vlmfix.calibration.directions import CaptionPair
 from vlmfix.calibration.heads import AnnotatedImage, ObjectWord
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.sample import Sample
@@ -32,6 +34,12 @@ def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
         FileNotFoundError: there is no such folder, or it has no instances, or no picture of them.
         ValueError: an annotation file is broken, or names objects that CHAIR does not know.
     """
+    paths, truth = _pictures(root, limit)
+    return [annotated_image(path, image_id, truth) for image_id, path in paths.items()]
+
+
+def _pictures(root: str | Path, limit: int) -> tuple[dict[int, Path], GroundTruth]:
+    """The first pictures of a folder by id, and what is in them."""
     annotations = Path(root) / "annotations"
     training = [path for part in _TRAINING if (path := annotations / f"instances_{part}.json").is_file()]
     folder = DataFolder.find(root, **({"instances": training[0]} if training else {}))
@@ -52,7 +60,35 @@ def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
         vocabulary=Vocabulary(variant="corrected"),
         image_ids=chosen,
     )
-    return [annotated_image(path, image_id, truth) for image_id, path in chosen.items()]
+    return chosen, truth
+
+
+def caption_pairs(root: str | Path, limit: int) -> list[CaptionPair]:
+    """True and hallucinated captions of the first pictures of a folder that show one object or more.
+
+    Hallucinated objects are those that are most often in pictures with the same objects, and not in this one.
+
+    Args:
+        root: see `annotated_images`.
+        limit: how many at most.
+
+    Raises:
+        FileNotFoundError: as for `annotated_images`.
+        ValueError: as for `annotated_images`.
+    """
+    paths, truth = _pictures(root, limit)
+    together: Counter[tuple[str, str]] = Counter()
+    for objects in truth.objects.values():
+        together.update((one, other) for one in objects for other in objects)
+    classes = sorted({one for one, _ in together})
+    pairs = []
+    for image_id, path in paths.items():
+        present = sorted(truth.objects[image_id])
+        missing = [each for each in classes if each not in present]
+        likely = sorted(missing, key=lambda each: -sum(together[each, one] for one in present))
+        if present and len(likely) >= len(present):
+            pairs.append(CaptionPair.of_objects(path, present, likely))
+    return pairs
 
 
 def annotated_image(image: ImageLike, image_id: int, truth: GroundTruth) -> AnnotatedImage:

@@ -47,7 +47,13 @@ class PushFeedForward(Push):
     stream_sites: ClassVar = ("feed_forward",)
 
 
-KINDS = [Push, PushAttention, PushFeedForward]
+@dataclass(frozen=True, kw_only=True)
+class PushEntering(Push):
+    layer: int = 2
+    stream_sites: ClassVar = ("enter",)
+
+
+KINDS = [Push, PushAttention, PushFeedForward, PushEntering]
 
 
 def by_hand(model: PreTrainedModel, kind: type[Push], by: float) -> ExitStack:
@@ -57,6 +63,7 @@ def by_hand(model: PreTrainedModel, kind: type[Push], by: float) -> ExitStack:
         return (output[0] + by, *output[1:]) if isinstance(output, tuple) else output + by
 
     [site] = kind.stream_sites
+    site = "layer" if site == "enter" else site  # of the layer before
     stack = ExitStack()
     stack.callback(stream_module(text_decoder(model), 1, site).register_forward_hook(after).remove)
     return stack

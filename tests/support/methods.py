@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -25,6 +30,20 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 
 REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
 """Methods with families that they refuse."""
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
+
+def directions(method: str, name: str, *shape: int) -> str:
+    """A file of random directions for all families, whose text decoders have one shape."""
+    random = torch.randn(families.LAYERS, *shape, families.HIDDEN, generator=torch.Generator().manual_seed(0))
+    if shape:  # orthonormal rows
+        random = torch.linalg.qr(random.mT).Q.mT.contiguous()
+    size = {"num_hidden_layers": str(families.LAYERS), "hidden_size": str(families.HIDDEN)}
+    save_file({name: random}, _FOLDER / method, metadata={"method": method, **size})
+    return str(_FOLDER / method)
+
 
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
@@ -59,6 +78,8 @@ ACTING: dict[str, dict[str, Any]] = {
     "baseline.plausibility": {"beta": 0.7},
     "baseline.sharpen": {"beta": 0.001},
     "baseline.text_contrast": {"beta": 0.001},
+    "vti": {"alpha_text": 5.0, "directions": directions("vti", "text")},
+    "nullu": {"layers": (1, 4), "directions": directions("nullu", "subspaces", 4)},
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.atomic import write_text
+from vlmfix.calibration.directions import CaptionPair, calibrate_nullu, calibrate_vti
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
 from vlmfix.calibration.results import (
     PROMPT,
@@ -29,6 +30,7 @@ from vlmfix.inference.pictures import ImageLike
 from vlmfix.methods.attention.gift import GIFT, gaze_shifts
 from vlmfix.methods.attention.var import DEFAULT_THRESHOLD, sink_scores
 from vlmfix.methods.base import Method
+from vlmfix.models.directions import write_directions
 from vlmfix.models.match import file_name, match_of
 from vlmfix.models.profiles import Profile, user_directory
 from vlmfix.settings import dump_yaml
@@ -53,7 +55,7 @@ def calibrate(
     method: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[ImageLike] | Sequence[AnnotatedImage],
+    images: Sequence[ImageLike] | Sequence[AnnotatedImage] | Sequence[CaptionPair],
     *,
     progress: Progress = None,
 ) -> Calibration:
@@ -61,10 +63,11 @@ def calibrate(
 
     Args:
         method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
-            `vlmfix[adaptinfer]`) or "adhh" (hallucination heads).
+            `vlmfix[adaptinfer]`), "adhh" (hallucination heads), "vti" or "nullu" (directions).
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: 20 to 50 ordinary pictures; for "adhh" 100 or more `AnnotatedImage`.
+        images: 20 to 50 ordinary pictures; for "adhh" 100 or more `AnnotatedImage`, for "vti" and "nullu" 50
+            or more `CaptionPair`.
         progress: called with the number of pictures just read; for "adhh" each is read
             `vlmfix.calibration.heads.READS` times.
 
@@ -263,6 +266,8 @@ CALIBRATIONS: dict[str, Callable[..., Calibration]] = {
     "gift": calibrate_gift,
     "adaptinfer": calibrate_adaptinfer,
     "adhh": calibrate_heads,
+    "vti": calibrate_vti,
+    "nullu": calibrate_nullu,
 }
 
 
@@ -293,5 +298,9 @@ def write_profile(
     source = f"vlmfix calibrate on {calibration.source}"
     values |= {key: {"value": value, "source": source} for key, value in calibration.values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    for key, tensors in calibration.directions.items():
+        file = path.with_name(f"{path.stem}.{key}.safetensors")
+        write_directions(file, key.removesuffix("_directions"), model.config, tensors)
+        values[key] = {"value": file.name, "source": source}
     write_text(path, dump_yaml({"name": name, "match": match, "values": values}))
     return path

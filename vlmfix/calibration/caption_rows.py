@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmfix.calibration.head_statistics import first_order_effects
+from vlmfix.calibration.results import with_answer
 from vlmfix.engine.caches import with_cache
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.compatibility import stock_model
@@ -39,7 +40,7 @@ class CaptionRows:
         self._model: PreTrainedModel = stock_model(model)
         config = self._model.config.get_text_config()
         self._shape = config.num_hidden_layers, config.num_attention_heads
-        whole = _continued(inputs, token_ids)
+        whole = with_answer(inputs, token_ids)
         self._ids: Tensor = whole["input_ids"][0]
         self._first_row = inputs["input_ids"].shape[1] - 1
         self._size = max(1, _TOKENS // len(self._ids))
@@ -152,17 +153,3 @@ def _positions_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         yield noted
     finally:
         handle.remove()
-
-
-def _continued(inputs: Mapping[str, Tensor], token_ids: Sequence[int]) -> dict[str, Tensor]:
-    """Model inputs of a prompt and the answer to it."""
-    prompt = inputs["input_ids"]
-    new = torch.tensor([token_ids], dtype=prompt.dtype, device=prompt.device)
-    after = {"input_ids": new, "attention_mask": torch.ones_like(new)}
-    return {
-        # One value a token; those of kinds of tokens are 0 for text.
-        name: torch.cat([value, after.get(name, torch.zeros_like(new)).to(value.dtype)], dim=1)
-        if value.shape == prompt.shape
-        else value
-        for name, value in inputs.items()
-    }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.modules import input_device
@@ -28,14 +30,30 @@ class Calibration:
         findings: what supports it, for people.
         rankings: of a parameter of the profile that is a list, what else came into question: all of it, the
             best first.
+        directions: of a method, by the parameter of the profile that names their file.
     """
 
     values: dict[str, Any]
     source: str
     findings: dict[str, Any] = field(default_factory=dict)
     rankings: dict[str, list[Any]] = field(default_factory=dict)
+    directions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def prompt_inputs(model: PreTrainedModel, processor: ProcessorMixin, image: ImageLike, prompt: str) -> Any:
     """What the model is given for a prompt about one picture."""
     return prepare([open_images(image)], [prompt], processor).to(input_device(model), dtype=model.dtype)
+
+
+def with_answer(inputs: Mapping[str, Tensor], token_ids: Sequence[int]) -> dict[str, Tensor]:
+    """Model inputs of a prompt and the answer to it."""
+    prompt = inputs["input_ids"]
+    new = torch.tensor([token_ids], dtype=prompt.dtype, device=prompt.device)
+    after = {"input_ids": new, "attention_mask": torch.ones_like(new)}
+    return {
+        # One value a token; those of kinds of tokens are 0 for text.
+        name: torch.cat([value, after.get(name, torch.zeros_like(new)).to(value.dtype)], dim=1)
+        if value.shape == prompt.shape
+        else value
+        for name, value in inputs.items()
+    }

@@ -16,7 +16,7 @@ from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
-CALIBRATED = ("var", "gift", "adaptinfer", "adhh")
+CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "vti", "nullu")
 
 
 def _complete_calibrated(incomplete: str) -> list[str]:
@@ -27,8 +27,8 @@ def calibrate(
     images: Annotated[
         Path,
         path_option(
-            "Folder with 20 to 50 ordinary pictures; for adhh, a COCO root or what 'vlmfix scenes' "
-            "writes, with 100 to 150 annotated ones.",
+            "Folder with 20 to 50 ordinary pictures; for adhh, vti and nullu, a COCO root or what 'vlmfix "
+            "scenes' writes, with 50 to 150 annotated ones.",
         ),
     ],
     model: ModelOption = DEFAULT_MODEL,
@@ -40,7 +40,8 @@ def calibrate(
         ),
     ] = "var",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Pictures to read at most. (default: 50, for adhh 150)")
+        int | None,
+        typer.Option(min=1, help="Pictures to read at most. (default: 50, for adhh 150, vti and nullu 100)"),
     ] = None,
     output: Annotated[
         Path | None,
@@ -67,11 +68,16 @@ def calibrate(
     if output is None:
         user_directory()  # refused, if at all, before the work
     pictures: Sequence[Any]
-    if method == "adhh":
-        least, most, reads = 100, limit or 150, READS
+    if method in ("adhh", "vti", "nullu"):
         chair = task_module("chair", "calibration_images")
         assert chair is not None
-        pictures = [each for each in chair.annotated_images(images, most) if is_readable(each.image)]
+        if method == "adhh":
+            least, most, reads = 100, limit or 150, READS
+            annotated = chair.annotated_images(images, most)
+        else:
+            least, most, reads = 50, limit or 100, 1
+            annotated = chair.caption_pairs(images, most)
+        pictures = [each for each in annotated if is_readable(each.image)]
     else:
         least, most, reads = 20, limit or 50, 1
         pictures = list(itertools.islice(filter(is_readable, named_pictures([images])), most))

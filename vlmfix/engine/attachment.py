@@ -119,9 +119,9 @@ class Attachment:
             self._encoder = EncoderTap(self.model)
         if isinstance(method, EditsStream):
             self._stream_hooks.check(method)
-        hooks = (
-            method.hook_encoder(VisionEncoder(self.model)) if isinstance(method, EditsVisionEncoder) else ()
-        )
+        hooks: Sequence[RemovableHandle] = ()
+        if isinstance(method, EditsVisionEncoder) and method.edits_encoder:
+            hooks = method.hook_encoder(VisionEncoder(self.model))
         self._processor = processor or self._processor
         if not self.methods:
             try:

@@ -101,8 +101,8 @@ class EditsStream(ABC):
 
     @abstractmethod
     def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
-        """What attention or the feed-forward part adds to the stream, or the stream that leaves the layer,
-        `(batch, tokens, hidden)` of the prompts alone; returns them, never in place.
+        """What attention or the feed-forward part adds to the stream, or the stream that enters or leaves the
+        layer, `(batch, tokens, hidden)` of the prompts alone; returns them, never in place.
 
         In a pass over the prompt `context.first_new_row(layer, tokens)` tells where the last prompt token
         stands, which predicts the first new one.
@@ -135,6 +135,11 @@ class ReadsVisionAttention:
 
 class EditsVisionEncoder(ABC):
     """Changes what the vision encoder makes of pictures."""
+
+    @property
+    def edits_encoder(self) -> bool:
+        """Whether it does so with its numbers."""
+        return True
 
     @abstractmethod
     def hook_encoder(self, encoder: VisionEncoder) -> Sequence[RemovableHandle]:
@@ -175,3 +180,8 @@ class AsksSeveralTimes(ABC):
         **generate_kwargs: Any,
     ) -> Any:
         """Answer one prompt; what comes back has the text as its `answer`."""
+
+
+def edits_encoder(method: Any) -> bool:
+    """Whether a method changes what the vision encoder makes of pictures."""
+    return isinstance(method, EditsVisionEncoder) and method.edits_encoder

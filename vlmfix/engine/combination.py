@@ -8,9 +8,9 @@ from itertools import combinations
 from vlmfix.engine.capabilities import (
     AsksSeveralTimes,
     ChoosesTokens,
-    EditsVisionEncoder,
     PrunesTokens,
     ReadsVisionAttention,
+    edits_encoder,
 )
 from vlmfix.engine.method import MethodHooks
 from vlmfix.errors import UnsupportedError
@@ -62,8 +62,9 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
             f"{other_name} drops image tokens of this model already, and the counts of {name} would refer "
             "to tokens that are gone; use one pruning method at a time"
         )
-    of_encoder = [isinstance(each, EditsVisionEncoder | ReadsVisionAttention) for each in (method, other)]
-    if all(of_encoder) and any(isinstance(each, EditsVisionEncoder) for each in (method, other)):
+    changing = [edits_encoder(each) for each in (method, other)]
+    reading = [isinstance(each, ReadsVisionAttention) for each in (method, other)]
+    if all(changing) or (any(changing) and any(reading)):
         raise UnsupportedError(
             f"{other_name} and {name} work on the vision encoder, and one changes it; use one at a time"
         )

@@ -57,9 +57,13 @@ class StreamHooks:
         self._undo.close()
         editing = [method for method in methods if isinstance(method, EditsStream)]
         for index, site in dict.fromkeys(each for method in editing for each in self._sites(method)):
-            after = functools.partial(self._after, index, site)
             module = stream_module(self._decoder, index, site)
-            self._undo.callback(module.register_forward_hook(after).remove)
+            if site == "enter":
+                before = functools.partial(self._before, index)
+                hook = module.register_forward_pre_hook(before, with_kwargs=True)
+            else:
+                hook = module.register_forward_hook(functools.partial(self._after, index, site))
+            self._undo.callback(hook.remove)
 
     def _sites(self, method: EditsStream) -> list[tuple[int, StreamSite]]:
         """Layers and sites in them; layers of a hybrid decoder that do not attend have no attention."""
@@ -71,13 +75,25 @@ class StreamHooks:
             if site != "attention" or index in attending
         ]
 
+    def _before(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        states = self._edited(layer, "enter", args[0] if args else kwargs["hidden_states"])
+        if states is None:
+            return None
+        return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
     def _after(self, layer: int, site: StreamSite, module: nn.Module, args: Any, output: Any) -> Any:
+        states = self._edited(layer, site, output[0] if isinstance(output, tuple) else output)
+        if states is None:
+            return None
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    def _edited(self, layer: int, site: StreamSite, states: Tensor) -> Tensor | None:
+        """What methods make of the states of the prompts, with those of what rides along; None: nothing."""
         context = self._attachment.context
         if context is None or context.engine.active_branch is not None or context.engine.peeking is not None:
             return None
         if context.engine.prefix is not None and not context.engine.prefix.is_read:
             return None
-        states: Tensor = output[0] if isinstance(output, tuple) else output
         rows, tokens = context.layout.batch_size, states.shape[1] - context.auxiliary_length
         own = before = states[:rows, :tokens]
         for method in self._attachment.methods:
@@ -92,7 +108,7 @@ class StreamHooks:
         if own.shape != states.shape:
             own = torch.cat([own, states[:rows, tokens:]], dim=1)
             own = torch.cat([own, states[rows:]])
-        return (own, *output[1:]) if isinstance(output, tuple) else own
+        return own
 
 
 def _gated(context: DecodeContext, method: MethodHooks, before: Tensor, after: Tensor) -> Tensor:

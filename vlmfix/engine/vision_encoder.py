@@ -38,8 +38,10 @@ class VisionEncoder:
                 f"the projector of this model reads several layers of the vision encoder ({index}); use a "
                 "method that acts elsewhere"
             )
+        self.config = model.config
         self.embeddings: nn.Module = tower.embeddings
         self.layers: nn.ModuleList = layers
+        self.feed_forwards: list[nn.Module] = [layer.get_submodule("mlp") for layer in layers]
         assert isinstance(projector, nn.Module)
         self.projector = projector
         self.has_class_token: bool = hasattr(tower.embeddings, "class_embedding")

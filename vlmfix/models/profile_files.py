@@ -99,6 +99,10 @@ def _are_schedules(value: Any) -> bool:
 _INDEX = (_is_index, "a whole number of 0 or more")
 _NUMBER = (_is_number, "a number of 0 or more")
 _INDICES = (_are_indices, "a list of whole numbers of 0 or more")
+_FILE = (
+    lambda value: isinstance(value, str) and "/" not in value and value.endswith(".safetensors"),
+    "the name of a safetensors file beside the profile",
+)
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "adaptinfer_schedules": (
         _are_schedules,
@@ -110,9 +114,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gift_enhanced_layers": (lambda value: _are_pairs([value]), "the first and the last layer, [12, 22]"),
     "gift_image_boost": _NUMBER,
     "gift_saliency_layer": _INDEX,
+    "nullu_directions": _FILE,
     "sink_dimensions": (lambda value: _are_indices(value) and value != [], _INDICES[1] + ", not empty"),
     "sink_threshold": _NUMBER,
     "unknown_token_id": _INDEX,
     "vhr_extra_layers": _INDICES,
     "vhr_num_last_layers": _INDEX,
+    "vti_directions": _FILE,
 }

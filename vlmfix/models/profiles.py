@@ -95,6 +95,24 @@ class Profile:
             )
         return entry["value"]
 
+    def file(self, parameter: str) -> Path | None:
+        """The file that the value of `parameter` names, beside the profiles; None: this profile has none.
+
+        Raises:
+            ValueError: there is no such file.
+        """
+        name = self.get(parameter)
+        if name is None:
+            return None
+        folders = (user_directory(), _shipped())
+        found: Path | None = next((each for folder in folders if (each := folder / name).is_file()), None)
+        if found is None:
+            raise ValueError(
+                f"{parameter} of {self.name} names {name!r}, which is not in "
+                f"{' or '.join(map(str, folders))}; put it there, or run 'vlmfix calibrate' again"
+            )
+        return found
+
 
 def profiles() -> Iterator[Profile]:
     """All profiles, those that the user calibrated before those that are shipped.

@@ -11,9 +11,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from vlmfix.errors import UnsupportedError
 
-StreamSite = Literal["attention", "feed_forward", "layer"]
-"""What attention adds to the residual stream of a layer, what the feed-forward part adds, and the stream that
-leaves the layer."""
+StreamSite = Literal["enter", "attention", "feed_forward", "layer"]
+"""The stream that enters a layer, what attention adds to it, what the feed-forward part adds, and the stream
+that leaves the layer."""
 
 # Norms around attention and the feed-forward part, and through which of them goes what these add.
 _NORMS: dict[frozenset[str], dict[StreamSite, str]] = {
@@ -82,13 +82,13 @@ def attention_of(decoder: Any, layer: int) -> nn.Module:
 
 
 def stream_module(decoder: Any, layer: int, site: StreamSite) -> nn.Module:
-    """The module of a layer whose output is what `site` names.
+    """The module of a layer whose output is what `site` names; the layer itself for what enters it.
 
     Raises:
         UnsupportedError: the layer is built in a way that is not known.
     """
     found: nn.Module = decoder.layers[layer]
-    if site == "layer":
+    if site in ("enter", "layer"):
         return found
     parts = {name: part for name, part in found.named_children() if "dropout" not in name}
     kinds = ({"self_attn"} if site == "attention" else _FEED_FORWARDS) & parts.keys()

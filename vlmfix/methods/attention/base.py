@@ -84,13 +84,7 @@ class ScoreEdit(KeyEdit, MeasuresScores):
             object.__setattr__(self, "layers", layer_range(self.layers, "layers"))
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
-        depth = config.get_text_config().num_hidden_layers
-        layers = at_depth(self.published_layers, depth) if self.layers is None else self.layers
-        if layers[1] > depth:
-            raise ValueError(
-                f"layers is {layers}, first and after the last; the layers of this model go from 0 to "
-                f"{depth - 1}"
-            )
+        layers = fitted_layers(self.layers, self.published_layers, config)
         return dataclasses.replace(self, layers=layers)
 
     def edits_layer(self, layer: int) -> bool:
@@ -131,6 +125,28 @@ class ScoreEdit(KeyEdit, MeasuresScores):
         if not any(context.layout_at(layer).has_image for layer in range(*self.layers)):
             return "no image token is left in the edited layers; choose earlier layers"
         return "the scores that it scales in the edited layers are 0, or its strength is too small to tell"
+
+
+def fitted_layers(
+    layers: tuple[int, int] | None, published: tuple[int, int], config: PreTrainedConfig
+) -> tuple[int, int]:
+    """First layer and the one after the last, in a model.
+
+    Args:
+        layers: as they were given; None: those that are published.
+        published: of 32 layers.
+        config: of the whole model.
+
+    Raises:
+        ValueError: the model has fewer.
+    """
+    depth = config.get_text_config().num_hidden_layers
+    layers = at_depth(published, depth) if layers is None else layers
+    if layers[1] > depth:
+        raise ValueError(
+            f"layers is {layers}, first and after the last; the layers of this model go from 0 to {depth - 1}"
+        )
+    return layers
 
 
 def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:

@@ -1,11 +1,11 @@
-"""What methods share that edit the residual stream in layers known beforehand."""
+"""What methods share that edit the residual stream."""
 
 from __future__ import annotations
 
-import dataclasses
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,42 +13,21 @@ from transformers import PreTrainedConfig
 
 from vlmfix.engine.capabilities import EditsStream, ReadsLastRowAgain
 from vlmfix.engine.context import DecodeContext
-from vlmfix.methods.attention.base import at_depth, layer_range
 from vlmfix.methods.base import Method
+from vlmfix.models.directions import read_directions
 from vlmfix.models.profiles import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamEdit(Method, EditsStream, ABC):
-    """Base of the methods that edit the residual stream of sequences with an image.
+    """Base of the methods that edit the residual stream of sequences with an image."""
 
-    Args:
-        layers: first edited layer and the one after the last, 0-based; None: those that are published, at the
-            same depth.
-    """
-
-    layers: tuple[int, int] | None = None
-
-    published_layers: ClassVar[tuple[int, int]]
-    """Of 32 layers."""
-
-    def __post_init__(self) -> None:
-        if self.layers is not None:
-            object.__setattr__(self, "layers", layer_range(self.layers, "layers"))
-
-    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
-        depth = config.get_text_config().num_hidden_layers
-        layers = at_depth(self.published_layers, depth) if self.layers is None else self.layers
-        if layers[1] > depth:
-            raise ValueError(
-                f"layers is {layers}, first and after the last; the layers of this model go from 0 to "
-                f"{depth - 1}"
-            )
-        return dataclasses.replace(self, layers=layers)
+    @abstractmethod
+    def edits_layer(self, layer: int) -> bool:
+        """Whether it takes part in a layer."""
 
     def acts_in_layer(self, context: DecodeContext, layer: int) -> bool:
-        assert self.layers is not None
-        return self.layers[0] <= layer < self.layers[1] and context.layout.has_image
+        return self.edits_layer(layer) and context.layout.has_image
 
     def edited(self, context: DecodeContext, layer: int, before: Tensor, after: Tensor) -> Tensor:
         """`after` where the method takes the sequence, else `before`; counts a site a layer and step.
@@ -69,8 +48,7 @@ class StreamEdit(Method, EditsStream, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class NewRowEdit(StreamEdit, ReadsLastRowAgain, ABC):
-    """Base of those that edit the last prompt token and new ones alone, which keeps what was read of the
-    image."""
+    """Base of those that edit the last prompt token and new ones alone; what was read of the image stays."""
 
     keeps_prefix: ClassVar = True
 
@@ -80,7 +58,73 @@ class NewRowEdit(StreamEdit, ReadsLastRowAgain, ABC):
     def reads_last_row_again(self, context: DecodeContext) -> bool:
         return context.layout.has_image
 
-    def new_rows(self, context: DecodeContext, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
-        """States `(batch, tokens, hidden)` cut into those of earlier tokens and those that are edited."""
-        first = context.first_new_row(layer, states.shape[1])
-        return states[:, :first], states[:, first:]
+    def with_new_rows(self, context: DecodeContext, layer: int, states: Tensor, new: Tensor) -> Tensor:
+        """States `(batch, tokens, hidden)` with other new rows, see `edited`."""
+        earlier = states[:, : states.shape[1] - new.shape[1]]
+        after = torch.cat([earlier, new], dim=1) if earlier.shape[1] else new
+        return self.edited(context, layer, states, after)
+
+
+def directions_file(
+    method: str, given: str | None, config: PreTrainedConfig, profile: Profile | None, parameter: str
+) -> str:
+    """The file of the directions of a method, checked.
+
+    Args:
+        method: by name.
+        given: the file that the user names; None: that of the profile.
+        config: of the whole model.
+        profile: of the checkpoint.
+        parameter: of the profile that names the file.
+
+    Raises:
+        ValueError: there is none, or it is for another method or model.
+    """
+    path: Path | None = Path(given) if given is not None else None
+    if path is None and profile is not None:
+        path = profile.file(parameter)
+    if path is None:
+        raise ValueError(
+            "no directions are known for this checkpoint; find them with 'vlmfix calibrate --model MODEL "
+            f"--method {method} --images FOLDER', or name their file by directions="
+        )
+    read_directions(path, method, config)
+    return str(path)
+
+
+def check_file_name(name: str, value: Any) -> None:
+    """Refuse what is no file name.
+
+    Raises:
+        ValueError: naming the parameter and the value.
+    """
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{name} is {value!r}; it must be the name of a safetensors file")
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors `(..., hidden)` of length 1, float32; 0 stays 0."""
+    length: Tensor = vectors.float().norm(dim=-1, keepdim=True)
+    return vectors / length.clamp_min(1e-12)
+
+
+def steer(states: Tensor, shift: Tensor) -> Tensor:
+    """Turn states towards a direction and keep their length (arXiv 2410.15778).
+
+    Args:
+        states: `(..., hidden)`.
+        shift: added to the states of length 1, to be broadcast to `states`.
+
+    Returns:
+        Float32, of the shape of `states`; 0 stays 0.
+    """
+    states = states.float()
+    turned: Tensor = unit(unit(states) + shift) * states.norm(dim=-1, keepdim=True)
+    return turned
+
+
+def angle(before: Tensor, after: Tensor) -> Tensor:
+    """Degrees between states before and after, `(...)` of `(..., hidden)`."""
+    cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    degrees: Tensor = torch.rad2deg(cosine.clamp(-1, 1).acos())
+    return degrees

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
+from vlmfix.methods.attention.base import fitted_layers, layer_range
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
 from vlmfix.methods.steering.base import NewRowEdit
 from vlmfix.methods.validation import check_range
+from vlmfix.models.profiles import Profile
 from vlmfix.models.structure import StreamSite
 
 
@@ -29,10 +32,12 @@ class FADE(NewRowEdit):
 
     Args:
         alpha: what is taken away, in [0, 1]; 0 leaves the model as it is.
-        layers: see `StreamEdit`.
+        layers: first edited layer and the one after the last, 0-based; None: 16 to 22 of 32, at the same
+            depth.
     """
 
     alpha: float = 0.2
+    layers: tuple[int, int] | None = None
 
     info: ClassVar = MethodInfo(
         stage="steering",
@@ -43,18 +48,25 @@ class FADE(NewRowEdit):
         paper="2606.29431",
     )
     identity_parameters: ClassVar = {"alpha": 0}
-    published_layers: ClassVar = (16, 23)
     stream_sites: ClassVar = ("feed_forward",)
     search_space: ClassVar = {"alpha": Between(0.05, 0.8)}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_range("alpha", self.alpha, 0, 1)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", layer_range(self.layers, "layers"))
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        return dataclasses.replace(self, layers=fitted_layers(self.layers, (16, 23), config))
+
+    def edits_layer(self, layer: int) -> bool:
+        assert self.layers is not None
+        return self.layers[0] <= layer < self.layers[1]
 
     def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
-        earlier, new = self.new_rows(context, layer, states)
+        new = states[:, context.first_new_row(layer, states.shape[1]) :]
         context.measure(self, size=self.alpha * new[:, -1:].float().norm(dim=-1))
-        return self.edited(context, layer, states, torch.cat([earlier, attenuate(new, self.alpha)], dim=1))
+        return self.with_new_rows(context, layer, states, attenuate(new, self.alpha))
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:

@@ -1,0 +1,78 @@
+"""Directions in hidden states that a calibration found for a checkpoint, in safetensors files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmfix.atomic import beside
+
+
+def write_directions(
+    path: Path, method: str, config: PreTrainedConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write directions, with what they are for.
+
+    Args:
+        path: the file; it is either whole or as it was.
+        method: by name.
+        config: of the whole model.
+        tensors: by name, float32.
+    """
+    partial = beside(path)
+    try:
+        owned = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
+        partial.write_bytes(save(owned, metadata=_of(method, config)))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_directions(path: str | Path, method: str, config: PreTrainedConfig) -> dict[str, Tensor]:
+    """Read what `write_directions` wrote; kept in memory until the file changes.
+
+    Args:
+        path: the file.
+        method: by name.
+        config: of the whole model.
+
+    Raises:
+        ValueError: there is no such file, or it is for another method or model, whose type it need not name.
+    """
+    path = Path(path).expanduser()
+    try:
+        state = path.stat()
+        metadata, tensors = _read(path, (state.st_mtime_ns, state.st_size))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{str(path)!r} holds no directions ({error}); make it by 'vlmfix calibrate --method {method}'"
+        ) from error
+    for name, wanted in _of(method, config).items():
+        if metadata.get(name) != wanted and (name in metadata or name != "model_type"):
+            raise ValueError(
+                f"{str(path)!r} is for {name.replace('_', ' ')} {metadata.get(name)!r}, and not {wanted!r}; "
+                f"make one for this model by 'vlmfix calibrate --method {method}'"
+            )
+    return dict(tensors)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, state: tuple[int, int]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _of(method: str, config: PreTrainedConfig) -> dict[str, str]:
+    text = config.get_text_config()
+    return {
+        "method": method,
+        "model_type": config.model_type,
+        "num_hidden_layers": str(text.num_hidden_layers),
+        "hidden_size": str(text.hidden_size),
+    }
