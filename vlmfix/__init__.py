@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from vlmfix.engine.capabilities import (
         AddsAuxiliaryPrompt,
         ChoosesTokens,
+        EditsQueries,
         MeasuresScores,
+        PreviewsWeights,
         PrunesTokens,
         ReadsEarlyExits,
         ReadsLastRowAgain,
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
     from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
     from vlmfix.engine.stats import EditStats, InactiveMethodWarning
     from vlmfix.errors import UnsupportedError
+    from vlmfix.methods.attention.adaiat import AdaIAT
     from vlmfix.methods.attention.adhh import ADHH
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
     from vlmfix.methods.attention.gift import GIFT
+    from vlmfix.methods.attention.iat import IAT
     from vlmfix.methods.attention.pai import PAI
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
@@ -86,6 +90,7 @@ __all__ = [
     "CARVE",
     "FLB",
     "GIFT",
+    "IAT",
     "ICD",
     "LCD",
     "M3ID",
@@ -99,6 +104,7 @@ __all__ = [
     "VCD",
     "VDD",
     "VHR",
+    "AdaIAT",
     "AdaptInfer",
     "AddsAuxiliaryPrompt",
     "AgainstText",
@@ -124,6 +130,7 @@ __all__ = [
     "DivPrune",
     "DoLa",
     "EditStats",
+    "EditsQueries",
     "Entropy",
     "FastV",
     "Gate",
@@ -137,6 +144,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MultiPassMethod",
+    "PreviewsWeights",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -171,18 +179,20 @@ __all__ = [
 # Where the public names are: each is imported when it is wanted, since torch and transformers take seconds.
 _NAMES = {
     "vlmfix.api": "generate",
-    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
-    "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens EditsQueries MeasuresScores "
+    "PreviewsWeights PrunesTokens ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
     "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
     "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
     "vlmfix.errors": "UnsupportedError",
+    "vlmfix.methods.attention.adaiat": "AdaIAT",
     "vlmfix.methods.attention.adhh": "ADHH",
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
     "vlmfix.methods.attention.gift": "GIFT",
+    "vlmfix.methods.attention.iat": "IAT",
     "vlmfix.methods.attention.pai": "PAI",
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",

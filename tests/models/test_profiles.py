@@ -24,6 +24,7 @@ NEEDED = {
     vlmfix.VHR: None,
     vlmfix.GIFT: "gift_saliency_layer",
     vlmfix.ADHH: "adhh_heads",
+    vlmfix.AdaIAT: "adaiat_real",
 }
 SHIPPED = sorted((configs_directory() / "models").glob("*.yaml"))
 

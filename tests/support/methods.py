@@ -26,6 +26,11 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
 """Methods with families that they refuse."""
 
+ATTENTION_TO_TEXT: dict[str, Any] = {
+    "real": tuple(tuple(0.2 + 0.02 * (layer + head) for head in range(4)) for layer in range(5)),
+    "hallucinated": tuple(tuple(0.1 + 0.04 * head for head in range(4)) for _ in range(5)),
+}
+
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
     "var": {
@@ -55,6 +60,8 @@ ACTING: dict[str, dict[str, Any]] = {
     "devils": {"alpha": 2.0},
     "vaf": {"enhance": 2.0, "suppress": 0.5},
     "adhh": {"threshold": 0.1, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
+    "iat": {"alpha": 3.0},
+    "adaiat": {"beta": 1.0, **ATTENTION_TO_TEXT},
     "baseline.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
     "baseline.plausibility": {"beta": 0.7},
     "baseline.sharpen": {"beta": 0.001},

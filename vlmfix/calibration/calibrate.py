@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.atomic import write_text
+from vlmfix.calibration import generated_attention, heads
+from vlmfix.calibration.generated_attention import calibrate_generated_attention
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
 from vlmfix.calibration.results import (
     PROMPT,
@@ -61,12 +63,11 @@ def calibrate(
 
     Args:
         method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
-            `vlmfix[adaptinfer]`) or "adhh" (hallucination heads).
+            `vlmfix[adaptinfer]`), "adhh" (hallucination heads) or "adaiat" (attention to generated text).
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: 20 to 50 ordinary pictures; for "adhh" 100 or more `AnnotatedImage`.
-        progress: called with the number of pictures just read; for "adhh" each is read
-            `vlmfix.calibration.heads.READS` times.
+        images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`.
+        progress: called with the number of pictures just read; each is read `reads_of(method)` times.
 
     Raises:
         ValueError: another method, no images, or nothing to be found in this model.
@@ -75,7 +76,8 @@ def calibrate(
     find = calibration_of(method)
     if not images:
         raise ValueError(
-            "no images to calibrate on; give 20 to 50 ordinary pictures, for adhh annotated ones"
+            "no images to calibrate on; give 20 to 50 ordinary pictures, annotated ones for "
+            f"{' and '.join(ON_CAPTIONS)}"
         )
     model = compatibility.stock_model(model)
     compatibility.check_model(model)
@@ -263,7 +265,16 @@ CALIBRATIONS: dict[str, Callable[..., Calibration]] = {
     "gift": calibrate_gift,
     "adaptinfer": calibrate_adaptinfer,
     "adhh": calibrate_heads,
+    "adaiat": calibrate_generated_attention,
 }
+
+ON_CAPTIONS: dict[str, int] = {"adhh": heads.READS, "adaiat": generated_attention.READS}
+"""Methods that are calibrated on captions of annotated pictures, and how often each picture is read."""
+
+
+def reads_of(method: str) -> int:
+    """How often the calibration of a method reads each picture."""
+    return ON_CAPTIONS.get(method, 1)
 
 
 def write_profile(

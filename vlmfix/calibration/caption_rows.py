@@ -39,7 +39,7 @@ class CaptionRows:
         self._model: PreTrainedModel = stock_model(model)
         config = self._model.config.get_text_config()
         self._shape = config.num_hidden_layers, config.num_attention_heads
-        whole = _continued(inputs, token_ids)
+        whole = continued(inputs, token_ids)
         self._ids: Tensor = whole["input_ids"][0]
         self._first_row = inputs["input_ids"].shape[1] - 1
         self._size = max(1, _TOKENS // len(self._ids))
@@ -154,7 +154,7 @@ def _positions_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _continued(inputs: Mapping[str, Tensor], token_ids: Sequence[int]) -> dict[str, Tensor]:
+def continued(inputs: Mapping[str, Tensor], token_ids: Sequence[int]) -> dict[str, Tensor]:
     """Model inputs of a prompt and the answer to it."""
     prompt = inputs["input_ids"]
     new = torch.tensor([token_ids], dtype=prompt.dtype, device=prompt.device)

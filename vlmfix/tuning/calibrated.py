@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.calibration.calibrate import CALIBRATIONS, calibrate
+from vlmfix.calibration.calibrate import CALIBRATIONS, ON_CAPTIONS, calibrate
 from vlmfix.calibration.results import Calibration
 from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.evaluation.files.hashing import plain
@@ -87,7 +87,7 @@ def _calibration(
     """
     images: list[Any] = []
     for world in worlds:
-        images += _annotated(world) if name == "adhh" else _pictures(world.sets.search)
+        images += _annotated(world, name) if name in ON_CAPTIONS else _pictures(world.sets.search)
     return calibrate(name, model, processor, images)
 
 
@@ -107,12 +107,12 @@ def _pictures(samples: Sequence[Sample]) -> list[Path]:
     return list(dict.fromkeys(sample.image for sample in samples if sample.image is not None))
 
 
-def _annotated(world: World) -> list[Any]:
+def _annotated(world: World, method: str) -> list[Any]:
     module = task_module("chair", "calibration_images")
     if world.task.name != "chair" or module is None:
         raise ValueError(
-            f"captions are not judged in the task {world.task.name}; run 'vlmfix calibrate --method adhh' "
-            "on annotated pictures that you do not report on"
+            f"captions are not judged in the task {world.task.name}; run 'vlmfix calibrate --method "
+            f"{method}' on annotated pictures that you do not report on"
         )
     found: list[Any] = module.annotated_samples(world.task, world.sets.search)
     return found

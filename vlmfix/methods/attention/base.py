@@ -65,8 +65,8 @@ class KeyEdit(Method, ReadsLastRowAgain, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreEdit(KeyEdit, MeasuresScores):
-    """Base of the methods that edit the scores of all heads.
+class LayerRange(Method, ABC):
+    """Base of the methods that edit a range of layers.
 
     Args:
         layers: first edited layer and the one after the last, 0-based; None: those that are published for 32
@@ -94,8 +94,14 @@ class ScoreEdit(KeyEdit, MeasuresScores):
         return dataclasses.replace(self, layers=layers)
 
     def edits_layer(self, layer: int) -> bool:
+        """Whether it takes part in a layer."""
         assert self.layers is not None
         return self.layers[0] <= layer < self.layers[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEdit(LayerRange, KeyEdit, MeasuresScores):
+    """Base of the methods that edit the scores of all heads."""
 
     @abstractmethod
     def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
