@@ -24,7 +24,6 @@ NEEDED = {
     vlmfix.VHR: None,
     vlmfix.GIFT: "gift_saliency_layer",
     vlmfix.ADHH: "adhh_heads",
-    vlmfix.AdaIAT: "adaiat_real",
 }
 SHIPPED = sorted((configs_directory() / "models").glob("*.yaml"))
 

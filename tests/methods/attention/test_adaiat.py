@@ -152,6 +152,16 @@ def test_one_token_is_never_edited(llava: PreTrainedModel) -> None:
         llava.generate(**families.prompt("llava", llava), max_new_tokens=1)
 
 
+def test_a_threshold_that_nothing_falls_below_is_said(llava: PreTrainedModel) -> None:
+    table = ((1e-6,) * 4,) * 5
+    method = vlmfix.AdaIAT(real=table, hallucinated=table)
+    with (
+        method(llava),
+        pytest.warns(vlmfix.InactiveMethodWarning, match="as much attention .* as the thresh"),
+    ):
+        llava.generate(**families.prompt("llava", llava), max_new_tokens=3)
+
+
 def test_without_statistics_it_refuses(llava: PreTrainedModel) -> None:
     with pytest.raises(ValueError, match=r"adaiat_real\) is not known .* 'vlmfix calibrate"):
         vlmfix.AdaIAT()(llava).__enter__()
