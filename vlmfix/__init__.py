@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
     from vlmfix.engine.stats import EditStats, InactiveMethodWarning
     from vlmfix.errors import UnsupportedError
+    from vlmfix.methods.attention.act import ACT
     from vlmfix.methods.attention.adaiat import AdaIAT
     from vlmfix.methods.attention.adhh import ADHH
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACT",
     "ADHH",
     "CARVE",
     "FLB",
@@ -187,6 +189,7 @@ _NAMES = {
     "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
     "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
     "vlmfix.errors": "UnsupportedError",
+    "vlmfix.methods.attention.act": "ACT",
     "vlmfix.methods.attention.adaiat": "AdaIAT",
     "vlmfix.methods.attention.adhh": "ADHH",
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",

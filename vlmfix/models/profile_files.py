@@ -110,6 +110,7 @@ _NUMBER = (_is_number, "a number of 0 or more")
 _TABLE = (_is_table, "a list of numbers of 0 or more, one for each head, for each layer")
 _INDICES = (_are_indices, "a list of whole numbers of 0 or more")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "act_heads": (_are_pairs, "a list of pairs [layer, head]"),
     "adaiat_hallucinated": _TABLE,
     "adaiat_real": _TABLE,
     "adaptinfer_schedules": (

@@ -146,6 +146,19 @@ def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:
     return start, max(end, start + 1)
 
 
+def head_pairs(values: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of layer and head, sorted.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    several = values if isinstance(values, list | tuple) else (values,)
+    pairs = [tuple(each) if isinstance(each, list | tuple) else () for each in several]
+    if any(len(pair) != 2 or any(type(index) is not int or index < 0 for index in pair) for pair in pairs):
+        raise ValueError(f"heads is {values!r}; it must hold pairs of layer and head, both 0 or more")
+    return tuple(sorted({(layer, head) for layer, head in pairs}))
+
+
 def _layer_range(values: Any, name: str) -> tuple[int, int]:
     """First layer and the one after the last.
 
