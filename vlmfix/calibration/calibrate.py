@@ -24,6 +24,7 @@ from vlmfix.calibration.results import (
     prompt_inputs,
 )
 from vlmfix.calibration.schedules import change_point, dense_layers, kept_ratios
+from vlmfix.calibration.sink_heads import YesNoQuestion, calibrate_sink_heads
 from vlmfix.engine import compatibility, tokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
@@ -55,7 +56,7 @@ def calibrate(
     method: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[ImageLike] | Sequence[AnnotatedImage],
+    images: Sequence[ImageLike] | Sequence[AnnotatedImage] | Sequence[YesNoQuestion],
     *,
     progress: Progress = None,
 ) -> Calibration:
@@ -63,10 +64,12 @@ def calibrate(
 
     Args:
         method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
-            `vlmfix[adaptinfer]`), "adhh" (hallucination heads) or "adaiat" (attention to generated text).
+            `vlmfix[adaptinfer]`), "adhh" (hallucination heads), "adaiat" (attention to generated text) or
+            "act" (heads whose sinks hurt).
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`.
+        images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`, for "act"
+            100 or more `YesNoQuestion`.
         progress: called with the number of pictures just read; each is read `reads_of(method)` times.
 
     Raises:
@@ -77,7 +80,7 @@ def calibrate(
     if not images:
         raise ValueError(
             "no images to calibrate on; give 20 to 50 ordinary pictures, annotated ones for "
-            f"{' and '.join(ON_CAPTIONS)}"
+            f"{', '.join((*ON_CAPTIONS, *ON_QUESTIONS))}"
         )
     model = compatibility.stock_model(model)
     compatibility.check_model(model)
@@ -266,10 +269,14 @@ CALIBRATIONS: dict[str, Callable[..., Calibration]] = {
     "adaptinfer": calibrate_adaptinfer,
     "adhh": calibrate_heads,
     "adaiat": calibrate_generated_attention,
+    "act": calibrate_sink_heads,
 }
 
 ON_CAPTIONS: dict[str, int] = {"adhh": heads.READS, "adaiat": generated_attention.READS}
 """Methods that are calibrated on captions of annotated pictures, and how often each picture is read."""
+
+ON_QUESTIONS = ("act",)
+"""Methods that are calibrated on questions with the answers yes and no."""
 
 
 def reads_of(method: str) -> int:

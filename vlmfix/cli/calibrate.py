@@ -16,7 +16,7 @@ from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
-CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat")
+CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat", "act")
 
 
 def _complete_calibrated(incomplete: str) -> list[str]:
@@ -27,8 +27,8 @@ def calibrate(
     images: Annotated[
         Path,
         path_option(
-            "Folder with 20 to 50 ordinary pictures; for adhh and adaiat, a COCO root or what 'vlmfix "
-            "scenes' writes, with 100 to 150 annotated ones.",
+            "Folder with 20 to 50 ordinary pictures; for adhh, adaiat and act, a COCO root or what "
+            "'vlmfix scenes' writes, with 100 to 150 annotated ones (act: 50).",
         ),
     ],
     model: ModelOption = DEFAULT_MODEL,
@@ -40,7 +40,8 @@ def calibrate(
         ),
     ] = "var",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Pictures to read at most. (default: 50, 150 annotated ones)")
+        int | None,
+        typer.Option(min=1, help="Pictures to read at most. (default: 50, for adhh and adaiat 150)"),
     ] = None,
     output: Annotated[
         Path | None,
@@ -51,7 +52,13 @@ def calibrate(
     allow_missing: AllowMissingOption = False,
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
-    from vlmfix.calibration.calibrate import ON_CAPTIONS, calibration_of, reads_of, write_profile
+    from vlmfix.calibration.calibrate import (
+        ON_CAPTIONS,
+        ON_QUESTIONS,
+        calibration_of,
+        reads_of,
+        write_profile,
+    )
     from vlmfix.calibration.calibrate import calibrate as find_values
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import is_readable, named_pictures
@@ -71,6 +78,11 @@ def calibrate(
         chair = task_module("chair", "calibration_images")
         assert chair is not None
         pictures = [each for each in chair.annotated_images(images, most) if is_readable(each.image)]
+    elif method in ON_QUESTIONS:
+        least, most = 0, limit or 50  # it warns by itself, of too few questions
+        pope = task_module("pope", "calibration_questions")
+        assert pope is not None
+        pictures = [each for each in pope.yes_no_questions(images, most) if is_readable(each.image)]
     else:
         least, most = 20, limit or 50
         pictures = list(itertools.islice(filter(is_readable, named_pictures([images])), most))

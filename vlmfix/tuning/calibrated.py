@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.calibration.calibrate import CALIBRATIONS, ON_CAPTIONS, calibrate
+from vlmfix.calibration.calibrate import CALIBRATIONS, ON_CAPTIONS, ON_QUESTIONS, calibrate
 from vlmfix.calibration.results import Calibration
+from vlmfix.calibration.sink_heads import YesNoQuestion
 from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.evaluation.files.hashing import plain
 from vlmfix.evaluation.sample import Sample
@@ -24,6 +25,8 @@ from vlmfix.tuning.worlds import World
 
 CALIBRATED = "calibrated.json"
 
+# Questions of a task on which heads are tried one by one, at most.
+_QUESTIONS = 100
 
 # Lists of which the search may take more or fewer: by method, its parameter and that of the profile.
 _RANKED = {"adhh": ("heads", "adhh_heads")}
@@ -87,7 +90,12 @@ def _calibration(
     """
     images: list[Any] = []
     for world in worlds:
-        images += _annotated(world, name) if name in ON_CAPTIONS else _pictures(world.sets.search)
+        if name in ON_CAPTIONS:
+            images += _annotated(world, name)
+        elif name in ON_QUESTIONS:
+            images += _questions(world, name)
+        else:
+            images += _pictures(world.sets.search)
     return calibrate(name, model, processor, images)
 
 
@@ -105,6 +113,19 @@ def _judges(worlds: Sequence[World]) -> bool:
 
 def _pictures(samples: Sequence[Sample]) -> list[Path]:
     return list(dict.fromkeys(sample.image for sample in samples if sample.image is not None))
+
+
+def _questions(world: World, method: str) -> list[YesNoQuestion]:
+    if not world.task.yes_no:
+        raise ValueError(
+            f"the task {world.task.name} asks no yes/no questions; run 'vlmfix calibrate --method {method}' "
+            "on annotated pictures that you do not report on"
+        )
+    return [
+        YesNoQuestion(sample.image, sample.prompt, sample.target == "yes")
+        for sample in world.sets.search[:_QUESTIONS]
+        if sample.image is not None
+    ]
 
 
 def _annotated(world: World, method: str) -> list[Any]:
