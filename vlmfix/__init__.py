@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from vlmfix.engine.capabilities import (
         AddsAuxiliaryPrompt,
         ChoosesTokens,
+        EditsQueries,
         EditsStream,
         EditsVisionEncoder,
         MeasuresScores,
+        PreviewsWeights,
         PrunesTokens,
         ReadsAhead,
         ReadsEarlyExits,
@@ -19,24 +21,18 @@ if TYPE_CHECKING:
         RunsLayerParts,
     )
     from vlmfix.engine.context import DecodeContext
-    from vlmfix.engine.gates import (
-        Always,
-        Disagreement,
-        Entropy,
-        Gate,
-        ImageMass,
-        Margin,
-        Random,
-        Top1,
-    )
+    from vlmfix.engine.gates import Always, Disagreement, Entropy, Gate, ImageMass, Margin, Random, Top1
     from vlmfix.engine.layout import PromptLayout, Rows
     from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
     from vlmfix.engine.stats import EditStats, InactiveMethodWarning
     from vlmfix.errors import UnsupportedError
+    from vlmfix.methods.attention.act import ACT
+    from vlmfix.methods.attention.adaiat import AdaIAT
     from vlmfix.methods.attention.adhh import ADHH
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
     from vlmfix.methods.attention.gift import GIFT
+    from vlmfix.methods.attention.iat import IAT
     from vlmfix.methods.attention.pai import PAI
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
@@ -92,12 +88,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACT",
     "ADHH",
     "CARVE",
     "CEI",
     "FADE",
     "FLB",
     "GIFT",
+    "IAT",
     "ICD",
     "LCD",
     "M3ID",
@@ -114,6 +112,7 @@ __all__ = [
     "VHR",
     "VISTA",
     "VTI",
+    "AdaIAT",
     "AdaptInfer",
     "AddsAuxiliaryPrompt",
     "AgainstText",
@@ -139,6 +138,7 @@ __all__ = [
     "DivPrune",
     "DoLa",
     "EditStats",
+    "EditsQueries",
     "EditsStream",
     "EditsVisionEncoder",
     "Entropy",
@@ -156,6 +156,7 @@ __all__ = [
     "MultiPassMethod",
     "NewRowEdit",
     "Nullu",
+    "PreviewsWeights",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -192,19 +193,23 @@ __all__ = [
 # Where the public names are: each is imported when it is wanted, since torch and transformers take seconds.
 _NAMES = {
     "vlmfix.api": "generate",
-    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens EditsStream EditsVisionEncoder "
-    "MeasuresScores PrunesTokens ReadsAhead ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention "
-    "RunsLayerParts",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens EditsQueries EditsStream "
+    "EditsVisionEncoder MeasuresScores PreviewsWeights "
+    "PrunesTokens ReadsAhead ReadsEarlyExits ReadsLastRowAgain "
+    "ReadsVisionAttention RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
     "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
     "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
     "vlmfix.errors": "UnsupportedError",
+    "vlmfix.methods.attention.act": "ACT",
+    "vlmfix.methods.attention.adaiat": "AdaIAT",
     "vlmfix.methods.attention.adhh": "ADHH",
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
     "vlmfix.methods.attention.gift": "GIFT",
+    "vlmfix.methods.attention.iat": "IAT",
     "vlmfix.methods.attention.pai": "PAI",
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmfix.calibration.directions import CaptionPair
 from vlmfix.calibration.heads import AnnotatedImage, ObjectWord
-from vlmfix.evaluation.datasets.folder import DataFolder
+from vlmfix.evaluation.datasets.folder import find_training
 from vlmfix.evaluation.sample import Sample
 from vlmfix.inference.pictures import ImageLike
 
@@ -18,9 +18,6 @@ from .scorer import GroundTruth, judge
 from .task import Chair
 from .tokens import token_starts
 from .vocabulary import Vocabulary
-
-# Of several parts of COCO, those that no benchmark asks about.
-_TRAINING = ("train2014", "train2017")
 
 
 def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
@@ -40,15 +37,8 @@ def annotated_images(root: str | Path, limit: int) -> list[AnnotatedImage]:
 
 def _pictures(root: str | Path, limit: int) -> tuple[dict[int, Path], GroundTruth]:
     """The first pictures of a folder by id, and what is in them."""
-    annotations = Path(root) / "annotations"
-    training = [path for part in _TRAINING if (path := annotations / f"instances_{part}.json").is_file()]
-    folder = DataFolder.find(root, **({"instances": training[0]} if training else {}))
-    if folder.instances is None or not folder.images:
-        raise FileNotFoundError(
-            f"{str(root)!r} has no annotated pictures, which are needed to tell hallucinated objects from "
-            "correct ones; give a folder with images/ and instances.json as 'vlmfix scenes' writes it, or a "
-            "COCO root with annotations/instances_*.json"
-        )
+    folder = find_training(root, "a calibration on captions")
+    assert folder.instances is not None
     names = folder.read_instances("adhh").file_names
     paths = ((image_id, folder.image(name, "adhh")) for image_id, name in names.items())
     chosen = dict(islice(((image_id, path) for image_id, path in paths if path.is_file()), limit))

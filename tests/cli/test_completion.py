@@ -37,12 +37,16 @@ def test_methods_after_a_plus() -> None:
     assert offered("vlmfix generate --method var+v") == [
         f"var+{name}" for name in method_names() if name.startswith("v") and name != "var"
     ]
-    assert offered("vlmfix generate --method var+vhr+ad") == ["var+vhr+adaptinfer", "var+vhr+adhh"]
+    assert offered("vlmfix generate --method var+vhr+ad") == [
+        "var+vhr+adaiat",
+        "var+vhr+adaptinfer",
+        "var+vhr+adhh",
+    ]
     assert offered("vlmfix generate --method var+gree") == []
 
 
 def test_methods_that_can_be_calibrated() -> None:
-    assert offered("vlmfix calibrate --method a") == ["adaptinfer", "adhh"]
+    assert offered("vlmfix calibrate --method a") == ["adaptinfer", "adhh", "adaiat"]
 
 
 @pytest.mark.parametrize("command", ["generate", "methods", "calibrate", "eval"])

@@ -45,6 +45,11 @@ def directions(method: str, name: str, *shape: int) -> str:
     return str(_FOLDER / method)
 
 
+ATTENTION_TO_TEXT: dict[str, Any] = {
+    "real": tuple(tuple(0.2 + 0.02 * (layer + head) for head in range(4)) for layer in range(5)),
+    "hallucinated": tuple(tuple(0.1 + 0.04 * head for head in range(4)) for _ in range(5)),
+}
+
 # Random models have weak sinks and flat attention; methods not named here act at their defaults.
 ACTING: dict[str, dict[str, Any]] = {
     "var": {
@@ -74,6 +79,9 @@ ACTING: dict[str, dict[str, Any]] = {
     "devils": {"alpha": 2.0},
     "vaf": {"enhance": 2.0, "suppress": 0.5},
     "adhh": {"threshold": 0.1, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
+    "act": {"sink_ratio": 1.2, "sink_keep_fraction": 0.1, "heads": "all", "first_layer": 1},
+    "iat": {"alpha": 3.0},
+    "adaiat": {"beta": 1.0, **ATTENTION_TO_TEXT},
     "baseline.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
     "baseline.plausibility": {"beta": 0.7},
     "baseline.sharpen": {"beta": 0.001},

@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return FOUND[name]
 
     monkeypatch.setattr(module, "calibrate", calibrate)
-    monkeypatch.setattr(module, "_annotated", lambda world: ["picture"])
+    monkeypatch.setattr(module, "_annotated", lambda world, method: ["picture"])
     return names
 
 
@@ -52,7 +52,7 @@ def test_what_no_profile_has_is_calibrated_once_a_folder(
         assert found.parameters["var"] == {"sink_dimensions": [3], "sink_threshold": 2.0}
         assert found.parameters["adhh"] == {"heads": [[1, 0]]}
         assert found.rankings == RANKED
-    assert sorted(asked) == ["adhh", "gift", "var"]
+    assert sorted(asked) == ["adaiat", "adhh", "gift", "var"]
     assert "gift is not calibrated: nothing to be found" in told
 
 

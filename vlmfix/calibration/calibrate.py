@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.atomic import write_text
+from vlmfix.calibration import generated_attention, heads
 from vlmfix.calibration.directions import CaptionPair, calibrate_nullu, calibrate_vti
+from vlmfix.calibration.generated_attention import calibrate_generated_attention
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
 from vlmfix.calibration.results import (
     PROMPT,
@@ -23,6 +25,7 @@ from vlmfix.calibration.results import (
     prompt_inputs,
 )
 from vlmfix.calibration.schedules import change_point, dense_layers, kept_ratios
+from vlmfix.calibration.sink_heads import YesNoQuestion, calibrate_sink_heads
 from vlmfix.engine import compatibility, tokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
@@ -55,7 +58,7 @@ def calibrate(
     method: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[ImageLike] | Sequence[AnnotatedImage] | Sequence[CaptionPair],
+    images: Sequence[ImageLike] | Sequence[AnnotatedImage] | Sequence[CaptionPair] | Sequence[YesNoQuestion],
     *,
     progress: Progress = None,
 ) -> Calibration:
@@ -63,30 +66,32 @@ def calibrate(
 
     Args:
         method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
-            `vlmfix[adaptinfer]`), "adhh" (hallucination heads), "vti" or "nullu" (directions).
+            `vlmfix[adaptinfer]`), "adhh" (hallucination heads), "adaiat" (attention to generated text), "act"
+            (heads whose sinks hurt), "vti" or "nullu" (directions).
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: 20 to 50 ordinary pictures; for "adhh" 100 or more `AnnotatedImage`, for "vti" and "nullu" 50
-            or more `CaptionPair`.
-        progress: called with the number of pictures just read; for "adhh" each is read
-            `vlmfix.calibration.heads.READS` times.
+        images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`, for "act"
+            100 or more `YesNoQuestion`, for "vti" and "nullu" 50 or more `CaptionPair`.
+        progress: called with the number of pictures just read; each is read `CALIBRATIONS[method].reads`
+            times.
 
     Raises:
         ValueError: another method, no images, or nothing to be found in this model.
         ImportError: a package is missing that this method's calibration needs.
     """
-    find = calibration_of(method)
+    calibrator = calibrator_of(method)
     if not images:
+        annotated = ", ".join(name for name, each in CALIBRATIONS.items() if each.on != "pictures")
         raise ValueError(
-            "no images to calibrate on; give 20 to 50 ordinary pictures, for adhh annotated ones"
+            f"no images to calibrate on; give 20 to 50 ordinary pictures, annotated ones for {annotated}"
         )
     model = compatibility.stock_model(model)
     compatibility.check_model(model)
-    return find(model, processor, images, progress)
+    return calibrator.find(model, processor, images, progress)
 
 
-def calibration_of(method: str) -> Callable[..., Calibration]:
-    """What finds the values of a method.
+def calibrator_of(method: str) -> Calibrator:
+    """How a method is calibrated.
 
     Raises:
         ValueError: the method has nothing to calibrate.
@@ -261,13 +266,35 @@ class _TextToImage(Method):
         self.seen.append(weights[0].mean(dim=(0, 1))[image])
 
 
-CALIBRATIONS: dict[str, Callable[..., Calibration]] = {
-    "var": calibrate_sinks,
-    "gift": calibrate_gift,
-    "adaptinfer": calibrate_adaptinfer,
-    "adhh": calibrate_heads,
-    "vti": calibrate_vti,
-    "nullu": calibrate_nullu,
+@dataclass(frozen=True)
+class Calibrator:
+    """How a method is calibrated.
+
+    Args:
+        find: takes model, processor, what it is calibrated on, and the progress.
+        on: "pictures"; "captions" (`AnnotatedImage`), "pairs" (`CaptionPair`), "questions" (`YesNoQuestion`)
+            of annotated pictures.
+        least: pictures for a firm result.
+        most: pictures that are taken by default.
+        reads: how often each is read.
+    """
+
+    find: Callable[..., Calibration]
+    on: Literal["pictures", "captions", "pairs", "questions"] = "pictures"
+    least: int = 20
+    most: int = 50
+    reads: int = 1
+
+
+CALIBRATIONS: dict[str, Calibrator] = {
+    "var": Calibrator(calibrate_sinks),
+    "gift": Calibrator(calibrate_gift),
+    "adaptinfer": Calibrator(calibrate_adaptinfer),
+    "adhh": Calibrator(calibrate_heads, "captions", 100, 150, heads.READS),
+    "adaiat": Calibrator(calibrate_generated_attention, "captions", 100, 150, generated_attention.READS),
+    "act": Calibrator(calibrate_sink_heads, "questions", 0),  # it warns by itself, of too few questions
+    "vti": Calibrator(calibrate_vti, "pairs", 50, 100),
+    "nullu": Calibrator(calibrate_nullu, "pairs", 50, 100),
 }
 
 

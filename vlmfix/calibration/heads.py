@@ -83,13 +83,8 @@ def calibrate_heads(
         ValueError: the pictures are not annotated, the captions name too few hallucinated or correct objects,
             or no heads have a larger effect on hallucinated objects than on correct ones.
     """
-    if not all(isinstance(each, AnnotatedImage) for each in images):
-        raise ValueError(
-            "adhh is calibrated on captions that can be judged; give AnnotatedImage objects (on the command "
-            "line a COCO folder with instances, as 'vlmfix scenes' writes)"
-        )
     progress = progress or (lambda count: None)
-    captions = _captions(model, processor, images, progress)
+    captions = judged_captions("adhh", model, processor, images, progress, reads=READS)
     wrong = sum(sum(each.hallucinated) for each in captions)
     right = sum(len(each.hallucinated) for each in captions) - wrong
     captions.sort(key=lambda each: -sum(each.hallucinated))  # each half gets as many hallucinated objects
@@ -121,13 +116,29 @@ def calibrate_heads(
     )
 
 
-def _captions(
+def judged_captions(
+    method: str,
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence[AnnotatedImage],
     progress: Callable[[int], object],
+    *,
+    reads: int,
 ) -> list[Caption]:
-    """Greedy captions that name objects."""
+    """Greedy captions that name objects.
+
+    Args:
+        method: that is calibrated.
+        progress: called with 1 for each picture, or with `reads` where its caption names no object.
+
+    Raises:
+        ValueError: the pictures are not annotated.
+    """
+    if not all(isinstance(each, AnnotatedImage) for each in images):
+        raise ValueError(
+            f"{method} is calibrated on captions that can be judged; give AnnotatedImage objects (on the "
+            "command line a COCO folder with instances, as 'vlmfix scenes' writes)"
+        )
     found = []
     decoding = plain_decoding(model, _CAPTION)
     for start in range(0, len(images), _BATCH):
@@ -144,5 +155,5 @@ def _captions(
             if words:
                 wrong = [word.hallucinated for word in words]
                 found.append(Caption(each.image, answer.token_ids, places, wrong))
-            progress(1 if words else READS)
+            progress(1 if words else reads)
     return found

@@ -16,7 +16,14 @@ from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
-CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "vti", "nullu")
+CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat", "act", "vti", "nullu")
+
+# Which module of which benchmark makes what a method is calibrated on of annotated pictures, and how.
+_ANNOTATED = {
+    "captions": ("chair", "calibration_images", "annotated_images"),
+    "pairs": ("chair", "calibration_images", "caption_pairs"),
+    "questions": ("pope", "calibration_questions", "yes_no_questions"),
+}
 
 
 def _complete_calibrated(incomplete: str) -> list[str]:
@@ -27,8 +34,8 @@ def calibrate(
     images: Annotated[
         Path,
         path_option(
-            "Folder with 20 to 50 ordinary pictures; for adhh, vti and nullu, a COCO root or what 'vlmfix "
-            "scenes' writes, with 50 to 150 annotated ones.",
+            "Folder with 20 to 50 ordinary pictures; for adhh, adaiat, act, vti, nullu a COCO root or what "
+            "'vlmfix scenes' writes, with 50 to 150 annotated ones.",
         ),
     ],
     model: ModelOption = DEFAULT_MODEL,
@@ -41,7 +48,10 @@ def calibrate(
     ] = "var",
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures to read at most. (default: 50, for adhh 150, vti and nullu 100)"),
+        typer.Option(
+            min=1,
+            help="Pictures to read at most. (default: 50, for adhh and adaiat 150, vti and nullu 100)",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -53,8 +63,7 @@ def calibrate(
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
     from vlmfix.calibration.calibrate import calibrate as find_values
-    from vlmfix.calibration.calibrate import calibration_of, write_profile
-    from vlmfix.calibration.heads import READS
+    from vlmfix.calibration.calibrate import calibrator_of, write_profile
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import is_readable, named_pictures
     from vlmfix.evaluation.tasks.registry import task_module
@@ -62,38 +71,40 @@ def calibrate(
     from vlmfix.models.profiles import user_directory
 
     method = get_method(method).name  # a wrong name shows before the model is loaded
-    calibration_of(method)
+    calibrator = calibrator_of(method)
     if output is not None:
         _check_profile_file(output)
     if output is None:
         user_directory()  # refused, if at all, before the work
     pictures: Sequence[Any]
-    if method in ("adhh", "vti", "nullu"):
-        chair = task_module("chair", "calibration_images")
-        assert chair is not None
-        if method == "adhh":
-            least, most, reads = 100, limit or 150, READS
-            annotated = chair.annotated_images(images, most)
-        else:
-            least, most, reads = 50, limit or 100, 1
-            annotated = chair.caption_pairs(images, most)
-        pictures = [each for each in annotated if is_readable(each.image)]
-    else:
-        least, most, reads = 20, limit or 50, 1
+    most = limit or calibrator.most
+    if calibrator.on == "pictures":
         pictures = list(itertools.islice(filter(is_readable, named_pictures([images])), most))
+    else:
+        task, module, function = _ANNOTATED[calibrator.on]
+        annotated = getattr(task_module(task, module), function)(images, most)
+        pictures = [each for each in annotated if is_readable(each.image)]
     if not pictures:
         raise ValueError(f"no picture in {str(images)!r} can be read; give others")
-    if len(pictures) < least:
-        warnings.warn(f"{len(pictures)} pictures; {least} or more give a firmer result", stacklevel=1)
+    if len(pictures) < calibrator.least:
+        warnings.warn(
+            f"{len(pictures)} pictures; {calibrator.least} or more give a firmer result", stacklevel=1
+        )
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
-    with progress_bar("reading", reads * len(pictures)) as advance:
+    with progress_bar("reading", calibrator.reads * len(pictures)) as advance:
         found = find_values(method, *loaded, pictures, progress=advance)
     path = write_profile(loaded[0], found, model, output)
     table = Table(title=escape(f"{method} on {model}"), show_header=False)
     for name, value in (found.values | found.findings).items():
-        table.add_row(name.replace("_", " "), escape(str(value)))
+        table.add_row(name.replace("_", " "), escape(_shown(value)))
     out.print(table)
     out.print(f"written to {path}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _shown(value: Any) -> str:
+    """A value for people, who find a number for each head of each layer in the profile."""
+    is_table = isinstance(value, list) and value and isinstance(value[0], list) and len(value[0]) > 2
+    return f"{len(value)} layers of {len(value[0])} heads" if is_table else str(value)
 
 
 def _check_profile_file(file: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vlmfix.engine.attention_formulas import causal
 from vlmfix.engine.attention_rows import observed_weights, with_explicit_rows
 from vlmfix.engine.branches import Parts
+from vlmfix.engine.capabilities import EditsQueries
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gating import gated_heads
 from vlmfix.engine.in_place import called
@@ -103,6 +104,10 @@ def attention(
                 **kwargs,
             )
             auxiliary_prompts.append(own)
+    editing: list[Any] = [method for method in attachment.methods if isinstance(method, EditsQueries)]
+    for method in editing:
+        edit_query = functools.partial(method.edit_query, context, layer, key=key)
+        query = called(method, "edit_query", query, edit_query)
     own_kernel = functools.partial(
         _own_kernel, attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )

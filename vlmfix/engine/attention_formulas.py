@@ -35,13 +35,24 @@ def softmax(scores: Tensor, seen: Tensor | None = None, sinks: Tensor | None = N
         sinks: a score of each head that takes a part of every row and attends to nothing, `(heads,)`
             (gpt-oss, arXiv 2508.10925); rows sum to less than 1 then.
     """
+    masked = _masked(scores, seen, sinks)
+    weights = torch.softmax(masked, dim=-1)
+    return weights if sinks is None else weights[..., :-1]
+
+
+def log_sum_exp(scores: Tensor, seen: Tensor | None = None, sinks: Tensor | None = None) -> Tensor:
+    """Logarithm of what `softmax` divides by, `(batch, heads, rows, 1)`; see there."""
+    return _masked(scores, seen, sinks).logsumexp(dim=-1, keepdim=True)
+
+
+def _masked(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:
     if seen is not None:
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~seen, lowest) if seen.dtype == torch.bool else scores + seen.float()
     if sinks is None:
-        return torch.softmax(scores, dim=-1)
+        return scores
     column = sinks.to(scores)[:, None, None].expand(*scores.shape[:3], 1)
-    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
+    return torch.cat([scores, column], dim=-1)
 
 
 def attend(weights: Tensor, value: Tensor) -> Tensor:

@@ -12,8 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmfix.engine.attention_formulas import attend, attention_scores, causal, softcapped, softmax
-from vlmfix.engine.capabilities import MeasuresScores
+from vlmfix.engine.attention_formulas import (
+    attend,
+    attention_scores,
+    causal,
+    log_sum_exp,
+    softcapped,
+    softmax,
+)
+from vlmfix.engine.capabilities import MeasuresScores, PreviewsWeights
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gating import gated_rows
 from vlmfix.engine.in_place import called
@@ -68,11 +75,29 @@ def with_explicit_rows(
     if rows > size:
         for method, own in watching:
             _check_memory(type(method).__name__, len(own.index), row_size, query.device)
-    blocks = []
-    for start in range(0, rows, size):
-        part = slice(start, start + size)
-        context.has_newest_row = start + size >= rows
+    positions = _positions_of_rows(context, layout, index, query)
+    parts = [slice(start, start + size) for start in range(0, rows, size)]
+    previewing = [
+        (method, mask)
+        for (method, _), mask in zip(asked, wanted, strict=True)
+        if context.is_prefill and isinstance(method, PreviewsWeights)
+    ]
+    for part in parts if previewing else ():
         own_index = None if index is None else index[part]
+        context.row_positions = None if positions is None else positions[part]
+        plain = softmax(
+            _scores(_take(query, own_index), key, terms, kwargs),
+            _mask_of_rows(attention_mask, own_index, query, key, _is_causal(module, kwargs)),
+            terms.get("s_aux"),
+        )
+        for previewer, mask in previewing:
+            own_rows = plain if mask is None else plain.masked_fill(~mask[:, None, part, None], 0.0)
+            previewer.preview(context, layer, own_rows)
+    blocks = []
+    for part in parts:
+        context.has_newest_row = part.stop >= rows
+        own_index = None if index is None else index[part]
+        context.row_positions = None if positions is None else positions[part]
         weights, changes = _edited_weights(
             [
                 (method, None if mask is None else mask[:, part])
@@ -90,6 +115,7 @@ def with_explicit_rows(
         seen = [_own_rows(weights, own_index, own, layout, _first(layout, query)) for _, own in watching]
         blocks.append(_Block(weights.shape[2], changes, attended, seen))
         del weights
+    context.row_positions, context.log_sum_exp = None, None
     context.attend = functools.partial(_attention_output, module, value)
     for number, (method, _) in enumerate(watching):
         observed = _joined([block.seen[number] for block in blocks], dim=2)
@@ -177,6 +203,7 @@ def _edited_weights(
             # What methods add to the same scores adds up, whatever their order.
             edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
     weights = softmax(edited_scores, seen, sinks)
+    context.log_sum_exp = partial(log_sum_exp, edited_scores, seen, sinks)
     measuring = [method for method, _ in asked if isinstance(method, MeasuresScores)]
     if measuring and context.has_newest_row:
         newest = None if seen is None else seen[..., -1:, :]
@@ -269,6 +296,16 @@ def _rows_of_step(
         return index, list(masks)
     always = rows.mask.new_ones(rows.mask.shape[0], len(generated))
     return torch.cat([index, generated]), [torch.cat([mask, always], dim=1) for mask in masks]
+
+
+def _positions_of_rows(
+    context: DecodeContext, layout: PromptLayout, index: Tensor | None, query: Tensor
+) -> Tensor | None:
+    """Where the explicit rows stand among the tokens of the layer; None: it is the newest alone."""
+    if index is not None:
+        return index + _first(layout, query)
+    candidates = context.engine.candidates
+    return None if candidates is None else layout.length - 1 + candidates.places(query.device)
 
 
 def _first(layout: PromptLayout, query: Tensor) -> int:

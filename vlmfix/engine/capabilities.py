@@ -76,6 +76,34 @@ class ReadsLastRowAgain(ABC):
         """Whether the row is read again in this run, then with `context.is_prefill` False."""
 
 
+class PreviewsWeights(ABC):
+    """Looks at the weights of all its prompt rows before it edits any of them."""
+
+    @abstractmethod
+    def preview(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        """See the weights without any edit of the rows asked for; in the prefill only.
+
+        Those of a long prompt come in blocks, all of them before the first edit; `context.row_positions` says
+        where they stand.
+
+        Args:
+            weights: `(batch, heads, rows, keys)` float32, 0 in rows for which a sequence did not ask.
+        """
+
+
+class EditsQueries(ABC):
+    """Edits the queries of whole passes, so that the model's own kernel goes on."""
+
+    @abstractmethod
+    def edit_query(self, context: DecodeContext, layer: int, query: Tensor, key: Tensor) -> Tensor:
+        """Queries from which scores and outputs are computed; returns them, never in place.
+
+        Args:
+            query: after the rotary embedding, `(batch, heads, queries, head_dim)`.
+            key: of the prompt and all that follows it, `(batch, key_value_heads, keys, head_dim)`.
+        """
+
+
 class MeasuresScores(ABC):
     """Measures what edits of the scores do."""
 

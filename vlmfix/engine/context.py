@@ -57,6 +57,10 @@ class DecodeContext:
             in the prefill only.
         has_newest_row: whether the newest token is the last of the rows that a hook edits; the others are
             edited in blocks.
+        row_positions: where the rows that a hook edits or previews stand among the tokens that are present in
+            the layer, generated ones after the prompt, `(rows,)` int64; None: there is the newest alone.
+        log_sum_exp: computes the log-sum-exp of the scores that became the weights of a hook, `(batch, heads,
+            rows, 1)` float32; during `Method.edit_weights` only.
         peek: computes weights `(batch, heads, rows, keys)` of the layer that is about to run, for given
             rows; during `Method.prune` only.
         attend: what the attention of the layer adds to the residual stream `(batch, rows, hidden)` under
@@ -92,6 +96,8 @@ class DecodeContext:
     encoder: EncoderTap | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
     has_newest_row: bool = True
+    row_positions: Tensor | None = None
+    log_sum_exp: Callable[[], Tensor] | None = None
     peek: Callable[[Rows], Tensor] | None = None
     attend: Callable[[Tensor], Tensor] | None = None
     engine: EngineState = field(default_factory=EngineState)
@@ -250,6 +256,12 @@ class DecodeContext:
         """Where the last prompt token stands among the `tokens` of this pass in a layer, new ones after it; 0
         where the pass reads new ones alone."""
         return 0 if self.reads_on(tokens) else self.layout_at(layer).length - 1
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether this pass reads rows of the prompt: the prefill, what is read again of it, and without a
+        cache every pass."""
+        return self.step == 0 or self.engine.cache is None
 
     def part(self, rows: slice) -> DecodeContext:
         """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""

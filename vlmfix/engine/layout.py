@@ -148,6 +148,17 @@ class PromptLayout:
         return Rows.where(self.after_last_image)
 
     @cached_property
+    def all_rows(self) -> Rows:
+        """`real_tokens` as rows, computed once a prompt."""
+        return Rows.where(self.real_tokens)
+
+    @cached_property
+    def no_row(self) -> Rows:
+        """None of the prompt; generated rows alone, which always belong to those that a method wants."""
+        device = self.image_tokens.device
+        return Rows(torch.empty(0, dtype=torch.int64, device=device), self.image_tokens[:, :0])
+
+    @cached_property
     def last_row(self) -> Rows:
         """The last position of every sample, which predicts the first new token."""
         index = torch.tensor([self.length - 1], device=self.image_tokens.device)

@@ -82,6 +82,15 @@ def _are_pairs(value: Any) -> bool:
     return isinstance(value, list) and all(_are_indices(pair) and len(pair) == 2 for pair in value)
 
 
+def _is_table(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(isinstance(row, list) and row != [] and all(map(_is_number, row)) for row in value)
+        and len({len(row) for row in value}) == 1
+    )
+
+
 def _are_schedules(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(name, str)
@@ -98,12 +107,16 @@ def _are_schedules(value: Any) -> bool:
 
 _INDEX = (_is_index, "a whole number of 0 or more")
 _NUMBER = (_is_number, "a number of 0 or more")
+_TABLE = (_is_table, "a list of numbers of 0 or more, one for each head, for each layer")
 _INDICES = (_are_indices, "a list of whole numbers of 0 or more")
 _FILE = (
     lambda value: isinstance(value, str) and "/" not in value and value.endswith(".safetensors"),
     "the name of a safetensors file beside the profile",
 )
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "act_heads": (_are_pairs, "a list of pairs [layer, head]"),
+    "adaiat_hallucinated": _TABLE,
+    "adaiat_real": _TABLE,
     "adaptinfer_schedules": (
         _are_schedules,
         "a mapping of names in quotes to prune_layers with kept_tokens or kept_ratios",

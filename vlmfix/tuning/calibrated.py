@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.calibration.calibrate import CALIBRATIONS, calibrate
 from vlmfix.calibration.results import Calibration
+from vlmfix.calibration.sink_heads import YesNoQuestion
 from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.evaluation.files.hashing import plain
 from vlmfix.evaluation.sample import Sample
@@ -24,6 +25,8 @@ from vlmfix.tuning.worlds import World
 
 CALIBRATED = "calibrated.json"
 
+# Questions of a task on which heads are tried one by one, at most.
+_QUESTIONS = 100
 
 # Lists of which the search may take more or fewer: by method, its parameter and that of the profile.
 _RANKED = {"adhh": ("heads", "adhh_heads")}
@@ -85,9 +88,20 @@ def _calibration(
         ValueError: there is nothing to be found, or the pictures cannot be judged.
         ImportError: a package is missing.
     """
+    takes = CALIBRATIONS[name].on
+    if takes == "pairs":
+        raise ValueError(
+            f"its directions lie in a file of their own; run 'vlmfix calibrate --method {name}' on annotated "
+            "pictures that you do not report on"
+        )
     images: list[Any] = []
     for world in worlds:
-        images += _annotated(world) if name == "adhh" else _pictures(world.sets.search)
+        if takes == "pictures":
+            images += _pictures(world.sets.search)
+        elif takes == "questions":
+            images += _questions(world, name)
+        else:
+            images += _annotated(world, name)
     return calibrate(name, model, processor, images)
 
 
@@ -107,12 +121,25 @@ def _pictures(samples: Sequence[Sample]) -> list[Path]:
     return list(dict.fromkeys(sample.image for sample in samples if sample.image is not None))
 
 
-def _annotated(world: World) -> list[Any]:
+def _questions(world: World, method: str) -> list[YesNoQuestion]:
+    if not world.task.yes_no:
+        raise ValueError(
+            f"the task {world.task.name} asks no yes/no questions; run 'vlmfix calibrate --method {method}' "
+            "on annotated pictures that you do not report on"
+        )
+    return [
+        YesNoQuestion(sample.image, sample.prompt, sample.target == "yes")
+        for sample in world.sets.search[:_QUESTIONS]
+        if sample.image is not None
+    ]
+
+
+def _annotated(world: World, method: str) -> list[Any]:
     module = task_module("chair", "calibration_images")
     if world.task.name != "chair" or module is None:
         raise ValueError(
-            f"captions are not judged in the task {world.task.name}; run 'vlmfix calibrate --method adhh' "
-            "on annotated pictures that you do not report on"
+            f"captions are not judged in the task {world.task.name}; run 'vlmfix calibrate --method "
+            f"{method}' on annotated pictures that you do not report on"
         )
     found: list[Any] = module.annotated_samples(world.task, world.sets.search)
     return found

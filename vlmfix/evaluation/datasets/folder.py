@@ -13,6 +13,7 @@ from vlmfix.evaluation.datasets.annotations import Instances, read_instances
 from vlmfix.evaluation.files.readers import sha256_of
 from vlmfix.settings import user_path
 
+_TRAINING = ("train2014", "train2017")
 _GIVEN = (*layouts.LOOKED_FOR, "ids", "synonyms")
 
 
@@ -176,6 +177,29 @@ class DataFolder:
     def _missing(self, name: str, task: str) -> str:
         looked = "" if self.root is None else f", looked for {layouts.LOOKED_FOR[name]}"
         return f"{task} needs {name}, and {self._place} has none{looked}; give data: {{{name}: PATH}}"
+
+
+def find_training(root: str | Path, method: str) -> DataFolder:
+    """The annotated pictures of a folder, for a calibration: of several parts of COCO those that no benchmark
+    asks about.
+
+    Args:
+        root: a COCO root, or the output of `vlmfix scenes`.
+        method: that is calibrated, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no instances, or no pictures.
+    """
+    annotations = Path(root) / "annotations"
+    training = [path for part in _TRAINING if (path := annotations / f"instances_{part}.json").is_file()]
+    folder = DataFolder.find(root, **({"instances": training[0]} if training else {}))
+    if folder.instances is None or not folder.images:
+        raise FileNotFoundError(
+            f"{str(root)!r} has no annotated pictures, which {method} needs to know what is there; give a "
+            "folder with images/ and instances.json as 'vlmfix scenes' writes it, or a COCO root with "
+            "annotations/instances_*.json"
+        )
+    return folder
 
 
 def _given(name: str, path: Any) -> Path:

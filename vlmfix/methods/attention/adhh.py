@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.attention.base import KeyEdit
+from vlmfix.methods.attention.base import KeyEdit, head_pairs
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -55,7 +55,7 @@ class ADHH(KeyEdit):
     def __post_init__(self) -> None:
         check_range("threshold", self.threshold, 0, math.inf)
         if self.heads is not None:
-            object.__setattr__(self, "heads", _pairs(self.heads))
+            object.__setattr__(self, "heads", head_pairs(self.heads))
 
     @property
     def is_identity(self) -> bool:
@@ -71,7 +71,7 @@ class ADHH(KeyEdit):
                 "LLaVA-1.5-13B and LLaVA-1.6-34B; find them with 'vlmfix calibrate --model MODEL --method "
                 "adhh --images FOLDER', or pass heads=((layer, head), ...)"
             )
-        heads, text = _pairs(heads), config.get_text_config()
+        heads, text = head_pairs(heads), config.get_text_config()
         for layer, head in heads:
             if layer >= text.num_hidden_layers or head >= text.num_attention_heads:
                 raise ValueError(
@@ -134,16 +134,3 @@ def deactivate(weights: Tensor, text_tokens: Tensor, *, threshold: float) -> tup
     """
     mass = (weights * text_tokens).sum(dim=-1, keepdim=True)
     return weights.masked_fill((mass >= threshold) & text_tokens, 0.0), mass
-
-
-def _pairs(values: Any) -> tuple[tuple[int, int], ...]:
-    """Pairs of layer and head, sorted.
-
-    Raises:
-        ValueError: they are something else.
-    """
-    several = values if isinstance(values, list | tuple) else (values,)
-    pairs = [tuple(each) if isinstance(each, list | tuple) else () for each in several]
-    if any(len(pair) != 2 or any(type(index) is not int or index < 0 for index in pair) for pair in pairs):
-        raise ValueError(f"heads is {values!r}; it must hold pairs of layer and head, both 0 or more")
-    return tuple(sorted({(layer, head) for layer, head in pairs}))

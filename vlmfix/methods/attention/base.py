@@ -65,8 +65,8 @@ class KeyEdit(Method, ReadsLastRowAgain, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreEdit(KeyEdit, MeasuresScores):
-    """Base of the methods that edit the scores of all heads.
+class LayerRange(Method, ABC):
+    """Base of the methods that edit a range of layers.
 
     Args:
         layers: first edited layer and the one after the last, 0-based; None: those that are published for 32
@@ -88,8 +88,14 @@ class ScoreEdit(KeyEdit, MeasuresScores):
         return dataclasses.replace(self, layers=layers)
 
     def edits_layer(self, layer: int) -> bool:
+        """Whether it takes part in a layer."""
         assert self.layers is not None
         return self.layers[0] <= layer < self.layers[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEdit(LayerRange, KeyEdit, MeasuresScores):
+    """Base of the methods that edit the scores of all heads."""
 
     @abstractmethod
     def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
@@ -154,6 +160,19 @@ def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:
     start, end = (round(each * depth / _PUBLISHED_DEPTH) for each in layers)
     start = min(start, depth - 1)
     return start, max(end, start + 1)
+
+
+def head_pairs(values: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of layer and head, sorted.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    several = values if isinstance(values, list | tuple) else (values,)
+    pairs = [tuple(each) if isinstance(each, list | tuple) else () for each in several]
+    if any(len(pair) != 2 or any(type(index) is not int or index < 0 for index in pair) for pair in pairs):
+        raise ValueError(f"heads is {values!r}; it must hold pairs of layer and head, both 0 or more")
+    return tuple(sorted({(layer, head) for layer, head in pairs}))
 
 
 def layer_range(values: Any, name: str) -> tuple[int, int]:
