@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from vlmfix.methods.logits.only import ONLY
     from vlmfix.methods.logits.ritual import RITUAL
     from vlmfix.methods.logits.sid import SID
+    from vlmfix.methods.logits.sira import SIRA
+    from vlmfix.methods.logits.sla import SelfLogitAugmentation
     from vlmfix.methods.logits.vcd import VCD
     from vlmfix.methods.logits.vdd import VDD
     from vlmfix.methods.pruning.adaptinfer import AdaptInfer
@@ -94,6 +96,7 @@ __all__ = [
     "PAI",
     "RITUAL",
     "SID",
+    "SIRA",
     "VAF",
     "VAR",
     "VCD",
@@ -152,6 +155,7 @@ __all__ = [
     "Rows",
     "RunsLayerParts",
     "ScoreEdit",
+    "SelfLogitAugmentation",
     "SparseVLM",
     "TokenPruning",
     "Top1",
@@ -206,6 +210,8 @@ _NAMES = {
     "vlmfix.methods.logits.only": "ONLY",
     "vlmfix.methods.logits.ritual": "RITUAL",
     "vlmfix.methods.logits.sid": "SID",
+    "vlmfix.methods.logits.sira": "SIRA",
+    "vlmfix.methods.logits.sla": "SelfLogitAugmentation",
     "vlmfix.methods.logits.vcd": "VCD",
     "vlmfix.methods.logits.vdd": "VDD",
     "vlmfix.methods.pruning.adaptinfer": "AdaptInfer",
