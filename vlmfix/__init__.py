@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.logits.deco import DeCo
     from vlmfix.methods.logits.dola import DoLa
     from vlmfix.methods.logits.flb import FLB
+    from vlmfix.methods.logits.hulluedit import HulluEdit
     from vlmfix.methods.logits.icd import ICD
     from vlmfix.methods.logits.lcd import LCD
     from vlmfix.methods.logits.m3id import M3ID
@@ -130,6 +131,7 @@ __all__ = [
     "Entropy",
     "FastV",
     "Gate",
+    "HulluEdit",
     "ImageMass",
     "InactiveMethodWarning",
     "KMeans",
@@ -176,7 +178,7 @@ __all__ = [
 _NAMES = {
     "vlmfix.api": "generate",
     "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
-    "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
+    "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RemembersSequences RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -204,6 +206,7 @@ _NAMES = {
     "vlmfix.methods.logits.deco": "DeCo",
     "vlmfix.methods.logits.dola": "DoLa",
     "vlmfix.methods.logits.flb": "FLB",
+    "vlmfix.methods.logits.hulluedit": "HulluEdit",
     "vlmfix.methods.logits.icd": "ICD",
     "vlmfix.methods.logits.lcd": "LCD",
     "vlmfix.methods.logits.m3id": "M3ID",

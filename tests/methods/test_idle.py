@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         "top_k=0 rule no token out, and alpha=0 is too small",
     ),
     ("sla", {"gamma": 1e-12}, "gamma=1e-12 is too small to move"),
+    ("hulluedit", {"kappa": 0, "lambda_prior": 0}, "what it shrinks is too little"),
     ("gift", {"clip_std": 0}, "clip_std 0 flattens the map"),
     ("gift", {"image_boost": 1e-9}, "image_boost and query_gain are too small"),
     ("vhr", {"num_last_layers": 0, "extra_layers": ()}, "no layer is reinforced; raise num_last_layers"),

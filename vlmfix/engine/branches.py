@@ -157,15 +157,15 @@ class BranchReader:
 
 
 def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:
-    """Let the caches of the branches, and the gates, follow the cache of the prompts when beam search
-    reorders it."""
+    """Let the caches of the branches, and what is kept of sequences, follow the cache of the prompts when
+    beam search reorders it."""
     reorder = cache.reorder_cache
 
     def reordered(beam_idx: torch.LongTensor) -> None:
         reorder(beam_idx)
         for branch in context.engine.branches:
             _cache(branch).reorder_cache(beam_idx)
-        context.engine.gates.follow(beam_idx)
+        context.follow(beam_idx)
 
     vars(cache)["reorder_cache"] = reordered
     context.engine.followed = cache

@@ -73,6 +73,11 @@ class ReadsLastRowAgain(ABC):
         """Whether the row is read again in this run, then with `context.is_prefill` False."""
 
 
+class RemembersSequences:
+    """Keeps something of each sequence from one step to the next, in `context.memory`, which follows
+    beams."""
+
+
 class MeasuresScores(ABC):
     """Measures what edits of the scores do."""
 

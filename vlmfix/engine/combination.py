@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from vlmfix.engine.capabilities import AsksSeveralTimes, ChoosesTokens, PrunesTokens
+from vlmfix.engine.capabilities import (
+    AsksSeveralTimes,
+    ChoosesTokens,
+    PrunesTokens,
+    RemembersSequences,
+)
 from vlmfix.engine.method import MethodHooks
 from vlmfix.errors import UnsupportedError
 
@@ -45,6 +50,11 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
             raise UnsupportedError(
                 f"{type(one).__name__} tries tokens and takes them back, which the {kind} of "
                 f"{type(another).__name__} does not follow; leave out {value!r}"
+            )
+        if isinstance(one, ChoosesTokens) and isinstance(another, RemembersSequences):
+            raise UnsupportedError(
+                f"{type(one).__name__} tries tokens and takes them back, and {type(another).__name__} would "
+                "remember them; use one of them at a time"
             )
         if isinstance(one, ChoosesTokens) and another.owns_logits:
             raise UnsupportedError(

@@ -19,6 +19,7 @@ from vlmfix.engine.capabilities import (
     PrunesTokens,
     ReadsEarlyExits,
     ReadsLastRowAgain,
+    RemembersSequences,
 )
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import (
@@ -218,7 +219,10 @@ class ForwardHooks:
             stop_recording(cache)
         for branch in context.engine.branches:
             branch.cache = None if cache is None else new_cache(self.decoder)
-        if cache is not None and (context.engine.branches or context.engine.gates.follows_beams):
+        follows = context.engine.gates.follows_beams or any(
+            isinstance(method, RemembersSequences) for method in self.attachment.methods
+        )
+        if cache is not None and (context.engine.branches or follows):
             follow_beams(context, cache)
         context.position_embeddings, context.inputs, context.engine.encoded = None, {}, None
         for stage in context.pruning_stages:

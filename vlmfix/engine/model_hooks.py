@@ -21,7 +21,7 @@ from vlmfix.engine.in_place import called
 from vlmfix.engine.kl import differ
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.outside_passes import OutsidePasses
-from vlmfix.engine.phases import is_prompt
+from vlmfix.engine.phases import is_prompt, sources
 from vlmfix.engine.scores import Received
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, memory_of, text_decoder
@@ -149,6 +149,11 @@ def _next_step(context: DecodeContext, call: Call, input_ids: Tensor | None, *, 
     context.step += 1
     if call.end_tokens is not None and input_ids is not None:
         context.alive &= ~torch.isin(input_ids[:, -1], call.end_tokens.to(input_ids.device))
+    if not has_cache and input_ids is not None:
+        before = context.prompt_ids if context.step == 1 else context.engine.read
+        if context.memory and before is not None:  # no cache tells how beams go on, but their tokens do
+            context.follow(sources(before, input_ids[:, :-1], context.copies))
+        context.engine.read = input_ids
     gates = context.engine.gates
     gates.read(None if input_ids is None else input_ids[:, -1], context.step)
     if gates.methods and not has_cache:

@@ -255,6 +255,7 @@ class EngineState:
         peeking: the rows that `DecodeContext.peek` is computing.
         peeked: what it computed.
         gates: of the methods that have one.
+        read: tokens of the step before, `(batch, tokens)`; None in the prefill, and with a cache.
     """
 
     branches: list[Branch] = field(default_factory=list)
@@ -272,3 +273,4 @@ class EngineState:
     peeking: Rows | None = None
     peeked: Tensor | None = None
     gates: GateState = field(default_factory=GateState)
+    read: Tensor | None = None
