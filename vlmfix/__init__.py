@@ -11,9 +11,12 @@ if TYPE_CHECKING:
         MeasuresScores,
         PrunesTokens,
         ReadsEarlyExits,
+        ReadsFinalStates,
         ReadsLastRowAgain,
         ReadsVisionAttention,
+        RemembersSequences,
         RunsLayerParts,
+        SeesLogits,
     )
     from vlmfix.engine.context import DecodeContext
     from vlmfix.engine.gates import (
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.logits.sla import SelfLogitAugmentation
     from vlmfix.methods.logits.vcd import VCD
     from vlmfix.methods.logits.vdd import VDD
+    from vlmfix.methods.logits.visual_entropy import VisualEntropy
     from vlmfix.methods.pruning.adaptinfer import AdaptInfer
     from vlmfix.methods.pruning.base import CountedPruning, TokenPruning
     from vlmfix.methods.pruning.divprune import DivPrune
@@ -150,13 +154,16 @@ __all__ = [
     "Random",
     "RandomTokens",
     "ReadsEarlyExits",
+    "ReadsFinalStates",
     "ReadsLastRowAgain",
     "ReadsVisionAttention",
     "Recipe",
     "Refinement",
+    "RemembersSequences",
     "Rows",
     "RunsLayerParts",
     "ScoreEdit",
+    "SeesLogits",
     "SelfLogitAugmentation",
     "SparseVLM",
     "TokenPruning",
@@ -164,6 +171,7 @@ __all__ = [
     "UniformGrid",
     "UnsupportedError",
     "VisionZip",
+    "VisualEntropy",
     "find_recipe",
     "generate",
     "list_methods",
@@ -178,7 +186,8 @@ __all__ = [
 _NAMES = {
     "vlmfix.api": "generate",
     "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
-    "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RemembersSequences RunsLayerParts",
+    "ReadsEarlyExits ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention RemembersSequences "
+    "RunsLayerParts SeesLogits",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -217,6 +226,7 @@ _NAMES = {
     "vlmfix.methods.logits.sla": "SelfLogitAugmentation",
     "vlmfix.methods.logits.vcd": "VCD",
     "vlmfix.methods.logits.vdd": "VDD",
+    "vlmfix.methods.logits.visual_entropy": "VisualEntropy",
     "vlmfix.methods.pruning.adaptinfer": "AdaptInfer",
     "vlmfix.methods.pruning.base": "CountedPruning TokenPruning",
     "vlmfix.methods.pruning.divprune": "DivPrune",

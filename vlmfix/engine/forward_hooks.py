@@ -18,6 +18,7 @@ from vlmfix.engine.capabilities import (
     AddsAuxiliaryPrompt,
     PrunesTokens,
     ReadsEarlyExits,
+    ReadsFinalStates,
     ReadsLastRowAgain,
     RemembersSequences,
 )
@@ -161,7 +162,11 @@ class ForwardHooks:
             return None
         if context.engine.candidates is None:
             self._check_cache(context, kwargs, output)
+        readers = [each for each in self.attachment.methods if isinstance(each, ReadsFinalStates)]
         if context.is_prefill:
+            length = context.layout_at(context.num_layers - 1).length
+            for reader in readers:
+                reader.see_final_states(context, output.last_hidden_state[:, :length])
             self._end_prefill(context, output)
         rows = []
         if context.engine.branches:
@@ -171,6 +176,8 @@ class ForwardHooks:
                 rows = self._reader.read(context, self._given)
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
+        if readers and context.step == 0:
+            context.engine.first_state = newest
         for method in self.attachment.methods:
             if isinstance(method, ReadsEarlyExits):
                 rows += method.extra_hidden_states(context, newest)

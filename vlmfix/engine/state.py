@@ -255,6 +255,8 @@ class EngineState:
         peeking: the rows that `DecodeContext.peek` is computing.
         peeked: what it computed.
         gates: of the methods that have one.
+        first_state: what the model turns into its first logits, `(batch, hidden)`, to be compared with what
+            its output head makes of it, where methods use that by themselves.
         read: tokens of the step before, `(batch, tokens)`; None in the prefill, and with a cache.
     """
 
@@ -273,4 +275,5 @@ class EngineState:
     peeking: Rows | None = None
     peeked: Tensor | None = None
     gates: GateState = field(default_factory=GateState)
+    first_state: Tensor | None = None
     read: Tensor | None = None

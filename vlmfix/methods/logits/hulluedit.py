@@ -15,7 +15,8 @@ from vlmfix.engine.capabilities import ReadsEarlyExits, RemembersSequences
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
-from vlmfix.methods.logits.subspaces import ImageStates, gathered, text_span
+from vlmfix.methods.logits.image_states import gathered
+from vlmfix.methods.logits.subspaces import ImageStates, text_span
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range, check_whole
@@ -127,10 +128,12 @@ class HulluEdit(Method, ReadsEarlyExits, RemembersSequences):
         )
         if not bool(self.takes(context).any()):
             return
-        context.state[self] = ImageStates.of(*gathered(hidden_states, layout.image_tokens))
+        states, known = gathered(hidden_states, layout.image_tokens)
+        context.state[self] = ImageStates.of(states.float(), known)
         text = layout.after_last_image.clone()
         text[:, -1] = False
-        self._remember(context, *gathered(hidden_states, text))
+        states, known = gathered(hidden_states, text)
+        self._remember(context, states.float(), known)
 
     def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
         image = context.state.get(self)

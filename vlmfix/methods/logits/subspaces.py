@@ -90,22 +90,6 @@ def main_directions(rows: Tensor, products: Tensor, rank: int) -> Tensor:
     return mixed
 
 
-def gathered(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """States of some tokens, `(batch, most, hidden)` float32 and 0 at padding on the left, and which are
-    none, `(batch, most)` bool.
-
-    Args:
-        states: `(batch, tokens, hidden)`.
-        tokens: `(batch, tokens)` bool.
-    """
-    tokens = tokens.to(states.device)
-    most = int(tokens.sum(dim=1).max())
-    index = tokens.int().argsort(dim=1, stable=True)[:, tokens.shape[1] - most :]
-    known = tokens.gather(1, index)
-    own = states.gather(1, index[..., None].expand(-1, -1, states.shape[-1])).float()
-    return own * known[..., None], known
-
-
 def _products(rows: Tensor) -> Tensor:
     """Products of each two rows, in the precision that their eigenvectors want."""
     exact = rows if rows.device.type == "mps" else rows.double()
