@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
     from vlmfix.engine.stats import EditStats, InactiveMethodWarning
     from vlmfix.errors import UnsupportedError
+    from vlmfix.methods.attention.adavboost import AdaVBoost
     from vlmfix.methods.attention.adhh import ADHH
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
@@ -107,6 +108,7 @@ __all__ = [
     "VCD",
     "VDD",
     "VHR",
+    "AdaVBoost",
     "AdaptInfer",
     "AddsAuxiliaryPrompt",
     "AgainstText",
@@ -194,6 +196,7 @@ _NAMES = {
     "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
     "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
     "vlmfix.errors": "UnsupportedError",
+    "vlmfix.methods.attention.adavboost": "AdaVBoost",
     "vlmfix.methods.attention.adhh": "ADHH",
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
