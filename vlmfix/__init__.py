@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.decoding.opera.opera import OPERA
     from vlmfix.methods.image.carve.carve import CARVE
     from vlmfix.methods.image.carve.crop import Refinement
+    from vlmfix.methods.logits.avisc import AvisC
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.deco import DeCo
@@ -114,6 +115,7 @@ __all__ = [
     "AgainstText",
     "Always",
     "AuxiliaryPrompt",
+    "AvisC",
     "BaselineBeam",
     "BaselineGreedy",
     "BaselineOutputShift",
@@ -213,6 +215,7 @@ _NAMES = {
     "vlmfix.methods.decoding.opera.opera": "OPERA",
     "vlmfix.methods.image.carve.carve": "CARVE",
     "vlmfix.methods.image.carve.crop": "Refinement",
+    "vlmfix.methods.logits.avisc": "AvisC",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.deco": "DeCo",

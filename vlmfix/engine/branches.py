@@ -123,6 +123,8 @@ class BranchReader:
         first = context.step == 0
         rows = []
         for branch in context.engine.branches:
+            if first and branch.late is not None:
+                branch.late(branch)
             new = embeddings[:, context.layout.length :] if branch.cache is None else embeddings[:, -1:]
             whole = first or branch.cache is None
             read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new

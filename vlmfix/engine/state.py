@@ -121,6 +121,8 @@ class Branch:
         fused: whether it is decoded in one pass with the prompts, or in one of its own.
         selection: which tokens its deeper layers see; None: all.
         seen: see `PromptLayout`.
+        late: changes it once the prompts have been read, where it depends on what was seen there; its number
+            of tokens stays.
         cache: None without one.
     """
 
@@ -131,6 +133,7 @@ class Branch:
     fused: bool = True
     selection: Selection | None = None
     seen: Tensor | None = None
+    late: Callable[[Branch], None] | None = None
     cache: DynamicCache | None = None
 
     @cached_property
