@@ -16,9 +16,12 @@ if TYPE_CHECKING:
         PrunesTokens,
         ReadsAhead,
         ReadsEarlyExits,
+        ReadsFinalStates,
         ReadsLastRowAgain,
         ReadsVisionAttention,
+        RemembersSequences,
         RunsLayerParts,
+        SeesLogits,
     )
     from vlmfix.engine.context import DecodeContext
     from vlmfix.engine.gates import Always, Disagreement, Entropy, Gate, ImageMass, Margin, Random, Top1
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from vlmfix.errors import UnsupportedError
     from vlmfix.methods.attention.act import ACT
     from vlmfix.methods.attention.adaiat import AdaIAT
+    from vlmfix.methods.attention.adavboost import AdaVBoost
     from vlmfix.methods.attention.adhh import ADHH
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
@@ -50,19 +54,24 @@ if TYPE_CHECKING:
     from vlmfix.methods.decoding.opera.opera import OPERA
     from vlmfix.methods.image.carve.carve import CARVE
     from vlmfix.methods.image.carve.crop import Refinement
+    from vlmfix.methods.logits.avisc import AvisC
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.deco import DeCo
     from vlmfix.methods.logits.dola import DoLa
     from vlmfix.methods.logits.flb import FLB
+    from vlmfix.methods.logits.hulluedit import HulluEdit
     from vlmfix.methods.logits.icd import ICD
     from vlmfix.methods.logits.lcd import LCD
     from vlmfix.methods.logits.m3id import M3ID
     from vlmfix.methods.logits.only import ONLY
     from vlmfix.methods.logits.ritual import RITUAL
     from vlmfix.methods.logits.sid import SID
+    from vlmfix.methods.logits.sira import SIRA
+    from vlmfix.methods.logits.sla import SelfLogitAugmentation
     from vlmfix.methods.logits.vcd import VCD
     from vlmfix.methods.logits.vdd import VDD
+    from vlmfix.methods.logits.visual_entropy import VisualEntropy
     from vlmfix.methods.pruning.adaptinfer import AdaptInfer
     from vlmfix.methods.pruning.base import CountedPruning, TokenPruning
     from vlmfix.methods.pruning.divprune import DivPrune
@@ -105,6 +114,7 @@ __all__ = [
     "RITUAL",
     "RUDDER",
     "SID",
+    "SIRA",
     "VAF",
     "VAR",
     "VCD",
@@ -113,11 +123,13 @@ __all__ = [
     "VISTA",
     "VTI",
     "AdaIAT",
+    "AdaVBoost",
     "AdaptInfer",
     "AddsAuxiliaryPrompt",
     "AgainstText",
     "Always",
     "AuxiliaryPrompt",
+    "AvisC",
     "BaselineBeam",
     "BaselineGreedy",
     "BaselineOutputShift",
@@ -144,6 +156,7 @@ __all__ = [
     "Entropy",
     "FastV",
     "Gate",
+    "HulluEdit",
     "ImageMass",
     "InactiveMethodWarning",
     "KMeans",
@@ -166,13 +179,17 @@ __all__ = [
     "RandomTokens",
     "ReadsAhead",
     "ReadsEarlyExits",
+    "ReadsFinalStates",
     "ReadsLastRowAgain",
     "ReadsVisionAttention",
     "Recipe",
     "Refinement",
+    "RemembersSequences",
     "Rows",
     "RunsLayerParts",
     "ScoreEdit",
+    "SeesLogits",
+    "SelfLogitAugmentation",
     "SparseVLM",
     "StreamEdit",
     "TokenPruning",
@@ -180,6 +197,7 @@ __all__ = [
     "UniformGrid",
     "UnsupportedError",
     "VisionZip",
+    "VisualEntropy",
     "find_recipe",
     "generate",
     "list_methods",
@@ -195,8 +213,9 @@ _NAMES = {
     "vlmfix.api": "generate",
     "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens EditsQueries EditsStream "
     "EditsVisionEncoder MeasuresScores PreviewsWeights "
-    "PrunesTokens ReadsAhead ReadsEarlyExits ReadsLastRowAgain "
-    "ReadsVisionAttention RunsLayerParts",
+    "PrunesTokens ReadsAhead ReadsEarlyExits ReadsFinalStates "
+    "ReadsLastRowAgain ReadsVisionAttention RemembersSequences "
+    "RunsLayerParts SeesLogits",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -205,6 +224,7 @@ _NAMES = {
     "vlmfix.errors": "UnsupportedError",
     "vlmfix.methods.attention.act": "ACT",
     "vlmfix.methods.attention.adaiat": "AdaIAT",
+    "vlmfix.methods.attention.adavboost": "AdaVBoost",
     "vlmfix.methods.attention.adhh": "ADHH",
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
@@ -222,19 +242,24 @@ _NAMES = {
     "vlmfix.methods.decoding.opera.opera": "OPERA",
     "vlmfix.methods.image.carve.carve": "CARVE",
     "vlmfix.methods.image.carve.crop": "Refinement",
+    "vlmfix.methods.logits.avisc": "AvisC",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.deco": "DeCo",
     "vlmfix.methods.logits.dola": "DoLa",
     "vlmfix.methods.logits.flb": "FLB",
+    "vlmfix.methods.logits.hulluedit": "HulluEdit",
     "vlmfix.methods.logits.icd": "ICD",
     "vlmfix.methods.logits.lcd": "LCD",
     "vlmfix.methods.logits.m3id": "M3ID",
     "vlmfix.methods.logits.only": "ONLY",
     "vlmfix.methods.logits.ritual": "RITUAL",
     "vlmfix.methods.logits.sid": "SID",
+    "vlmfix.methods.logits.sira": "SIRA",
+    "vlmfix.methods.logits.sla": "SelfLogitAugmentation",
     "vlmfix.methods.logits.vcd": "VCD",
     "vlmfix.methods.logits.vdd": "VDD",
+    "vlmfix.methods.logits.visual_entropy": "VisualEntropy",
     "vlmfix.methods.pruning.adaptinfer": "AdaptInfer",
     "vlmfix.methods.pruning.base": "CountedPruning TokenPruning",
     "vlmfix.methods.pruning.divprune": "DivPrune",

@@ -17,7 +17,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     *(
         (name, {strength: 0, "beta": 1e-9}, NOTHING_MIXED)
         for name, strength in {
-            **dict.fromkeys(("vcd", "lcd", "icd", "vdd", "sid"), "alpha"),
+            **dict.fromkeys(("vcd", "lcd", "icd", "vdd", "sid", "sira", "avisc", "visual_entropy"), "alpha"),
             **{"m3id": "decay", "ritual": "kappa", "flb": "gamma", "dola": "weight"},
         }.items()
     ),
@@ -29,6 +29,9 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         {"alpha": 0, "top_k": 0, "top_p": 1 - 1e-9},
         "top_k=0 rule no token out, and alpha=0 is too small",
     ),
+    ("sla", {"gamma": 1e-12}, "gamma=1e-12 is too small to move"),
+    ("hulluedit", {"kappa": 0, "lambda_prior": 0}, "what it shrinks is too little"),
+    ("visual_entropy", {"gamma": 1.0}, "no token about to be written was flatter than gamma=1"),
     ("gift", {"clip_std": 0}, "clip_std 0 flattens the map"),
     ("gift", {"image_boost": 1e-9}, "image_boost and query_gain are too small"),
     ("vhr", {"num_last_layers": 0, "extra_layers": ()}, "no layer is reinforced; raise num_last_layers"),

@@ -70,6 +70,8 @@ ACTING: dict[str, dict[str, Any]] = {
     "m3id": {"decay": 0.1, "beta": 0.001},
     "lcd": {"beta": 0.001},
     "sid": {"beta": 0.001},
+    "avisc": {"beta": 0.001},
+    "visual_entropy": {"alpha": 5.0, "gamma": None},
     "crops": {"beta": 0.001, "decay": 0.1},
     "icd": {"beta": 0.001},
     "ritual": {"beta": 0.001},

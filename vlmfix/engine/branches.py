@@ -145,6 +145,8 @@ class BranchReader:
     def _read(self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]) -> Tensor:
         embeddings = decoder_given["inputs_embeds"]
         first = context.step == 0
+        if first and branch.late is not None:
+            branch.late(branch)
         new = embeddings[:, context.layout.length :] if branch.cache is None else embeddings[:, -1:]
         whole = first or branch.cache is None
         read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
@@ -177,15 +179,15 @@ class BranchReader:
 
 
 def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:
-    """Let the caches of the branches, and the gates, follow the cache of the prompts when beam search
-    reorders it."""
+    """Let the caches of the branches, and what is kept of sequences, follow the cache of the prompts when
+    beam search reorders it."""
     reorder = cache.reorder_cache
 
     def reordered(beam_idx: torch.LongTensor) -> None:
         reorder(beam_idx)
         for branch in context.engine.branches:
             _cache(branch).reorder_cache(beam_idx)
-        context.engine.gates.follow(beam_idx)
+        context.follow(beam_idx)
 
     vars(cache)["reorder_cache"] = reordered
     context.engine.followed = cache

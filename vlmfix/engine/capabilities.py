@@ -67,6 +67,24 @@ class ReadsEarlyExits(ABC):
         return True
 
 
+class ReadsFinalStates(ABC):
+    """Reads what the text decoder makes of the tokens of the prompt, and turns it into logits by itself, by
+    `context.modules.output_logits`."""
+
+    @abstractmethod
+    def see_final_states(self, context: DecodeContext, hidden_states: Tensor) -> None:
+        """See the hidden states after the final norm, `(batch, tokens, hidden)`, of the tokens of the prompt
+        that are present in the last layer; in the prefill, before its last row is read again."""
+
+
+class SeesLogits(ABC):
+    """Looks at the logits of the model without a say in what they are."""
+
+    @abstractmethod
+    def see_logits(self, context: DecodeContext, logits: Tensor) -> None:
+        """See the logits of the next token before any edit, `(batch, vocabulary)` float32."""
+
+
 class ReadsLastRowAgain(ABC):
     """Reads the last prompt row once more, for methods that edit no earlier row and that know what to do only
     when they have seen the prompt."""
@@ -102,6 +120,11 @@ class EditsQueries(ABC):
             query: after the rotary embedding, `(batch, heads, queries, head_dim)`.
             key: of the prompt and all that follows it, `(batch, key_value_heads, keys, head_dim)`.
         """
+
+
+class RemembersSequences:
+    """Keeps something of each sequence from one step to the next, in `context.memory`, which follows
+    beams."""
 
 
 class MeasuresScores(ABC):

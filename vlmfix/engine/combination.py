@@ -10,6 +10,7 @@ from vlmfix.engine.capabilities import (
     ChoosesTokens,
     PrunesTokens,
     ReadsVisionAttention,
+    RemembersSequences,
     edits_encoder,
 )
 from vlmfix.engine.method import MethodHooks
@@ -51,6 +52,11 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
             raise UnsupportedError(
                 f"{type(one).__name__} tries tokens and takes them back, which the {kind} of "
                 f"{type(another).__name__} does not follow; leave out {value!r}"
+            )
+        if isinstance(one, ChoosesTokens) and isinstance(another, RemembersSequences):
+            raise UnsupportedError(
+                f"{type(one).__name__} tries tokens and takes them back, and {type(another).__name__} would "
+                "remember them; use one of them at a time"
             )
         if isinstance(one, ChoosesTokens) and another.owns_logits:
             raise UnsupportedError(

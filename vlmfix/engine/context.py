@@ -68,6 +68,8 @@ class DecodeContext:
         engine: what the engine alone knows of the run.
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`; the
             first dimension of tensors counts the sequences, or is 1 for all.
+        memory: what `RemembersSequences` methods keep of the tokens generated so far, under such keys,
+            `(batch, ...)` each; beams take it along.
         counts: what each method did.
         declined: by method and reason, sequences that it leaves as they are, see `decline`.
         whole: the run of which this is a part, and which sequences of it these are.
@@ -102,6 +104,7 @@ class DecodeContext:
     attend: Callable[[Tensor], Tensor] | None = None
     engine: EngineState = field(default_factory=EngineState)
     state: dict[Hashable, Any] = field(default_factory=dict)
+    memory: dict[Hashable, Tensor] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
     declined: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
     whole: tuple[DecodeContext, slice] | None = None
@@ -262,6 +265,13 @@ class DecodeContext:
         """Whether this pass reads rows of the prompt: the prefill, what is read again of it, and without a
         cache every pass."""
         return self.step == 0 or self.engine.cache is None
+
+    def follow(self, sources: Tensor) -> None:
+        """Let each sequence go on from another one, `(batch,)` int64."""
+        self.engine.gates.follow(sources)
+        self.memory = {
+            key: value.index_select(0, sources.to(value.device)) for key, value in self.memory.items()
+        }
 
     def part(self, rows: slice) -> DecodeContext:
         """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""

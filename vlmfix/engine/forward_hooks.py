@@ -19,7 +19,9 @@ from vlmfix.engine.capabilities import (
     PrunesTokens,
     ReadsAhead,
     ReadsEarlyExits,
+    ReadsFinalStates,
     ReadsLastRowAgain,
+    RemembersSequences,
 )
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import (
@@ -165,7 +167,11 @@ class ForwardHooks:
             return None
         if context.engine.candidates is None:
             self._check_cache(context, kwargs, output)
+        readers = [each for each in self.attachment.methods if isinstance(each, ReadsFinalStates)]
         if context.is_prefill:
+            length = context.layout_at(context.num_layers - 1).length
+            for reader in readers:
+                reader.see_final_states(context, output.last_hidden_state[:, :length])
             self._end_prefill(context, output)
         rows = []
         if context.engine.branches:
@@ -175,6 +181,8 @@ class ForwardHooks:
                 rows = self._reader.read(context, self._given)
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
+        if readers and context.step == 0:
+            context.engine.first_state = newest
         for method in self.attachment.methods:
             if isinstance(method, ReadsEarlyExits):
                 rows += method.extra_hidden_states(context, newest)
@@ -223,7 +231,10 @@ class ForwardHooks:
             stop_recording(cache)
         for branch in context.engine.branches:
             branch.cache = None if cache is None else new_cache(self.decoder)
-        if cache is not None and (context.engine.branches or context.engine.gates.follows_beams):
+        follows = context.engine.gates.follows_beams or any(
+            isinstance(method, RemembersSequences) for method in self.attachment.methods
+        )
+        if cache is not None and (context.engine.branches or follows):
             follow_beams(context, cache)
         context.position_embeddings, context.inputs, context.engine.encoded = None, {}, None
         for stage in context.pruning_stages:

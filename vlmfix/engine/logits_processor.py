@@ -16,6 +16,7 @@ from vlmfix.engine.call import Call
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import offsets, swap_offsets
+from vlmfix.engine.phases import sources
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import new_cache, text_decoder
 
@@ -106,11 +107,9 @@ class MethodLogitsProcessor(LogitsProcessor):
         if input_ids.shape[1] != seen.shape[1] + 1:
             raise self._stranger()
         copies = len(seen) // len(self._inputs["input_ids"])
-        sample = torch.arange(len(seen), device=seen.device) // copies
-        same = (input_ids[:, None, :-1] == seen[None]).all(dim=-1) & (sample[:, None] == sample[None])
-        if not bool(same.any(dim=1).all()):
+        source = sources(seen, input_ids[:, :-1], copies)
+        if bool((source < 0).any()):
             raise self._stranger()
-        source = same.int().argmax(dim=1)
         if copies > 1:
             self._cache.reorder_cache(cast("torch.LongTensor", source))  # and the branches with it
         positions = context.position_of(context.step)

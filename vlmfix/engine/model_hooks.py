@@ -14,14 +14,14 @@ from transformers import DynamicCache, PreTrainedModel
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.caches import named_arguments, read_cache
 from vlmfix.engine.call import Call
-from vlmfix.engine.capabilities import ChoosesTokens
+from vlmfix.engine.capabilities import ChoosesTokens, ReadsFinalStates, SeesLogits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gate_formulas import blend_logits
 from vlmfix.engine.in_place import called
 from vlmfix.engine.kl import differ
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.outside_passes import OutsidePasses
-from vlmfix.engine.phases import is_prompt
+from vlmfix.engine.phases import is_prompt, sources
 from vlmfix.engine.scores import Received
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, memory_of, text_decoder
@@ -149,6 +149,11 @@ def _next_step(context: DecodeContext, call: Call, input_ids: Tensor | None, *, 
     context.step += 1
     if call.end_tokens is not None and input_ids is not None:
         context.alive &= ~torch.isin(input_ids[:, -1], call.end_tokens.to(input_ids.device))
+    if not has_cache and input_ids is not None:
+        before = context.prompt_ids if context.step == 1 else context.engine.read
+        if context.memory and before is not None:  # no cache tells how beams go on, but their tokens do
+            context.follow(sources(before, input_ids[:, :-1], context.copies))
+        context.engine.read = input_ids
     gates = context.engine.gates
     gates.read(None if input_ids is None else input_ids[:, -1], context.step)
     if gates.methods and not has_cache:
@@ -164,12 +169,16 @@ def _edit_logits(
 ) -> None:
     """Put what methods make of the newest logits, or of the scores in their place, into an output."""
     owners = [method for method in methods if method.owns_logits]
+    watching = [method for method in methods if isinstance(method, SeesLogits)]
     gates = context.engine.gates
-    if not owners and not gates.methods:
+    _check_head(context, methods, output)
+    if not owners and not watching and not gates.methods:
         return
     rows = context.layout.batch_size
     last = output.logits[:, -1]
     own, others = last[:rows].float(), last[rows:].float().split(rows) if len(last) > rows else ()
+    for each in watching:
+        each.see_logits(context, own)
     openings = gates.see(own, others, context.step) if gates.methods else {}
     received = None
     if scores is not None:
@@ -189,6 +198,14 @@ def _edit_logits(
         output.logits = torch.cat([output.logits[:rows, :-1].float(), own[:, None]], dim=1)
     else:
         output.logits = received.processed(own)[:, None]
+
+
+def _check_head(context: DecodeContext, methods: Sequence[MethodHooks], output: Any) -> None:
+    """Refuse methods that turn states into logits by themselves on a model that does it in another way."""
+    states, context.engine.first_state = context.engine.first_state, None
+    if states is not None and context.modules is not None:
+        name = next(type(method).__name__ for method in methods if isinstance(method, ReadsFinalStates))
+        context.modules.check_output_logits(name, states, output.logits[: len(states), -1].float())
 
 
 def _end_step(context: DecodeContext, methods: Sequence[MethodHooks]) -> None:

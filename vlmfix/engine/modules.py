@@ -14,6 +14,9 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
 from vlmfix.models.structure import text_decoder
 
+# Logits of one row and of several, in half precision, differ by less than this share of the largest.
+_HEAD_TOLERANCE = 0.02
+
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
@@ -40,6 +43,36 @@ class DecoderModules:
                 "final_norm in a profile of the model, or pass normed=False"
             )
 
+    def check_output_head(self) -> None:
+        """Refuse a model whose output head is not known.
+
+        Raises:
+            UnsupportedError: with the reason.
+        """
+        if not isinstance(self._model.get_output_embeddings(), nn.Module):
+            raise UnsupportedError(
+                f"{type(self._model).__name__} does not say what turns hidden states into logits "
+                "(get_output_embeddings), so that methods cannot do it by themselves; use another method"
+            )
+
+    def check_output_logits(self, name: str, hidden_states: Tensor, logits: Tensor) -> None:
+        """Refuse a model that makes something else of what its output head gives. Reads the device.
+
+        Args:
+            name: of the method that relies on it.
+            hidden_states: after the final norm, `(batch, hidden)`.
+            logits: what the model made of them, `(batch, vocabulary)` float32.
+
+        Raises:
+            UnsupportedError: with the reason.
+        """
+        own = self.output_logits(hidden_states).to(logits.device)
+        if not bool((own - logits).abs().max() <= _HEAD_TOLERANCE * logits.abs().max()):
+            raise UnsupportedError(
+                f"{type(self._model).__name__} caps or scales what its output head gives, and {name} reads "
+                "image tokens through the head alone; use another method"
+            )
+
     def check_layers(self) -> None:
         """Refuse a decoder whose layers are not a norm and attention, then a norm and a feed-forward part.
 
@@ -58,6 +91,11 @@ class DecoderModules:
     def final_norm(self, hidden_states: Tensor) -> Tensor:
         """What stands after the last layer, on `(batch, tokens, hidden)`."""
         return _context(self._final_norm, hidden_states)
+
+    def output_logits(self, hidden_states: Tensor) -> Tensor:
+        """What the output head makes of `(..., hidden)` states after the final norm, `(..., vocabulary)`
+        float32."""
+        return _context(self._model.get_output_embeddings(), hidden_states).float()
 
     def input_norm(self, layer: int, hidden_states: Tensor) -> Tensor:
         """The norm before the attention of a layer, on `(batch, tokens, hidden)`."""

@@ -69,6 +69,19 @@ def is_prompt(
     return False
 
 
+def sources(before: Tensor, after: Tensor, copies: int) -> Tensor:
+    """From which sequence each one goes on, the first with the same tokens, `(batch,)` int64; -1: from none.
+
+    Args:
+        before: tokens of the sequences in the step before, `(batch, tokens)`.
+        after: those from which they go on now, in the same form.
+        copies: sequences of each prompt.
+    """
+    prompt = torch.arange(len(before), device=before.device) // copies
+    same = (after[:, None] == before[None]).all(dim=-1) & (prompt[:, None] == prompt[None])
+    return torch.where(same.any(dim=1), same.int().argmax(dim=1), -1)
+
+
 def visual_tokens(
     model: PreTrainedModel,
     kwargs: Mapping[str, Any],

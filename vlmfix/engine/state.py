@@ -121,6 +121,8 @@ class Branch:
         fused: whether it is decoded in one pass with the prompts, or in one of its own.
         selection: which tokens its deeper layers see; None: all.
         seen: see `PromptLayout`.
+        late: changes it once the prompts have been read, where it depends on what was seen there; its number
+            of tokens stays.
         cache: None without one.
     """
 
@@ -131,6 +133,7 @@ class Branch:
     fused: bool = True
     selection: Selection | None = None
     seen: Tensor | None = None
+    late: Callable[[Branch], None] | None = None
     cache: DynamicCache | None = None
 
     @cached_property
@@ -255,6 +258,9 @@ class EngineState:
         peeking: the rows that `DecodeContext.peek` is computing.
         peeked: what it computed.
         gates: of the methods that have one.
+        first_state: what the model turns into its first logits, `(batch, hidden)`, to be compared with what
+            its output head makes of it, where methods use that by themselves.
+        read: tokens of the step before, `(batch, tokens)`; None in the prefill, and with a cache.
     """
 
     branches: list[Branch] = field(default_factory=list)
@@ -272,3 +278,5 @@ class EngineState:
     peeking: Rows | None = None
     peeked: Tensor | None = None
     gates: GateState = field(default_factory=GateState)
+    first_state: Tensor | None = None
+    read: Tensor | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -24,9 +25,41 @@ from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
 
+@dataclass(frozen=True, kw_only=True)
+class AgainstSelection(Contrastive, ABC):
+    """Compares with a reading of the same prompts whose deeper layers see chosen tokens alone.
+
+    Args:
+        alpha: strength, in [0, 100]; 0 leaves only the cut.
+    """
+
+    alpha: float = 0.5
+
+    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 100)
+
+    @abstractmethod
+    def selection(self, context: DecodeContext) -> Selection:
+        """What that reading sees."""
+
+    def branches(
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> Sequence[Branch]:
+        if self.alpha == 0 or not context.layout.has_image:
+            return ()
+        selection = self.selection(context)
+        return [unchanged(context, inputs_embeds, decoder_inputs, fused=self.fused, selection=selection)]
+
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        return contrast(logits, branches[0], self.alpha) if branches else logits
+
+
 @register_method("sid")
 @dataclass(frozen=True, kw_only=True)
-class SID(Contrastive):
+class SID(AgainstSelection):
     """Self-Introspective Decoding (arXiv 2408.02032): away from a reading of the prompt whose deeper layers
     see only the image tokens with the least attention.
 
@@ -43,7 +76,6 @@ class SID(Contrastive):
         fused: see `Contrastive`.
     """
 
-    alpha: float = 0.5
     keep: float = 100 / 576
     layer: int = 2
 
@@ -55,12 +87,10 @@ class SID(Contrastive):
         provenance="released code",
         paper="2408.02032",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.2, 2), "keep": Between(0.05, 0.6)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
         limit = 1.0 if type(self.keep) is float else math.inf
         if type(self.keep) not in (int, float) or not 0 <= self.keep <= limit:
             raise ValueError(
@@ -74,16 +104,8 @@ class SID(Contrastive):
         check_layer(self.layer, config)
         return self
 
-    def branches(
-        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
-    ) -> Sequence[Branch]:
-        if self.alpha == 0 or not context.layout.has_image:
-            return ()
-        selection = least_attended_image(context, self.layer, self.keep)
-        return [unchanged(context, inputs_embeds, decoder_inputs, fused=self.fused, selection=selection)]
-
-    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        return contrast(logits, branches[0], self.alpha) if branches else logits
+    def selection(self, context: DecodeContext) -> Selection:
+        return least_attended_image(context, self.layer, self.keep)
 
 
 def least_attended_image(context: DecodeContext, layer: int, keep: float) -> Selection:
