@@ -66,11 +66,15 @@ if TYPE_CHECKING:
     from vlmfix.methods.logits.vdd import VDD
     from vlmfix.methods.pruning.adaptinfer import AdaptInfer
     from vlmfix.methods.pruning.base import CountedPruning, TokenPruning
+    from vlmfix.methods.pruning.cdpruner import CDPruner
     from vlmfix.methods.pruning.divprune import DivPrune
     from vlmfix.methods.pruning.fastv import FastV
     from vlmfix.methods.pruning.kmeans import KMeans
+    from vlmfix.methods.pruning.mmtok import MMTok
+    from vlmfix.methods.pruning.prunesid import PruneSID
     from vlmfix.methods.pruning.pyramid_drop import PyramidDrop
     from vlmfix.methods.pruning.random_tokens import RandomTokens
+    from vlmfix.methods.pruning.similarity_filter import SimilarityFilter
     from vlmfix.methods.pruning.sparsevlm import SparseVLM
     from vlmfix.methods.pruning.uniform_grid import UniformGrid
     from vlmfix.methods.pruning.visionzip import VisionZip
@@ -113,6 +117,7 @@ __all__ = [
     "BaselineSharpen",
     "BaselineTextContrast",
     "Branch",
+    "CDPruner",
     "CRoPS",
     "ChoosesTokens",
     "Contrastive",
@@ -132,6 +137,7 @@ __all__ = [
     "KMeans",
     "KeyEdit",
     "LogitsMixer",
+    "MMTok",
     "Margin",
     "MeasuresScores",
     "Method",
@@ -140,6 +146,7 @@ __all__ = [
     "Profile",
     "PromptLayout",
     "PruneResult",
+    "PruneSID",
     "PrunesTokens",
     "PyramidDrop",
     "Random",
@@ -152,6 +159,7 @@ __all__ = [
     "Rows",
     "RunsLayerParts",
     "ScoreEdit",
+    "SimilarityFilter",
     "SparseVLM",
     "TokenPruning",
     "Top1",
@@ -210,11 +218,15 @@ _NAMES = {
     "vlmfix.methods.logits.vdd": "VDD",
     "vlmfix.methods.pruning.adaptinfer": "AdaptInfer",
     "vlmfix.methods.pruning.base": "CountedPruning TokenPruning",
+    "vlmfix.methods.pruning.cdpruner": "CDPruner",
     "vlmfix.methods.pruning.divprune": "DivPrune",
     "vlmfix.methods.pruning.fastv": "FastV",
     "vlmfix.methods.pruning.kmeans": "KMeans",
+    "vlmfix.methods.pruning.mmtok": "MMTok",
+    "vlmfix.methods.pruning.prunesid": "PruneSID",
     "vlmfix.methods.pruning.pyramid_drop": "PyramidDrop",
     "vlmfix.methods.pruning.random_tokens": "RandomTokens",
+    "vlmfix.methods.pruning.similarity_filter": "SimilarityFilter",
     "vlmfix.methods.pruning.sparsevlm": "SparseVLM",
     "vlmfix.methods.pruning.uniform_grid": "UniformGrid",
     "vlmfix.methods.pruning.visionzip": "VisionZip",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.pruning.base import CountedPruning, select_each
+from vlmfix.methods.pruning.base import CountedPruning, image_blocks, proportional_shares, select_each
 from vlmfix.methods.registry import register_method
 from vlmfix.models.image_grid.grids import ImageTokens
 
@@ -62,17 +62,10 @@ def spread(images: Sequence[ImageTokens], count: int) -> list[int]:
     Returns:
         Offsets among the image tokens of the prompt, ascending.
     """
-    blocks, start = [], 0
-    for image in images:
-        blocks += [start + grid.offsets() for grid in image.grids]
-        start += image.count
-    total = sum(block.numel() for block in blocks)
-    count = min(count, total)
+    blocks = image_blocks(images)
+    shares = proportional_shares([block.numel() for block in blocks], count)
     chosen: list[int] = []
-    seen = 0
-    for block in blocks:
-        seen += block.numel()
-        share = (2 * seen * count + total) // (2 * total) - len(chosen)
+    for block, share in zip(blocks, shares, strict=True):
         if share > 0:
             chosen += block.flatten()[grid_cells(block.shape[0], block.shape[1], share)].tolist()
     return chosen
