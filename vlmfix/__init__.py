@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from vlmfix.api import generate
     from vlmfix.engine.capabilities import (
         AddsAuxiliaryPrompt,
+        ChangesPictures,
         ChoosesTokens,
         MeasuresScores,
         PrunesTokens,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     )
     from vlmfix.methods.baselines.output_shift import BaselineOutputShift
     from vlmfix.methods.baselines.plausibility import BaselinePlausibility, BaselineSharpen
+    from vlmfix.methods.baselines.resize import BaselineResize
     from vlmfix.methods.baselines.text_contrast import BaselineTextContrast
     from vlmfix.methods.decoding.opera.opera import OPERA
     from vlmfix.methods.image.carve.carve import CARVE
@@ -113,12 +115,14 @@ __all__ = [
     "BaselineOutputShift",
     "BaselinePlausibility",
     "BaselinePromptBias",
+    "BaselineResize",
     "BaselineSample",
     "BaselineSharpen",
     "BaselineTextContrast",
     "Branch",
     "CDPruner",
     "CRoPS",
+    "ChangesPictures",
     "ChoosesTokens",
     "Contrastive",
     "CountedPruning",
@@ -179,8 +183,8 @@ __all__ = [
 # Where the public names are: each is imported when it is wanted, since torch and transformers take seconds.
 _NAMES = {
     "vlmfix.api": "generate",
-    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens MeasuresScores PrunesTokens "
-    "ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChangesPictures ChoosesTokens MeasuresScores "
+    "PrunesTokens ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -199,6 +203,7 @@ _NAMES = {
     "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
     "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
     "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
+    "vlmfix.methods.baselines.resize": "BaselineResize",
     "vlmfix.methods.baselines.text_contrast": "BaselineTextContrast",
     "vlmfix.methods.decoding.opera.opera": "OPERA",
     "vlmfix.methods.image.carve.carve": "CARVE",

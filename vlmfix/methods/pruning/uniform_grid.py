@@ -71,6 +71,13 @@ def spread(images: Sequence[ImageTokens], count: int) -> list[int]:
     return chosen
 
 
+def coarser_grid(height: int, width: int, count: int) -> tuple[int, int]:
+    """Rows and columns of a grid of about the same shape with at most `count` cells, 1 or more."""
+    rows = min(max(math.floor(math.sqrt(count * height / width) + 0.5), 1), height)
+    columns = max(min(width, count // rows), 1)
+    return min(rows, count // columns, height), columns
+
+
 def grid_cells(height: int, width: int, count: int) -> list[int]:
     """Cells spread evenly over a grid: a coarser grid of about its shape, and evenly spaced others.
 
@@ -82,9 +89,7 @@ def grid_cells(height: int, width: int, count: int) -> list[int]:
     Returns:
         Indices in raster order, ascending.
     """
-    rows = min(max(math.floor(math.sqrt(count * height / width) + 0.5), 1), height)
-    columns = max(min(width, count // rows), 1)
-    rows = min(rows, count // columns, height)
+    rows, columns = coarser_grid(height, width, count)
     cells = {
         int((row + 0.5) * height / rows) * width + int((column + 0.5) * width / columns)
         for row in range(rows)
