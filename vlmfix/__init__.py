@@ -9,8 +9,11 @@ if TYPE_CHECKING:
         AddsAuxiliaryPrompt,
         ChangesPictures,
         ChoosesTokens,
+        EditsStream,
+        EditsVisionEncoder,
         MeasuresScores,
         PrunesTokens,
+        ReadsAhead,
         ReadsEarlyExits,
         ReadsLastRowAgain,
         ReadsVisionAttention,
@@ -81,6 +84,8 @@ if TYPE_CHECKING:
     from vlmfix.methods.pruning.uniform_grid import UniformGrid
     from vlmfix.methods.pruning.visionzip import VisionZip
     from vlmfix.methods.registry import list_methods, make_method, method_names, register_method
+    from vlmfix.methods.steering.base import NewRowEdit, StreamEdit
+    from vlmfix.methods.steering.fade import FADE
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
     from vlmfix.recipes import Recipe, find_recipe, load_recipe
@@ -90,6 +95,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ADHH",
     "CARVE",
+    "FADE",
     "FLB",
     "GIFT",
     "ICD",
@@ -133,6 +139,8 @@ __all__ = [
     "DivPrune",
     "DoLa",
     "EditStats",
+    "EditsStream",
+    "EditsVisionEncoder",
     "Entropy",
     "FastV",
     "Gate",
@@ -147,6 +155,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MultiPassMethod",
+    "NewRowEdit",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -155,6 +164,7 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "RandomTokens",
+    "ReadsAhead",
     "ReadsEarlyExits",
     "ReadsLastRowAgain",
     "ReadsVisionAttention",
@@ -165,6 +175,7 @@ __all__ = [
     "ScoreEdit",
     "SimilarityFilter",
     "SparseVLM",
+    "StreamEdit",
     "TokenPruning",
     "Top1",
     "UniformGrid",
@@ -183,8 +194,9 @@ __all__ = [
 # Where the public names are: each is imported when it is wanted, since torch and transformers take seconds.
 _NAMES = {
     "vlmfix.api": "generate",
-    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChangesPictures ChoosesTokens MeasuresScores "
-    "PrunesTokens ReadsEarlyExits ReadsLastRowAgain ReadsVisionAttention RunsLayerParts",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChangesPictures ChoosesTokens EditsStream "
+    "EditsVisionEncoder MeasuresScores PrunesTokens ReadsAhead ReadsEarlyExits ReadsLastRowAgain "
+    "ReadsVisionAttention RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -236,6 +248,8 @@ _NAMES = {
     "vlmfix.methods.pruning.uniform_grid": "UniformGrid",
     "vlmfix.methods.pruning.visionzip": "VisionZip",
     "vlmfix.methods.registry": "list_methods make_method method_names register_method",
+    "vlmfix.methods.steering.base": "NewRowEdit StreamEdit",
+    "vlmfix.methods.steering.fade": "FADE",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
     "vlmfix.recipes": "Recipe find_recipe load_recipe",

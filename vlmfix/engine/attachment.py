@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility, kernels, tokens
@@ -17,6 +18,8 @@ from vlmfix.engine.caches import named_arguments
 from vlmfix.engine.call import Call
 from vlmfix.engine.capabilities import (
     ChoosesTokens,
+    EditsStream,
+    EditsVisionEncoder,
     ReadsEarlyExits,
     ReadsVisionAttention,
 )
@@ -32,8 +35,10 @@ from vlmfix.engine.outside_passes import OutsidePasses, names_of
 from vlmfix.engine.phases import visual_tokens
 from vlmfix.engine.rereading import read_anew
 from vlmfix.engine.state import Encoded
+from vlmfix.engine.stream_hooks import StreamHooks
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images, with_pixel_values
+from vlmfix.engine.vision_encoder import VisionEncoder
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, attention_of, image_arguments, memory_of, text_decoder
 
@@ -58,10 +63,12 @@ class Attachment:
         self.outside = OutsidePasses(self, model)
         self._decoder_hooks = ForwardHooks(self, self.decoder)
         self._model_hooks = ModelHooks(self, model)
+        self._stream_hooks = StreamHooks(self, self.decoder)
         self._turns = self.outside.turns
         self.call = Call()
         self._processor: ProcessorMixin | None = None
         self._encoder: EncoderTap | None = None
+        self._of_encoder: dict[int, Sequence[RemovableHandle]] = {}
         self._undo = ExitStack()
 
     @property
@@ -110,14 +117,24 @@ class Attachment:
         self.check(method)
         if isinstance(method, ReadsVisionAttention):
             self._encoder = EncoderTap(self.model)
+        if isinstance(method, EditsStream):
+            self._stream_hooks.check(method)
+        hooks = (
+            method.hook_encoder(VisionEncoder(self.model)) if isinstance(method, EditsVisionEncoder) else ()
+        )
         self._processor = processor or self._processor
         if not self.methods:
             try:
                 self._install()
             except BaseException:
                 self._undo.close()
+                for hook in hooks:
+                    hook.remove()
                 raise
         self.end_run()
+        self._of_encoder[id(method)] = hooks
+        if isinstance(method, EditsStream):
+            self._stream_hooks.install((*self.methods, method))
         self.methods += (method,)
         if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
             self._encoder.install()
@@ -127,6 +144,10 @@ class Attachment:
         with self._turns.call():
             self.end_run()
             self.methods = tuple(other for other in self.methods if other is not method)
+            if isinstance(method, EditsStream):
+                self._stream_hooks.install(self.methods)
+            for hook in self._of_encoder.pop(id(method), ()):
+                hook.remove()
             if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
                 self._encoder.remove()
                 self._encoder = None

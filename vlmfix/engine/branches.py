@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -119,41 +120,60 @@ class BranchReader:
         Args:
             decoder_given: arguments of the pass over the prompts.
         """
+        return [self._read(context, branch, decoder_given) for branch in context.engine.branches]
+
+    def read_layers(
+        self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """What leaves each layer at the last token of a branch that is read once, before the prompts,
+        `(batch, hidden)` each.
+
+        Args:
+            decoder_given: arguments of the pass over the prompts.
+        """
+        seen: list[Tensor] = []
+
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            seen.append((output[0] if isinstance(output, tuple) else output)[:, -1])
+
+        with ExitStack() as undo:
+            for layer in self._decoder.layers:
+                undo.callback(layer.register_forward_hook(see).remove)
+            self._read(context, branch, decoder_given)
+        return seen
+
+    def _read(self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]) -> Tensor:
         embeddings = decoder_given["inputs_embeds"]
         first = context.step == 0
-        rows = []
-        for branch in context.engine.branches:
-            new = embeddings[:, context.layout.length :] if branch.cache is None else embeddings[:, -1:]
-            whole = first or branch.cache is None
-            read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
-            if first:
-                read = branch.inputs_embeds
-            newest = {
-                name: value[:, -new.shape[1] :]
-                for name, value in of_tokens(decoder_given, embeddings).items()
-            }
-            given = dict(branch.decoder_inputs) if whole else newest
-            if whole and read.shape[1] > branch.inputs_embeds.shape[1]:
-                more = read.shape[1] - branch.inputs_embeds.shape[1]
-                given = padded(given, branch.inputs_embeds, more)
-                for name in newest.keys() & given.keys():
-                    given[name] = torch.cat([given[name][:, :-more], newest[name]], dim=1)
-            positions = branch.positions(
-                positions_of(decoder_given, context.layout), context.step, context.first_position
-            )
-            given["position_ids"] = positions[..., -read.shape[1] :]
-            context.engine.active_branch = branch
-            try:
-                states = self._decoder(
-                    inputs_embeds=read,
-                    attention_mask=self._padding_of(branch, context.step),
-                    use_cache=branch.cache is not None,
-                    **with_cache(self._decoder, given, branch.cache),
-                ).last_hidden_state
-            finally:
-                context.engine.active_branch = None
-            rows.append(states[:, -1])
-        return rows
+        new = embeddings[:, context.layout.length :] if branch.cache is None else embeddings[:, -1:]
+        whole = first or branch.cache is None
+        read = torch.cat([branch.inputs_embeds, new], dim=1) if branch.cache is None else new
+        if first:
+            read = branch.inputs_embeds
+        newest = {
+            name: value[:, -new.shape[1] :] for name, value in of_tokens(decoder_given, embeddings).items()
+        }
+        given = dict(branch.decoder_inputs) if whole else newest
+        if whole and read.shape[1] > branch.inputs_embeds.shape[1]:
+            more = read.shape[1] - branch.inputs_embeds.shape[1]
+            given = padded(given, branch.inputs_embeds, more)
+            for name in newest.keys() & given.keys():
+                given[name] = torch.cat([given[name][:, :-more], newest[name]], dim=1)
+        positions = branch.positions(
+            positions_of(decoder_given, context.layout), context.step, context.first_position
+        )
+        given["position_ids"] = positions[..., -read.shape[1] :]
+        context.engine.active_branch = branch
+        try:
+            states: Tensor = self._decoder(
+                inputs_embeds=read,
+                attention_mask=self._padding_of(branch, context.step),
+                use_cache=branch.cache is not None,
+                **with_cache(self._decoder, given, branch.cache),
+            ).last_hidden_state
+        finally:
+            context.engine.active_branch = None
+        return states[:, -1]
 
 
 def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.shown_pictures import ShownPictures
-from vlmfix.engine.state import AuxiliaryPrompt, PruneResult
+from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
+from vlmfix.engine.vision_encoder import VisionEncoder
+from vlmfix.models.structure import StreamSite
 
 
 class PrunesTokens(ABC):
@@ -88,8 +91,60 @@ class MeasuresScores(ABC):
         """
 
 
+class EditsStream(ABC):
+    """Changes the residual stream of the text decoder: what a part of a layer adds to it, or all of it."""
+
+    stream_sites: ClassVar[tuple[StreamSite, ...]]
+    """Where it acts in a layer."""
+
+    @abstractmethod
+    def acts_in_layer(self, context: DecodeContext, layer: int) -> bool:
+        """Whether it takes part in a layer of this run."""
+
+    @abstractmethod
+    def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
+        """What attention or the feed-forward part adds to the stream, or the stream that leaves the layer,
+        `(batch, tokens, hidden)` of the prompts alone; returns them, never in place.
+
+        In a pass over the prompt `context.first_new_row(layer, tokens)` tells where the last prompt token
+        stands, which predicts the first new one.
+        """
+
+
+class ReadsAhead(ABC):
+    """Reads forms of the prompts once, before the prefill and without any edit."""
+
+    @abstractmethod
+    def read_ahead(
+        self,
+        context: DecodeContext,
+        inputs_embeds: Tensor,
+        decoder_inputs: Mapping[str, Any],
+        read: Callable[[Branch], list[Tensor]],
+    ) -> None:
+        """Keep in `context.state` what it needs.
+
+        Args:
+            inputs_embeds: of the prompts, image features merged, `(batch, prompt, hidden)`.
+            decoder_inputs: what else the text decoder was given, such as positions.
+            read: gives what leaves each layer at the last token of a branch, `(batch, hidden)` each.
+        """
+
+
 class ReadsVisionAttention:
     """Reads the attention of the vision encoder, as `context.encoded_images`."""
+
+
+class EditsVisionEncoder(ABC):
+    """Changes what the vision encoder makes of pictures."""
+
+    @abstractmethod
+    def hook_encoder(self, encoder: VisionEncoder) -> Sequence[RemovableHandle]:
+        """Hang hooks on modules of the encoder while the method is attached; the engine takes them off.
+
+        They see whatever is encoded: images and frames of prompts, and those of branches. Nothing of one may
+        reach another.
+        """
 
 
 class RunsLayerParts:

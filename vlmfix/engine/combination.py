@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from vlmfix.engine.capabilities import AsksSeveralTimes, ChangesPictures, ChoosesTokens, PrunesTokens
+from vlmfix.engine.capabilities import (
+    AsksSeveralTimes,
+    ChangesPictures,
+    ChoosesTokens,
+    EditsVisionEncoder,
+    PrunesTokens,
+    ReadsVisionAttention,
+)
 from vlmfix.engine.method import MethodHooks
 from vlmfix.errors import UnsupportedError
 
@@ -59,4 +66,9 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
         raise UnsupportedError(
             f"{other_name} drops image tokens of this model already, and the counts of {name} would refer "
             "to tokens that are gone; use one pruning method at a time"
+        )
+    of_encoder = [isinstance(each, EditsVisionEncoder | ReadsVisionAttention) for each in (method, other)]
+    if all(of_encoder) and any(isinstance(each, EditsVisionEncoder) for each in (method, other)):
+        raise UnsupportedError(
+            f"{other_name} and {name} work on the vision encoder, and one changes it; use one at a time"
         )

@@ -246,6 +246,11 @@ class DecodeContext:
         """Whether a pass of so many tokens reads new ones on the cache of the prompt."""
         return not self.is_prefill and (queries == 1 or self.engine.candidates is not None)
 
+    def first_new_row(self, layer: int, tokens: int) -> int:
+        """Where the last prompt token stands among the `tokens` of this pass in a layer, new ones after it; 0
+        where the pass reads new ones alone."""
+        return 0 if self.reads_on(tokens) else self.layout_at(layer).length - 1
+
     def part(self, rows: slice) -> DecodeContext:
         """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""
         batch = self.layout.batch_size

@@ -17,6 +17,7 @@ from vlmfix.engine.caches import read_cache, record, stop_recording, with_cache,
 from vlmfix.engine.capabilities import (
     AddsAuxiliaryPrompt,
     PrunesTokens,
+    ReadsAhead,
     ReadsEarlyExits,
     ReadsLastRowAgain,
 )
@@ -91,6 +92,10 @@ class ForwardHooks:
             self._given = dict(kwargs)
             context.layout.takes_over(kwargs.get("attention_mask"))
             context.engine.first_position = _first_position(kwargs, context.layout)
+            for method in methods:
+                if isinstance(method, ReadsAhead):
+                    read = partial(self._reader.read_layers, context, decoder_given=self._given)
+                    method.read_ahead(context, embeddings, self._given, read)
             context.auxiliary_prompts = {
                 method: auxiliary_prompt
                 for method in methods

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import AsksSeveralTimes, ChoosesTokens, PrunesTokens
+from vlmfix.engine.capabilities import AsksSeveralTimes, ChoosesTokens, EditsStream, PrunesTokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gates import Disagreement, Gate, parse_gate
 from vlmfix.engine.gating import BOTH, PARTS
@@ -43,8 +43,8 @@ class GateField:
         name = type(method).__name__
         if gate is not None and not method.takes_gate():
             raise ValueError(
-                f"a gate scales edits of attention and logits, and what {name} does is something else; leave "
-                f"out gate={str(gate)!r}"
+                f"a gate scales edits of attention, stream and logits, and what {name} does is something "
+                f"else; leave out gate={str(gate)!r}"
             )
         if isinstance(gate, Disagreement) and not method.has_branches_alone():
             raise ValueError(
@@ -84,10 +84,11 @@ class MethodHooks:
     Methods on one model compose in the order in which they were attached, and within a forward pass in this
     one: auxiliary prompts join the prompt; then, layer by layer, a pruning method drops tokens, `enter_layer`
     sees those that go on, scores are edited (each method sees the scores of the model, and the edits add up),
-    weights are edited one after the other, all methods observe the final weights, head outputs are edited; at
-    the end of the prefill auxiliary prompts leave and, if a method asks for it, the last prompt row is read
-    again under all edits; then the model turns its hidden states, branches and extra hidden states into
-    logits at once, and these are edited.
+    weights are edited one after the other, all methods observe the final weights, head outputs are edited,
+    then what attention and the feed-forward part add to the residual stream, then the stream that leaves the
+    layer; at the end of the prefill auxiliary prompts leave and, if a method asks for it, the last prompt row
+    is read again under all edits; then the model turns its hidden states, branches and extra hidden states
+    into logits at once, and these are edited.
 
     What a hook is given belongs to the model: an edit returns a new tensor, and one in place is refused.
     Tensors cover the tokens that are present in the layer; `context.layout_at(layer)` tells where the image
@@ -133,8 +134,9 @@ class MethodHooks:
 
     @property
     def edits_attention(self) -> bool:
-        """Whether it edits scores, weights or outputs of heads."""
-        return _overrides(type(self), "edit_scores", "edit_weights", "edit_heads")
+        """Whether it edits scores, weights or outputs of heads, or the residual stream."""
+        edits = _overrides(type(self), "edit_scores", "edit_weights", "edit_heads")
+        return edits or isinstance(self, EditsStream)
 
     @property
     def is_gated(self) -> bool:
@@ -143,16 +145,16 @@ class MethodHooks:
 
     @classmethod
     def takes_gate(cls) -> bool:
-        """Whether all that it does are edits of attention and logits, which a gate scales."""
+        """Whether all that it does are edits of attention, stream and logits, which a gate scales."""
         acts_elsewhere = issubclass(cls, PrunesTokens | ChoosesTokens | AsksSeveralTimes)
         edits = _overrides(cls, "edit_scores", "edit_weights", "edit_heads", "edit_logits")
-        return cls.edits and edits and not acts_elsewhere
+        return cls.edits and (edits or issubclass(cls, EditsStream)) and not acts_elsewhere
 
     @classmethod
     def has_branches_alone(cls) -> bool:
         """Whether it edits the logits by those of branches, and no attention, which comes before them."""
-        attention = _overrides(cls, "edit_scores", "edit_weights", "edit_heads")
-        return _overrides(cls, "branches") and not attention
+        earlier = _overrides(cls, "edit_scores", "edit_weights", "edit_heads") or issubclass(cls, EditsStream)
+        return _overrides(cls, "branches") and not earlier
 
     @property
     def sees_layers(self) -> bool:

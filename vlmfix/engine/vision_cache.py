@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.callers import turns_of
-from vlmfix.engine.capabilities import ReadsVisionAttention
+from vlmfix.engine.capabilities import EditsVisionEncoder, ReadsVisionAttention
 from vlmfix.engine.state import Encoded
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import text_decoder
@@ -35,7 +35,8 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, no image is encoded twice in a pass, nor if it was part of the pass before.
 
     Images are compared by value, so that a changed pixel or grid is encoded anew. Under a method that watches
-    the encoder (`ReadsVisionAttention`), and in other threads, all are encoded.
+    or changes the encoder (`ReadsVisionAttention`, `EditsVisionEncoder`), and in other threads, all are
+    encoded.
 
     Args:
         model: an image-text-to-text model of transformers; it leaves the block as it entered.
@@ -61,7 +62,7 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
         nonlocal known, form
         attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
         watched = attachment is not None and any(
-            isinstance(method, ReadsVisionAttention) for method in attachment.methods
+            isinstance(method, EditsVisionEncoder | ReadsVisionAttention) for method in attachment.methods
         )
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         images = None if watched or threading.get_ident() != thread else split_images(inputs)

@@ -26,7 +26,7 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.inference.conversation import Conversation, Picture
 from vlmfix.methods.search_space import Dimension
 
-Stage = Literal["attention", "logits", "pruning", "vision", "image", "decoding", "baseline"]
+Stage = Literal["attention", "steering", "logits", "pruning", "vision", "image", "decoding", "baseline"]
 Provenance = Literal["paper", "released code", "reconstruction", "unpublished"]
 
 

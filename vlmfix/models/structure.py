@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from vlmfix.errors import UnsupportedError
+
+StreamSite = Literal["attention", "feed_forward", "layer"]
+"""What attention adds to the residual stream of a layer, what the feed-forward part adds, and the stream that
+leaves the layer."""
+
+# Norms around attention and the feed-forward part, and through which of them goes what these add.
+_NORMS: dict[frozenset[str], dict[StreamSite, str]] = {
+    frozenset({"input_layernorm", "post_attention_layernorm"}): {},
+    frozenset({"input_layernorm"}): {},  # both parts read the same stream
+    frozenset({"attention_layernorm", "feedforward_layernorm"}): {},
+    frozenset({"operator_norm", "ffn_norm"}): {},
+    frozenset({"post_attention_layernorm", "post_feedforward_layernorm"}): {
+        "attention": "post_attention_layernorm",
+        "feed_forward": "post_feedforward_layernorm",
+    },
+    frozenset(
+        {
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        }
+    ): {"attention": "post_attention_layernorm", "feed_forward": "post_feedforward_layernorm"},
+    frozenset(
+        {"input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"}
+    ): {"attention": "post_self_attn_layernorm", "feed_forward": "post_mlp_layernorm"},
+}
+_MIXERS = {"self_attn", "linear_attn", "conv"}
+_FEED_FORWARDS = {"mlp", "feed_forward"}
 
 # The number of images of each prompt, which one of them alone does not have, and another name of the pixels.
 _NOT_OF_ONE_IMAGE = ("batch_num_images", "pixel_values_images")
@@ -50,6 +79,28 @@ def attention_of(decoder: Any, layer: int) -> nn.Module:
     """The attention of one of the layers that attend."""
     found: nn.Module = decoder.layers[layer].self_attn
     return found
+
+
+def stream_module(decoder: Any, layer: int, site: StreamSite) -> nn.Module:
+    """The module of a layer whose output is what `site` names.
+
+    Raises:
+        UnsupportedError: the layer is built in a way that is not known.
+    """
+    found: nn.Module = decoder.layers[layer]
+    if site == "layer":
+        return found
+    parts = {name: part for name, part in found.named_children() if "dropout" not in name}
+    kinds = ({"self_attn"} if site == "attention" else _FEED_FORWARDS) & parts.keys()
+    norms = frozenset(parts.keys() - _MIXERS - _FEED_FORWARDS)
+    scales = getattr(found, "residual_multiplier", 1.0) != 1.0
+    if len(kinds) != 1 or norms not in _NORMS or scales:
+        raise UnsupportedError(
+            f"layer {layer} is a {type(found).__name__} of {', '.join(parts)}"
+            f"{', which scales what these add' if scales else ''}: what its {site.replace('_', '-')} part "
+            "adds to the residual stream is not known; use a method that acts elsewhere"
+        )
+    return parts[_NORMS[norms].get(site, kinds.pop())]
 
 
 def image_arguments(model: PreTrainedModel) -> tuple[str, ...]:

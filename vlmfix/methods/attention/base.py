@@ -79,9 +79,9 @@ class ScoreEdit(KeyEdit, MeasuresScores):
 
     def __post_init__(self) -> None:
         name = f"{type(self).__name__}.published_layers"
-        _layer_range(getattr(type(self), "published_layers", None), name)
+        layer_range(getattr(type(self), "published_layers", None), name)
         if self.layers is not None:
-            object.__setattr__(self, "layers", _layer_range(self.layers, "layers"))
+            object.__setattr__(self, "layers", layer_range(self.layers, "layers"))
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         depth = config.get_text_config().num_hidden_layers
@@ -140,7 +140,7 @@ def at_depth(layers: tuple[int, int], depth: int) -> tuple[int, int]:
     return start, max(end, start + 1)
 
 
-def _layer_range(values: Any, name: str) -> tuple[int, int]:
+def layer_range(values: Any, name: str) -> tuple[int, int]:
     """First layer and the one after the last.
 
     Raises:
