@@ -84,11 +84,13 @@ class Answers:
         seconds: that all of them took together.
         site_share: share of its sites that the method edited, see `vlmfix.engine.stats`; None if it had
             none, or for greedy.
+        image_tokens: of a pruning, mean number of image tokens per layer; None of others.
     """
 
     texts: list[str]
     seconds: float
     site_share: float | None
+    image_tokens: float | None = None
 
 
 class Speaker:
@@ -141,7 +143,14 @@ class Speaker:
             do_sample=False,
         )
         seconds = time.perf_counter() - start
-        answers = Answers(texts, seconds, methods[-1].edit_stats().site_share if methods else None)
+        stats = methods[-1].edit_stats() if methods else None
+        prunes = stats is not None and methods[-1].info.stage == "pruning"
+        answers = Answers(
+            texts,
+            seconds,
+            None if stats is None else stats.site_share,
+            stats.size if stats is not None and prunes else None,
+        )
         write_json(path, {"setting": asdict(setting), "answers": asdict(answers)})
         return answers
 

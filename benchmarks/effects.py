@@ -3,8 +3,8 @@
     python -m benchmarks.effects --model tiny-llava --output runs/effects
 
 Each method gets one setting, chosen from `GRID` on validation scenes by `choose`, and is measured with it on
-other scenes: against greedy decoding, and against greedy decoding that matches it (`benchmarks.matched`).
-Controls stand first. A second start does only what is missing.
+other scenes: against greedy decoding, and against what matches it (`benchmarks.matched`). Controls stand
+first. A second start does only what is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.answers import NEW_TOKENS, Setting, Speaker, Split, versions, wr
 from benchmarks.bootstrap import LEVEL, RESAMPLES, Estimate, Ratio, compare, resample
 from benchmarks.grid import CONTROLS, GRID
 from benchmarks.judging import COLUMNS, judge
-from benchmarks.matched import MATCHED, cut, shifted
+from benchmarks.matched import MATCHED, SMALLER, cut, shifted
 
 SEED = 770_001
 RECALL_LOSS = 0.02
@@ -53,7 +53,8 @@ class Effect:
     Args:
         setting: method and parameters.
         columns: by name, on the test scenes; empty if every candidate was refused.
-        matched: the same against the controls that match it, by the names in `MATCHED`; empty for controls.
+        matched: the same against the controls that match it, by the names in `MATCHED`, and for a pruning in
+            `SMALLER`; empty for controls.
         inactive: whether the method never edited anything.
         candidates: what there was to choose from; empty for greedy.
     """
@@ -73,6 +74,7 @@ class Measured:
     verdicts: list[str]
     columns: dict[str, Ratio]
     inactive: bool
+    image_tokens: float | None
 
     @property
     def values(self) -> dict[str, float]:
@@ -123,7 +125,8 @@ class Comparison:
         columns = [candidates[i].columns for i in accepted]
         chosen = settings[accepted[choose(self.greedy[self.validation].values, columns)]]
         measured = self._measure(chosen, self.test)
-        return self._against_greedy(chosen, measured, self._against_matched(measured), candidates)
+        matched = self._against_matched(measured) | self._against_smaller(measured)
+        return self._against_greedy(chosen, measured, matched, candidates)
 
     def effect_of_control(self, setting: Setting) -> Effect:
         """A row that says what a simple device does."""
@@ -146,6 +149,7 @@ class Comparison:
             judge(split, captions.texts, verdicts.texts),
             inactive=any(method.edits for method in setting.build())
             and not (captions.site_share or verdicts.site_share),
+            image_tokens=captions.image_tokens,
         )
 
     def _against_matched(self, measured: Measured) -> dict[str, Estimate]:
@@ -158,6 +162,21 @@ class Comparison:
         shorter = cut(measured.captions, greedy.captions, tokenizer)
         method = judge(self.test, shorter, measured.verdicts)
         return {name: compare(method[of], control[of], self.weights) for name, of in MATCHED.items()}
+
+    def _against_smaller(self, measured: Measured) -> dict[str, Estimate]:
+        """A pruning against pictures of at most as many tokens as it has in a layer on average; empty of
+        other methods."""
+        if measured.image_tokens is None:
+            return {}
+        tokens = max(1, round(measured.image_tokens))
+        try:
+            control = self._measure(Setting("baseline.resize", {"kept_tokens": tokens}), self.test)
+        except vlmfix.UnsupportedError:  # the row of this control has the reason
+            return {}
+        return {
+            name: compare(measured.columns[of], control.columns[of], self.weights)
+            for name, of in SMALLER.items()
+        }
 
     def _against_greedy(
         self,
@@ -178,7 +197,7 @@ class Comparison:
 
 def table(effects: Sequence[Effect]) -> str:
     """A row for every method, in Markdown."""
-    names = [*COLUMNS, *MATCHED]
+    names = [*COLUMNS, *MATCHED, *SMALLER]
     lines = [f"| method | setting | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 2)}"]
     lines += [f"| {' | '.join(_cells(effect))} |" for effect in effects]
     return "\n".join(lines)
@@ -188,13 +207,13 @@ def _cells(effect: Effect) -> list[str]:
     method = effect.setting.method + (" (inactive)" if effect.inactive else "")
     if not effect.columns:
         reason = effect.candidates[0].refused.replace("|", "\\|")
-        return [method, f"refused: {reason}", *[""] * (len(COLUMNS) + len(MATCHED))]
+        return [method, f"refused: {reason}", *[""] * (len(COLUMNS) + len(MATCHED) + len(SMALLER))]
     cells = []
     for name, estimate in effect.columns.items():
         digits = 2 if name == "words" else 3
         cell = f"{estimate.value:.{digits}f}"
         cells.append(cell if effect.setting == GREEDY else f"{cell} ({_difference(estimate, digits)})")
-    for name in MATCHED:
+    for name in (*MATCHED, *SMALLER):
         matched = effect.matched.get(name)
         cells.append(
             "" if matched is None else f"{matched.value - matched.difference:.3f} ({_difference(matched, 3)})"
@@ -218,7 +237,9 @@ def heading(model: str, validation: Split, test: Split) -> str:
         f"and as many positives. The last columns have the value of a control that matches the method, and "
         f"in parentheses the difference of the method to it: greedy decoding with an offset between yes and "
         f"no at which it says yes as often (calibrated on these very items), and greedy captions, where the "
-        f"longer one of two captions of a scene is cut to the tokens of the shorter."
+        f"longer one of two captions of a scene is cut to the tokens of the shorter; for a pruning also "
+        f"greedy decoding on pictures so small that they have at most as many tokens as it has in a layer on "
+        f"average (baseline.resize)."
     )
 
 

@@ -1,4 +1,5 @@
-"""Controls that match a method: greedy decoding that says yes as often, and captions of equal lengths."""
+"""Controls that match a method: greedy decoding that says yes as often, captions of equal lengths, and for a
+pruning, smaller pictures."""
 
 from __future__ import annotations
 
@@ -14,6 +15,13 @@ MATCHED = {
     "recall at equal length": "recall",
 }
 """Columns of the table, and which column of the control and the method they compare."""
+
+SMALLER = {
+    "accuracy of smaller pictures": "accuracy",
+    "CHAIRi of smaller pictures": "CHAIRi",
+    "recall of smaller pictures": "recall",
+}
+"""The same for a pruning and pictures that have at most as many tokens (`baseline.resize`)."""
 
 
 def shifted(margins: Sequence[float], verdicts: Sequence[str]) -> list[str]:

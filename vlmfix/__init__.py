@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from vlmfix.api import generate
     from vlmfix.engine.capabilities import (
         AddsAuxiliaryPrompt,
+        ChangesPictures,
         ChoosesTokens,
         EditsQueries,
         EditsStream,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from vlmfix.methods.baselines.output_shift import BaselineOutputShift
     from vlmfix.methods.baselines.plausibility import BaselinePlausibility, BaselineSharpen
+    from vlmfix.methods.baselines.resize import BaselineResize
     from vlmfix.methods.baselines.text_contrast import BaselineTextContrast
     from vlmfix.methods.decoding.opera.opera import OPERA
     from vlmfix.methods.image.carve.carve import CARVE
@@ -74,11 +76,15 @@ if TYPE_CHECKING:
     from vlmfix.methods.logits.visual_entropy import VisualEntropy
     from vlmfix.methods.pruning.adaptinfer import AdaptInfer
     from vlmfix.methods.pruning.base import CountedPruning, TokenPruning
+    from vlmfix.methods.pruning.cdpruner import CDPruner
     from vlmfix.methods.pruning.divprune import DivPrune
     from vlmfix.methods.pruning.fastv import FastV
     from vlmfix.methods.pruning.kmeans import KMeans
+    from vlmfix.methods.pruning.mmtok import MMTok
+    from vlmfix.methods.pruning.prunesid import PruneSID
     from vlmfix.methods.pruning.pyramid_drop import PyramidDrop
     from vlmfix.methods.pruning.random_tokens import RandomTokens
+    from vlmfix.methods.pruning.similarity_filter import SimilarityFilter
     from vlmfix.methods.pruning.sparsevlm import SparseVLM
     from vlmfix.methods.pruning.uniform_grid import UniformGrid
     from vlmfix.methods.pruning.visionzip import VisionZip
@@ -135,11 +141,14 @@ __all__ = [
     "BaselineOutputShift",
     "BaselinePlausibility",
     "BaselinePromptBias",
+    "BaselineResize",
     "BaselineSample",
     "BaselineSharpen",
     "BaselineTextContrast",
     "Branch",
+    "CDPruner",
     "CRoPS",
+    "ChangesPictures",
     "ChoosesTokens",
     "Contrastive",
     "CountedPruning",
@@ -162,6 +171,7 @@ __all__ = [
     "KMeans",
     "KeyEdit",
     "LogitsMixer",
+    "MMTok",
     "Margin",
     "MeasuresScores",
     "Method",
@@ -173,6 +183,7 @@ __all__ = [
     "Profile",
     "PromptLayout",
     "PruneResult",
+    "PruneSID",
     "PrunesTokens",
     "PyramidDrop",
     "Random",
@@ -190,6 +201,7 @@ __all__ = [
     "ScoreEdit",
     "SeesLogits",
     "SelfLogitAugmentation",
+    "SimilarityFilter",
     "SparseVLM",
     "StreamEdit",
     "TokenPruning",
@@ -216,6 +228,9 @@ _NAMES = {
     "PrunesTokens ReadsAhead ReadsEarlyExits ReadsFinalStates "
     "ReadsLastRowAgain ReadsVisionAttention RemembersSequences "
     "RunsLayerParts SeesLogits",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChangesPictures ChoosesTokens EditsStream "
+    "EditsVisionEncoder MeasuresScores PrunesTokens ReadsAhead ReadsEarlyExits ReadsLastRowAgain "
+    "ReadsVisionAttention RunsLayerParts",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -238,6 +253,7 @@ _NAMES = {
     "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
     "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
     "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
+    "vlmfix.methods.baselines.resize": "BaselineResize",
     "vlmfix.methods.baselines.text_contrast": "BaselineTextContrast",
     "vlmfix.methods.decoding.opera.opera": "OPERA",
     "vlmfix.methods.image.carve.carve": "CARVE",
@@ -262,11 +278,15 @@ _NAMES = {
     "vlmfix.methods.logits.visual_entropy": "VisualEntropy",
     "vlmfix.methods.pruning.adaptinfer": "AdaptInfer",
     "vlmfix.methods.pruning.base": "CountedPruning TokenPruning",
+    "vlmfix.methods.pruning.cdpruner": "CDPruner",
     "vlmfix.methods.pruning.divprune": "DivPrune",
     "vlmfix.methods.pruning.fastv": "FastV",
     "vlmfix.methods.pruning.kmeans": "KMeans",
+    "vlmfix.methods.pruning.mmtok": "MMTok",
+    "vlmfix.methods.pruning.prunesid": "PruneSID",
     "vlmfix.methods.pruning.pyramid_drop": "PyramidDrop",
     "vlmfix.methods.pruning.random_tokens": "RandomTokens",
+    "vlmfix.methods.pruning.similarity_filter": "SimilarityFilter",
     "vlmfix.methods.pruning.sparsevlm": "SparseVLM",
     "vlmfix.methods.pruning.uniform_grid": "UniformGrid",
     "vlmfix.methods.pruning.visionzip": "VisionZip",

@@ -11,8 +11,9 @@ from typing import Any, overload
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import compatibility
+from vlmfix.engine.capabilities import ChangesPictures
 from vlmfix.engine.combination import check_combination
-from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.batch import Show, answer_batch
 from vlmfix.inference.conversation import Conversation, open_conversations, read_messages
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
@@ -165,7 +166,8 @@ def generate(
                 if on_refinement is not None:
                     on_refinement(refinement)
             else:
-                written = answer_batch(model, processor, batch, **generate_kwargs)
+                show = pictures_under(methods, processor)
+                written = answer_batch(model, processor, batch, show, **generate_kwargs)
             answers += written
             if on_answer is not None:
                 for answer in written:
@@ -185,6 +187,12 @@ def generate(
 def prompt_under(methods: Sequence[Method], text: str) -> str:
     """What is asked in place of `text` under the methods, in their order."""
     return reduce(lambda asked, method: method.prompt(asked), methods, text)
+
+
+def pictures_under(methods: Sequence[Method], processor: ProcessorMixin) -> Show | None:
+    """What is shown in the place of pictures under the methods; None: these."""
+    changing = [each for each in methods if isinstance(each, ChangesPictures) and not each.is_identity]
+    return partial(changing[0].pictures, processor=processor) if changing else None
 
 
 def decoding_under(methods: Sequence[Method], generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:

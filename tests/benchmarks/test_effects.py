@@ -18,7 +18,7 @@ from benchmarks.answers import Speaker, Split
 from benchmarks.bootstrap import Ratio, compare, resample
 from benchmarks.grid import CONTROLS
 from benchmarks.judging import COLUMNS, judge
-from benchmarks.matched import MATCHED, cut, shifted
+from benchmarks.matched import MATCHED, SMALLER, cut, shifted
 from training import report
 
 pytestmark = pytest.mark.slow
@@ -244,7 +244,7 @@ def test_small_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.6}])
     result = start(tmp_path)
     greedy, control, var = rows(result).values()
-    assert len(greedy) == len(control) == len(var) == 1 + len(COLUMNS) + len(MATCHED)
+    assert len(greedy) == len(control) == len(var) == 1 + len(COLUMNS) + len(MATCHED) + len(SMALLER)
     assert result.stdout == (tmp_path / "tiny-llava.md").read_text()
     assert "Test bed" in result.stdout
     content = json.loads((tmp_path / "tiny-llava.json").read_text())
@@ -258,3 +258,16 @@ def test_small_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         numbers = effect["columns"][name]
         assert numbers["low"] <= numbers["difference"] <= numbers["high"]
         assert numbers["value"] - plain["columns"][name]["value"] == pytest.approx(numbers["difference"])
+
+
+def test_a_pruning_stands_against_smaller_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(effects.GRID, "uniform_grid", [{"kept_tokens": 16}])
+    monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.6}])
+    result = start(tmp_path, "--method", "uniform_grid", "--test", "3", "--validation", "1")
+    table = rows(result)
+    assert all(table["uniform_grid"][-len(SMALLER) :])
+    assert not any(cell.strip("|") for cell in table["var"][-len(SMALLER) :])
+    assert len(list((tmp_path / "tiny-llava").glob("baseline.resize-test-*"))) == 2
+    content = json.loads((tmp_path / "tiny-llava.json").read_text())
+    pruning = next(each for each in content["effects"] if each["setting"]["method"] == "uniform_grid")
+    assert pruning["matched"].keys() == {*MATCHED, *SMALLER}

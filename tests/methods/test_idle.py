@@ -40,7 +40,10 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     *((name, {"alpha": 1e-12}, "its strength is too small to tell") for name in ("pai", "devils")),
     *(
         (name, {"kept_tokens": 500}, "budget is not below")
-        for name in ("kmeans", "random_tokens", "uniform_grid")
+        for name in (
+            *("cdpruner", "kmeans", "mmtok", "prunesid", "random_tokens", "similarity_filter"),
+            "uniform_grid",
+        )
     ),
     ("adaptinfer", {"prune_layers": (1,), "kept_tokens": (500,)}, "budget is not below"),
     ("sparsevlm", {"prune_layers": (1,), "kept_tokens": (500,)}, "budget is not below"),

@@ -28,7 +28,11 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 """Methods that act inside `model.generate`; what runs it several times (CARVE) or acts from outside
 (baselines of the prompt and of the decoding) has its promises in its own tests."""
 
-REFUSED = {("visionzip", "llava_onevision"), ("visionzip", "internvl")}
+REFUSED = {
+    (name, family)
+    for name in ("visionzip", "mmtok", "prunesid")
+    for family in ("llava_onevision", "internvl")
+}
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
@@ -66,6 +70,10 @@ ACTING: dict[str, dict[str, Any]] = {
     "kmeans": {"kept_tokens": 2},
     "random_tokens": {"kept_tokens": 2},
     "uniform_grid": {"kept_tokens": 2},
+    "similarity_filter": {"kept_tokens": 2},
+    "cdpruner": {"kept_tokens": 2},
+    "mmtok": {"kept_tokens": 2},
+    "prunesid": {"kept_tokens": 3},
     "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
     "m3id": {"decay": 0.1, "beta": 0.001},
     "lcd": {"beta": 0.001},

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.shown_pictures import ShownPictures
 from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
 from vlmfix.engine.vision_encoder import VisionEncoder
 from vlmfix.models.structure import StreamSite
@@ -215,6 +217,19 @@ class ChoosesTokens(ABC):
 
         Raises:
             UnsupportedError: with the reason and the remedy.
+        """
+
+
+class ChangesPictures(ABC):
+    """Shows the model other pictures than it is given; `vlmfix.generate` and the harness do so."""
+
+    @abstractmethod
+    def pictures(self, images: Sequence[Image.Image], processor: ProcessorMixin) -> ShownPictures:
+        """What is shown in the place of the pictures of some prompts; a picture that comes twice is one
+        object.
+
+        Raises:
+            UnsupportedError: the processor does not let it.
         """
 
 

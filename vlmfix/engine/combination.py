@@ -7,6 +7,7 @@ from itertools import combinations
 
 from vlmfix.engine.capabilities import (
     AsksSeveralTimes,
+    ChangesPictures,
     ChoosesTokens,
     PrunesTokens,
     ReadsVisionAttention,
@@ -47,6 +48,10 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
             "at a time"
         )
     for one, another in ((method, other), (other, method)):
+        if isinstance(one, ChangesPictures) and isinstance(another, AsksSeveralTimes | ChangesPictures):
+            raise UnsupportedError(
+                f"{type(one).__name__} and {type(another).__name__} change the pictures each; use one of them"
+            )
         if isinstance(one, ChoosesTokens) and another.is_gated:
             kind, value = ("act_on", another.act_on) if another.gate is None else ("gate", str(another.gate))
             raise UnsupportedError(

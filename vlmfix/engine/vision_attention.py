@@ -34,6 +34,8 @@ class EncodedBlock:
         features: what the projector reads, `(patches, features)`; None: the tokens of the prompt themselves,
             where patches are merged before.
         class_feature: that of the class token, `(features,)`; None: there is none.
+        states: where patches are merged at the end of the encoder, the mean of those of each token before
+            that, `(patches, width)`; None: see `features`.
     """
 
     places: Tensor
@@ -41,11 +43,23 @@ class EncodedBlock:
     keys: Tensor
     features: Tensor | None = None
     class_feature: Tensor | None = None
+    states: Tensor | None = None
 
     def to(self, device: torch.device) -> EncodedBlock:
         """The same block on `device`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return EncodedBlock(**moved)
+
+    def at(self, patches: Tensor) -> EncodedBlock:
+        """The block of some of its patches, by their numbers `(kept,)`."""
+        return EncodedBlock(
+            self.places[patches],
+            self.attention[:, patches],
+            self.keys[patches],
+            None if self.features is None else self.features[patches],
+            self.class_feature,
+            None if self.states is None else self.states[patches],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +208,7 @@ class EncoderTap:
         last = len(visual.blocks) - 2
         index = last if whole is None or last in whole else max(whole)
         self._hook(visual.blocks[index].attn, before=self._see_qwen_attention)
-        self._hook(visual.merger, after=self._number)
+        self._hook(visual.merger, before=self._see_qwen_states, after=self._number)
         self._hook(visual, after=self._see_qwen_tokens)
         attributes = vars(self.core)
         read = self.core.get_video_features
@@ -227,6 +241,9 @@ class EncoderTap:
         ]
         self._seen = {"attention": torch.cat(received, dim=1), "keys": keys, "bounds": bounds}
 
+    def _see_qwen_states(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._seen["states"] = args[0] if args else kwargs["hidden_states"]
+
     def _number(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Let the tokens carry their numbers through the reordering at the end of the encoder."""
         self._seen["dtype"] = output.dtype
@@ -239,6 +256,7 @@ class EncoderTap:
         unit = module.spatial_merge_size**2
         attention = self._seen["attention"].unflatten(1, (-1, unit)).mean(dim=2)[:, order]
         keys = self._seen["keys"].unflatten(0, (-1, unit)).mean(dim=1)[order]
+        states = self._seen["states"].float().unflatten(0, (-1, unit)).mean(dim=1)[order]
         bounds = [bound // unit for bound in self._seen["bounds"]]
         images = [
             EncodedImage(
@@ -247,6 +265,7 @@ class EncoderTap:
                         torch.arange(end - start, device=keys.device),
                         attention[:, start:end],
                         keys[start:end],
+                        states=states[start:end],
                     ),
                 ),
                 end - start,

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from vlmfix.engine import tokens
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
+from vlmfix.engine.shown_pictures import ShownPictures, interpolated_positions
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.conversation import Conversation, open_conversations
 from vlmfix.inference.output import Answer, read_answers
 from vlmfix.inference.rendering import model_inputs
 
+Show = Callable[[Sequence[Image.Image]], ShownPictures]
+"""From the pictures of a batch, each one once, to what is shown in their place."""
+
 
 def answer_batch(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     batch: Sequence[Conversation],
+    show: Show | None = None,
     **generate_kwargs: Any,
 ) -> list[Answer]:
     """Answers of one forward pass a token, under whatever methods are attached.
@@ -32,22 +44,29 @@ def answer_batch(
 
     Args:
         batch: each prompt; its pictures may be paths.
+        show: what is shown in the place of the pictures; None: these.
         **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
 
     Raises:
         ValueError: a prompt or picture cannot be read, or the model gives no numbers.
-        UnsupportedError: an encoder-decoder model.
+        UnsupportedError: an encoder-decoder model, or pictures that it or its processor does not take.
     """
     if model.config.is_encoder_decoder:
         raise UnsupportedError(
             f"{type(model).__name__} is an encoder-decoder model, whose answers do not follow their prompts; "
             "use a decoder-only model"
         )
-    inputs = model_inputs(open_conversations(batch), processor)
-    check_token_ids(inputs["input_ids"], model)
-    inputs = inputs.to(input_device(model), dtype=model.dtype)
-    end_tokens = tokens.end_tokens(model, generate_kwargs)
+    opened = open_conversations(batch)
     with ExitStack() as stack:
+        if show is None:
+            inputs = model_inputs(opened, processor)
+        else:
+            inputs, interpolates = _changed_inputs(opened, processor, show)
+            if interpolates:
+                stack.enter_context(interpolated_positions(model))
+        check_token_ids(inputs["input_ids"], model)
+        inputs = inputs.to(input_device(model), dtype=model.dtype)
+        end_tokens = tokens.end_tokens(model, generate_kwargs)
         alike = len({each.identity for each in batch}) < len(batch)
         if alike or generate_kwargs.get("num_beams", 1) > 1:  # beams begin alike
             stack.enter_context(cached_vision(model))
@@ -58,6 +77,33 @@ def answer_batch(
         output = generate(**inputs, **generate_kwargs, logits_processor=processors)
     numbers.check()
     return read_answers(output, inputs["attention_mask"], end_tokens, processor)
+
+
+def _changed_inputs(
+    conversations: Sequence[Conversation], processor: ProcessorMixin, show: Show
+) -> tuple[BatchFeature, bool]:
+    """Inputs with other pictures, and whether the vision encoder has to interpolate its positions.
+
+    Raises:
+        UnsupportedError: a video, or a processor that makes another number of tokens than it should.
+    """
+    if any(each.videos for each in conversations):
+        raise UnsupportedError("only pictures are changed, and a prompt shows a video; ask about its frames")
+    given = list({id(image): image for each in conversations for image in each.pictures}.values())
+    shown = show([image for image in given if isinstance(image, Image.Image)])  # which all are
+    images = dict(zip(map(id, given), shown.images, strict=True))
+    tokens = dict(zip(map(id, given), shown.tokens, strict=True))
+    changed = [each.showing(lambda image: images[id(image)]) for each in conversations]
+    inputs = model_inputs(changed, processor, shown.arguments)
+    wanted = [sum(tokens[id(image)] for image in each.pictures) for each in conversations]
+    own: Any = processor
+    made = (inputs["input_ids"] == own.image_token_id).sum(dim=1).tolist()
+    if made != wanted:
+        raise UnsupportedError(
+            f"{type(processor).__name__} makes {made} image tokens of the pictures that are shown instead, "
+            f"and not {wanted}; they cannot be changed for it"
+        )
+    return inputs, shown.interpolates
 
 
 class _Numbers(LogitsProcessor):

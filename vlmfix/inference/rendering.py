@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -19,13 +19,18 @@ _PLACEHOLDERS = {
 }
 
 
-def model_inputs(conversations: Sequence[Conversation], processor: ProcessorMixin) -> BatchFeature:
+def model_inputs(
+    conversations: Sequence[Conversation],
+    processor: ProcessorMixin,
+    arguments: Mapping[str, Any] | None = None,
+) -> BatchFeature:
     """Model inputs of a left-padded batch.
 
     Args:
         conversations: with opened pictures.
         processor: of the model; its chat template is used, or the form `USER: <image> ... ASSISTANT:` without
             one.
+        arguments: further ones for the processor.
 
     Raises:
         ValueError: a text is none or contains the placeholder of a picture, the chat template fails or leaves
@@ -34,7 +39,7 @@ def model_inputs(conversations: Sequence[Conversation], processor: ProcessorMixi
     texts = [render_conversation(each, processor) for each in conversations]
     pictures = [picture for each in conversations for picture in each.pictures]
     videos = [list(frames) for each in conversations for frames in each.videos]
-    visual: dict[str, Any] = {}
+    visual: dict[str, Any] = dict(arguments or {})
     if videos:
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(

@@ -81,7 +81,7 @@ def trials(model: PreTrainedModel, inputs: ProbeInputs) -> dict[str, Method]:
     stages = (1, max(2, layers // 2))
     kept = {"kept_tokens": max(1, tokens // 2)}
     of_any: dict[str, dict[str, Any]] = {
-        "kmeans": kept,
+        **dict.fromkeys(("cdpruner", "kmeans", "mmtok", "prunesid", "similarity_filter"), kept),
         "opera": {"penalty_weights": 1000.0, "scale_factor": 500.0},
         "random_tokens": kept,
         "uniform_grid": kept,

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from vlmfix.api import decoding_under, prompt_under
+from vlmfix.api import decoding_under, pictures_under, prompt_under
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
@@ -215,7 +215,8 @@ class Worker:
             answers = [refinement.final]
         else:
             asked = [Conversation.of(*pair) for pair in pairs]
-            answers = answer_batch(self.model, self.processor, asked, **generate_kwargs)
+            show = pictures_under(self.methods, self.processor)
+            answers = answer_batch(self.model, self.processor, asked, show, **generate_kwargs)
         end = time.perf_counter()
         memory = peak_memory(self.model.device)
         passes = self._passes.count / max(len(answer.token_ids) for answer in answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,6 +21,7 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.inference.chat import question_start
 from vlmfix.methods.base import Method
 from vlmfix.methods.validation import check_choice
+from vlmfix.models.image_grid.grids import ImageTokens
 from vlmfix.models.profiles import Profile
 
 POSITION_SCHEMES = ("original", "renumber")
@@ -192,6 +194,30 @@ def select_each(
         if len(places):
             mask[sample, places[select(sample, hidden_states[sample, places])]] = True
     return mask
+
+
+def proportional_shares(sizes: Sequence[int], count: int) -> list[int]:
+    """A budget shared by blocks in proportion to their tokens, by rounding its running sum.
+
+    Args:
+        sizes: tokens of each block.
+        count: the budget; all tokens if there are fewer.
+
+    Returns:
+        Tokens for each block, no more than it has; together the budget.
+    """
+    total = sum(sizes)
+    count = min(count, total)
+    ends = [(2 * seen * count + total) // (2 * total) if total else 0 for seen in accumulate(sizes)]
+    return [end - start for start, end in pairwise([0, *ends])]
+
+
+def image_blocks(images: Sequence[ImageTokens]) -> list[Tensor]:
+    """Offsets of the tokens of each block among the image tokens of a prompt, `(rows, columns)` each."""
+    starts = accumulate((image.count for image in images), initial=0)
+    return [
+        start + grid.offsets() for start, image in zip(starts, images, strict=False) for grid in image.grids
+    ]
 
 
 def mean_tokens(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.pruning.base import CountedPruning, select_each
+from vlmfix.methods.pruning.base import CountedPruning, image_blocks, proportional_shares, select_each
 from vlmfix.methods.registry import register_method
 from vlmfix.models.image_grid.grids import ImageTokens
 
@@ -62,20 +62,20 @@ def spread(images: Sequence[ImageTokens], count: int) -> list[int]:
     Returns:
         Offsets among the image tokens of the prompt, ascending.
     """
-    blocks, start = [], 0
-    for image in images:
-        blocks += [start + grid.offsets() for grid in image.grids]
-        start += image.count
-    total = sum(block.numel() for block in blocks)
-    count = min(count, total)
+    blocks = image_blocks(images)
+    shares = proportional_shares([block.numel() for block in blocks], count)
     chosen: list[int] = []
-    seen = 0
-    for block in blocks:
-        seen += block.numel()
-        share = (2 * seen * count + total) // (2 * total) - len(chosen)
+    for block, share in zip(blocks, shares, strict=True):
         if share > 0:
             chosen += block.flatten()[grid_cells(block.shape[0], block.shape[1], share)].tolist()
     return chosen
+
+
+def coarser_grid(height: int, width: int, count: int) -> tuple[int, int]:
+    """Rows and columns of a grid of about the same shape with at most `count` cells, 1 or more."""
+    rows = min(max(math.floor(math.sqrt(count * height / width) + 0.5), 1), height)
+    columns = max(min(width, count // rows), 1)
+    return min(rows, count // columns, height), columns
 
 
 def grid_cells(height: int, width: int, count: int) -> list[int]:
@@ -89,9 +89,7 @@ def grid_cells(height: int, width: int, count: int) -> list[int]:
     Returns:
         Indices in raster order, ascending.
     """
-    rows = min(max(math.floor(math.sqrt(count * height / width) + 0.5), 1), height)
-    columns = max(min(width, count // rows), 1)
-    rows = min(rows, count // columns, height)
+    rows, columns = coarser_grid(height, width, count)
     cells = {
         int((row + 0.5) * height / rows) * width + int((column + 0.5) * width / columns)
         for row in range(rows)
