@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
     from vlmfix.methods.attention.vhr import VHR
-    from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod
+    from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod, MultiPassResult
     from vlmfix.methods.baselines.decoding import (
         BaselineBeam,
         BaselineGreedy,
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from vlmfix.methods.decoding.opera.opera import OPERA
     from vlmfix.methods.image.carve.carve import CARVE
     from vlmfix.methods.image.carve.crop import Refinement
+    from vlmfix.methods.image.mrfd.mrfd import MRFD
+    from vlmfix.methods.image.mrfd.views import FusedAnswer
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.deco import DeCo
@@ -89,6 +91,7 @@ __all__ = [
     "ICD",
     "LCD",
     "M3ID",
+    "MRFD",
     "ONLY",
     "OPERA",
     "PAI",
@@ -126,6 +129,7 @@ __all__ = [
     "EditStats",
     "Entropy",
     "FastV",
+    "FusedAnswer",
     "Gate",
     "ImageMass",
     "InactiveMethodWarning",
@@ -137,6 +141,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MultiPassMethod",
+    "MultiPassResult",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -187,7 +192,7 @@ _NAMES = {
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",
     "vlmfix.methods.attention.vhr": "VHR",
-    "vlmfix.methods.base": "Method MethodInfo MultiPassMethod",
+    "vlmfix.methods.base": "Method MethodInfo MultiPassMethod MultiPassResult",
     "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
     "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
     "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
@@ -195,6 +200,8 @@ _NAMES = {
     "vlmfix.methods.decoding.opera.opera": "OPERA",
     "vlmfix.methods.image.carve.carve": "CARVE",
     "vlmfix.methods.image.carve.crop": "Refinement",
+    "vlmfix.methods.image.mrfd.mrfd": "MRFD",
+    "vlmfix.methods.image.mrfd.views": "FusedAnswer",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.deco": "DeCo",
