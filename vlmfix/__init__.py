@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from vlmfix.methods.image.carve.crop import Refinement
     from vlmfix.methods.image.mrfd.mrfd import MRFD
     from vlmfix.methods.image.mrfd.views import FusedAnswer
+    from vlmfix.methods.image.patch_matters.boxes import Detection
+    from vlmfix.methods.image.patch_matters.patch_matters import PatchMatters
+    from vlmfix.methods.image.patch_matters.results import DetailedCaption
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.deco import DeCo
@@ -122,6 +125,8 @@ __all__ = [
     "CountedPruning",
     "DeCo",
     "DecodeContext",
+    "DetailedCaption",
+    "Detection",
     "Devils",
     "Disagreement",
     "DivPrune",
@@ -142,6 +147,7 @@ __all__ = [
     "MethodInfo",
     "MultiPassMethod",
     "MultiPassResult",
+    "PatchMatters",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -202,6 +208,9 @@ _NAMES = {
     "vlmfix.methods.image.carve.crop": "Refinement",
     "vlmfix.methods.image.mrfd.mrfd": "MRFD",
     "vlmfix.methods.image.mrfd.views": "FusedAnswer",
+    "vlmfix.methods.image.patch_matters.boxes": "Detection",
+    "vlmfix.methods.image.patch_matters.patch_matters": "PatchMatters",
+    "vlmfix.methods.image.patch_matters.results": "DetailedCaption",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.deco": "DeCo",

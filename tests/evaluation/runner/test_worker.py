@@ -516,6 +516,21 @@ def test_a_method_that_asks_several_times(
         assert set(record["method_info"]) == set(name.split("+"))
 
 
+def test_patch_matters_answers_questions_plainly(
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
+) -> None:
+    method = vlmfix.PatchMatters(samples_per_region=1, max_caption_tokens=4)
+    few = asked[:2]
+    jobs.worker(loaded, [method], batch_size=8).work(run, jobs.draws(few), max_errors=0)
+    skipped = {
+        record["id"]: record["method_info"]["patch_matters"]["skipped"] for record in jobs.records(run.path)
+    }
+    assert [bool(skipped[sample.id]) for sample in few] == [sample.prompt.startswith("Is ") for sample in few]
+    assert texts(run, few) == [
+        vlmfix.generate(*loaded, sample.image, sample.prompt, method, max_new_tokens=4) for sample in few
+    ]
+
+
 def state(model: Any) -> Any:
     """What methods and workers touch of a model."""
     decoder = model.get_decoder()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,25 +21,6 @@ from vlmfix.errors import UnsupportedError
 
 # Other ways of `generate` to cut a distribution, which would have to act on the fused one.
 _OTHER_CUTS = {"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None}
-
-_AUXILIARIES = frozenset(
-    """
-    is are was were am do does did has have had can could will would shall should may might must isn't aren't
-    wasn't weren't don't doesn't didn't hasn't haven't hadn't can't couldn't won't wouldn't shouldn't
-    """.split()  # noqa: SIM905
-)
-
-
-def asks_yes_or_no(text: str) -> bool:
-    """Whether an English question wants a yes or no: it says so, or one of its sentences that ends with a
-    question mark begins with an auxiliary verb ("Can you ...?" is a request)."""
-    if re.search(r"\byes\W+(or\W+)?no\b", text, re.IGNORECASE):
-        return True
-    for sentence in re.findall(r"[^.!?\n]+\?", text):
-        words = sentence.lower().replace("\u2019", "'").split()
-        if words[0] in _AUXILIARIES and words[1:2] != ["you"]:
-            return True
-    return False
 
 
 def divergences(distributions: Tensor) -> Tensor:

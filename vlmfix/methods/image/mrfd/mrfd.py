@@ -17,15 +17,15 @@ from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.conversation import Conversation, open_conversations
 from vlmfix.inference.decoding import plain_decoding
+from vlmfix.inference.keywords import asks_yes_or_no
 from vlmfix.inference.pictures import ImageLike, Images
-from vlmfix.inference.rendering import model_inputs
+from vlmfix.inference.rendering import model_inputs, without_placeholders
 from vlmfix.methods.base import MethodInfo, MultiPassMethod
 from vlmfix.methods.image.maps import attached_to, locate, map_pass, refuse_videos
 from vlmfix.methods.image.mrfd.fusion import (
     AnswerDistribution,
     FusedScores,
     agreement_weights,
-    asks_yes_or_no,
     divergences,
     sampling_of,
 )
@@ -240,7 +240,7 @@ class MRFD(MultiPassMethod):
         greedy = plain_decoding(model, {"max_new_tokens": self._response_tokens(asked)})
         seen = AnswerDistribution(tokens.end_tokens(model, greedy))
         answers = answer_batch(model, processor, views, **greedy, logits_processor=[seen])
-        responses = [answer.text.strip() for answer in answers]
+        responses = [without_placeholders(answer.text, processor).strip() for answer in answers]
         divergence = divergences(seen.mean)
         weights = agreement_weights(divergence, self.weight_temperature)
         parts = [WHOLE, *[PART] * len(look.boxes)]
