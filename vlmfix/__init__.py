@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
     from vlmfix.methods.attention.vhr import VHR
-    from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod
+    from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod, MultiPassResult
     from vlmfix.methods.baselines.decoding import (
         BaselineBeam,
         BaselineGreedy,
@@ -57,6 +57,11 @@ if TYPE_CHECKING:
     from vlmfix.methods.image.carve.carve import CARVE
     from vlmfix.methods.image.carve.crop import Refinement
     from vlmfix.methods.logits.avisc import AvisC
+    from vlmfix.methods.image.mrfd.mrfd import MRFD
+    from vlmfix.methods.image.mrfd.views import FusedAnswer
+    from vlmfix.methods.image.patch_matters.boxes import Detection
+    from vlmfix.methods.image.patch_matters.patch_matters import PatchMatters
+    from vlmfix.methods.image.patch_matters.results import DetailedCaption
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.deco import DeCo
@@ -114,6 +119,7 @@ __all__ = [
     "ICD",
     "LCD",
     "M3ID",
+    "MRFD",
     "ONLY",
     "OPERA",
     "PAI",
@@ -154,6 +160,8 @@ __all__ = [
     "CountedPruning",
     "DeCo",
     "DecodeContext",
+    "DetailedCaption",
+    "Detection",
     "Devils",
     "Disagreement",
     "DivPrune",
@@ -164,6 +172,7 @@ __all__ = [
     "EditsVisionEncoder",
     "Entropy",
     "FastV",
+    "FusedAnswer",
     "Gate",
     "HulluEdit",
     "ImageMass",
@@ -180,6 +189,8 @@ __all__ = [
     "NewRowEdit",
     "Nullu",
     "PreviewsWeights",
+    "MultiPassResult",
+    "PatchMatters",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -249,7 +260,7 @@ _NAMES = {
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",
     "vlmfix.methods.attention.vhr": "VHR",
-    "vlmfix.methods.base": "Method MethodInfo MultiPassMethod",
+    "vlmfix.methods.base": "Method MethodInfo MultiPassMethod MultiPassResult",
     "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
     "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
     "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
@@ -259,6 +270,11 @@ _NAMES = {
     "vlmfix.methods.image.carve.carve": "CARVE",
     "vlmfix.methods.image.carve.crop": "Refinement",
     "vlmfix.methods.logits.avisc": "AvisC",
+    "vlmfix.methods.image.mrfd.mrfd": "MRFD",
+    "vlmfix.methods.image.mrfd.views": "FusedAnswer",
+    "vlmfix.methods.image.patch_matters.boxes": "Detection",
+    "vlmfix.methods.image.patch_matters.patch_matters": "PatchMatters",
+    "vlmfix.methods.image.patch_matters.results": "DetailedCaption",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.deco": "DeCo",

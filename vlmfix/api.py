@@ -20,7 +20,6 @@ from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import ImageLike, Images, listed
 from vlmfix.methods.base import Method, MultiPassMethod
 from vlmfix.methods.grammar import make_methods, parse_methods
-from vlmfix.methods.image.carve.crop import Refinement
 from vlmfix.methods.registry import AUTO
 from vlmfix.recipes import Recipe, find_recipe
 
@@ -84,7 +83,7 @@ def generate(
     max_new_tokens: int = 128,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
-    on_refinement: Callable[[Refinement], None] | None = None,
+    on_refinement: Callable[[Any], None] | None = None,
     on_answer: Callable[[Answer], None] | None = None,
     **generate_kwargs: Any,
 ) -> str | list[str]:
@@ -111,7 +110,9 @@ def generate(
         max_new_tokens: length limit of an answer, in tokens.
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
-        on_refinement: called with what CARVE found out about each prompt, in order.
+        on_refinement: called with what a method that asks several times found out about each prompt, in
+            order: a `vlmfix.Refinement` (CARVE), `vlmfix.FusedAnswer` (MRFD) or `vlmfix.DetailedCaption`
+            (Patch Matters).
         on_answer: called with each answer in order: its tokens, whether the model ended it, and the reasoning
             before it, if there is any.
         **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a

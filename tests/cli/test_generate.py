@@ -105,7 +105,7 @@ def test_maps_of_carve_are_saved(pictures: Path, tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.stderr
     assert {"0001-0-map.png", "0002-1-map.png", "0003-2-map.png"} <= {path.name for path in maps.iterdir()}
-    assert f"{len(list(maps.iterdir()))} pictures in" in result.stdout
+    assert f"{len(list(maps.iterdir()))} files in" in result.stdout
 
 
 def test_a_method_that_does_nothing_says_so() -> None:

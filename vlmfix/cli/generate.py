@@ -91,7 +91,7 @@ def generate(
     allow_missing: AllowMissingOption = False,
     save_maps: Annotated[
         Path | None,
-        path_option("Folder for the maps and refined pictures of carve."),
+        path_option("Folder for the maps and pictures that carve, mrfd and patch_matters make."),
     ] = None,
     json_: Annotated[
         bool,
@@ -117,8 +117,8 @@ def generate(
     if compare and by_name and not chosen:
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     if save_maps is not None:
-        if not any(isinstance(each, vlmfix.CARVE) for each in chosen):
-            raise ValueError("--save-maps needs --method carve, which makes maps")
+        if not any(isinstance(each, vlmfix.MultiPassMethod) for each in chosen):
+            raise ValueError("--save-maps needs --method carve, mrfd or patch_matters, which cut the picture")
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
     questions = asked_questions(image, prompt, system, messages, together=together)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
@@ -143,11 +143,11 @@ def generate(
     variants[label] = (chosen, own)
 
     def answered(asked: Sequence[Conversation]) -> list[Answered]:
-        """The answers to a batch, by variant, and what CARVE found out."""
+        """The answers to a batch, by variant, and what a method that asks several times found out."""
         found = [Answered({}, [], {}) for _ in asked]
         for name, (applied, decoding) in variants.items():
             torch.manual_seed(seed)
-            refinements: list[vlmfix.Refinement] = []
+            refinements: list[vlmfix.MultiPassResult] = []
             written: list[Answer] = []
             texts = vlmfix.generate(
                 *loaded,
@@ -214,7 +214,7 @@ def generate(
     if json_:
         print_json(document())
     elif save_maps is not None:
-        out.print(f"{len(saved)} pictures in {save_maps}", soft_wrap=True, highlight=False, markup=False)
+        out.print(f"{len(saved)} files in {save_maps}", soft_wrap=True, highlight=False, markup=False)
     if failures and len(questions) == 1:
         raise ValueError(failures[0]["error"])
     if failures:

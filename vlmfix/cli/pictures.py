@@ -20,10 +20,11 @@ from vlmfix.inference.pictures import IMAGE_SUFFIXES, ImageLike, open_images
 
 
 class Answered(NamedTuple):
-    """The answers to a question by variant, what CARVE found out of it, and the reasoning before answers."""
+    """The answers to a question by variant, what a method that asks several times found out of it, and the
+    reasoning before answers."""
 
     texts: dict[str, str]
-    refinements: list[vlmfix.Refinement]
+    refinements: list[vlmfix.MultiPassResult]
     reasoning: dict[str, str]
 
 

@@ -27,6 +27,13 @@ _STOP_WORDS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+_AUXILIARIES = frozenset(
+    """
+    is are was were am do does did has have had can could will would shall should may might must isn't aren't
+    wasn't weren't don't doesn't didn't hasn't haven't hadn't can't couldn't won't wouldn't shouldn't
+    """.split()  # noqa: SIM905
+)
+
 
 def keyword_extractor(tags: Sequence[str]) -> tuple[Callable[[str], Spans], str]:
     """What finds the informative words of a question here, and its name for reports."""
@@ -42,6 +49,18 @@ def content_words(text: str) -> Spans:
         for match in re.finditer(r"\w+(?:['\u2019]\w+)*", text)
         if match.group().lower() not in _STOP_WORDS
     ]
+
+
+def asks_yes_or_no(text: str) -> bool:
+    """Whether an English question wants a yes or no: it says so, or one of its sentences that ends with a
+    question mark begins with an auxiliary verb ("Can you ...?" is a request)."""
+    if re.search(r"\byes\W+(or\W+)?no\b", text, re.IGNORECASE):
+        return True
+    for sentence in re.findall(r"[^.!?\n]+\?", text):
+        words = sentence.lower().replace("\u2019", "'").split()
+        if words[0] in _AUXILIARIES and words[1:2] != ["you"]:
+            return True
+    return False
 
 
 def spacy_words(text: str, tags: Sequence[str] = CONTENT_TAGS) -> Spans:

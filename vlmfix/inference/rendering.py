@@ -109,6 +109,19 @@ def render_conversation(conversation: Conversation, processor: ProcessorMixin) -
     return text
 
 
+def without_placeholders(text: str, processor: ProcessorMixin) -> str:
+    """A text that a model wrote, without what would stand for a picture where it is put into a prompt."""
+    for token in _shown_as(processor):
+        text = text.replace(token, "")
+    return text
+
+
+def _shown_as(processor: ProcessorMixin) -> list[str]:
+    """What stands for a picture or a video in the text of a prompt."""
+    tokens = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    return [token for token in tokens if isinstance(token, str) and token]
+
+
 def _words_alone(conversation: Conversation) -> Sequence[Message]:
     return [
         Message(each.role, tuple(part for part in each.parts if not isinstance(part, Picture | Video)))
@@ -188,9 +201,8 @@ def _check(text: object, processor: ProcessorMixin) -> None:
             f"character {error.start + 1} of the prompt is a lone surrogate ({text[error.start]!r}), which "
             "is no text; remove it"
         ) from None
-    for name in ("image_token", "video_token"):
-        token = getattr(processor, name, None)
-        if isinstance(token, str) and token and token in text:
+    for token in _shown_as(processor):
+        if token in text:
             raise ValueError(
                 f"the prompt contains {token!r}, which stands for a picture; leave it out, and give the "
                 "picture itself"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
@@ -24,6 +26,7 @@ from vlmfix.engine.stats import (
 )
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.conversation import Conversation, Picture
+from vlmfix.inference.output import Answer
 from vlmfix.methods.search_space import Dimension
 
 Stage = Literal["attention", "steering", "logits", "pruning", "vision", "image", "decoding", "baseline"]
@@ -205,6 +208,27 @@ class Method(MethodHooks):
         return dict(generate_kwargs)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MultiPassResult:
+    """What a method that asks several times found out about one prompt.
+
+    Args:
+        answer: to the prompt.
+        final: the same with its tokens; None where the model did not write it, or not yet.
+    """
+
+    answer: str
+    final: Answer | None = None
+
+    def save(self, directory: str | Path, stem: str) -> list[Path]:
+        """Write what there is to look at, in files whose names begin with `stem`.
+
+        Returns:
+            The files.
+        """
+        return []
+
+
 class DetachedMethod(Method, ABC):
     """A strategy that cannot be attached to one `model.generate`."""
 
@@ -236,6 +260,24 @@ class MultiPassMethod(DetachedMethod, AsksSeveralTimes, ABC):
         return (
             "asks several times and changes the image, for which it needs the processor and the image: use "
             f"vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
+        )
+
+    def _count(self, reason: str) -> None:
+        """Note that one prompt was answered.
+
+        Args:
+            reason: why the method did nothing; "" if it acted.
+        """
+        acted = int(not reason)
+        self._sums.add(
+            Sums(
+                rows=1,
+                rows_touched=acted,
+                rows_skipped=Counter([reason] * (1 - acted)),
+                edited=acted,
+                eligible=1,
+                latest=[SequenceStats(0, 0, acted, 1, reason)],
+            )
         )
 
     def run_conversation(

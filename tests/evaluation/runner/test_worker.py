@@ -497,7 +497,7 @@ def test_methods_give_the_same_answers_in_batches_as_in_the_library(
     assert texts(run, asked) == alone
 
 
-@pytest.mark.parametrize("name", ["carve", "carve+var"])
+@pytest.mark.parametrize("name", ["carve", "carve+var", "mrfd"])
 def test_a_method_that_asks_several_times(
     name: str, loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
 ) -> None:
@@ -508,12 +508,27 @@ def test_a_method_that_asks_several_times(
         vlmfix.generate(*loaded, sample.image, sample.prompt, name, max_new_tokens=4) for sample in few
     ]
     written = jobs.records(run.path)
-    assert sum(record["method_info"]["carve"]["edited"] for record in written) == len(few)
+    assert sum(record["method_info"][methods[0].name]["edited"] for record in written) == len(few)
     for record in written:
         assert record["batch_size"] == 1
         assert record["forwards_per_token"] > 1.5
         assert record["n_new_tokens"] == len(record["token_ids"])
         assert set(record["method_info"]) == set(name.split("+"))
+
+
+def test_patch_matters_answers_questions_plainly(
+    loaded: tuple[Any, Any], asked: list[Sample], run: RunStore
+) -> None:
+    method = vlmfix.PatchMatters(samples_per_region=1, max_caption_tokens=4)
+    few = asked[:2]
+    jobs.worker(loaded, [method], batch_size=8).work(run, jobs.draws(few), max_errors=0)
+    skipped = {
+        record["id"]: record["method_info"]["patch_matters"]["skipped"] for record in jobs.records(run.path)
+    }
+    assert [bool(skipped[sample.id]) for sample in few] == [sample.prompt.startswith("Is ") for sample in few]
+    assert texts(run, few) == [
+        vlmfix.generate(*loaded, sample.image, sample.prompt, method, max_new_tokens=4) for sample in few
+    ]
 
 
 def state(model: Any) -> Any:

@@ -23,7 +23,6 @@ from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, RunStore
-from vlmfix.evaluation.runner.sampling import SeededSampling, seed_of
 from vlmfix.evaluation.sample import UNREACHED, Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
@@ -32,6 +31,7 @@ from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
+from vlmfix.inference.sampling import SeededSampling, seed_of
 from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.baselines.output_shift import answer_margins
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -16,20 +16,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import compatibility, kernels, tokens
-from vlmfix.engine.capabilities import PrunesTokens
-from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.layout import Rows
-from vlmfix.engine.modules import input_device
-from vlmfix.engine.stats import SequenceStats, Sums
+from vlmfix.engine import compatibility
 from vlmfix.engine.vision_cache import cached_vision
-from vlmfix.errors import UnsupportedError
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.conversation import Conversation, open_conversations
-from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.pictures import Images
 from vlmfix.inference.rendering import model_inputs, render_conversation
-from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod
+from vlmfix.methods.base import MethodInfo, MultiPassMethod
 from vlmfix.methods.image.carve.crop import (
     Refinement,
     bounding_box,
@@ -37,6 +30,7 @@ from vlmfix.methods.image.carve.crop import (
     saliency_map,
     select_regions,
 )
+from vlmfix.methods.image.maps import attached_to, locate, map_pass, refuse_videos
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
@@ -44,10 +38,7 @@ from vlmfix.methods.validation import (
     check_whole,
     layer_indices,
 )
-from vlmfix.models.image_grid.families import place, token_grids
-from vlmfix.models.image_grid.grids import ImageTokens
 from vlmfix.models.profiles import Profile, find_profile
-from vlmfix.models.structure import text_decoder
 
 STEP_MODES = ("all", "first", "last")
 REGION_RULES = ("at_least", "max")
@@ -259,25 +250,14 @@ class CARVE(MultiPassMethod):
             original = _opened(pictures[0]) if pictures else None
             refinement = answered(Refinement(answer="", original=original, reason=reason), asked)
         else:
-            if asked.videos:
-                raise UnsupportedError(
-                    "CARVE refines pictures, and the prompt holds a video; use another method, or show "
-                    "frames as pictures"
-                )
+            refuse_videos(asked, "CARVE")
             with cached_vision(model):
                 refinement = self._look(model, processor, asked)
                 if not refinement.refined:
                     refinement = answered(refinement, asked)
             if refinement.refined:
                 refinement = answered(refinement, self._finally(asked, refinement))
-        refined = int(refinement.refined)
-        skipped = Counter([refinement.reason] * (1 - refined))
-        latest = [SequenceStats(0, 0, refined, 1, refinement.reason)]
-        self._sums.add(
-            Sums(
-                rows=1, rows_touched=refined, rows_skipped=skipped, edited=refined, eligible=1, latest=latest
-            )
-        )
+        self._count(refinement.reason)
         return refinement
 
     def _finally(self, asked: Conversation, refinement: Refinement) -> Conversation:
@@ -290,22 +270,14 @@ class CARVE(MultiPassMethod):
 
     def _look(self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
-        compatibility.check_model(model)
-        attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
-        attached = () if attachment is None else attachment.methods
-        for other in attached:
-            if isinstance(other, PrunesTokens):
-                raise UnsupportedError(
-                    f"CARVE needs the attention on all image tokens, and {type(other).__name__} drops some; "
-                    "use one of them"
-                )
+        attached = attached_to(model, "CARVE")
         layers = self.resolve(model.config, find_profile(model)).contrast_layers
         assert layers is not None
         pictures = [_opened(picture) for picture in asked.pictures]
         inputs = model_inputs([asked.asking(self._briefly)], processor)
-        located = _locate(model, processor, inputs, pictures)
+        located = locate(model, processor, inputs, pictures)
         pixels = _digest({name: value for name, value in inputs.items() if name not in _TEXT_INPUTS})
-        question, first_answer = _map_pass(model, processor, inputs, layers, self.max_map_tokens)
+        question, first_answer = map_pass(model, processor, inputs, layers, self.max_map_tokens, "CARVE")
         general = asked.asking_instead(self._briefly(self.general_instruction))
         text = render_conversation(general, processor)
         key = pixels, text, layers, attached
@@ -313,7 +285,7 @@ class CARVE(MultiPassMethod):
         if instruction is None:
             inputs = model_inputs([general], processor)
             steps = 1 if self.step_mode == "first" else self.max_map_tokens
-            instruction, _ = _map_pass(model, processor, inputs, layers, steps)
+            instruction, _ = map_pass(model, processor, inputs, layers, steps, "CARVE")
             self._instruction_maps.put(model, key, instruction)
         fused = fuse(
             question,
@@ -357,40 +329,6 @@ class CARVE(MultiPassMethod):
 
     def _briefly(self, text: str) -> str:
         return f"{text} {self.answer_suffix}".strip()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LastRowAttention(Method):
-    """Sees the image attention of the row that predicts each token, averaged over the heads; changes nothing.
-
-    Args:
-        layers: where to look.
-        seen: by layer, the rows of the steps, `(image tokens,)` each.
-    """
-
-    edits: ClassVar = False
-
-    layers: tuple[int, ...]
-    seen: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
-
-    def begin(self, context: DecodeContext) -> None:
-        context.check_attention("CARVE", self.layers, all_of_them=True)
-
-    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
-        return context.layout_at(layer).last_row if layer in self.layers else None
-
-    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
-        if layer not in self.layers:
-            return
-        key = self, layer
-        if key not in context.state:
-            columns = context.layout_at(layer).image_tokens[0].nonzero().squeeze(1)
-            context.state[key] = columns.to(weights.device)
-        self.seen.setdefault(layer, []).append(weights[0, :, -1].mean(dim=0)[context.state[key]])
-
-    def maps(self) -> Tensor:
-        """What was seen, `(layers, steps, image tokens)` float32 on the CPU."""
-        return torch.stack([torch.stack(self.seen[layer]) for layer in self.layers]).cpu()
 
 
 def contrast(
@@ -437,30 +375,6 @@ def _steps(attention_map: Tensor, other: Tensor, step_mode: str) -> tuple[Tensor
     steps = min(attention_map.shape[1], other.shape[1]) if step_mode == "all" else 1
     chosen = attention_map[:, -1:] if step_mode == "last" else attention_map[:, :steps]
     return chosen.double(), torch.arange(1, steps + 1, dtype=torch.float64)
-
-
-def _locate(
-    model: PreTrainedModel, processor: ProcessorMixin, inputs: Mapping[str, Any], pictures: list[Image.Image]
-) -> list[ImageTokens]:
-    """The images of a prompt of one, with the boxes of their tokens."""
-    image_tokens = inputs["input_ids"] == tokens.image_token(model.config)
-    (images,) = token_grids(model.config, inputs, image_tokens)
-    sizes = [picture.size for picture in pictures]
-    return place(images, model.config, processor.image_processor, sizes)
-
-
-def _map_pass(
-    model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, layers: tuple[int, ...], max_tokens: int
-) -> tuple[Tensor, str]:
-    """Greedy answer to a prompt of one, and the image attention of its steps, `(layers, steps, tokens)`."""
-    inputs = inputs.to(input_device(model), dtype=model.dtype)
-    observer = _LastRowAttention(layers=layers)
-    greedy = plain_decoding(model, {"max_new_tokens": max_tokens})
-    with observer(model):
-        generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
-        output = generate(**inputs, **greedy)
-    new_tokens = output[:, inputs["input_ids"].shape[1] :]
-    return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
 
 def _opened(picture: Any) -> Image.Image:

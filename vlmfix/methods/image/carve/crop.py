@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
-from vlmfix.inference.output import Answer
+from vlmfix.methods.base import MultiPassResult
 from vlmfix.models.image_grid.grids import Box, ImageTokens
 
 # A narrow region is enlarged to at most so many times the pixels of the image.
@@ -18,7 +18,7 @@ _MAX_ENLARGEMENT = 16
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Refinement:
+class Refinement(MultiPassResult):
     """What CARVE found out about one prompt.
 
     Args:
@@ -35,8 +35,6 @@ class Refinement:
         reason: why it is not; "" if it is.
     """
 
-    answer: str
-    final: Answer | None = None
     first_answer: str = ""
     original: Image.Image | None = field(default=None, repr=False)
     saliency: np.ndarray | None = field(default=None, repr=False)
@@ -56,7 +54,9 @@ class Refinement:
         written = []
         if self.original is not None and self.saliency is not None:
             written.append(folder / f"{stem}-map.png")
-            heat_map(self.original, self.saliency, self.box).save(written[-1])
+            heat_map(self.original, self.saliency, *([] if self.box is None else [self.box])).save(
+                written[-1]
+            )
         if self.image is not None:
             written.append(folder / f"{stem}-refined.png")
             self.image.save(written[-1])
@@ -167,13 +167,13 @@ def refine(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return kept.resize(size, Image.Resampling.LANCZOS)
 
 
-def heat_map(image: Image.Image, saliency: np.ndarray, box: tuple[int, int, int, int] | None) -> Image.Image:
-    """An image half covered by its map, from black over red and yellow to white, with a box drawn in."""
+def heat_map(image: Image.Image, saliency: np.ndarray, *boxes: tuple[int, int, int, int]) -> Image.Image:
+    """An image half covered by its map, from black over red and yellow to white, with boxes drawn in."""
     low, high = np.nanmin(saliency), np.nanmax(saliency)
     heat = np.nan_to_num((saliency - low) / max(high - low, np.finfo(float).tiny))
     colours = np.clip(3 * heat[..., None] - np.arange(3), 0, 1) * 255
     mixed = Image.fromarray(((np.asarray(image.convert("RGB")) + colours) / 2).astype(np.uint8))
-    if box is not None:
+    for box in boxes:
         edges = (box[0], box[1], box[2] - 1, box[3] - 1)
         ImageDraw.Draw(mixed).rectangle(edges, outline="white", width=max(1, max(image.size) // 200))
     return mixed

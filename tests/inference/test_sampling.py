@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vlmfix.evaluation.runner import sampling
-from vlmfix.evaluation.runner.sampling import SeededSampling, gumbel_noise, seed_of
+from vlmfix.inference import sampling
+from vlmfix.inference.sampling import SeededSampling, gumbel_noise, seed_of
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -3.0])
 DRAWS = 20_000

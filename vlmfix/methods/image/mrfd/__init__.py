@@ -1,0 +1,1 @@
+"""MRFD: multi-region fusion decoding."""

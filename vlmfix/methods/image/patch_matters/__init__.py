@@ -1,0 +1,1 @@
+"""Patch Matters: captions divided, described and aggregated."""
