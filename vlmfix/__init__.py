@@ -56,12 +56,12 @@ if TYPE_CHECKING:
     from vlmfix.methods.decoding.opera.opera import OPERA
     from vlmfix.methods.image.carve.carve import CARVE
     from vlmfix.methods.image.carve.crop import Refinement
-    from vlmfix.methods.logits.avisc import AvisC
     from vlmfix.methods.image.mrfd.mrfd import MRFD
     from vlmfix.methods.image.mrfd.views import FusedAnswer
     from vlmfix.methods.image.patch_matters.boxes import Detection
     from vlmfix.methods.image.patch_matters.patch_matters import PatchMatters
     from vlmfix.methods.image.patch_matters.results import DetailedCaption
+    from vlmfix.methods.logits.avisc import AvisC
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.deco import DeCo
@@ -186,11 +186,11 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MultiPassMethod",
+    "MultiPassResult",
     "NewRowEdit",
     "Nullu",
-    "PreviewsWeights",
-    "MultiPassResult",
     "PatchMatters",
+    "PreviewsWeights",
     "Profile",
     "PromptLayout",
     "PruneResult",
@@ -234,14 +234,11 @@ __all__ = [
 # Where the public names are: each is imported when it is wanted, since torch and transformers take seconds.
 _NAMES = {
     "vlmfix.api": "generate",
-    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChoosesTokens EditsQueries EditsStream "
-    "EditsVisionEncoder MeasuresScores PreviewsWeights "
-    "PrunesTokens ReadsAhead ReadsEarlyExits ReadsFinalStates "
-    "ReadsLastRowAgain ReadsVisionAttention RemembersSequences "
-    "RunsLayerParts SeesLogits",
-    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChangesPictures ChoosesTokens EditsStream "
-    "EditsVisionEncoder MeasuresScores PrunesTokens ReadsAhead ReadsEarlyExits ReadsLastRowAgain "
-    "ReadsVisionAttention RunsLayerParts",
+    "vlmfix.engine.capabilities": "AddsAuxiliaryPrompt ChangesPictures ChoosesTokens "
+    "EditsQueries EditsStream EditsVisionEncoder MeasuresScores "
+    "PreviewsWeights PrunesTokens ReadsAhead ReadsEarlyExits "
+    "ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention "
+    "RemembersSequences RunsLayerParts SeesLogits",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -269,12 +266,12 @@ _NAMES = {
     "vlmfix.methods.decoding.opera.opera": "OPERA",
     "vlmfix.methods.image.carve.carve": "CARVE",
     "vlmfix.methods.image.carve.crop": "Refinement",
-    "vlmfix.methods.logits.avisc": "AvisC",
     "vlmfix.methods.image.mrfd.mrfd": "MRFD",
     "vlmfix.methods.image.mrfd.views": "FusedAnswer",
     "vlmfix.methods.image.patch_matters.boxes": "Detection",
     "vlmfix.methods.image.patch_matters.patch_matters": "PatchMatters",
     "vlmfix.methods.image.patch_matters.results": "DetailedCaption",
+    "vlmfix.methods.logits.avisc": "AvisC",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.deco": "DeCo",
