@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.calibration.caption_rows import continued
 from vlmfix.calibration.heads import AnnotatedImage, judged_captions
-from vlmfix.calibration.results import PROMPT, Calibration, Progress, prompt_inputs
+from vlmfix.calibration.results import PROMPT, Calibration, Progress, prompt_inputs, with_answer
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
 from vlmfix.methods.base import Method
@@ -46,7 +45,7 @@ def calibrate_generated_attention(
             inputs = prompt_inputs(model, processor, caption.image, PROMPT)
             observer = _AttentionToText(start=inputs["input_ids"].shape[1], places=tuple(wanted))
             with observer(model), torch.no_grad():
-                model(**continued(inputs, caption.token_ids))
+                model(**with_answer(inputs, caption.token_ids))
             found.append(torch.stack(observer.seen, dim=1))
             hallucinated += [places[place] for place in wanted]
         progress(1)
