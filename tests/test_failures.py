@@ -101,7 +101,7 @@ def test_every_exception_ends_in_one_line(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(vlmfix, "list_methods", fail)
+    monkeypatch.setattr("vlmfix.cli.display.list_methods", fail)
     result = CliRunner().invoke(app, command)
     assert result.exit_code == code
     assert isinstance(result.exception, SystemExit)
@@ -112,11 +112,11 @@ def test_every_exception_ends_in_one_line(
 
 
 def test_a_bug_in_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rich.table.Table", None)
+    monkeypatch.setattr("vlmfix.cli.display.Table", None)
     result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 1
     [line] = result.stderr.strip().splitlines()
-    assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (methods.py:")
+    assert line.startswith("bug in vlmfix: TypeError: 'NoneType' object is not callable (display.py:")
 
 
 def test_json_of_a_run_that_breaks_off_has_what_was_answered(

@@ -38,15 +38,13 @@ def test_methods_after_a_plus() -> None:
         f"var+{name}" for name in method_names() if name.startswith("v") and name != "var"
     ]
     assert offered("vlmfix generate --method var+vhr+ad") == [
-        "var+vhr+adaiat",
-        "var+vhr+adaptinfer",
-        "var+vhr+adhh",
+        f"var+vhr+{name}" for name in method_names() if name.startswith("ad")
     ]
     assert offered("vlmfix generate --method var+gree") == []
 
 
 def test_methods_that_can_be_calibrated() -> None:
-    assert offered("vlmfix calibrate --method a") == ["adaptinfer", "adhh", "adaiat"]
+    assert offered("vlmfix calibrate --method ad") == ["adaptinfer", "adhh", "adaiat"]
 
 
 @pytest.mark.parametrize("command", ["generate", "methods", "calibrate", "eval"])

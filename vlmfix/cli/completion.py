@@ -18,6 +18,11 @@ def complete_methods(incomplete: str) -> list[str]:
     return ["+".join([*before, name]) for name in names if name.startswith(start) and name not in before]
 
 
+def complete_method_names(incomplete: str) -> list[str]:
+    """Methods that begin so, one at a time."""
+    return [name for name in method_names() if name.startswith(incomplete)]
+
+
 def complete_tasks(context: typer.Context, incomplete: str) -> list[str]:
     """Benchmarks that begin so, also of the directories that `--tasks` names."""
     try:

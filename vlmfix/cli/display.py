@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from difflib import SequenceMatcher
+from typing import get_args
 
 import numpy as np
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.color import Color
 from rich.markup import escape
 from rich.style import Style
@@ -14,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.methods.base import Method
+from vlmfix.methods.base import Method, Stage
 from vlmfix.methods.registry import list_methods, make_method
 from vlmfix.methods.suitability import suitability
 
@@ -47,21 +49,46 @@ def thumbnail(image: Image.Image, columns: int = 48) -> Text:
     return text
 
 
-def describe_method(cls: type[Method]) -> str:
-    """What a method is, in a few lines."""
-    info = cls.info
-    paper = f"arXiv {info.paper}" if info.is_on_arxiv else info.paper
-    of_class = {field.name: field.default for field in dataclasses.fields(cls)}
-    defaults = (f"{name}={of_class[name]!r}" for name in cls.parameter_names())
-    return "\n".join(
-        (
-            f"{info.stage}: {info.changes}",
-            f"where: {info.where}",
-            f"works with: {info.decoding}; {info.kernels}; families: {info.families}",
-            f"forward passes per token: {info.forwards:g}; built from: {info.provenance}; {paper}",
-            f"defaults: {', '.join(defaults)}",
-        )
+def stages_of_methods() -> list[Stage]:
+    """Stages that have a method, in the order in which they act."""
+    used = {cls.info.stage for cls in list_methods().values()}
+    return [stage for stage in get_args(Stage) if stage in used]
+
+
+def methods_of_stage(stage: Stage) -> Table:
+    """The methods of a stage, a line each."""
+    table = Table(
+        Column(stage, no_wrap=True),
+        Column("changes", ratio=1),
+        Column("cost", justify="right"),
+        Column("built from", no_wrap=True),
+        Column("paper", no_wrap=True),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
+    for name, cls in list_methods().items():
+        if cls.info.stage == stage:
+            paper = cls.info.paper if cls.info.is_on_arxiv else "code" if cls.info.paper else ""
+            table.add_row(name, cls.info.changes, f"{cls.info.forwards:g}", cls.info.provenance, paper)
+    return table
+
+
+def describe_method(cls: type[Method]) -> Table:
+    """All that a method says of itself."""
+    info = cls.info
+    of_class = {field.name: field.default for field in dataclasses.fields(cls)}
+    table = Table(Column(cls.name, no_wrap=True), Column(f"{info.stage}: {info.changes}", ratio=1))
+    paper = f"arXiv {info.paper}" if info.is_on_arxiv else info.paper
+    for key, value in (
+        ("where", info.where),
+        ("works with", f"{info.decoding}; {info.kernels}"),
+        ("families", info.families),
+        ("cost", f"forward passes per generated token: {info.forwards:g}"),
+        ("built from", f"{info.provenance}; {paper}" if paper else info.provenance),
+        ("defaults", "\n".join(f"{name} = {of_class[name]!r}" for name in cls.parameter_names())),
+    ):
+        table.add_row(key, escape(value))
+    return table
 
 
 def suitability_table(model: PreTrainedModel, processor: ProcessorMixin, name: str) -> Table:

@@ -6,13 +6,21 @@ from typing import Annotated
 
 import typer
 
-import vlmfix
-from vlmfix.cli.completion import complete_models
+from vlmfix.cli.completion import complete_method_names, complete_models
 from vlmfix.cli.console import out
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption
 
 
 def methods(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Methods to describe in full; without any, all are listed, stage by stage.",
+            autocompletion=complete_method_names,
+            show_default=False,
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
     model: Annotated[
         str | None,
@@ -26,17 +34,25 @@ def methods(
     dtype: DtypeOption = "auto",
     allow_missing: AllowMissingOption = False,
 ) -> None:
-    """List the methods: what they change and where, what they cost and work with, where they come from."""
+    """List the methods: what they change, what they cost, what they are built from; or describe some."""
+    if names and (markdown or model is not None):
+        given = "--markdown" if markdown else "--model"
+        raise ValueError(f"{given} is of all methods; leave out {', '.join(names)}")
     if markdown and model is not None:
         raise ValueError(
             "--markdown prints the table of the README, which is of no --model; give one of them"
         )
     if model is None and (device, dtype, allow_missing) != ("auto", "auto", False):
         raise ValueError("--device, --dtype and --allow-missing are of a --model; name one")
-    from rich.table import Column, Table
-
-    from vlmfix.cli.display import describe_method, methods_markdown, suitability_table
+    from vlmfix.cli.display import (
+        describe_method,
+        methods_markdown,
+        methods_of_stage,
+        stages_of_methods,
+        suitability_table,
+    )
     from vlmfix.cli.loading import load_model
+    from vlmfix.methods.registry import get_method
     from vlmfix.models.digest import weights_digest
 
     if markdown:
@@ -47,9 +63,9 @@ def methods(
         out.print(suitability_table(*loaded, model))
         out.print(f"weights: {weights_digest(loaded[0])}", soft_wrap=True, highlight=False)
         return
-    for kind, are_baselines in (("method", False), ("baseline", True)):
-        table = Table(kind, Column("what it does", ratio=1), show_lines=True)
-        for name, cls in vlmfix.list_methods().items():
-            if cls.info.is_baseline == are_baselines:
-                table.add_row(name, describe_method(cls))
-        out.print(table)
+    for each in [get_method(name) for name in names or ()]:
+        out.print(describe_method(each), highlight=False)
+    if not names:
+        for stage in stages_of_methods():
+            out.print(methods_of_stage(stage))
+        out.print("cost: forward passes per generated token. 'vlmfix methods NAME' says all of a method.")
