@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
     from vlmfix.methods.attention.gift import GIFT
+    from vlmfix.methods.attention.head_pursuit import HeadPursuit
     from vlmfix.methods.attention.iat import IAT
     from vlmfix.methods.attention.pai import PAI
     from vlmfix.methods.attention.vaf import VAF
@@ -174,6 +175,7 @@ __all__ = [
     "FastV",
     "FusedAnswer",
     "Gate",
+    "HeadPursuit",
     "HulluEdit",
     "ImageMass",
     "InactiveMethodWarning",
@@ -252,6 +254,7 @@ _NAMES = {
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
     "vlmfix.methods.attention.gift": "GIFT",
+    "vlmfix.methods.attention.head_pursuit": "HeadPursuit",
     "vlmfix.methods.attention.iat": "IAT",
     "vlmfix.methods.attention.pai": "PAI",
     "vlmfix.methods.attention.vaf": "VAF",

@@ -92,6 +92,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "act": {"sink_ratio": 1.2, "sink_keep_fraction": 0.1, "heads": "all", "first_layer": 1},
     "iat": {"alpha": 3.0},
     "adaiat": {"beta": 1.0, **ATTENTION_TO_TEXT},
+    "head_pursuit": {"heads": ((1, 0), (2, 3))},
     "baseline.output_shift": {"delta": 4.0, "yes_ids": (7, 8), "no_ids": (9,)},
     "baseline.plausibility": {"beta": 0.7},
     "baseline.sharpen": {"beta": 0.001},

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.atomic import write_text
 from vlmfix.calibration import generated_attention, heads
+from vlmfix.calibration.concepts import ConceptWords, calibrate_concept_heads
 from vlmfix.calibration.directions import CaptionPair, calibrate_nullu, calibrate_vti
 from vlmfix.calibration.generated_attention import calibrate_generated_attention
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
@@ -60,6 +61,7 @@ def calibrate(
     processor: ProcessorMixin,
     images: Sequence[ImageLike] | Sequence[AnnotatedImage] | Sequence[CaptionPair] | Sequence[YesNoQuestion],
     *,
+    words: ConceptWords | None = None,
     progress: Progress = None,
 ) -> Calibration:
     """Find what a method needs to know of a checkpoint.
@@ -67,11 +69,12 @@ def calibrate(
     Args:
         method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
             `vlmfix[adaptinfer]`), "adhh" (hallucination heads), "adaiat" (attention to generated text), "act"
-            (heads whose sinks hurt), "vti" or "nullu" (directions).
+            (heads whose sinks hurt), "vti" or "nullu" (directions), "head_pursuit" (heads of a concept).
         model: a stock image-text-to-text model.
         processor: its processor.
         images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`, for "act"
             100 or more `YesNoQuestion`, for "vti" and "nullu" 50 or more `CaptionPair`.
+        words: of the concept, for "head_pursuit" alone.
         progress: called with the number of pictures just read; each is read `CALIBRATIONS[method].reads`
             times.
 
@@ -80,6 +83,7 @@ def calibrate(
         ImportError: a package is missing that this method's calibration needs.
     """
     calibrator = calibrator_of(method)
+    check_words(method, words)
     if not images:
         annotated = ", ".join(name for name, each in CALIBRATIONS.items() if each.on != "pictures")
         raise ValueError(
@@ -87,7 +91,8 @@ def calibrate(
         )
     model = compatibility.stock_model(model)
     compatibility.check_model(model)
-    return calibrator.find(model, processor, images, progress)
+    given = {} if words is None else {"words": words}
+    return calibrator.find(model, processor, images, progress, **given)
 
 
 def calibrator_of(method: str) -> Calibrator:
@@ -99,6 +104,22 @@ def calibrator_of(method: str) -> Calibrator:
     if method not in CALIBRATIONS:
         raise ValueError(f"{method} has nothing to calibrate; {', '.join(CALIBRATIONS)} have")
     return CALIBRATIONS[method]
+
+
+def check_words(method: str, words: ConceptWords | None) -> None:
+    """Refuse words for a method that takes none, and none for one that does.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    takes = CALIBRATIONS[method].takes_words
+    if takes and words is None:
+        raise ValueError(
+            f"{method} is calibrated on the words of a concept; give --words objects, --words colours or "
+            "--words FILE, in Python words=ConceptWords(...)"
+        )
+    if words is not None and not takes:
+        raise ValueError(f"{method} is not calibrated on the words of a concept; leave out words")
 
 
 def sink_threshold(hidden_size: int) -> float:
@@ -277,6 +298,7 @@ class Calibrator:
         least: pictures for a firm result.
         most: pictures that are taken by default.
         reads: how often each is read.
+        takes_words: whether it also takes the words of a concept.
     """
 
     find: Callable[..., Calibration]
@@ -284,6 +306,7 @@ class Calibrator:
     least: int = 20
     most: int = 50
     reads: int = 1
+    takes_words: bool = False
 
 
 CALIBRATIONS: dict[str, Calibrator] = {
@@ -295,6 +318,7 @@ CALIBRATIONS: dict[str, Calibrator] = {
     "act": Calibrator(calibrate_sink_heads, "questions", 0),  # it warns by itself, of too few questions
     "vti": Calibrator(calibrate_vti, "pairs", 50, 100),
     "nullu": Calibrator(calibrate_nullu, "pairs", 50, 100),
+    "head_pursuit": Calibrator(calibrate_concept_heads, least=100, most=256, takes_words=True),
 }
 
 
@@ -323,7 +347,10 @@ def write_profile(
         before = Profile.read(path)
         values = dict(before.values) if before.match == match else {}
     source = f"vlmfix calibrate on {calibration.source}"
-    values |= {key: {"value": value, "source": source} for key, value in calibration.values.items()}
+    for key, value in calibration.values.items():
+        if key == "head_pursuit_heads":  # rankings of other concepts stay
+            value = values.get(key, {}).get("value", {}) | value
+        values[key] = {"value": value, "source": source}
     path.parent.mkdir(parents=True, exist_ok=True)
     for key, tensors in calibration.directions.items():
         file = path.with_name(f"{path.stem}.{key}.safetensors")

@@ -16,7 +16,7 @@ from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
-CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat", "act", "vti", "nullu")
+CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat", "act", "vti", "nullu", "head_pursuit")
 
 # Which module of which benchmark makes what a method is calibrated on of annotated pictures, and how.
 _ANNOTATED = {
@@ -46,11 +46,18 @@ def calibrate(
             autocompletion=_complete_calibrated,
         ),
     ] = "var",
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="Words of a concept, for head_pursuit: objects, colours, or a text file with a word a line."
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Pictures to read at most. (default: 50, for adhh and adaiat 150, vti and nullu 100)",
+            help="Pictures to read at most. (default: 50, for adhh and adaiat 150, vti and nullu 100, "
+            "head_pursuit 256)",
         ),
     ] = None,
     output: Annotated[
@@ -63,7 +70,8 @@ def calibrate(
 ) -> None:
     """Find what a method needs to know of a checkpoint that has no profile."""
     from vlmfix.calibration.calibrate import calibrate as find_values
-    from vlmfix.calibration.calibrate import calibrator_of, write_profile
+    from vlmfix.calibration.calibrate import calibrator_of, check_words, write_profile
+    from vlmfix.calibration.concepts import ConceptWords
     from vlmfix.cli.loading import load_model
     from vlmfix.cli.pictures import is_readable, named_pictures
     from vlmfix.evaluation.tasks.registry import task_module
@@ -72,6 +80,8 @@ def calibrate(
 
     method = get_method(method).name  # a wrong name shows before the model is loaded
     calibrator = calibrator_of(method)
+    concept = None if words is None else ConceptWords.read(words)
+    check_words(method, concept)
     if output is not None:
         _check_profile_file(output)
     if output is None:
@@ -92,7 +102,7 @@ def calibrate(
         )
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
     with progress_bar("reading", calibrator.reads * len(pictures)) as advance:
-        found = find_values(method, *loaded, pictures, progress=advance)
+        found = find_values(method, *loaded, pictures, words=concept, progress=advance)
     path = write_profile(loaded[0], found, model, output)
     table = Table(title=escape(f"{method} on {model}"), show_header=False)
     for name, value in (found.values | found.findings).items():

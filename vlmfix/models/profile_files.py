@@ -127,6 +127,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gift_enhanced_layers": (lambda value: _are_pairs([value]), "the first and the last layer, [12, 22]"),
     "gift_image_boost": _NUMBER,
     "gift_saliency_layer": _INDEX,
+    "head_pursuit_heads": (
+        lambda value: isinstance(value, Mapping) and value != {} and all(map(_are_pairs, value.values())),
+        "a mapping of concepts to lists of pairs [layer, head]",
+    ),
     "nullu_directions": _FILE,
     "sink_dimensions": (lambda value: _are_indices(value) and value != [], _INDICES[1] + ", not empty"),
     "sink_threshold": _NUMBER,

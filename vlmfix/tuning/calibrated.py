@@ -55,7 +55,11 @@ def calibrated_for(
         for name in CALIBRATIONS:
             method = make_method(name)
             works = suitability(method, model, processor).works
-            if method.search_space is None or (works and (name not in _RANKED or not _judges(worlds))):
+            if (
+                method.search_space is None
+                or CALIBRATIONS[name].takes_words
+                or (works and (name not in _RANKED or not _judges(worlds)))
+            ):
                 continue
             note(f"calibrating {name} on the search set")
             try:

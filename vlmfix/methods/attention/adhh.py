@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.attention.base import KeyEdit, head_pairs
+from vlmfix.methods.attention.base import KeyEdit, check_heads, head_pairs
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -71,13 +71,8 @@ class ADHH(KeyEdit):
                 "LLaVA-1.5-13B and LLaVA-1.6-34B; find them with 'vlmfix calibrate --model MODEL --method "
                 "adhh --images FOLDER', or pass heads=((layer, head), ...)"
             )
-        heads, text = head_pairs(heads), config.get_text_config()
-        for layer, head in heads:
-            if layer >= text.num_hidden_layers or head >= text.num_attention_heads:
-                raise ValueError(
-                    f"heads has {(layer, head)}; the layers of this model go from 0 to "
-                    f"{text.num_hidden_layers - 1}, its heads from 0 to {text.num_attention_heads - 1}"
-                )
+        heads = head_pairs(heads)
+        check_heads(heads, config)
         return dataclasses.replace(self, heads=heads)
 
     def begin(self, context: DecodeContext) -> None:

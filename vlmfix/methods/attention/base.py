@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -173,6 +174,21 @@ def head_pairs(values: Any) -> tuple[tuple[int, int], ...]:
     if any(len(pair) != 2 or any(type(index) is not int or index < 0 for index in pair) for pair in pairs):
         raise ValueError(f"heads is {values!r}; it must hold pairs of layer and head, both 0 or more")
     return tuple(sorted({(layer, head) for layer, head in pairs}))
+
+
+def check_heads(heads: Sequence[tuple[int, int]], config: PreTrainedConfig) -> None:
+    """Refuse pairs of layer and head that a model does not have.
+
+    Raises:
+        ValueError: with the pair and those that there are.
+    """
+    text = config.get_text_config()
+    for layer, head in heads:
+        if layer >= text.num_hidden_layers or head >= text.num_attention_heads:
+            raise ValueError(
+                f"heads has {(layer, head)}; the layers of this model go from 0 to "
+                f"{text.num_hidden_layers - 1}, its heads from 0 to {text.num_attention_heads - 1}"
+            )
 
 
 def layer_range(values: Any, name: str) -> tuple[int, int]:
