@@ -10,11 +10,15 @@ depends on what they find, and so are controls that leave the model alone.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import shutil
 import statistics
+import tempfile
 import time
 from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
 
@@ -25,12 +29,19 @@ from rich.progress import track
 from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.generation.streamers import BaseStreamer
 
 import vlmfix
 from vlmfix.engine.caches import read_cache
 from vlmfix.engine.capabilities import ChoosesTokens
+from vlmfix.models.directions import write_directions
 from vlmfix.models.profiles import Profile, configs_directory
 
 SIZES: dict[str, dict[str, int]] = {
@@ -57,6 +68,9 @@ IMAGE_TOKEN = 32000
 IMAGE_TOKENS = 576
 QUESTION_TOKENS = 24
 
+_FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
 
 def acting(name: str, size: str) -> vlmfix.Method:
     """The method as it acts on LLaVA-1.5-7B: layers at the same depths, and settings for random weights."""
@@ -66,6 +80,7 @@ def acting(name: str, size: str) -> vlmfix.Method:
     def at(layer: int) -> int:
         return layer * layers // 32
 
+    listed = [(at(layer), head * heads // 32) for layer, head in profile.get("adhh_heads")]
     published: dict[str, dict[str, Any]] = {
         "var": {
             "sink_dimensions": (0, 1),
@@ -77,8 +92,16 @@ def acting(name: str, size: str) -> vlmfix.Method:
         "vhr": {"num_last_layers": at(14), "extra_layers": (1,)},
         "adhh": {
             "threshold": 0.0,
-            "heads": [(at(layer), head * heads // 32) for layer, head in profile.get("adhh_heads")],
+            "heads": listed,
         },
+        "act": {"heads": [pair for pair in listed if 2 <= pair[0] < layers - 1]},
+        "adaiat": {
+            "real": [[0.5] * heads] * layers,
+            "hallucinated": [[0.4] * heads] * layers,
+        },
+        "head_pursuit": {"heads": listed},
+        "vti": {"directions": _random_directions("vti", size, "text")},
+        "nullu": {"directions": _random_directions("nullu", size, "subspaces", 4)},
         "adaptinfer": {
             "prune_layers": (at(1), at(10), at(20)),
             "kept_ratios": (133 / IMAGE_TOKENS, 27 / 133, 3 / 27),
@@ -94,8 +117,30 @@ def acting(name: str, size: str) -> vlmfix.Method:
     return vlmfix.make_method(name, **published.get(name, {}))
 
 
+def _random_directions(method: str, size: str, name: str, *shape: int) -> str:
+    """A file of random directions, orthonormal where there are several in a layer."""
+    layers, hidden = SIZES[size]["num_hidden_layers"], SIZES[size]["hidden_size"]
+    drawn = torch.randn(layers, *shape, hidden, generator=torch.Generator().manual_seed(0))
+    if shape:
+        drawn = torch.linalg.qr(drawn.mT).Q.mT
+    path = _FOLDER / f"{method}-{size}.safetensors"
+    write_directions(path, method, config_of(size), {name: drawn})
+    return str(path)
+
+
 def random_llava(size: str, *, device: str, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
     """LLaVA-1.5 of the given text size with random weights and a small vision tower, 576 tokens an image."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(
+            config_of(size), dtype=dtype, attn_implementation=kernel
+        )
+    model.eval()
+    return model
+
+
+def config_of(size: str) -> PreTrainedConfig:
+    """Of the model of this text size."""
     text = {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096, **SIZES[size]}
     vision = {
         "model_type": "clip_vision_model",
@@ -106,16 +151,10 @@ def random_llava(size: str, *, device: str, dtype: torch.dtype, kernel: str) -> 
         "image_size": 336,
         "patch_size": 14,
     }
-    config = AutoConfig.for_model(
+    config: PreTrainedConfig = AutoConfig.for_model(
         "llava", text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN
     )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation=kernel
-        )
-    model.eval()
-    return model
+    return config
 
 
 class Processor:

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 import vlmfix
 from tests.support import jobs
+from tests.support.methods import NOT_IN_PROFILE
 from vlmfix import recipes
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.inference.chat import render as render_prompt
@@ -72,7 +73,7 @@ def test_files_hold_what_was_written(recipe: vlmfix.Recipe, tmp_path: Path) -> N
 def test_it_needs_no_profile(loaded: tuple[Any, Any]) -> None:
     config, seen = loaded[0].config, 0
     for name, cls in vlmfix.list_methods().items():
-        if name in ("pyramid_drop", "sparsevlm", "vdd"):  # which have no values for this model
+        if name in NOT_IN_PROFILE:
             continue
         [method] = made(loaded, cls()).make_methods()
         alone = method.resolve(config, None)

@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import cycle, permutations, product
 from typing import Any
@@ -28,7 +29,7 @@ from tests.support.methods import (
 )
 from tests.support.names import UNLIKE
 from tests.support.paths import ROOT
-from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens
+from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens, RemembersSequences
 
 pytestmark = [
     pytest.mark.promises,
@@ -42,13 +43,23 @@ LOOPS = [name for name in REPRESENTATIVES if isinstance(acting(name), ChoosesTok
 ATTENTION = [name for name in REPRESENTATIVES if name not in PRUNING + LOGITS + LOOPS]
 
 
+def in_circles(names: list[str], others: list[str], steps: Sequence[int]) -> list[tuple[str, str]]:
+    """Each method with the one of the others that stands a step further, for each step."""
+    found = ((name, others[(at + step) % len(others)]) for step in steps for at, name in enumerate(names))
+    return [(one, other) for one, other in found if one != other]
+
+
 PAIRS = [
-    *permutations(ATTENTION, 2),
-    *product(ATTENTION, PRUNING),
+    *in_circles(ATTENTION, ATTENTION, (1, 3, -1, -5)),
+    *in_circles(ATTENTION, PRUNING, (0, 1)),
     *product(["vhr"], LOGITS),
-    *product(LOGITS, ["var", "sparsevlm"]),
-    *(("crops", other) for other in ATTENTION + PRUNING if other not in ("var", "vhr", "sparsevlm")),
-    *product(LOOPS, ATTENTION + PRUNING),
+    *in_circles(LOGITS, ["var", "sparsevlm", "nullu", "pai"], (0, 1)),
+    *in_circles(["crops"], ATTENTION + PRUNING, range(0, len(ATTENTION + PRUNING), 2)),
+    *(
+        (loop, other)
+        for loop, other in product(LOOPS, ATTENTION + PRUNING)
+        if not isinstance(acting(other), RemembersSequences)
+    ),
 ]
 """Methods of two hook signatures each."""
 
@@ -102,6 +113,14 @@ def test_two_prunings_are_refused(pair: tuple[str, str], llava: PreTrainedModel)
         pytest.raises(vlmfix.UnsupportedError, match="one pruning method at a time"),
     ):
         attached(pair[1], llava).__enter__()
+
+
+def test_what_is_remembered_does_not_go_with_tokens_that_are_taken_back(llava: PreTrainedModel) -> None:
+    with (
+        attached("opera", llava),
+        pytest.raises(vlmfix.UnsupportedError, match="AdaVBoost would remember them"),
+    ):
+        attached("adavboost", llava).__enter__()
 
 
 PROGRAM = """

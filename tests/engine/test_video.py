@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMet
 
 FAMILIES = [name for name, family in families.FAMILIES.items() if family.videos]
 REFUSED = {"ritual": "transforms pictures, and a prompt holds a video"}
+FRAMES_DO_NOT_COUNT = ("visual_entropy",)
 TOKENS = 3
 
 
@@ -48,9 +49,13 @@ def test_acts_on_videos_or_says_why_not(name: str, family: str, model: PreTraine
             alone = values(model, single, max_new_tokens=TOKENS)[:, 0]
             torch.testing.assert_close(edited[:, row], alone, atol=1e-4, rtol=1e-4)
     moved = (edited - stock).abs().nan_to_num(nan=0.0).amax(dim=(0, 2))
-    assert (moved[:2] > 1e-3).all()
+    skipped = {"no_image": 2} if method.needs_image else {}
+    if name in FRAMES_DO_NOT_COUNT:
+        assert moved[0] < 1e-4
+        moved, skipped = moved[1:], skipped | {"fewer than two image tokens": 2}
+    assert (moved[:-1] > 1e-3).all()
     assert method.edit_stats().steps_edited > 0
-    assert method.edit_stats().rows_skipped == ({"no_image": 2} if method.needs_image else {})
+    assert method.edit_stats().rows_skipped == skipped
 
 
 @pytest.mark.parametrize("fused", [True, False])

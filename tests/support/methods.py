@@ -102,6 +102,15 @@ ACTING: dict[str, dict[str, Any]] = {
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 
+# What the profile of tiny-llava has no value for, or several.
+NOT_IN_PROFILE: dict[str, dict[str, Any]] = {
+    "act": {"heads": "all"},
+    "head_pursuit": {"concept": "colours"},
+    "pyramid_drop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
+    "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
+    "vdd": {"unknown_token_id": 0},
+}
+
 
 def acting(name: str) -> vlmfix.Method:
     """The method with settings that change a random model's answers."""

@@ -40,7 +40,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def world(task: str) -> Any:
-    return SimpleNamespace(task=SimpleNamespace(name=task), sets=SimpleNamespace(search=[]))
+    return SimpleNamespace(
+        task=SimpleNamespace(name=task, yes_no=task == "pope"), sets=SimpleNamespace(search=[])
+    )
 
 
 def test_what_no_profile_has_is_calibrated_once_a_folder(
@@ -53,6 +55,11 @@ def test_what_no_profile_has_is_calibrated_once_a_folder(
         assert found.parameters["adhh"] == {"heads": [[1, 0]]}
         assert found.rankings == RANKED
     assert sorted(asked) == ["adaiat", "adhh", "gift", "var"]
+    for said in (
+        "act is not calibrated: the task chair asks no yes/no",
+        "vti is not calibrated: its directions",
+    ):
+        assert any(each.startswith(said) for each in told)
     assert "gift is not calibrated: nothing to be found" in told
 
 
@@ -68,4 +75,4 @@ def test_heads_are_not_ranked_where_no_captions_are_judged(
     loaded: tuple[Any, Any], asked: list[str], tmp_path: Path
 ) -> None:
     assert calibrated_for(tmp_path, *loaded, [world("pope")], lambda text: None) == Calibrated()
-    assert asked == []
+    assert "adhh" not in asked

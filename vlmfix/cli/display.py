@@ -49,28 +49,28 @@ def thumbnail(image: Image.Image, columns: int = 48) -> Text:
     return text
 
 
-def stages_of_methods() -> list[Stage]:
-    """Stages that have a method, in the order in which they act."""
-    used = {cls.info.stage for cls in list_methods().values()}
-    return [stage for stage in get_args(Stage) if stage in used]
-
-
-def methods_of_stage(stage: Stage) -> Table:
-    """The methods of a stage, a line each."""
-    table = Table(
-        Column(stage, no_wrap=True),
-        Column("changes", ratio=1),
-        Column("cost", justify="right"),
-        Column("built from", no_wrap=True),
-        Column("paper", no_wrap=True),
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name, cls in list_methods().items():
-        if cls.info.stage == stage:
-            paper = cls.info.paper if cls.info.is_on_arxiv else "code" if cls.info.paper else ""
-            table.add_row(name, cls.info.changes, f"{cls.info.forwards:g}", cls.info.provenance, paper)
-    return table
+def methods_by_stage() -> list[Table]:
+    """The methods of each stage that has some, a line each, in the order in which stages act."""
+    tables = []
+    known = list_methods()
+    for stage in get_args(Stage):
+        table = Table(
+            Column(stage, no_wrap=True),
+            Column("changes", ratio=1),
+            Column("cost", justify="right"),
+            Column("built from", no_wrap=True),
+            Column("paper", no_wrap=True),
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        for name, cls in known.items():
+            if cls.info.stage == stage:
+                info = cls.info
+                paper = info.paper if info.is_on_arxiv else "code" if info.paper else ""
+                table.add_row(name, info.changes, f"{info.forwards:g}", info.provenance, paper)
+        if table.rows:
+            tables.append(table)
+    return tables
 
 
 def describe_method(cls: type[Method]) -> Table:

@@ -46,9 +46,8 @@ def methods(
         raise ValueError("--device, --dtype and --allow-missing are of a --model; name one")
     from vlmfix.cli.display import (
         describe_method,
+        methods_by_stage,
         methods_markdown,
-        methods_of_stage,
-        stages_of_methods,
         suitability_table,
     )
     from vlmfix.cli.loading import load_model
@@ -66,6 +65,6 @@ def methods(
     for each in [get_method(name) for name in names or ()]:
         out.print(describe_method(each), highlight=False)
     if not names:
-        for stage in stages_of_methods():
-            out.print(methods_of_stage(stage))
+        for table in methods_by_stage():
+            out.print(table)
         out.print("cost: forward passes per generated token. 'vlmfix methods NAME' says all of a method.")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import vlmfix
+from tests.support.methods import NOT_IN_PROFILE
 from vlmfix.evaluation.files.hashing import digest, plain
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
@@ -174,12 +175,7 @@ def test_a_method_that_does_nothing_needs_no_profile(loaded: tuple[Any, Any]) ->
 
 @pytest.mark.parametrize("name", sorted(vlmfix.list_methods()))
 def test_every_method_can_be_written_down(name: str, loaded: tuple[Any, Any]) -> None:
-    unknown = {
-        "pyramid_drop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
-        "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
-        "vdd": {"unknown_token_id": 0},
-    }
-    method = vlmfix.make_method(name, **unknown.get(name, {}))
+    method = vlmfix.make_method(name, **NOT_IN_PROFILE.get(name, {}))
     found = run_key.method_identity(method, loaded[0])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 

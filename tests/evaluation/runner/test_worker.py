@@ -75,9 +75,9 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The prompts of each batch that a model is asked."""
     seen: list[list[str]] = []
 
-    def watched(model: Any, processor: Any, batch: Any, **kwargs: Any) -> Any:
+    def watched(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> Any:
         seen.append([each.question.text for each in batch])
-        return answer_batch(model, processor, batch, **kwargs)
+        return answer_batch(model, processor, batch, show, **kwargs)
 
     monkeypatch.setattr(module, "answer_batch", watched)
     return seen
@@ -89,11 +89,11 @@ def failing(
     """Let the model raise an error for some batches; the sizes of all batches."""
     sizes: list[int] = []
 
-    def raising(model: Any, processor: Any, batch: Any, **kwargs: Any) -> Any:
+    def raising(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> Any:
         sizes.append(len(batch))
         if when(batch):
             raise error
-        return answer_batch(model, processor, batch, **kwargs)
+        return answer_batch(model, processor, batch, show, **kwargs)
 
     monkeypatch.setattr(module, "answer_batch", raising)
     return sizes
@@ -210,8 +210,10 @@ def test_reasoning_is_kept_apart_and_what_does_not_end_is_no_answer(
     """Such samples count, are not judged, and stop no run."""
     judged: list[str] = []
 
-    def thinking(model: Any, processor: Any, batch: Any, **kwargs: Any) -> list[Answer]:
-        answers = answer_batch(model, processor, batch, **kwargs)  # the tokens of which are the reasoning's
+    def thinking(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> list[Answer]:
+        answers = answer_batch(
+            model, processor, batch, show, **kwargs
+        )  # the tokens of which are the reasoning's
         ends = {"text": "No.", "reasoning": "Is it?", "reasoning_tokens": 2}
         open_ended = {"text": "", "reasoning": "Yes", "reasoning_tokens": len(answers[0].token_ids)}
         return [

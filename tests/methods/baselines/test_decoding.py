@@ -195,6 +195,7 @@ def test_what_acts_from_outside_refuses_to_be_attached(cls: Any, llava: PreTrain
         "baseline.sample": "pass num_beams=1, do_sample=True, temperature=1.0, top_p=1.0, top_k=0 to model",
         "baseline.beam": "pass num_beams=5, do_sample=False to model.generate",
         "baseline.prompt_bias": "append 'Answer yes whenever possible.' to the prompt",
+        "baseline.resize": "give the processor smaller pictures, with a lower bound of its size, or use",
     }[cls.name]
     before = dict(vars(llava))
     with pytest.raises(vlmfix.UnsupportedError, match=hint):
