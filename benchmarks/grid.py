@@ -113,6 +113,30 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "vaf": [{}, {"enhance": 1.5, "suppress": 0.9}, {"enhance": 2.0, "suppress": 0.8}],
     "adhh": [{"threshold": 0.2}, {"threshold": 0.4}, {"threshold": 0.6}],
     "opera": [{}, {"penalty_weights": 0.25}],
+    "iat": [{"alpha": 0.2}, {"alpha": 0.8}, {"alpha": 1.5}],
+    "adaiat": [{"alpha": 2.0}, {"alpha": 6.0}, {"alpha": 12.0}],
+    "act": [
+        {"heads": "all"},
+        {"heads": "all", "sink_ratio": 2.0},
+        {"heads": "all", "sink_keep_fraction": 0.1},
+    ],
+    "adavboost": [{}, {"image_max": 1.5}, {"image_max": 1.5, "text_max": 1.0}],
+    "head_pursuit": [
+        {"concept": "objects", "head_scale": -1.0},
+        {"concept": "objects", "head_scale": 3.0},
+        {"concept": "colours", "head_scale": -1.0},
+    ],
+    "cei": [{"alpha": 0.05}, {"alpha": 0.1}, {"alpha": 0.3}],
+    "fade": [{"alpha": 0.1}, {"alpha": 0.2}, {"alpha": 0.5}],
+    "rudder": [{"alpha_share": 0.1}, {"alpha_share": 0.2}, {"alpha_share": 0.5}],
+    "vista": [{"strength": 0.05}, {"strength": 0.1}, {"strength": 0.3}],
+    "vti": [{"alpha_text": 0.4}, {"alpha_text": 0.8}, {"alpha_text": 2.0}],
+    "nullu": [{"rank": 1}, {"rank": 4}, {"rank": 8}],
+    "sira": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 2.0}],
+    "sla": [{"gamma": 0.1}, {"gamma": 0.3}, {"gamma": 0.3, "normed": True}],
+    "hulluedit": [{}, {"blend": 0.4}, {"kappa": 1.5}],
+    "visual_entropy": [{}, {"alpha": 3.0}, {"alpha": 3.0, "gamma": None}],
+    "avisc": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 2.0}],
 }
 """Candidates by method, around the published settings as far as those fit a model of 8 layers and 64 image
 tokens; a method that is not named runs at its defaults."""
