@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.adhh import ADHH
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
+    from vlmfix.methods.attention.farsight import FarSight
     from vlmfix.methods.attention.gift import GIFT
     from vlmfix.methods.attention.head_pursuit import HeadPursuit
     from vlmfix.methods.attention.iat import IAT
@@ -172,6 +173,7 @@ __all__ = [
     "EditsStream",
     "EditsVisionEncoder",
     "Entropy",
+    "FarSight",
     "FastV",
     "FusedAnswer",
     "Gate",
@@ -253,6 +255,7 @@ _NAMES = {
     "vlmfix.methods.attention.adhh": "ADHH",
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
+    "vlmfix.methods.attention.farsight": "FarSight",
     "vlmfix.methods.attention.gift": "GIFT",
     "vlmfix.methods.attention.head_pursuit": "HeadPursuit",
     "vlmfix.methods.attention.iat": "IAT",

@@ -91,10 +91,10 @@ def calibrate_sink_heads(
             "more questions, or leave ACT out on this model"
         )
     listed = tuple((reader.layers[layer], head) for layer, head in kept)
-    before = after = 0
+    before, after, together = 0, 0, _Together(heads=listed)
     for question in held_out:
         before += reader.is_right(question)
-        after += reader.is_right(question, ACT(heads=listed))
+        after += reader.is_right(question, together)
         progress(1)
     if after <= before:
         warnings.warn(
@@ -185,7 +185,14 @@ class _Reader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OneHeadEach(ACT):
+class _Together(ACT):
+    """ACT, without a warning where a question has no sinks."""
+
+    edits: ClassVar = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OneHeadEach(_Together):
     """ACT in another head of one layer in each sequence.
 
     Args:
@@ -195,8 +202,6 @@ class _OneHeadEach(ACT):
 
     own: Tensor = field(default_factory=lambda: torch.zeros(1).long(), compare=False)
     found: list[Tensor] = field(default_factory=list, compare=False)
-
-    edits: ClassVar = False
 
     def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
         edited, own = super().edit_weights(context, layer, weights), self.own.to(weights.device)

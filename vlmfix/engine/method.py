@@ -43,8 +43,8 @@ class GateField:
         name = type(method).__name__
         if gate is not None and not method.takes_gate():
             raise ValueError(
-                f"a gate scales edits of attention, stream and logits, and what {name} does is something "
-                f"else; leave out gate={str(gate)!r}"
+                f"a gate scales edits of attention, stream and logits of the newest token, and what {name} "
+                f"does is something else; leave out gate={str(gate)!r}"
             )
         if isinstance(gate, Disagreement) and not method.has_branches_alone():
             raise ValueError(
