@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.logits.avisc import AvisC
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
     from vlmfix.methods.logits.crops import CRoPS
+    from vlmfix.methods.logits.damro import DAMRO
     from vlmfix.methods.logits.deco import DeCo
     from vlmfix.methods.logits.dola import DoLa
     from vlmfix.methods.logits.flb import FLB
@@ -112,6 +113,7 @@ __all__ = [
     "ADHH",
     "CARVE",
     "CEI",
+    "DAMRO",
     "FADE",
     "FLB",
     "GIFT",
@@ -274,6 +276,7 @@ _NAMES = {
     "vlmfix.methods.logits.avisc": "AvisC",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
     "vlmfix.methods.logits.crops": "CRoPS",
+    "vlmfix.methods.logits.damro": "DAMRO",
     "vlmfix.methods.logits.deco": "DeCo",
     "vlmfix.methods.logits.dola": "DoLa",
     "vlmfix.methods.logits.flb": "FLB",
