@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.image.patch_matters.results import DetailedCaption
     from vlmfix.methods.logits.avisc import AvisC
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
+    from vlmfix.methods.logits.causalmm import CausalMM
     from vlmfix.methods.logits.crops import CRoPS
     from vlmfix.methods.logits.damro import DAMRO
     from vlmfix.methods.logits.deco import DeCo
@@ -156,6 +157,7 @@ __all__ = [
     "Branch",
     "CDPruner",
     "CRoPS",
+    "CausalMM",
     "ChangesPictures",
     "ChoosesTokens",
     "Contrastive",
@@ -275,6 +277,7 @@ _NAMES = {
     "vlmfix.methods.image.patch_matters.results": "DetailedCaption",
     "vlmfix.methods.logits.avisc": "AvisC",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
+    "vlmfix.methods.logits.causalmm": "CausalMM",
     "vlmfix.methods.logits.crops": "CRoPS",
     "vlmfix.methods.logits.damro": "DAMRO",
     "vlmfix.methods.logits.deco": "DeCo",

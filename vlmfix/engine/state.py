@@ -120,6 +120,9 @@ class Branch:
         decoder_inputs: what else the text decoder wants, such as injected visual features.
         fused: whether it is decoded in one pass with the prompts, or in one of its own.
         selection: which tokens its deeper layers see; None: all.
+        edit_weights: what its weights become, from the number of a layer, the places of some rows, `(rows,)`,
+            their weights, `(prompts, heads, rows, keys)` float32, and what they see, `(prompts or 1, rows,
+            keys)` bool; None: what they are.
         seen: see `PromptLayout`.
         late: changes it once the prompts have been read, where it depends on what was seen there; its number
             of tokens stays.
@@ -132,6 +135,7 @@ class Branch:
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
     fused: bool = True
     selection: Selection | None = None
+    edit_weights: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
     seen: Tensor | None = None
     late: Callable[[Branch], None] | None = None
     cache: DynamicCache | None = None
