@@ -80,6 +80,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "sid": {"beta": 0.001},
     "avisc": {"beta": 0.001},
     "damro": {"beta": 0.001, "top_k": 3},
+    "code": {"caption_tokens": 4, "alpha": 3.0},
     "causalmm": {"beta": 0.001, "vision_edit": None, "text_edit": "reversed_normalised"},
     "visual_entropy": {"alpha": 5.0, "gamma": None},
     "crops": {"beta": 0.001, "decay": 0.1},

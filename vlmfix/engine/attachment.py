@@ -319,6 +319,7 @@ class Attachment:
         if self.call.generates:
             context.engine.planned = max(1, tokens.lengths(self.model, self.call.inputs)[1])
         context.engine.encoded = kwargs.get("mm_encoder_outputs")
+        context.engine.end_tokens = tokens.end_tokens(self.model, {})
         context.engine.gates = GateState.of(
             self.methods, self._attending, context.prompt_ids, self._processor
         )

@@ -182,6 +182,28 @@ class ReadsAhead(ABC):
         """
 
 
+class WritesAhead(ABC):
+    """Lets the model answer other forms of the prompts, before the prefill and without any edit."""
+
+    @abstractmethod
+    def write_ahead(
+        self,
+        context: DecodeContext,
+        inputs_embeds: Tensor,
+        decoder_inputs: Mapping[str, Any],
+        write: Callable[[Branch, Tensor, int], list[list[int]]],
+    ) -> None:
+        """Keep in `context.state` what it needs.
+
+        Args:
+            inputs_embeds: of the prompts, image features merged, `(batch, prompt, hidden)`.
+            decoder_inputs: what else the text decoder was given, such as positions.
+            write: gives the tokens that the model writes greedily after a branch, up to its end token, which
+                is not among them: for the sequences that are wanted, `(batch,)` bool, and of so many tokens
+                at most; none for the others.
+        """
+
+
 class ReadsVisionAttention:
     """Reads the attention of the vision encoder, as `context.encoded_images`."""
 

@@ -254,6 +254,7 @@ class EngineState:
         followed: the cache of the prompts, where the caches of branches follow its beams.
         candidates: the tokens that the pass reads after the prompt, where these are not simply the next ones.
         cache: of the prompts, once they have been read; None: without one.
+        end_tokens: that end an answer of the model if nobody says otherwise, `(tokens,)`; None: none does.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         first_position: position of the first token of the prompts, `(batch, 1)`, or one for all.
         planned: tokens that a `generate` call lets follow at most; 1: it does not say.
@@ -274,6 +275,7 @@ class EngineState:
     followed: DynamicCache | None = None
     candidates: CandidateBlock | None = None
     cache: DynamicCache | None = None
+    end_tokens: Tensor | None = None
     next_position: Tensor | None = None
     first_position: Tensor | int = 0
     planned: int = 1
