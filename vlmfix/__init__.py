@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RemembersSequences,
         RunsLayerParts,
         SeesLogits,
+        WritesAhead,
     )
     from vlmfix.engine.context import DecodeContext
     from vlmfix.engine.gates import Always, Disagreement, Entropy, Gate, ImageMass, Margin, Random, Top1
@@ -65,7 +66,10 @@ if TYPE_CHECKING:
     from vlmfix.methods.image.patch_matters.results import DetailedCaption
     from vlmfix.methods.logits.avisc import AvisC
     from vlmfix.methods.logits.base import AgainstText, Contrastive, LogitsMixer
+    from vlmfix.methods.logits.causalmm import CausalMM
+    from vlmfix.methods.logits.code import CODE
     from vlmfix.methods.logits.crops import CRoPS
+    from vlmfix.methods.logits.damro import DAMRO
     from vlmfix.methods.logits.deco import DeCo
     from vlmfix.methods.logits.dola import DoLa
     from vlmfix.methods.logits.flb import FLB
@@ -114,6 +118,8 @@ __all__ = [
     "ADHH",
     "CARVE",
     "CEI",
+    "CODE",
+    "DAMRO",
     "FADE",
     "FLB",
     "GIFT",
@@ -156,6 +162,7 @@ __all__ = [
     "Branch",
     "CDPruner",
     "CRoPS",
+    "CausalMM",
     "ChangesPictures",
     "ChoosesTokens",
     "Contrastive",
@@ -225,6 +232,7 @@ __all__ = [
     "UnsupportedError",
     "VisionZip",
     "VisualEntropy",
+    "WritesAhead",
     "find_recipe",
     "generate",
     "list_methods",
@@ -242,7 +250,7 @@ _NAMES = {
     "EditsQueries EditsStream EditsVisionEncoder MeasuresScores "
     "PreviewsWeights PrunesTokens ReadsAhead ReadsEarlyExits "
     "ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention "
-    "RemembersSequences RunsLayerParts SeesLogits",
+    "RemembersSequences RunsLayerParts SeesLogits WritesAhead",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -279,7 +287,10 @@ _NAMES = {
     "vlmfix.methods.image.patch_matters.results": "DetailedCaption",
     "vlmfix.methods.logits.avisc": "AvisC",
     "vlmfix.methods.logits.base": "AgainstText Contrastive LogitsMixer",
+    "vlmfix.methods.logits.causalmm": "CausalMM",
+    "vlmfix.methods.logits.code": "CODE",
     "vlmfix.methods.logits.crops": "CRoPS",
+    "vlmfix.methods.logits.damro": "DAMRO",
     "vlmfix.methods.logits.deco": "DeCo",
     "vlmfix.methods.logits.dola": "DoLa",
     "vlmfix.methods.logits.flb": "FLB",

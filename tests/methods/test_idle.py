@@ -17,8 +17,10 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     *(
         (name, {strength: 0, "beta": 1e-9}, NOTHING_MIXED)
         for name, strength in {
-            **dict.fromkeys(("vcd", "lcd", "icd", "vdd", "sid", "sira", "avisc", "visual_entropy"), "alpha"),
-            **{"m3id": "decay", "ritual": "kappa", "flb": "gamma", "dola": "weight"},
+            **dict.fromkeys(
+                ("vcd", "lcd", "icd", "vdd", "sid", "sira", "avisc", "damro", "visual_entropy"), "alpha"
+            ),
+            **{"causalmm": "gamma", "m3id": "decay", "ritual": "kappa", "flb": "gamma", "dola": "weight"},
         }.items()
     ),
     ("only", {"alpha_agree": 0, "alpha_differ": 0, "beta": 1e-9}, NOTHING_MIXED),

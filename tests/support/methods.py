@@ -32,7 +32,7 @@ REFUSED = {
     (name, family)
     for name in ("visionzip", "mmtok", "prunesid")
     for family in ("llava_onevision", "internvl")
-}
+} | {("damro", family) for family in ("llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
@@ -79,6 +79,9 @@ ACTING: dict[str, dict[str, Any]] = {
     "lcd": {"beta": 0.001},
     "sid": {"beta": 0.001},
     "avisc": {"beta": 0.001},
+    "damro": {"beta": 0.001, "top_k": 3},
+    "code": {"caption_tokens": 4, "alpha": 3.0},
+    "causalmm": {"beta": 0.001, "vision_edit": None, "text_edit": "reversed_normalised"},
     "visual_entropy": {"alpha": 5.0, "gamma": None},
     "crops": {"beta": 0.001, "decay": 0.1},
     "icd": {"beta": 0.001},
@@ -210,6 +213,12 @@ def representatives(names: Sequence[str]) -> list[str]:
 def cases(names: Sequence[str], *, in_turn: bool = False) -> list[tuple[str, str]]:
     """The `pairs` of methods and families that are not refused."""
     return [case for case in pairs(names, in_turn=in_turn) if case not in REFUSED]
+
+
+def unlike(number: int, *names: str) -> str:
+    """One of the families that are unlike, in turn, as far as none of the methods refuses it."""
+    first, second = UNLIKE[number % 2], UNLIKE[(number + 1) % 2]
+    return second if any((name, first) in REFUSED for name in names) else first
 
 
 def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:

@@ -12,7 +12,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmfix.engine.attention_formulas import causal
-from vlmfix.engine.attention_rows import observed_weights, with_explicit_rows
+from vlmfix.engine.attention_rows import (
+    observed_weights,
+    with_edited_weights,
+    with_explicit_rows,
+)
 from vlmfix.engine.branches import Parts
 from vlmfix.engine.capabilities import EditsQueries
 from vlmfix.engine.context import DecodeContext
@@ -176,6 +180,9 @@ def _of_branch(
     queries, keys = query.shape[2], key.shape[2]
     mask = layout.attention_mask(queries, keys, query.device)
     layer: int = vars(module)["layer_idx"]
+    if branch.edit_weights is not None:
+        edit = functools.partial(branch.edit_weights, layer)
+        return with_edited_weights(edit, module, query, key, value, mask, **kwargs), None
     if selection is not None and layer == selection.layer - 1:
         index = torch.arange(queries, device=query.device)
         newest = index[-max(1, queries - layout.length + 1) :]

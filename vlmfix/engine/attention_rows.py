@@ -266,6 +266,33 @@ def observed_weights(
     return softmax(scores, seen, terms.get("s_aux"))
 
 
+def with_edited_weights(
+    edit: Callable[[Tensor, Tensor, Tensor], Tensor],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention of a causal block under other weights in all rows, `(batch, queries, heads, head_dim)`; those
+    of a long prompt are computed in blocks.
+
+    Args:
+        edit: from places of rows, their weights, and what they see, see `Branch.edit_weights`.
+        module: and what follows, see `observed_weights`.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    size = max(1, _BLOCK // (query.shape[:2].numel() * keys))
+    blocks = []
+    for rows in torch.arange(queries, device=query.device).split(size):
+        weights = observed_weights(module, query, key, rows, attention_mask, **kwargs)
+        seen = causal(rows, queries, keys)[None] if attention_mask is None else attention_mask[:, 0, rows]
+        edited = edit(rows + (keys - queries), weights, seen)
+        blocks.append(attend(edited, value).to(query.dtype))
+    return _joined(blocks, dim=1)
+
+
 def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
     if kwargs.get(_FOREIGN_TERM) is not None:
         raise UnsupportedError(

@@ -17,7 +17,7 @@ from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import of_tokens, padded, positions_of
 from vlmfix.engine.state import Branch
-from vlmfix.models.structure import attention_layers, attention_of
+from vlmfix.models.structure import attention_layers, attention_of, new_cache
 
 
 class Parts(tuple[Tensor, ...]):
@@ -141,6 +141,58 @@ class BranchReader:
                 undo.callback(layer.register_forward_hook(see).remove)
             self._read(context, branch, decoder_given)
         return seen
+
+    def write(
+        self,
+        context: DecodeContext,
+        branch: Branch,
+        decoder_given: Mapping[str, Any],
+        wanted: Tensor,
+        limit: int,
+    ) -> list[list[int]]:
+        """What the model writes greedily after a branch, before the prompts are read; without the end token.
+        Reads the device once a token.
+
+        Args:
+            decoder_given: arguments of the pass over the prompts.
+            wanted: sequences that write, `(batch,)` bool.
+            limit: tokens of each at most.
+        """
+        assert context.modules is not None
+        assert context.embed_tokens is not None
+        like = positions_of(decoder_given, context.layout)
+        cache = new_cache(self._decoder)
+        given, read = dict(branch.decoder_inputs), branch.inputs_embeds
+        newest = {
+            name: value.new_zeros(len(value), 1, *value.shape[2:])
+            for name, value in of_tokens(given, read).items()
+        }
+        ends = context.engine.end_tokens
+        writes = wanted.to(read.device)
+        tokens: list[Tensor] = []
+        context.engine.active_branch = branch
+        try:
+            with torch.no_grad():
+                for step in range(limit):
+                    given["position_ids"] = branch.positions(like, step, context.first_position)
+                    given["position_ids"] = given["position_ids"][..., -read.shape[1] :]
+                    states: Tensor = self._decoder(
+                        inputs_embeds=read,
+                        attention_mask=self._padding_of(branch, step),
+                        use_cache=True,
+                        **with_cache(self._decoder, given, cache),
+                    ).last_hidden_state
+                    token = context.modules.output_logits(states[:, -1]).argmax(dim=-1).to(writes.device)
+                    if ends is not None:
+                        writes = writes & ~torch.isin(token, ends.to(token.device))
+                    if not bool(writes.any()):
+                        break
+                    tokens.append(token.masked_fill(~writes, -1))
+                    given, read = dict(newest), context.embed_tokens(token)[:, None].to(read)
+        finally:
+            context.engine.active_branch = None
+        rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in range(len(writes))]
+        return [[token for token in row if token >= 0] for row in rows]
 
     def _read(self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]) -> Tensor:
         embeddings = decoder_given["inputs_embeds"]

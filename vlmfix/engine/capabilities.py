@@ -182,8 +182,43 @@ class ReadsAhead(ABC):
         """
 
 
+class WritesAhead(ABC):
+    """Lets the model answer other forms of the prompts, before the prefill and without any edit."""
+
+    @abstractmethod
+    def write_ahead(
+        self,
+        context: DecodeContext,
+        inputs_embeds: Tensor,
+        decoder_inputs: Mapping[str, Any],
+        write: Callable[[Branch, Tensor, int], list[list[int]]],
+    ) -> None:
+        """Keep in `context.state` what it needs.
+
+        Args:
+            inputs_embeds: of the prompts, image features merged, `(batch, prompt, hidden)`.
+            decoder_inputs: what else the text decoder was given, such as positions.
+            write: gives the tokens that the model writes greedily after a branch, up to its end token, which
+                is not among them: for the sequences that are wanted, `(batch,)` bool, and of so many tokens
+                at most; none for the others.
+        """
+
+
 class ReadsVisionAttention:
     """Reads the attention of the vision encoder, as `context.encoded_images`."""
+
+    needs_class_token: ClassVar[bool] = False
+    """Whether an encoder without a class token is refused."""
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether it does so with its numbers."""
+        return True
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether it needs all weights of the layer, as `EncodedBlock.maps`, which a class token implies."""
+        return False
 
 
 class EditsVisionEncoder(ABC):
@@ -246,6 +281,11 @@ class AsksSeveralTimes(ABC):
         **generate_kwargs: Any,
     ) -> Any:
         """Answer one prompt; what comes back has the text as its `answer`."""
+
+
+def reads_encoder(method: Any) -> bool:
+    """Whether a method reads the attention of the vision encoder."""
+    return isinstance(method, ReadsVisionAttention) and method.reads_encoder
 
 
 def edits_encoder(method: Any) -> bool:

@@ -22,6 +22,7 @@ from vlmfix.engine.capabilities import (
     ReadsFinalStates,
     ReadsLastRowAgain,
     RemembersSequences,
+    WritesAhead,
 )
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import (
@@ -98,6 +99,9 @@ class ForwardHooks:
                 if isinstance(method, ReadsAhead):
                     read = partial(self._reader.read_layers, context, decoder_given=self._given)
                     method.read_ahead(context, embeddings, self._given, read)
+                if isinstance(method, WritesAhead):
+                    write = partial(self._write, context)
+                    method.write_ahead(context, embeddings, self._given, write)
             context.auxiliary_prompts = {
                 method: auxiliary_prompt
                 for method in methods
@@ -157,6 +161,13 @@ class ForwardHooks:
             kwargs = with_cache(self.decoder, kwargs, cache)
         record(cache)
         return kwargs
+
+    def _write(self, context: DecodeContext, branch: Branch, wanted: Tensor, limit: int) -> list[list[int]]:
+        """What the model writes after a branch, see `WritesAhead`."""
+        length = branch.inputs_embeds.shape[1]
+        what = "a branch that the model answers first"
+        compatibility.check_window(self.decoder, self._window, length, limit, what)
+        return self._reader.write(context, branch, self._given, wanted, limit)
 
     def after_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -120,6 +120,9 @@ class Branch:
         decoder_inputs: what else the text decoder wants, such as injected visual features.
         fused: whether it is decoded in one pass with the prompts, or in one of its own.
         selection: which tokens its deeper layers see; None: all.
+        edit_weights: what its weights become, from the number of a layer, the places of some rows, `(rows,)`,
+            their weights, `(prompts, heads, rows, keys)` float32, and what they see, `(prompts or 1, rows,
+            keys)` bool; None: what they are.
         seen: see `PromptLayout`.
         late: changes it once the prompts have been read, where it depends on what was seen there; its number
             of tokens stays.
@@ -132,6 +135,7 @@ class Branch:
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
     fused: bool = True
     selection: Selection | None = None
+    edit_weights: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
     seen: Tensor | None = None
     late: Callable[[Branch], None] | None = None
     cache: DynamicCache | None = None
@@ -250,6 +254,7 @@ class EngineState:
         followed: the cache of the prompts, where the caches of branches follow its beams.
         candidates: the tokens that the pass reads after the prompt, where these are not simply the next ones.
         cache: of the prompts, once they have been read; None: without one.
+        end_tokens: that end an answer of the model if nobody says otherwise, `(tokens,)`; None: none does.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         first_position: position of the first token of the prompts, `(batch, 1)`, or one for all.
         planned: tokens that a `generate` call lets follow at most; 1: it does not say.
@@ -270,6 +275,7 @@ class EngineState:
     followed: DynamicCache | None = None
     candidates: CandidateBlock | None = None
     cache: DynamicCache | None = None
+    end_tokens: Tensor | None = None
     next_position: Tensor | None = None
     first_position: Tensor | int = 0
     planned: int = 1

@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class EncodedBlock:
         class_feature: that of the class token, `(features,)`; None: there is none.
         states: where patches are merged at the end of the encoder, the mean of those of each token before
             that, `(patches, width)`; None: see `features`.
+        maps: all weights, those of and to the class token first, `(heads, 1 + patches, 1 + patches)` float32;
+            None: no method needs them.
     """
 
     places: Tensor
@@ -44,6 +46,7 @@ class EncodedBlock:
     features: Tensor | None = None
     class_feature: Tensor | None = None
     states: Tensor | None = None
+    maps: Tensor | None = None
 
     def to(self, device: torch.device) -> EncodedBlock:
         """The same block on `device`."""
@@ -51,7 +54,7 @@ class EncodedBlock:
         return EncodedBlock(**moved)
 
     def at(self, patches: Tensor) -> EncodedBlock:
-        """The block of some of its patches, by their numbers `(kept,)`."""
+        """The block of some of its patches, by their numbers `(kept,)`, without `maps`."""
         return EncodedBlock(
             self.places[patches],
             self.attention[:, patches],
@@ -86,6 +89,7 @@ class EncoderTap:
         self.config = model.config
         self.images: list[EncodedImage] = []
         self.videos: list[EncodedImage] = []  # one a frame, or for two that are read as one
+        self.keeps_maps = False
         self._reads_videos = False
         self._seen: dict[str, Any] = {}
         self._blocks: list[EncodedBlock] = []
@@ -98,6 +102,21 @@ class EncoderTap:
             raise UnsupportedError(
                 f"the attention of the vision encoder of {self.config.model_type} is not read; use a model "
                 "with a CLIP encoder and a projector (LLaVA), or one whose encoder merges patches (Qwen-VL)"
+            )
+
+    def check_class_token(self, name: str) -> None:
+        """Refuse an encoder without a class token.
+
+        Args:
+            name: of the method that needs one.
+
+        Raises:
+            UnsupportedError: with the remedy.
+        """
+        if not _is_llava_with_clip(self.core):
+            raise UnsupportedError(
+                f"{name} goes by the attention of a class token, and the vision encoder of "
+                f"{self.config.model_type} has none; use a model with a CLIP encoder and a projector (LLaVA)"
             )
 
     def install(self) -> None:
@@ -150,9 +169,12 @@ class EncoderTap:
         tiles, tokens, _ = states.shape
         shape = (tiles, tokens, module.num_heads, module.head_dim)
         key = module.k_proj(states).view(shape).float()
-        query = module.q_proj(states[:, :1]).view(tiles, module.num_heads, module.head_dim).float()
-        weights = (torch.einsum("thd,tkhd->thk", query, key) * module.scale).softmax(dim=-1)
-        self._seen |= {"attention": weights[..., 1:], "keys": key[:, 1:].mean(dim=2)}
+        rows = states if self.keeps_maps else states[:, :1]
+        query = module.q_proj(rows).view(tiles, -1, module.num_heads, module.head_dim).float()
+        weights = (torch.einsum("tqhd,tkhd->thqk", query, key) * module.scale).softmax(dim=-1)
+        self._seen |= {"attention": weights[:, :, 0, 1:], "keys": key[:, 1:].mean(dim=2)}
+        if self.keeps_maps:
+            self._seen["maps"] = weights
 
     def _see_class_token(self, module: nn.Module, args: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
@@ -171,6 +193,7 @@ class EncoderTap:
                 seen["keys"][tile],
                 features[tile],
                 seen["class"][tile],
+                maps=seen["maps"][tile] if "maps" in seen else None,
             )
             for tile in range(tiles)
         ]
@@ -194,7 +217,7 @@ class EncoderTap:
             places[order[shown]] = shown
             tiles = [blocks.pop(0) for _ in range(len(features))]
             own = [
-                EncodedBlock(place, tile.attention, tile.keys, tile.features, tile.class_feature)
+                replace(tile, places=place)
                 for place, tile in zip(places.view(len(features), -1), tiles, strict=True)
             ]
             self.images.append(EncodedImage(tuple(own), len(order)))

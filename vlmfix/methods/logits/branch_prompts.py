@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.decoder_inputs import check_features, embedded_tokens, extras, of_tokens, selected
-from vlmfix.engine.layout import PromptLayout, pairs_at
+from vlmfix.engine.decoder_inputs import check_features, embedded_tokens, extras, selected
 from vlmfix.engine.state import Branch, Selection
 from vlmfix.engine.vision_cache import PIXELS, VIDEO_PIXELS, is_video, pixels_of, split_images
 from vlmfix.errors import UnsupportedError
@@ -222,99 +220,3 @@ def _check_merging(context: DecodeContext, inputs_embeds: Tensor) -> None:
             "what is there), so that those of another image cannot be put there; use a method that acts on "
             "attention or on the text"
         )
-
-
-class Replacement(NamedTuple):
-    """Tokens of a prompt from column `start` up to `stop`, and those that stand there instead."""
-
-    start: int
-    stop: int
-    ids: Sequence[int]
-
-
-def rewritten(
-    context: DecodeContext,
-    inputs_embeds: Tensor,
-    decoder_inputs: Mapping[str, Any],
-    replacements: Sequence[Sequence[Replacement]],
-    *,
-    fused: bool,
-) -> Branch:
-    """The prompts with other words in some places, of any number.
-
-    Where images stay, only words before them may be replaced; what follows keeps its distance to them.
-
-    Args:
-        inputs_embeds: image features merged, `(batch, prompt, hidden)`.
-        decoder_inputs: what else the text decoder was given.
-        replacements: of each prompt, copies of it counted once; in order and apart.
-        fused: see `Branch`.
-    """
-    real_tokens = context.layout.real_tokens[:: context.copies].tolist()
-    pairs = [_tokens(*each) for each in zip(real_tokens, replacements, strict=True)]
-    length = max(map(len, pairs))
-    device = context.layout.real_tokens.device
-
-    def padded(part: int) -> Tensor:
-        """Columns or ids, `(batch, tokens)`."""
-        rows = [[-1] * (length - len(pair)) + [token[part] for token in pair] for pair in pairs]
-        return torch.tensor(rows, device=device).repeat_interleave(context.copies, dim=0)
-
-    columns, ids = padded(0), padded(1)
-    kept = columns >= 0
-    old = columns.clamp_min(0)
-    assert context.embed_tokens is not None
-    with torch.no_grad():
-        new = context.embed_tokens(ids.clamp_min(0)).to(inputs_embeds)
-    hidden = old.to(new.device)[..., None].expand_as(new)
-    embeddings = torch.where(kept.to(new.device)[..., None], inputs_embeds.gather(1, hidden), new)
-    if embedded_tokens(decoder_inputs, inputs_embeds):
-        raise UnsupportedError(
-            "the text decoder of this model reads more of each token than its embedding, which new tokens of "
-            "a branch lack; use a method that only leaves tokens out"
-        )
-    real = kept | (ids >= 0)
-    branch = Branch(embeddings, real, fused=fused, seen=_seen(context.layout, kept, real, old))
-    if not bool((kept & context.layout.image_tokens.gather(1, old)).any()):
-        return branch
-    whole = unchanged(context, inputs_embeds, decoder_inputs, fused=fused)
-    if whole.position_ids is not None:
-        given = whole.position_ids
-        ahead = given - context.layout.counted_positions.to(given.device)
-        shifts = ahead.gather(-1, old.to(given.device).expand(*ahead.shape[:-1], -1))
-        counted = branch.layout.counted_positions.to(given.device)
-        start = context.layout.real_tokens.int().argmax(dim=1, keepdim=True).to(given.device)
-        first = ahead.gather(-1, start.expand(*ahead.shape[:-1], 1))  # new tokens count on from the first one
-        branch.position_ids = counted + shifts.where(kept.to(given.device), first)
-    tokens = of_tokens(whole.decoder_inputs, inputs_embeds)
-    branch.decoder_inputs = {**whole.decoder_inputs, **selected(tokens, old, kept)}
-    return branch
-
-
-def _seen(layout: PromptLayout, kept: Tensor, real: Tensor, old: Tensor) -> Tensor | None:
-    """Which tokens see which, where some are new; see `PromptLayout.seen`.
-
-    Args:
-        kept: those that are not new, `(batch, tokens)` bool.
-        real: everything but padding, likewise.
-        old: where the kept ones stood in the prompt, likewise int64.
-    """
-    if layout.seen is None:
-        return None
-    both = kept[:, :, None] & kept[:, None]
-    plain = torch.ones_like(both) if layout.sees_ahead else torch.ones_like(both).tril()
-    return torch.where(both, pairs_at(layout.seen, old), plain) & real[:, None]
-
-
-def _tokens(real_tokens: Sequence[bool], replacements: Sequence[Replacement]) -> list[tuple[int, int]]:
-    """Column of each token that stays, and id of each new one; -1 for the other."""
-    stays = list(real_tokens)
-    added: dict[int, list[tuple[int, int]]] = {}
-    for start, stop, ids in replacements:
-        stays[start:stop] = [False] * (stop - start)
-        added[start] = [(-1, token) for token in ids]
-    return list(
-        chain.from_iterable(
-            added.get(column, []) + [(column, -1)] * stay for column, stay in enumerate(stays)
-        )
-    )

@@ -14,7 +14,7 @@ from vlmfix.engine.state import Branch
 from vlmfix.inference.chat import SystemSlot
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
-from vlmfix.methods.logits.branch_prompts import Replacement, rewritten
+from vlmfix.methods.logits.composed_prompts import Replacement, rewritten
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
 from vlmfix.methods.validation import check_range, check_token_ids, sequence

@@ -16,7 +16,8 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast, finite
-from vlmfix.methods.logits.branch_prompts import Replacement, rewritten, without_image
+from vlmfix.methods.logits.branch_prompts import without_image
+from vlmfix.methods.logits.composed_prompts import Replacement, rewritten
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between, OneOf
 from vlmfix.methods.validation import check_choice, check_range
