@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.pruning.base import CountedPruning, TokenPruning
     from vlmfix.methods.pruning.cdpruner import CDPruner
     from vlmfix.methods.pruning.divprune import DivPrune
+    from vlmfix.methods.pruning.dyvte import DyVTE
     from vlmfix.methods.pruning.fastv import FastV
     from vlmfix.methods.pruning.kmeans import KMeans
     from vlmfix.methods.pruning.mmtok import MMTok
@@ -175,6 +176,7 @@ __all__ = [
     "Disagreement",
     "DivPrune",
     "DoLa",
+    "DyVTE",
     "EditStats",
     "EditsQueries",
     "EditsStream",
@@ -310,6 +312,7 @@ _NAMES = {
     "vlmfix.methods.pruning.base": "CountedPruning TokenPruning",
     "vlmfix.methods.pruning.cdpruner": "CDPruner",
     "vlmfix.methods.pruning.divprune": "DivPrune",
+    "vlmfix.methods.pruning.dyvte": "DyVTE",
     "vlmfix.methods.pruning.fastv": "FastV",
     "vlmfix.methods.pruning.kmeans": "KMeans",
     "vlmfix.methods.pruning.mmtok": "MMTok",

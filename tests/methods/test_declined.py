@@ -21,6 +21,7 @@ PRUNING = (
         "adaptinfer",
         "cdpruner",
         "divprune",
+        "dyvte",
         "fastv",
         "kmeans",
         "mmtok",

@@ -67,6 +67,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "pyramid_drop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
     "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
     "divprune": {"keep_ratio": 0.3},
+    "dyvte": {"exit_layer": 1},
     "kmeans": {"kept_tokens": 2},
     "random_tokens": {"kept_tokens": 2},
     "uniform_grid": {"kept_tokens": 2},

@@ -17,10 +17,12 @@ from vlmfix.atomic import write_text
 from vlmfix.calibration import generated_attention, heads
 from vlmfix.calibration.concepts import ConceptWords, calibrate_concept_heads
 from vlmfix.calibration.directions import CaptionPair, calibrate_nullu, calibrate_vti
+from vlmfix.calibration.exit_layer import calibrate_exit_layer
 from vlmfix.calibration.generated_attention import calibrate_generated_attention
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
 from vlmfix.calibration.results import (
     PROMPT,
+    QUESTIONS,
     Calibration,
     Progress,
     prompt_inputs,
@@ -38,13 +40,6 @@ from vlmfix.models.directions import write_directions
 from vlmfix.models.match import file_name, match_of
 from vlmfix.models.profiles import Profile, user_directory
 from vlmfix.settings import dump_yaml
-
-QUESTIONS = (
-    "Is there a person in the image?",
-    "What color is the largest object?",
-    "How many animals can you see in the picture?",
-    "What is standing on the table?",
-)
 
 # Enhanced layers of LLaVA-1.5-7B as shares of its 32 layers: 12 to 22.
 _ENHANCED = (12 / 32, 22 / 32)
@@ -68,8 +63,9 @@ def calibrate(
 
     Args:
         method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
-            `vlmfix[adaptinfer]`), "adhh" (hallucination heads), "adaiat" (attention to generated text), "act"
-            (heads whose sinks hurt), "vti" or "nullu" (directions), "head_pursuit" (heads of a concept).
+            `vlmfix[adaptinfer]`), "dyvte" (a layer), "adhh" (hallucination heads), "adaiat" (attention to
+            generated text), "act" (heads whose sinks hurt), "vti" or "nullu" (directions), "head_pursuit"
+            (heads of a concept).
         model: a stock image-text-to-text model.
         processor: its processor.
         images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`, for "act"
@@ -313,6 +309,7 @@ CALIBRATIONS: dict[str, Calibrator] = {
     "var": Calibrator(calibrate_sinks),
     "gift": Calibrator(calibrate_gift),
     "adaptinfer": Calibrator(calibrate_adaptinfer),
+    "dyvte": Calibrator(calibrate_exit_layer, most=150),
     "adhh": Calibrator(calibrate_heads, "captions", 100, 150, heads.READS),
     "adaiat": Calibrator(calibrate_generated_attention, "captions", 100, 150, generated_attention.READS),
     "act": Calibrator(calibrate_sink_heads, "questions", 0),  # it warns by itself, of too few questions

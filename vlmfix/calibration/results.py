@@ -16,6 +16,13 @@ from vlmfix.inference.pictures import ImageLike, open_images
 
 PROMPT = "Describe the image."
 
+QUESTIONS = (
+    "Is there a person in the image?",
+    "What color is the largest object?",
+    "How many animals can you see in the picture?",
+    "What is standing on the table?",
+)
+
 Progress = Callable[[int], None] | None
 """Called with the number of pictures just read."""
 

@@ -16,7 +16,7 @@ from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
-CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat", "act", "vti", "nullu", "head_pursuit")
+CALIBRATED = ("var", "gift", "adaptinfer", "dyvte", "adhh", "adaiat", "act", "vti", "nullu", "head_pursuit")
 
 # Which module of which benchmark makes what a method is calibrated on of annotated pictures, and how.
 _ANNOTATED = {
@@ -56,7 +56,7 @@ def calibrate(
         int | None,
         typer.Option(
             min=1,
-            help="Pictures to read at most. (default: 50, for adhh and adaiat 150, vti and nullu 100, "
+            help="Pictures to read at most. (default: 50, for dyvte, adhh and adaiat 150, vti and nullu 100, "
             "head_pursuit 256)",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Directions in hidden states that a calibration found for a checkpoint, in safetensors files."""
+"""What was found or trained for the layers of a checkpoint, such as directions, in safetensors files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlmfix.atomic import beside
 def write_directions(
     path: Path, method: str, config: PreTrainedConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write directions, with what they are for.
+    """Write directions, or what else there is for layers, with what they are for.
 
     Args:
         path: the file; it is either whole or as it was.
@@ -34,30 +34,38 @@ def write_directions(
         partial.unlink(missing_ok=True)
 
 
-def read_directions(path: str | Path, method: str, config: PreTrainedConfig) -> dict[str, Tensor]:
+def read_directions(
+    path: str | Path,
+    method: str,
+    config: PreTrainedConfig,
+    *,
+    what: str = "directions",
+    made_by: str | None = None,
+) -> dict[str, Tensor]:
     """Read what `write_directions` wrote; kept in memory until the file changes.
 
     Args:
         path: the file.
         method: by name.
         config: of the whole model.
+        what: they are, for messages.
+        made_by: the command that makes such a file; None: the calibration of the method.
 
     Raises:
         ValueError: there is no such file, or it is for another method or model, whose type it need not name.
     """
     path = Path(path).expanduser()
+    made_by = made_by or f"vlmfix calibrate --method {method}"
     try:
         state = path.stat()
         metadata, tensors = _read(path, (state.st_mtime_ns, state.st_size))
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{str(path)!r} holds no directions ({error}); make it by 'vlmfix calibrate --method {method}'"
-        ) from error
+        raise ValueError(f"{str(path)!r} holds no {what} ({error}); make it by '{made_by}'") from error
     for name, wanted in _of(method, config).items():
         if metadata.get(name) != wanted and (name in metadata or name != "model_type"):
             raise ValueError(
                 f"{str(path)!r} is for {name.replace('_', ' ')} {metadata.get(name)!r}, and not {wanted!r}; "
-                f"make one for this model by 'vlmfix calibrate --method {method}'"
+                f"make one for this model by '{made_by}'"
             )
     return dict(tensors)
 

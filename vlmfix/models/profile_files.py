@@ -123,6 +123,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "adhh_heads": (_are_pairs, "a list of pairs [layer, head]"),
     "carve_contrast_layers": (lambda value: _are_indices(value) and value != [], _INDICES[1] + ", not empty"),
+    "dyvte_exit_layer": _INDEX,
     "final_norm": (lambda value: isinstance(value, str), "the name of a module"),
     "gift_enhanced_layers": (lambda value: _are_pairs([value]), "the first and the last layer, [12, 22]"),
     "gift_image_boost": _NUMBER,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -17,12 +14,16 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.pruning.base import TokenPruning
 from vlmfix.methods.registry import register_method
-from vlmfix.methods.validation import check_whole
+from vlmfix.methods.validation import check_whole, shown
+from vlmfix.models.directions import read_directions
 from vlmfix.models.profiles import Profile
+
+MADE_BY = "python -m training.train_gates MODEL --images FOLDER --output FILE"
+"""The command that trains gates, in a checkout of vlmfix."""
 
 
 class ExitGate(NamedTuple):
-    """The gate of one layer.
+    """The gate of one layer; stacked, `(layers, ...)`, those of all layers but the last.
 
     Args:
         first: `(gate_hidden, 2 hidden)`.
@@ -40,21 +41,22 @@ class DyVTE(TokenPruning):
 
     Decided once, in the prefill: later layers, and their caches, hold text alone. After which layer says a
     gate that looks at the text after the image, layer by layer, for each prompt by itself; the published
-    gates are not released, `training/train_gates.py` trains them for a checkpoint. Or it is one layer for all
+    gates are not released, `training/train_gates.py` trains some for a checkpoint. Or it is one layer for all
     prompts, a reconstruction that needs no training: the first after which the answers of this checkpoint
     hardly change, which `vlmfix calibrate --method dyvte` finds. A method for speed.
 
     Args:
-        exit_layer: the last layer that sees image tokens, 0-based; -1, the last of all, leaves the model as it
-            is. None: from the gates, or else the profile.
-        gate_weights: safetensors file of gates, `training/train_gates.py` says how they lie in it.
+        exit_layer: the last layer that sees image tokens, 0-based; -1 leaves the model as it is. None: from
+            the gates, or else the profile.
+        gate_weights: safetensors file of gates, which stay in memory: 2.1 GB in the published size for
+            LLaVA-1.5-7B.
     """
 
     exit_layer: int | None = None
     gate_weights: str | None = None
     _gates: dict[int, ExitGate] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    info = MethodInfo(
+    info: ClassVar = MethodInfo(
         stage="pruning",
         changes="all image tokens leave after one layer",
         where="prefill, after the layer of the profile, or of a gate",
@@ -63,16 +65,16 @@ class DyVTE(TokenPruning):
         paper="2411.19628",
     )
     identity_parameters: ClassVar = {"exit_layer": -1}
-    prunes_after: ClassVar = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.exit_layer is not None:
             check_whole("exit_layer", self.exit_layer, -1)
         if self.gate_weights is not None:
-            if not isinstance(self.gate_weights, str | Path):
-                raise ValueError(f"gate_weights is {self.gate_weights!r}; it must be the path of a file")
-            object.__setattr__(self, "gate_weights", str(self.gate_weights))
+            if not isinstance(self.gate_weights, str) or not self.gate_weights:
+                raise ValueError(
+                    f"gate_weights is {shown(self.gate_weights)}; it must be the name of a safetensors file"
+                )
             if self.exit_layer is not None:
                 raise ValueError(
                     f"exit_layer is {self.exit_layer} and there are gate_weights, which choose it; pass one"
@@ -80,13 +82,11 @@ class DyVTE(TokenPruning):
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
         resolved = super().resolve(config, profile)
-        text = config.get_text_config()
-        last = text.num_hidden_layers - 1
         if self.gate_weights is not None:
             resolved = dataclasses.replace(resolved)
-            gates = read_gates(Path(self.gate_weights), last, text.hidden_size)
-            object.__setattr__(resolved, "_gates", gates)
+            resolved._gates.update(enumerate(read_gates(self.gate_weights, config)))
             return resolved
+        last = config.get_text_config().num_hidden_layers - 1
         layer = self.exit_layer
         if layer is None and profile is not None:
             layer = profile.get("dyvte_exit_layer")
@@ -95,9 +95,9 @@ class DyVTE(TokenPruning):
                 "no exit_layer is known for this checkpoint; find it with 'vlmfix calibrate --model MODEL "
                 "--images DIR --method dyvte', or pass exit_layer or gate_weights"
             )
-        if type(layer) is not int or not -1 <= layer < last:
+        if layer >= last:
             raise ValueError(
-                f"exit_layer is {layer!r}; image tokens of this model can leave after layers 0 to {last - 1}, "
+                f"exit_layer is {layer}; image tokens of this model can leave after layers 0 to {last - 1}, "
                 "and -1 keeps them"
             )
         return dataclasses.replace(resolved, exit_layer=layer)
@@ -106,10 +106,8 @@ class DyVTE(TokenPruning):
         if layer == 0:
             return None
         layout = context.layout_at(layer)
-        if not self._gates:
-            if self.exit_layer != layer - 1:
-                return None
-            return ~layout.image_tokens
+        if self.exit_layer is not None:
+            return ~layout.image_tokens if layer == self.exit_layer + 1 else None
         left = layout.image_tokens.any(dim=1) & self.takes(context)
         gate = self._gate(layer - 1, hidden_states)
         features = text_features(hidden_states, layout.after_last_image.to(hidden_states.device))
@@ -131,7 +129,8 @@ class DyVTE(TokenPruning):
 
 
 def text_features(hidden_states: Tensor, after_image: Tensor) -> Tensor:
-    """What a gate sees of a layer: the mean of the text after the image, and its last token.
+    """What a gate sees of a layer: the mean of the text after the image, and the last token (arXiv
+    2411.19628).
 
     Args:
         hidden_states: of the prompt, `(batch, tokens, hidden)`.
@@ -150,36 +149,36 @@ def text_features(hidden_states: Tensor, after_image: Tensor) -> Tensor:
 
 
 def exit_logits(features: Tensor, gate: ExitGate) -> Tensor:
-    """Logits of keeping the image tokens and of letting them go, `(batch, 2)` (arXiv 2411.19628).
+    """Logits of keeping the image tokens and of letting them go (arXiv 2411.19628).
 
     Args:
-        features: `(batch, 2 hidden)`.
-        gate: of the layer; its weights are of any floating-point dtype.
+        features: `(..., batch, 2 hidden)` float32.
+        gate: of the layer, or of several, stacked.
+
+    Returns:
+        `(..., batch, 2)`.
     """
-    first, second = (each.float() for each in gate)
-    return nn.functional.gelu(features @ first.T) @ second.T
+    return nn.functional.gelu(features @ gate.first.mT) @ gate.second.mT
 
 
-def read_gates(path: Path, layers: int, hidden: int) -> dict[int, ExitGate]:
-    """Gates of the first `layers` layers of a model from a file, by layer.
+def read_gates(path: str, config: PreTrainedConfig) -> list[ExitGate]:
+    """Gates of all layers but the last of a model, from a file with the tensors of an `ExitGate`, stacked.
 
     Raises:
         ValueError: there is no such file, or it holds no gates for such a model.
     """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"gate_weights {str(path)!r} cannot be read ({error}); train gates first") from error
-    gates = {}
-    for layer in range(layers):
-        first, second = (tensors.get(f"{layer}.{name}") for name in ("first", "second"))
-        if first is None or second is None:
-            raise ValueError(f"gate_weights {str(path)!r} have no gate for layer {layer}; train them anew")
-        gate_hidden = first.shape[0]
-        if first.shape != (gate_hidden, 2 * hidden) or second.shape != (2, gate_hidden):
-            raise ValueError(
-                f"gate_weights {str(path)!r} have {tuple(first.shape)} and {tuple(second.shape)} in layer "
-                f"{layer}; a model of width {hidden} needs (size, {2 * hidden}) and (2, size)"
-            )
-        gates[layer] = ExitGate(first, second)
-    return gates
+    tensors = read_directions(path, DyVTE.name, config, what="gates", made_by=MADE_BY)
+    text = config.get_text_config()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layers, gate_hidden, width = shapes.get("first", (0, 0, 0))
+    if (layers, width) != (text.num_hidden_layers - 1, 2 * text.hidden_size) or shapes.get("second") != (
+        layers,
+        2,
+        gate_hidden,
+    ):
+        raise ValueError(
+            f"{path!r} has {shapes}, and gates of this model are first ({text.num_hidden_layers - 1}, size, "
+            f"{2 * text.hidden_size}) and second ({text.num_hidden_layers - 1}, 2, size); make it by "
+            f"'{MADE_BY}'"
+        )
+    return [ExitGate(*each) for each in zip(tensors["first"], tensors["second"], strict=True)]
