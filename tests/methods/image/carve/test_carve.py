@@ -19,6 +19,7 @@ import vlmfix
 from tests.support import families, zoo
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.inference.chat import prepare
+from vlmfix.methods.image import remembered
 from vlmfix.methods.image.carve import carve
 from vlmfix.methods.image.carve.carve import (
     CARVE,
@@ -480,14 +481,14 @@ def test_further_questions_about_an_image_are_cheaper(pair: tuple[Any, Any]) -> 
 def test_remembered_maps_change_nothing_and_are_few(
     llava_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carve, "_REMEMBERED_MAPS", 2)
+    monkeypatch.setattr(remembered, "_REMEMBERED", 2)
     method = CARVE(max_map_tokens=3)
     for index in (0, 1, 2, 0, 2, 1):
         again = method.run(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
         fresh = CARVE(max_map_tokens=3).run(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
         assert again.answer == fresh.answer
         assert np.array_equal(again.saliency, fresh.saliency, equal_nan=True)
-        (maps,) = method._instruction_maps._maps.values()
+        (maps,) = method._instruction_maps._values.values()
         assert len(maps) <= 2
 
 

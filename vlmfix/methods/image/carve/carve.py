@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from vlmfix.methods.image.carve.crop import (
     select_regions,
 )
 from vlmfix.methods.image.maps import attached_to, locate, map_pass, refuse_videos
+from vlmfix.methods.image.remembered import RememberedByModel
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
@@ -56,32 +55,7 @@ _MAX_CORRELATION = 0.98
 # Qwen-VL reads no image whose sides differ more.
 _MAX_ASPECT_RATIO = 200
 
-# Images whose instruction maps one object remembers.
-_REMEMBERED_MAPS = 16
-
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-class _MapCache:
-    """Instruction maps of the last images, by model; they go with it and stay in this process."""
-
-    def __init__(self) -> None:
-        self._maps: WeakKeyDictionary[PreTrainedModel, OrderedDict[Hashable, Tensor]] = WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _MapCache, ()
-
-    def get(self, model: PreTrainedModel, key: Hashable) -> Tensor | None:
-        maps = self._maps.setdefault(model, OrderedDict())
-        if key in maps:
-            maps.move_to_end(key)
-        return maps.get(key)
-
-    def put(self, model: PreTrainedModel, key: Hashable, value: Tensor) -> None:
-        maps = self._maps[model]
-        maps[key] = value
-        if len(maps) > _REMEMBERED_MAPS:
-            maps.popitem(last=False)
 
 
 @register_method("carve")
@@ -145,7 +119,9 @@ class CARVE(MultiPassMethod):
     )
     identity_parameters: ClassVar = {"kept_pixel_fraction": 1}
 
-    _instruction_maps: _MapCache = field(default_factory=_MapCache, init=False, repr=False, compare=False)
+    _instruction_maps: RememberedByModel[Tensor] = field(
+        default_factory=RememberedByModel, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.contrast_layers is not None:
