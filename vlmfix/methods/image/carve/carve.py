@@ -18,6 +18,7 @@ from vlmfix.engine import compatibility
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.keywords import content_words
 from vlmfix.inference.pictures import Images
 from vlmfix.inference.rendering import model_inputs, render_conversation
 from vlmfix.methods.base import MethodInfo, MultiPassMethod
@@ -28,7 +29,7 @@ from vlmfix.methods.image.carve.crop import (
     saliency_map,
     select_regions,
 )
-from vlmfix.methods.image.maps import attached_to, locate, map_pass, refuse_videos
+from vlmfix.methods.image.maps import MapPass, attached_to, locate, map_pass, phrase_map, refuse_videos
 from vlmfix.methods.image.remembered import RememberedByModel
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
@@ -39,7 +40,7 @@ from vlmfix.methods.validation import (
 )
 from vlmfix.models.profiles import Profile, find_profile
 
-STEP_MODES = ("all", "first", "last")
+STEP_MODES = ("all", "first", "last", "content")
 REGION_RULES = ("at_least", "max")
 FINAL_IMAGES = ("original+refined", "refined")
 
@@ -84,7 +85,9 @@ class CARVE(MultiPassMethod):
     Args:
         contrast_layers: layers whose attention is read, 0-based; None: from the checkpoint's profile, else 20
             to 25, and in models with fewer than 26 layers those at 71 to 89 % of the depth.
-        step_mode: "all" steps of both generations, weighted by their number, the "first" or the "last" ones.
+        step_mode: "all" steps of both generations, weighted by their number, the "first" or the "last" ones,
+            or the mean of those that write "content" words, without function words and punctuation, which is
+            of neither paper nor code; of an answer without any ("Yes"), all steps.
         contrast_regularizer: added to the instruction's attention before it divides, positive.
         kept_pixel_fraction: share of the pixels above the threshold, in (0, 1]; 1 leaves the model as it is.
         max_regions: connected regions that are kept, 1 or more.
@@ -253,7 +256,8 @@ class CARVE(MultiPassMethod):
         inputs = model_inputs([asked.asking(self._briefly)], processor)
         located = locate(model, processor, inputs, pictures)
         pixels = _digest({name: value for name, value in inputs.items() if name not in _TEXT_INPUTS})
-        question, first_answer = map_pass(model, processor, inputs, layers, self.max_map_tokens, "CARVE")
+        passed = map_pass(model, processor, inputs, layers, self.max_map_tokens, "CARVE")
+        question = self._steps_of(passed)
         general = asked.asking_instead(self._briefly(self.general_instruction))
         text = render_conversation(general, processor)
         key = pixels, text, layers, attached
@@ -261,7 +265,7 @@ class CARVE(MultiPassMethod):
         if instruction is None:
             inputs = model_inputs([general], processor)
             steps = 1 if self.step_mode == "first" else self.max_map_tokens
-            instruction, _ = map_pass(model, processor, inputs, layers, steps, "CARVE")
+            instruction = self._steps_of(map_pass(model, processor, inputs, layers, steps, "CARVE"))
             self._instruction_maps.put(model, key, instruction)
         fused = fuse(
             question,
@@ -294,7 +298,8 @@ class CARVE(MultiPassMethod):
             reason = NARROW
         return Refinement(
             answer="",
-            first_answer=first_answer,
+            first_answer=passed.answer,
+            map_words=self._map_words(passed.answer),
             original=original,
             saliency=saliency,
             box=box,
@@ -302,6 +307,17 @@ class CARVE(MultiPassMethod):
             refined=not reason,
             reason=reason,
         )
+
+    def _steps_of(self, passed: MapPass) -> Tensor:
+        """Its attention by steps; a single one where they are averaged."""
+        if self.step_mode != "content":
+            return passed.attention
+        return phrase_map(passed.attention, passed.content)[:, None]
+
+    def _map_words(self, answer: str) -> tuple[str, ...]:
+        if self.step_mode != "content":
+            return ()
+        return tuple(answer[start:stop] for start, stop in content_words(answer))
 
     def _briefly(self, text: str) -> str:
         return f"{text} {self.answer_suffix}".strip()
@@ -327,7 +343,7 @@ def fuse(
         question_attention: head-averaged weights of the last row, `(layers, steps, tokens)`.
         instruction_attention: the same for the instruction; the number of steps may differ.
         step_mode: "all" pairs the steps by index up to the shorter generation, with weights 1, 2, ...;
-            "first" takes the first step of both, "last" the last one of each.
+            "first" and "content" take the first step of both, "last" the last one of each.
         contrast_regularizer: see `contrast`.
 
     Returns:
