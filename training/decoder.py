@@ -94,6 +94,13 @@ def language_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of the answers plus those of sinks and focus, and numbers for the log."""
     hidden, extra = decode(family, embed(family, batch, image_embeds), batch, places_of(batch, labels))
+    loss, numbers = answer_loss(family, batch, hidden)
+    return loss + extra, numbers | {"extra": extra.item()}
+
+
+def answer_loss(family: Family, batch: Batch, hidden: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Loss of the answers from normed last hidden states `(batch, sequence, hidden)`, and numbers for the
+    log."""
     answered = batch.targets != IGNORED
     logits = family.model.lm_head(hidden[answered])
     targets, weights = batch.targets[answered], batch.weights[answered]
@@ -104,14 +111,13 @@ def language_loss(
     asked = (targets[:, None] == yes_no).any(-1)
     numbers = {
         "answers": loss.item(),
-        "extra": extra.item(),
         "yes/no": right[asked].float().mean().item(),
         "short": right[(weights > 1) & ~asked & (targets != family.tokenizer.eos_token_id)]
         .float()
         .mean()
         .item(),
     }
-    return loss + extra, numbers
+    return loss, numbers
 
 
 def _yes_no(family: Family, word: str) -> int:

@@ -108,6 +108,8 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
     from vlmfix.methods.steering.vti import VTI
+    from vlmfix.methods.vision.shield.results import ShieldedAnswer
+    from vlmfix.methods.vision.shield.shield import SHIELD
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
     from vlmfix.recipes import Recipe, find_recipe, load_recipe
@@ -134,6 +136,7 @@ __all__ = [
     "PAI",
     "RITUAL",
     "RUDDER",
+    "SHIELD",
     "SID",
     "SIRA",
     "VAF",
@@ -225,6 +228,7 @@ __all__ = [
     "ScoreEdit",
     "SeesLogits",
     "SelfLogitAugmentation",
+    "ShieldedAnswer",
     "SimilarityFilter",
     "SparseVLM",
     "StreamEdit",
@@ -331,6 +335,8 @@ _NAMES = {
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",
     "vlmfix.methods.steering.vti": "VTI",
+    "vlmfix.methods.vision.shield.results": "ShieldedAnswer",
+    "vlmfix.methods.vision.shield.shield": "SHIELD",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
     "vlmfix.recipes": "Recipe find_recipe load_recipe",

@@ -111,8 +111,8 @@ def generate(
         batch_size: prompts per forward pass; it changes the speed, not the answers.
         progress: called with the number of prompts just answered.
         on_refinement: called with what a method that asks several times found out about each prompt, in
-            order: a `vlmfix.Refinement` (CARVE), `vlmfix.FusedAnswer` (MRFD) or `vlmfix.DetailedCaption`
-            (Patch Matters).
+            order: a `vlmfix.Refinement` (CARVE), `vlmfix.FusedAnswer` (MRFD), `vlmfix.DetailedCaption`
+            (Patch Matters) or `vlmfix.ShieldedAnswer` (SHIELD).
         on_answer: called with each answer in order: its tokens, whether the model ended it, and the reasoning
             before it, if there is any.
         **generate_kwargs: for `model.generate`, for instance `num_beams` or `do_sample`; one sequence a

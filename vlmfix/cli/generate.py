@@ -91,7 +91,7 @@ def generate(
     allow_missing: AllowMissingOption = False,
     save_maps: Annotated[
         Path | None,
-        path_option("Folder for the maps and pictures that carve, mrfd and patch_matters make."),
+        path_option("Folder for the maps and pictures that carve, mrfd, patch_matters and shield make."),
     ] = None,
     json_: Annotated[
         bool,
@@ -118,7 +118,9 @@ def generate(
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     if save_maps is not None:
         if not any(isinstance(each, vlmfix.MultiPassMethod) for each in chosen):
-            raise ValueError("--save-maps needs --method carve, mrfd or patch_matters, which cut the picture")
+            raise ValueError(
+                "--save-maps needs --method carve, mrfd, patch_matters or shield, which make pictures"
+            )
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
     questions = asked_questions(image, prompt, system, messages, together=together)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)

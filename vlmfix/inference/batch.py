@@ -28,6 +28,8 @@ from vlmfix.inference.rendering import model_inputs
 
 Show = Callable[[Sequence[Image.Image]], ShownPictures]
 """From the pictures of a batch, each one once, to what is shown in their place."""
+ChangeInputs = Callable[[BatchFeature], BatchFeature]
+"""From what a processor made of a batch to what the model reads."""
 
 
 def answer_batch(
@@ -35,6 +37,7 @@ def answer_batch(
     processor: ProcessorMixin,
     batch: Sequence[Conversation],
     show: Show | None = None,
+    change_inputs: ChangeInputs | None = None,
     **generate_kwargs: Any,
 ) -> list[Answer]:
     """Answers of one forward pass a token, under whatever methods are attached.
@@ -45,6 +48,7 @@ def answer_batch(
     Args:
         batch: each prompt; its pictures may be paths.
         show: what is shown in the place of the pictures; None: these.
+        change_inputs: changes what the model reads; None: nothing does.
         **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
 
     Raises:
@@ -64,6 +68,8 @@ def answer_batch(
             inputs, interpolates = _changed_inputs(opened, processor, show)
             if interpolates:
                 stack.enter_context(interpolated_positions(model))
+        if change_inputs is not None:
+            inputs = change_inputs(inputs)
         check_token_ids(inputs["input_ids"], model)
         inputs = inputs.to(input_device(model), dtype=model.dtype)
         end_tokens = tokens.end_tokens(model, generate_kwargs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from vlmfix.engine.modules import input_device
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
+from vlmfix.inference.keywords import content_words
 from vlmfix.methods.base import Method
 from vlmfix.models.image_grid.families import place, token_grids
 from vlmfix.models.image_grid.grids import ImageTokens
@@ -75,6 +77,20 @@ def locate(
     return place(images, model.config, processor.image_processor, sizes)
 
 
+class MapPass(NamedTuple):
+    """What a map pass gave.
+
+    Args:
+        attention: to the image tokens, `(layers, steps, tokens)` float32 on the CPU.
+        answer: what the model wrote.
+        content: which steps wrote a token of a content word, `(steps,)` bool.
+    """
+
+    attention: Tensor
+    answer: str
+    content: Tensor
+
+
 def map_pass(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -82,8 +98,8 @@ def map_pass(
     layers: tuple[int, ...],
     max_tokens: int,
     reader: str,
-) -> tuple[Tensor, str]:
-    """Greedy answer to a prompt of one, and the image attention of its steps, `(layers, steps, tokens)`.
+) -> MapPass:
+    """Greedy answer to a prompt of one, and the image attention of its steps.
 
     Args:
         inputs: of the processor.
@@ -100,8 +116,46 @@ def map_pass(
     with observer(model):
         generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
         output = generate(**inputs, **greedy)
-    new_tokens = output[:, inputs["input_ids"].shape[1] :]
-    return observer.maps(), processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
+    new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
+    text = processor.batch_decode([new_tokens], skip_special_tokens=True)[0].strip()
+    return MapPass(observer.maps(), text, content_tokens(processor, new_tokens))
+
+
+def content_tokens(processor: Any, token_ids: Sequence[int]) -> Tensor:
+    """Which tokens of a text belong to content words, `(tokens,)` bool: to those that are no English function
+    words, punctuation or special tokens.
+
+    Args:
+        processor: of the model.
+        token_ids: of the text.
+    """
+    ends = [
+        len(processor.batch_decode([token_ids[:stop]], skip_special_tokens=True)[0])
+        for stop in range(len(token_ids) + 1)
+    ]
+    text = processor.batch_decode([token_ids], skip_special_tokens=True)[0]
+    spans = content_words(text)
+    return torch.tensor(
+        [
+            any(start < stop and first < stop and start < last for first, last in spans)
+            for start, stop in pairwise(ends)
+        ],
+        dtype=torch.bool,
+    )
+
+
+def phrase_map(attention: Tensor, content: Tensor) -> Tensor:
+    """Mean over the steps that write content words, `(layers, tokens)`; over all steps without any.
+
+    After RefAM (arXiv 2509.22650), which leaves stop words out of maps of phrases in diffusion transformers;
+    for the attention of a language model that is a reconstruction. Its appended words are not: in a causal
+    model they see everything, or change the answer.
+
+    Args:
+        attention: `(layers, steps, tokens)`.
+        content: of which steps, `(steps,)` bool.
+    """
+    return attention[:, content if bool(content.any()) else ~content].mean(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import vlmfix
 from tests.support import families, zoo
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.inference.chat import prepare
+from vlmfix.methods.image import remembered
 from vlmfix.methods.image.carve import carve
 from vlmfix.methods.image.carve.carve import (
     CARVE,
@@ -34,7 +35,9 @@ from vlmfix.methods.image.carve.crop import (
     select_regions,
     to_image,
 )
+from vlmfix.methods.image.maps import content_tokens, locate, map_pass, phrase_map
 from vlmfix.models.image_grid.grids import ImageTokens, TokenGrid
+from vlmfix.models.profiles import find_profile
 
 PICTURES = [render(sample_scene(3, index)) for index in range(4)]
 QUESTIONS = ["What color is the dog?", "Is there a car in the image?", "How many cats are there?"]
@@ -85,13 +88,14 @@ def test_fusion_against_loops(step_mode: str) -> None:
     """Generations of different lengths, with plain loops over layers, steps and tokens."""
     generator = torch.Generator().manual_seed(0)
     question, instruction = torch.rand(3, 5, 7, generator=generator), torch.rand(3, 4, 7, generator=generator)
-    pairs = {"all": [(t, t, t + 1) for t in range(4)], "first": [(0, 0, 1)], "last": [(4, 3, 1)]}[step_mode]
+    first = [(0, 0, 1)]  # "content" comes as the mean of some steps
+    pairs = {"all": [(t, t, t + 1) for t in range(4)], "first": first, "content": first, "last": [(4, 3, 1)]}
 
     def naive(formula: Any) -> list[float]:
         return [
             sum(
                 weight * formula(float(question[layer, q, token]), float(instruction[layer, g, token]))
-                for q, g, weight in pairs
+                for q, g, weight in pairs[step_mode]
                 for layer in range(3)
             )
             for token in range(7)
@@ -101,6 +105,51 @@ def test_fusion_against_loops(step_mode: str) -> None:
     assert fused.tolist() == pytest.approx(naive(lambda q, g: q / (g + 0.01)), abs=1e-6)
     expected = np.corrcoef(naive(lambda q, g: q), naive(lambda q, g: g))[0, 1]
     assert correlation(question, instruction, step_mode) == pytest.approx(expected, abs=1e-6)
+
+
+def test_vector_of_the_phrase_map() -> None:
+    """The, red, bus."""
+    words = torch.tensor([[[0.4, 0.1, 0.1], [0.05, 0.3, 0.1], [0.1, 0.5, 0.2]]])
+    content = torch.tensor([False, True, True])
+    torch.testing.assert_close(phrase_map(words, content), torch.tensor([[0.075, 0.4, 0.15]]))
+    for every in (torch.ones(3).bool(), torch.zeros(3).bool()):  # without content words, all count
+        expected = torch.tensor([[0.183333, 0.3, 0.133333]])
+        torch.testing.assert_close(phrase_map(words, every), expected, atol=1e-6, rtol=0)
+
+
+def test_tokens_of_content_words(pair: tuple[Any, Any]) -> None:
+    tokenizer = pair[1].tokenizer
+    text = "The image shows two potted plants, and a purple couch. Yes"
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    found = content_tokens(pair[1], ids)
+    assert found.shape == (len(ids),)
+    left = "".join(tokenizer.decode([each]) for each, keeps in zip(ids, found, strict=True) if keeps)
+    assert left.split() == ["image", "shows", "two", "potted", "plants", "purple", "couch"]
+    assert content_tokens(pair[1], []).shape == (0,)
+
+
+def test_map_of_content_words(pair: tuple[Any, Any]) -> None:
+    """The steps that write function words are left out of both maps."""
+    model, processor = pair
+    method = CARVE(step_mode="content", answer_suffix="", max_map_tokens=12)
+    asked = "Describe the image."
+    result = method.run(model, processor, PICTURES[0], asked, max_new_tokens=1)
+    layers = method.resolve(model.config, find_profile(model)).contrast_layers
+    means, answers = [], []
+    for text in (asked, method.general_instruction):
+        inputs = prepare([[PICTURES[0]]], [text], processor)
+        passed = map_pass(model, processor, inputs, layers, 12, "test")
+        length = passed.attention.shape[1]
+        steps = [step for step, keeps in enumerate(passed.content) if keeps] or list(range(length))
+        assert len(steps) < length or not passed.content.any()
+        means.append(sum(passed.attention[:, step] for step in steps).double() / len(steps))
+        answers.append(passed.answer)
+    expected = (means[0] / (means[1] + 1e-8)).sum(dim=0)
+    located = locate(model, processor, inputs, [PICTURES[0]])
+    np.testing.assert_allclose(result.saliency, saliency_map(expected, located[0], (112, 112)), rtol=1e-4)
+    assert "image" in result.map_words
+    assert set(result.map_words) < set(answers[0].replace(".", "").split())
+    assert not CARVE(max_map_tokens=2).run(model, processor, PICTURES[0], asked, max_new_tokens=1).map_words
 
 
 def test_correlation_of_flat_maps_is_none() -> None:
@@ -480,14 +529,14 @@ def test_further_questions_about_an_image_are_cheaper(pair: tuple[Any, Any]) -> 
 def test_remembered_maps_change_nothing_and_are_few(
     llava_pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carve, "_REMEMBERED_MAPS", 2)
+    monkeypatch.setattr(remembered, "_REMEMBERED", 2)
     method = CARVE(max_map_tokens=3)
     for index in (0, 1, 2, 0, 2, 1):
         again = method.run(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
         fresh = CARVE(max_map_tokens=3).run(*llava_pair, PICTURES[index], QUESTIONS[1], max_new_tokens=3)
         assert again.answer == fresh.answer
         assert np.array_equal(again.saliency, fresh.saliency, equal_nan=True)
-        (maps,) = method._instruction_maps._maps.values()
+        (maps,) = method._instruction_maps._values.values()
         assert len(maps) <= 2
 
 

@@ -325,7 +325,7 @@ def test_the_picture_with_the_most_attention_is_cut(llava: tuple[Any, Any]) -> N
     pictures = [PICTURES[0].resize((160, 112)), PICTURES[1], PICTURES[2]]
     result = MRFD(num_views=2, response_tokens=2).run(*llava, pictures, CAPTION, max_new_tokens=2)
     inputs = prepare([pictures], [CAPTION], llava[1])
-    attention, _ = mrfd.map_pass(*llava, inputs, (3, 4), 1, "test")
+    attention = mrfd.map_pass(*llava, inputs, (3, 4), 1, "test").attention
     chosen = int(attention.mean(dim=(0, 1)).view(3, -1).sum(dim=1).argmax())
     assert result.original is not None
     assert np.array_equal(result.original, pictures[chosen])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from vlmfix.engine import compatibility
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.keywords import content_words
 from vlmfix.inference.pictures import Images
 from vlmfix.inference.rendering import model_inputs, render_conversation
 from vlmfix.methods.base import MethodInfo, MultiPassMethod
@@ -30,7 +29,8 @@ from vlmfix.methods.image.carve.crop import (
     saliency_map,
     select_regions,
 )
-from vlmfix.methods.image.maps import attached_to, locate, map_pass, refuse_videos
+from vlmfix.methods.image.maps import MapPass, attached_to, locate, map_pass, phrase_map, refuse_videos
+from vlmfix.methods.image.remembered import RememberedByModel
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
@@ -40,7 +40,7 @@ from vlmfix.methods.validation import (
 )
 from vlmfix.models.profiles import Profile, find_profile
 
-STEP_MODES = ("all", "first", "last")
+STEP_MODES = ("all", "first", "last", "content")
 REGION_RULES = ("at_least", "max")
 FINAL_IMAGES = ("original+refined", "refined")
 
@@ -56,32 +56,7 @@ _MAX_CORRELATION = 0.98
 # Qwen-VL reads no image whose sides differ more.
 _MAX_ASPECT_RATIO = 200
 
-# Images whose instruction maps one object remembers.
-_REMEMBERED_MAPS = 16
-
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-class _MapCache:
-    """Instruction maps of the last images, by model; they go with it and stay in this process."""
-
-    def __init__(self) -> None:
-        self._maps: WeakKeyDictionary[PreTrainedModel, OrderedDict[Hashable, Tensor]] = WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _MapCache, ()
-
-    def get(self, model: PreTrainedModel, key: Hashable) -> Tensor | None:
-        maps = self._maps.setdefault(model, OrderedDict())
-        if key in maps:
-            maps.move_to_end(key)
-        return maps.get(key)
-
-    def put(self, model: PreTrainedModel, key: Hashable, value: Tensor) -> None:
-        maps = self._maps[model]
-        maps[key] = value
-        if len(maps) > _REMEMBERED_MAPS:
-            maps.popitem(last=False)
 
 
 @register_method("carve")
@@ -110,7 +85,9 @@ class CARVE(MultiPassMethod):
     Args:
         contrast_layers: layers whose attention is read, 0-based; None: from the checkpoint's profile, else 20
             to 25, and in models with fewer than 26 layers those at 71 to 89 % of the depth.
-        step_mode: "all" steps of both generations, weighted by their number, the "first" or the "last" ones.
+        step_mode: "all" steps of both generations, weighted by their number, the "first" or the "last" ones,
+            or the mean of those that write "content" words, without function words and punctuation, which is
+            of neither paper nor code; of an answer without any ("Yes"), all steps.
         contrast_regularizer: added to the instruction's attention before it divides, positive.
         kept_pixel_fraction: share of the pixels above the threshold, in (0, 1]; 1 leaves the model as it is.
         max_regions: connected regions that are kept, 1 or more.
@@ -145,7 +122,9 @@ class CARVE(MultiPassMethod):
     )
     identity_parameters: ClassVar = {"kept_pixel_fraction": 1}
 
-    _instruction_maps: _MapCache = field(default_factory=_MapCache, init=False, repr=False, compare=False)
+    _instruction_maps: RememberedByModel[Tensor] = field(
+        default_factory=RememberedByModel, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.contrast_layers is not None:
@@ -277,7 +256,8 @@ class CARVE(MultiPassMethod):
         inputs = model_inputs([asked.asking(self._briefly)], processor)
         located = locate(model, processor, inputs, pictures)
         pixels = _digest({name: value for name, value in inputs.items() if name not in _TEXT_INPUTS})
-        question, first_answer = map_pass(model, processor, inputs, layers, self.max_map_tokens, "CARVE")
+        passed = map_pass(model, processor, inputs, layers, self.max_map_tokens, "CARVE")
+        question = self._steps_of(passed)
         general = asked.asking_instead(self._briefly(self.general_instruction))
         text = render_conversation(general, processor)
         key = pixels, text, layers, attached
@@ -285,7 +265,7 @@ class CARVE(MultiPassMethod):
         if instruction is None:
             inputs = model_inputs([general], processor)
             steps = 1 if self.step_mode == "first" else self.max_map_tokens
-            instruction, _ = map_pass(model, processor, inputs, layers, steps, "CARVE")
+            instruction = self._steps_of(map_pass(model, processor, inputs, layers, steps, "CARVE"))
             self._instruction_maps.put(model, key, instruction)
         fused = fuse(
             question,
@@ -318,7 +298,8 @@ class CARVE(MultiPassMethod):
             reason = NARROW
         return Refinement(
             answer="",
-            first_answer=first_answer,
+            first_answer=passed.answer,
+            map_words=self._map_words(passed.answer),
             original=original,
             saliency=saliency,
             box=box,
@@ -326,6 +307,17 @@ class CARVE(MultiPassMethod):
             refined=not reason,
             reason=reason,
         )
+
+    def _steps_of(self, passed: MapPass) -> Tensor:
+        """Its attention by steps; a single one where they are averaged."""
+        if self.step_mode != "content":
+            return passed.attention
+        return phrase_map(passed.attention, passed.content)[:, None]
+
+    def _map_words(self, answer: str) -> tuple[str, ...]:
+        if self.step_mode != "content":
+            return ()
+        return tuple(answer[start:stop] for start, stop in content_words(answer))
 
     def _briefly(self, text: str) -> str:
         return f"{text} {self.answer_suffix}".strip()
@@ -351,7 +343,7 @@ def fuse(
         question_attention: head-averaged weights of the last row, `(layers, steps, tokens)`.
         instruction_attention: the same for the instruction; the number of steps may differ.
         step_mode: "all" pairs the steps by index up to the shorter generation, with weights 1, 2, ...;
-            "first" takes the first step of both, "last" the last one of each.
+            "first" and "content" take the first step of both, "last" the last one of each.
         contrast_regularizer: see `contrast`.
 
     Returns:

@@ -26,6 +26,8 @@ class Refinement(MultiPassResult):
         final: the same with its tokens; None while it is not written yet.
         first_answer: what the model wrote in the pass that made the question's map, about the original
             image: greedy, and cut at `max_map_tokens`; "" without such a pass.
+        map_words: its content words, where the steps that wrote them alone made the question's map; (): all
+            steps did.
         original: the image that was refined, or would have been; None without an image.
         saliency: fused map in pixels of `original`, `(height, width)` float, NaN where the model does not
             see the image; None without map passes.
@@ -36,6 +38,7 @@ class Refinement(MultiPassResult):
     """
 
     first_answer: str = ""
+    map_words: tuple[str, ...] = ()
     original: Image.Image | None = field(default=None, repr=False)
     saliency: np.ndarray | None = field(default=None, repr=False)
     box: tuple[int, int, int, int] | None = None

@@ -209,7 +209,7 @@ class MRFD(MultiPassMethod):
         pictures = [picture for picture in asked.pictures if isinstance(picture, Image.Image)]
         inputs = model_inputs([asked], processor)
         located = locate(model, processor, inputs, pictures)
-        attention, _ = map_pass(model, processor, inputs, layers, 1, "MRFD")
+        attention = map_pass(model, processor, inputs, layers, 1, "MRFD").attention
         by_picture = attention.mean(dim=(0, 1)).split([image.count for image in located])
         chosen = max(asked.asked_about, key=lambda place: float(by_picture[place].sum()))
         original, grid = pictures[chosen], widest(located[chosen])

@@ -1,0 +1,1 @@
+"""SHIELD: repairs of the features of the vision encoder, and a contrast with an attacked image."""
