@@ -76,7 +76,7 @@ def caption_pairs(root: str | Path, limit: int) -> list[CaptionPair]:
         present = sorted(truth.objects[image_id])
         missing = [each for each in classes if each not in present]
         likely = sorted(missing, key=lambda each: -sum(together[each, one] for one in present))
-        if present and len(likely) >= len(present):
+        if present and 2 * len(likely) >= len(present):
             pairs.append(CaptionPair.of_objects(path, present, likely))
     return pairs
 

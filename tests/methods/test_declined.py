@@ -15,7 +15,7 @@ from tests.support import families
 from tests.support.methods import ACTING
 
 NO_TEXT, ENDS = "nothing but an image in the prompt", "no text after the image"
-AGAINST_TEXT = ("m3id", "lcd", "vdd", "crops", "baseline.text_contrast", "vhr", "pai")
+AGAINST_TEXT = ("m3id", "lcd", "vdd", "crops", "baseline.text_contrast", "vhr", "pai", "vista")
 PRUNING = (
     *(
         "adaptinfer",

@@ -19,7 +19,6 @@ from vlmfix.methods.steering.vti import direction
 
 _MASKED_COPIES = 50
 _MASK_RATIO = 0.99
-_MASK_CELLS = 14
 _LEAST = 2
 _SOURCE = "pairs of captions that list objects, half of them not there in the second one"
 
@@ -58,7 +57,7 @@ def calibrate_vti(
 
     Of the text decoder: hidden states at the last token of true and hallucinated captions, all layers
     together. Of a CLIP or SigLIP encoder whose pictures all have as many tokens (LLaVA): hidden states of the
-    picture and their mean over copies in which 99 % of 14 x 14 cells are set to the channel means. The pairs
+    picture and their mean over 50 copies in which 99 % of the patches are set to the channel means. The pairs
     of captions are this library's own.
 
     Args:
@@ -181,15 +180,32 @@ def _image_difference(model: PreTrainedModel, pixels: Tensor, *, seed: int) -> T
         pixels: `(1, channels, height, width)`.
         seed: of the masks.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(_MASKED_COPIES, _MASK_CELLS**2, generator=generator).argsort(dim=1).argsort(dim=1)
-    kept = (order < round((1 - _MASK_RATIO) * _MASK_CELLS**2)).float()
-    cells = kept.view(-1, 1, _MASK_CELLS, _MASK_CELLS)
-    shown = torch.nn.functional.interpolate(cells, size=pixels.shape[-2:]).to(pixels)
-    masked = shown * pixels + (1 - shown) * pixels.mean(dim=(2, 3), keepdim=True)
+    masked = masked_copies(pixels, model.config.vision_config.patch_size, seed=seed)
     [original] = _encoded(model, [pixels])
     total = sum(part.sum(dim=1, keepdim=True) for part in _encoded(model, masked.split(10)))
     return (total / _MASKED_COPIES - original)[:, 0].cpu()
+
+
+def masked_copies(pixels: Tensor, patch: int, *, seed: int) -> Tensor:
+    """50 copies of a picture in which random patches, 99 % of them, are set to the means of the channels.
+
+    Args:
+        pixels: `(1, channels, height, width)`.
+        patch: pixels of its side.
+        seed: of the masks.
+
+    Returns:
+        `(50, channels, height, width)`; what is left at the edges beside whole patches is masked, too.
+    """
+    rows, columns = (length // patch for length in pixels.shape[-2:])
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(_MASKED_COPIES, rows * columns, generator=generator).argsort(dim=1)
+    shown = torch.zeros(_MASKED_COPIES, rows * columns)
+    shown.scatter_(1, order[:, int(_MASK_RATIO * rows * columns) :], 1.0)
+    grown = shown.view(-1, 1, rows, columns).repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
+    height, width = pixels.shape[-2:]
+    grown = torch.nn.functional.pad(grown, (0, width - columns * patch, 0, height - rows * patch)).to(pixels)
+    return grown * pixels + (1 - grown) * pixels.mean(dim=(2, 3), keepdim=True)
 
 
 def _encoded(model: PreTrainedModel, parts: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,8 @@ class Method(MethodHooks):
     """Whether it acts inside one `model.generate`, and not on what is asked or how it is decoded alone."""
     search_space: ClassVar[Mapping[str, Dimension] | None] = None
     """Where `vlmfix tune` searches its parameters, by name; None: it does not try this method."""
+    parameter_files: ClassVar[Sequence[str]] = ()
+    """Parameters that name a file; results know it by its content."""
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):

@@ -133,6 +133,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a mapping of concepts to lists of pairs [layer, head]",
     ),
     "nullu_directions": _FILE,
+    "rudder_alpha_max": _NUMBER,
     "sink_dimensions": (lambda value: _are_indices(value) and value != [], _INDICES[1] + ", not empty"),
     "sink_threshold": _NUMBER,
     "unknown_token_id": _INDEX,

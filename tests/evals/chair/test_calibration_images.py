@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from vlmfix.evals.chair.calibration_images import annotated_images
+from vlmfix.evals.chair.calibration_images import annotated_images, caption_pairs
 
+from tests.support import tinycoco
 from vlmfix.evaluation.files.readers import read_json
 
 
@@ -47,6 +49,29 @@ def test_training_images_that_are_there_come_first(world: Path, tmp_path: Path) 
         shutil.copy(path, tmp_path / "train2014")
     found = [each.image for each in annotated_images(tmp_path, 6)]
     assert found == [tmp_path / "train2014" / path.name for path in some]
+
+
+def test_pairs_of_captions_hallucinate_what_is_often_there(tmp_path: Path) -> None:
+    """Of images of person, car, bus; car, person, dog; dog, person, cat; dog alone, and nothing."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "annotations" / "instances_val2014.json").write_text(json.dumps(tinycoco.instances()))
+    for image_id in tinycoco.OBJECTS:
+        Image.new("RGB", (8, 8)).save(tmp_path / "val2014" / tinycoco.name_of(image_id))
+    pairs = caption_pairs(tmp_path, 10)
+    assert [pair.image for pair in pairs] == [
+        tmp_path / "val2014" / tinycoco.name_of(each) for each in (9, 25, 42, 74)
+    ]
+    assert [(pair.truthful, pair.hallucinated) for pair in pairs] == [
+        (f"The image shows {true}.", f"The image shows {false}.")
+        for true, false in (
+            ("a bus, a car and a person", "a dog, a car and a cat"),
+            ("a car, a dog and a person", "a bus, a dog and a cat"),
+            ("a cat, a dog and a person", "a car, a dog and a bus"),
+            ("a dog", "a person"),
+        )
+    ]
+    assert [pair.image for pair in caption_pairs(tmp_path, 3)] == [pair.image for pair in pairs[:3]]
 
 
 def test_what_is_missing_is_said(world: Path, tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vlmfix
 from tests.support.methods import NOT_IN_PROFILE
 from vlmfix.evaluation.files.hashing import digest, plain
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
+from vlmfix.models.directions import write_directions
+from vlmfix.models.profiles import find_profile
 
 DATA = {"pope coco random": {"file": "/here/random.json", "sha256": "ab", "rows": 3000}}
 
@@ -166,6 +170,17 @@ def test_methods_are_known_with_what_the_profile_says(loaded: tuple[Any, Any]) -
     assert json.loads(json.dumps(found)) == found
     other = run_key.method_identity(vlmfix.VAR(moved_fraction=0.6), loaded[0])
     assert digest(other) != digest(found)
+
+
+def test_files_of_methods_are_known_by_their_content(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    model = loaded[0]
+    shipped = run_key.method_identity(vlmfix.Nullu(), model)
+    file = vlmfix.Nullu().resolve(model.config, find_profile(model)).directions
+    copied = shutil.copy(str(file), tmp_path / "copied")
+    assert run_key.method_identity(vlmfix.Nullu(directions=str(copied)), model) == shipped
+    write_directions(tmp_path / "copied", "nullu", model.config, {"subspaces": torch.ones(8, 4, 192)})
+    assert run_key.method_identity(vlmfix.Nullu(directions=str(copied)), model) != shipped
+    assert run_key.method_identity(vlmfix.Nullu(rank=0, directions="none"), model)["parameters"]["rank"] == 0
 
 
 def test_a_method_that_does_nothing_needs_no_profile(loaded: tuple[Any, Any]) -> None:

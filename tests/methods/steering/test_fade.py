@@ -17,6 +17,13 @@ def test_formula(alpha: float, wanted: list[float]) -> None:
     torch.testing.assert_close(stream + attention + attenuate(added, alpha), torch.tensor(wanted))
 
 
+def test_a_second_layer_sees_the_edit_of_the_first() -> None:
+    """Where the feed-forward part adds the stream itself, and attention nothing."""
+    stream = torch.tensor([1.0])
+    after = [stream := stream + attenuate(stream, 0.5) for _ in range(2)]
+    assert [float(each) for each in after] == [1.5, 2.25]
+
+
 def test_values_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"alpha is 1\.5; it must be a number from 0 to 1"):
         FADE(alpha=1.5)

@@ -121,16 +121,19 @@ def model_identity(model: PreTrainedModel, processor: ProcessorMixin, name: str)
 
 
 def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, Any]:
-    """Name and complete parameters of a method, those from profiles included; of another package, its code.
+    """Name and complete parameters of a method, those from profiles included, and files by their content; of
+    another package, its code.
 
     Raises:
         ValueError: a value is missing or does not fit the model.
     """
     profile = find_profile(model)
     resolved = method if method.is_identity else method.resolve(model.config, profile)
-    key: dict[str, Any] = plain(
-        {"name": method.name, "parameters": resolved.parameters} | _foreign_code(type(method))
-    )
+    parameters = resolved.parameters
+    for name in resolved.parameter_files:
+        if parameters[name] is not None and not method.is_identity:
+            parameters[name] = f"sha256:{sha256_of(Path(parameters[name]).expanduser())}"
+    key: dict[str, Any] = plain({"name": method.name, "parameters": parameters} | _foreign_code(type(method)))
     return key
 
 

@@ -29,7 +29,9 @@ class CEI(NewRowEdit):
 
     The final state of the last prompt token, after the final norm, sums up image and question. A share of it
     takes the place of the same share of the stream that leaves one layer, at the last prompt token and at new
-    ones. The prompt is read without it first. The dynamic form, which reads each token twice, is not here.
+    ones. The prompt is read without it first. The defaults are published, but not together: 0.1 is the static
+    setting of the code for LLaVA, there after layer 15, and layer 10 that of its dynamic form. That form,
+    which reads each token twice, is not here.
 
     Args:
         alpha: the share, in [0, 1]; 0 leaves the model as it is.

@@ -32,8 +32,9 @@ class Nullu(StreamEdit):
     differences between truthful and hallucinating answers.
 
     The paper edits weights; the same is done here to what they give, so that weights stay, quantised and
-    shared ones too. It holds for all tokens, with or without an image. The subspaces belong to a checkpoint:
-    `vlmfix calibrate --method nullu` finds them from annotated pictures.
+    shared ones too. It holds for all tokens, with or without an image, but not for prompts that other methods
+    read beside them. To steer as well, attach the steering method after it. The subspaces belong to a
+    checkpoint: `vlmfix calibrate --method nullu` finds them from annotated pictures.
 
     Args:
         rank: dimensions that are removed, 0 to 16; 0 leaves the model as it is.
@@ -56,6 +57,7 @@ class Nullu(StreamEdit):
     )
     identity_parameters: ClassVar = {"rank": 0}
     needs_image: ClassVar = False
+    parameter_files: ClassVar = ("directions",)
     stream_sites: ClassVar = ("feed_forward",)
     search_space: ClassVar = {"rank": OneOf((1, 2, 4, 8))}
 

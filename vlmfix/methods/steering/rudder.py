@@ -16,11 +16,12 @@ from vlmfix.methods.attention.base import at_depth
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.sid import check_layer
 from vlmfix.methods.registry import register_method
-from vlmfix.methods.search_space import Between
 from vlmfix.methods.steering.base import NewRowEdit
 from vlmfix.methods.validation import check_choice, check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 from vlmfix.models.structure import StreamSite
+
+_SHARE = 0.2
 
 
 @register_method("rudder")
@@ -31,16 +32,21 @@ class RUDDER(NewRowEdit):
     What the attention of one late layer adds to the residual stream, pooled over the prompt, points at the
     evidence of this very image. A multiple of this unit vector is added after the same attention at the last
     prompt token and at new ones; with the gate of the paper, the more the stream agrees with it already.
-    Whether the paper edits the row of the first answer token is not said: here it does, by reading that row
-    again.
 
-    `alpha_max` is in units of the residual stream and belongs to a checkpoint: LLaVA-1.5-7B 20, Idefics2-8B 8
-    (layer 28 of 32), InstructBLIP 6.5 (layer 1), Qwen2.5-VL-7B 5 (layers 25 to 27 of 28, released code).
+    Formulas are those of the paper, and not of its released code, which takes the normed input of attention
+    from what it pools and compares with the output of attention. Reconstructed: the row of the first answer
+    token is edited, too, by reading it again, as the paper does not say.
+
+    The strength belongs to a checkpoint: `alpha_max` is in units of its residual stream, in the paper
+    LLaVA-1.5-7B 20, Idefics2-8B 8 (layer 28 of 32), InstructBLIP 6.5 (layer 1), in released code
+    Qwen2.5-VL-7B 5 (layers 25 to 27 of 28). Where no profile knows it, the default is `alpha_share`, a unit
+    and a value of this library's own that nobody has published.
 
     Args:
-        alpha_max: length of what is added at most, in [0, 10000]; 0 leaves the model as it is; None: as a
-            share of the mean length of the stream in the prompt, `alpha_share`.
-        alpha_share: this library's own unit, in [0, 10], where `alpha_max` is None.
+        alpha_max: length of what is added at most, in [0, 10000]; 0 leaves the model as it is; None: from the
+            checkpoint's profile, unless `alpha_share` is given.
+        alpha_share: the same as a share of the mean length of the stream over the prompt in this layer, in
+            [0, 10]; give one of the two. None: 0.2 where `alpha_max` is not known.
         layer: 0-based; None: layer 30 of 32, at the same depth.
         trust_gate: scale it by the gate of the paper; False is its variant Add.
         steepness: of that gate, in [0, 100], called k there.
@@ -51,7 +57,7 @@ class RUDDER(NewRowEdit):
     """
 
     alpha_max: float | None = None
-    alpha_share: float = 0.2
+    alpha_share: float | None = None
     layer: int | None = None
     trust_gate: bool = True
     steepness: float = 5.0
@@ -65,18 +71,23 @@ class RUDDER(NewRowEdit):
         changes="what attention adds, moved towards what it gathered from the prompt",
         where="last prompt row and new rows; layer 30 of 32",
         forwards=1.0,
-        provenance="released code",
+        provenance="reconstruction",
         paper="2511.10292",
     )
     identity_parameters: ClassVar = {"alpha_max": 0}
     keeps_prefix: ClassVar = False
     stream_sites: ClassVar = ("enter", "attention")
-    search_space: ClassVar = {"alpha_share": Between(0.05, 1)}
 
     def __post_init__(self) -> None:
         if self.alpha_max is not None:
             check_range("alpha_max", self.alpha_max, 0, 10_000)
-        check_range("alpha_share", self.alpha_share, 0, 10)
+        if self.alpha_share is not None:
+            check_range("alpha_share", self.alpha_share, 0, 10)
+            if self.alpha_max is not None:
+                raise ValueError(
+                    f"alpha_max is {self.alpha_max:g} and alpha_share {self.alpha_share:g}, and both say how "
+                    "long the added vector is; give one of them"
+                )
         if self.layer is not None:
             check_whole("layer", self.layer, 0)
         check_flag("trust_gate", self.trust_gate)
@@ -90,7 +101,15 @@ class RUDDER(NewRowEdit):
         depth = config.get_text_config().num_hidden_layers
         layer = at_depth((30, 31), depth)[0] if self.layer is None else self.layer
         check_layer(layer, config)
-        return dataclasses.replace(self, layer=layer)
+        length, share = self.alpha_max, self.alpha_share
+        if length is None and share is None:
+            length = None if profile is None else profile.get("rudder_alpha_max")
+            share = _SHARE if length is None else None
+        return dataclasses.replace(self, layer=layer, alpha_max=length, alpha_share=share)
+
+    @property
+    def is_identity(self) -> bool:
+        return 0 in (self.alpha_max, self.alpha_share)
 
     def begin(self, context: DecodeContext) -> None:
         assert self.layer is not None
@@ -110,8 +129,9 @@ class RUDDER(NewRowEdit):
         if context.is_prefill:
             real = context.layout_at(layer).real_tokens.to(states.device)
             context.state[self, "direction"] = evidence_direction(states, real, pooling=self.pooling)
-            lengths = (entering.float().norm(dim=-1) * real).sum(dim=1) / real.sum(dim=1)
-            context.state[self, "length"] = self.alpha_share * lengths
+            if self.alpha_share is not None:
+                lengths = (entering.float().norm(dim=-1) * real).sum(dim=1) / real.sum(dim=1)
+                context.state[self, "length"] = self.alpha_share * lengths
             return states
         first = context.first_new_row(layer, states.shape[1])
         direction: Tensor = context.state[self, "direction"].to(states.device)[:, None]

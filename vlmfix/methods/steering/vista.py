@@ -34,7 +34,8 @@ class VISTA(StreamEdit, ReadsAhead):
     Before the prefill the prompt is read with its images and without them; what they change in the last
     token, layer by layer, is the direction. What feed-forward parts add is turned towards it with its length
     kept, at all tokens, more where it points away. Released code adds a principal component of this single
-    difference, which is an arbitrary vector, and is left out here.
+    difference, which is an arbitrary vector, and is left out here. Several steering methods turn one after
+    the other.
 
     Args:
         strength: in [0, 10]; 0 leaves the model as it is. Scripts use 0.17 for captions, 0.01 for yes/no.

@@ -38,7 +38,9 @@ class VTI(StreamEdit, EditsVisionEncoder):
     What the feed-forward part of each decoder layer adds is turned, with its length kept, towards the
     difference between truthful and hallucinating captions; in a CLIP or SigLIP encoder each patch likewise
     towards its mean under masked pictures. Directions belong to a checkpoint: `vlmfix calibrate --method vti`
-    finds them from annotated pictures. Several steering methods turn one after the other.
+    finds them from annotated pictures. Several steering methods turn one after the other. The defaults are
+    of released code, `alpha_text` of its arguments and `alpha_image` of its README; its scripts are for
+    MMHal-Bench alone.
 
     Args:
         alpha_text: strength in the text decoder, in [0, 10].
@@ -60,6 +62,7 @@ class VTI(StreamEdit, EditsVisionEncoder):
         paper="2410.15778",
     )
     identity_parameters: ClassVar = {"alpha_text": 0, "alpha_image": 0}
+    parameter_files: ClassVar = ("directions",)
     stream_sites: ClassVar = ("feed_forward",)
     search_space: ClassVar = {"alpha_text": Between(0.2, 4), "alpha_image": Between(0, 4)}
 
@@ -117,6 +120,9 @@ class VTI(StreamEdit, EditsVisionEncoder):
             part.register_forward_hook(functools.partial(_turn, shift))
             for part, shift in zip(encoder.feed_forwards, shifts, strict=True)
         ]
+
+    def inactive_reason(self, context: DecodeContext) -> str:
+        return f"alpha_text is 0, and {self.directions!r} has no directions for the encoder; raise alpha_text"
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
