@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     )
     from vlmfix.methods.baselines.output_shift import BaselineOutputShift
     from vlmfix.methods.baselines.plausibility import BaselinePlausibility, BaselineSharpen
+    from vlmfix.methods.baselines.random_directions import BaselineRandomDirections
+    from vlmfix.methods.baselines.random_heads import BaselineRandomHeads
     from vlmfix.methods.baselines.resize import BaselineResize
     from vlmfix.methods.baselines.text_contrast import BaselineTextContrast
     from vlmfix.methods.decoding.opera.opera import OPERA
@@ -159,6 +161,8 @@ __all__ = [
     "BaselineOutputShift",
     "BaselinePlausibility",
     "BaselinePromptBias",
+    "BaselineRandomDirections",
+    "BaselineRandomHeads",
     "BaselineResize",
     "BaselineSample",
     "BaselineSharpen",
@@ -281,6 +285,8 @@ _NAMES = {
     "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
     "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
     "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
+    "vlmfix.methods.baselines.random_directions": "BaselineRandomDirections",
+    "vlmfix.methods.baselines.random_heads": "BaselineRandomHeads",
     "vlmfix.methods.baselines.resize": "BaselineResize",
     "vlmfix.methods.baselines.text_contrast": "BaselineTextContrast",
     "vlmfix.methods.decoding.opera.opera": "OPERA",

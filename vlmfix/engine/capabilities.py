@@ -242,6 +242,10 @@ class RunsLayerParts:
     """Runs parts of a decoder layer by itself, by `context.modules` and `context.attend`."""
 
 
+class StandsIn:
+    """Is a method of another class on a model, which its `resolve` gives; it has no hooks itself."""
+
+
 class ChoosesTokens(ABC):
     """Says how tokens are chosen: `decoding` passes its loop to `generate`, and a step of its edit statistics
     is the choice of a token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -57,7 +58,7 @@ class Nullu(StreamEdit):
     )
     identity_parameters: ClassVar = {"rank": 0}
     needs_image: ClassVar = False
-    parameter_files: ClassVar = ("directions",)
+    parameter_files: ClassVar[Sequence[str]] = ("directions",)
     stream_sites: ClassVar = ("feed_forward",)
     search_space: ClassVar = {"rank": OneOf((1, 2, 4, 8))}
 
@@ -77,6 +78,11 @@ class Nullu(StreamEdit):
             )
         return dataclasses.replace(self, layers=layers, directions=file)
 
+    def subspaces(self, config: PreTrainedConfig) -> Tensor:
+        """Those of all layers, `(layers, rank or more, hidden)`."""
+        assert self.directions is not None
+        return read_directions(self.directions, Nullu.name, config)["subspaces"]
+
     def edits_layer(self, layer: int) -> bool:
         assert self.layers is not None
         return self.layers[0] <= layer < self.layers[1]
@@ -88,8 +94,7 @@ class Nullu(StreamEdit):
         key = self, layer
         if key not in context.state:
             assert context.config is not None
-            assert self.directions is not None
-            found = read_directions(self.directions, self.name, context.config)["subspaces"]
+            found = self.subspaces(context.config)
             context.state[key] = found[layer, : self.rank].T.to(states.device)[None]  # of all sequences
         subspace = context.state[key][0]
         after = remove_subspace(states, subspace)

@@ -62,7 +62,7 @@ class VTI(StreamEdit, EditsVisionEncoder):
         paper="2410.15778",
     )
     identity_parameters: ClassVar = {"alpha_text": 0, "alpha_image": 0}
-    parameter_files: ClassVar = ("directions",)
+    parameter_files: ClassVar[Sequence[str]] = ("directions",)
     stream_sites: ClassVar = ("feed_forward",)
     search_space: ClassVar = {"alpha_text": Between(0.2, 4), "alpha_image": Between(0, 4)}
 
@@ -83,6 +83,11 @@ class VTI(StreamEdit, EditsVisionEncoder):
             )
         return dataclasses.replace(self, alpha_image=alpha, directions=file)
 
+    def vectors(self, part: str, config: PreTrainedConfig) -> Tensor:
+        """Directions of "text", `(layers, hidden)`, or "image", `(layers, tokens, width)`."""
+        assert self.directions is not None
+        return read_directions(self.directions, VTI.name, config)[part]
+
     @property
     def edits_encoder(self) -> bool:
         return bool(self.alpha_image)
@@ -98,8 +103,7 @@ class VTI(StreamEdit, EditsVisionEncoder):
         key = self, layer
         if key not in context.state:
             assert context.config is not None
-            assert self.directions is not None
-            found = read_directions(self.directions, self.name, context.config)["text"][layer]
+            found = self.vectors("text", context.config)[layer]
             shift = _SCALE * self.alpha_text * unit(found.to(states.device))
             context.state[key] = shift[None]  # the same in all sequences
         after = steer(states, context.state[key][0])
@@ -107,8 +111,7 @@ class VTI(StreamEdit, EditsVisionEncoder):
         return self.edited(context, layer, states, after.to(states.dtype))
 
     def hook_encoder(self, encoder: VisionEncoder) -> Sequence[RemovableHandle]:
-        assert self.directions is not None
-        found = read_directions(self.directions, self.name, encoder.config)["image"]
+        found = self.vectors("image", encoder.config)
         if len(found) != len(encoder.layers):
             raise UnsupportedError(
                 f"{self.directions!r} is for a vision encoder of {len(found)} layers, and this one has "
