@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RemembersSequences,
         RunsLayerParts,
         SeesLogits,
+        UsesOutputHead,
         WritesAhead,
     )
     from vlmfix.engine.context import DecodeContext
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.base import NewRowEdit, StreamEdit
     from vlmfix.methods.steering.cei import CEI
     from vlmfix.methods.steering.fade import FADE
+    from vlmfix.methods.steering.memvr import MemVR
     from vlmfix.methods.steering.nullu import Nullu
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
@@ -190,6 +192,7 @@ __all__ = [
     "MMTok",
     "Margin",
     "MeasuresScores",
+    "MemVR",
     "Method",
     "MethodInfo",
     "MultiPassMethod",
@@ -226,6 +229,7 @@ __all__ = [
     "Top1",
     "UniformGrid",
     "UnsupportedError",
+    "UsesOutputHead",
     "VisionZip",
     "VisualEntropy",
     "WritesAhead",
@@ -246,7 +250,7 @@ _NAMES = {
     "EditsQueries EditsStream EditsVisionEncoder MeasuresScores "
     "PreviewsWeights PrunesTokens ReadsAhead ReadsEarlyExits "
     "ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention "
-    "RemembersSequences RunsLayerParts SeesLogits WritesAhead",
+    "RemembersSequences RunsLayerParts SeesLogits UsesOutputHead WritesAhead",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -318,6 +322,7 @@ _NAMES = {
     "vlmfix.methods.steering.base": "NewRowEdit StreamEdit",
     "vlmfix.methods.steering.cei": "CEI",
     "vlmfix.methods.steering.fade": "FADE",
+    "vlmfix.methods.steering.memvr": "MemVR",
     "vlmfix.methods.steering.nullu": "Nullu",
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",
