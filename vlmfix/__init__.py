@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RemembersSequences,
         RunsLayerParts,
         SeesLogits,
+        UsesOutputHead,
         WritesAhead,
     )
     from vlmfix.engine.context import DecodeContext
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.base import NewRowEdit, StreamEdit
     from vlmfix.methods.steering.cei import CEI
     from vlmfix.methods.steering.fade import FADE
+    from vlmfix.methods.steering.memvr import MemVR
     from vlmfix.methods.steering.nullu import Nullu
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
@@ -203,6 +205,7 @@ __all__ = [
     "MMTok",
     "Margin",
     "MeasuresScores",
+    "MemVR",
     "Method",
     "MethodInfo",
     "MultiPassMethod",
@@ -240,6 +243,7 @@ __all__ = [
     "Top1",
     "UniformGrid",
     "UnsupportedError",
+    "UsesOutputHead",
     "VisionZip",
     "VisualEntropy",
     "WritesAhead",
@@ -260,7 +264,7 @@ _NAMES = {
     "EditsQueries EditsStream EditsVisionEncoder MeasuresScores "
     "PreviewsWeights PrunesTokens ReadsAhead ReadsEarlyExits "
     "ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention "
-    "RemembersSequences RunsLayerParts SeesLogits WritesAhead",
+    "RemembersSequences RunsLayerParts SeesLogits UsesOutputHead WritesAhead",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -337,6 +341,7 @@ _NAMES = {
     "vlmfix.methods.steering.base": "NewRowEdit StreamEdit",
     "vlmfix.methods.steering.cei": "CEI",
     "vlmfix.methods.steering.fade": "FADE",
+    "vlmfix.methods.steering.memvr": "MemVR",
     "vlmfix.methods.steering.nullu": "Nullu",
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",

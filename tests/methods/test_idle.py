@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         "top_k=0 rule no token out, and alpha=0 is too small",
     ),
     ("sla", {"gamma": 1e-12}, "gamma=1e-12 is too small to move"),
+    ("memvr", {"threshold": 1.0}, "no entropy before layers 1 to 2 was above threshold=1"),
     ("hulluedit", {"kappa": 0, "lambda_prior": 0}, "what it shrinks is too little"),
     ("visual_entropy", {"gamma": 1.0}, "no token about to be written was flatter than gamma=1"),
     ("gift", {"clip_std": 0}, "clip_std 0 flattens the map"),

@@ -11,7 +11,7 @@ from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.attachment import Attachment
 from vlmfix.engine.call import Call
 from vlmfix.engine.callers import Turns, turns_of
-from vlmfix.engine.capabilities import ReadsEarlyExits, ReadsFinalStates, RunsLayerParts, WritesAhead
+from vlmfix.engine.capabilities import ReadsEarlyExits, RunsLayerParts, UsesOutputHead, WritesAhead
 from vlmfix.engine.gating import BOTH, reasoning_marks
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import DecoderModules
@@ -107,9 +107,9 @@ def fitted(model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixi
     modules = DecoderModules(model)
     if isinstance(resolved, RunsLayerParts):
         modules.check_layers()
-    if isinstance(resolved, ReadsFinalStates | WritesAhead):
+    if isinstance(resolved, UsesOutputHead | WritesAhead):
         modules.check_output_head()
-    if isinstance(resolved, ReadsEarlyExits) and resolved.needs_final_norm:
+    if isinstance(resolved, ReadsEarlyExits | UsesOutputHead) and resolved.needs_final_norm:
         modules.check_final_norm()
     return resolved
 

@@ -69,9 +69,17 @@ class ReadsEarlyExits(ABC):
         return True
 
 
-class ReadsFinalStates(ABC):
-    """Reads what the text decoder makes of the tokens of the prompt, and turns it into logits by itself, by
-    `context.modules.output_logits`."""
+class UsesOutputHead:
+    """Turns hidden states into logits by itself, by `context.modules.output_logits`."""
+
+    @property
+    def needs_final_norm(self) -> bool:
+        """Whether it applies the final norm of the text decoder before, by `context.modules`."""
+        return False
+
+
+class ReadsFinalStates(UsesOutputHead, ABC):
+    """Reads what the text decoder makes of the tokens of the prompt, and turns it into logits by itself."""
 
     @abstractmethod
     def see_final_states(self, context: DecodeContext, hidden_states: Tensor) -> None:

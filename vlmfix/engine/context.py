@@ -293,6 +293,7 @@ class DecodeContext:
                 for each in self.pruning_stages
             ],
             config=self.config,
+            modules=self.modules,
             state={key: _of_rows(value, rows, batch) for key, value in self.state.items()},
             declined={
                 method: {reason: sequences[rows] for reason, sequences in reasons.items()}

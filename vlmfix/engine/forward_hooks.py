@@ -22,6 +22,7 @@ from vlmfix.engine.capabilities import (
     ReadsFinalStates,
     ReadsLastRowAgain,
     RemembersSequences,
+    UsesOutputHead,
     WritesAhead,
 )
 from vlmfix.engine.context import DecodeContext
@@ -192,7 +193,7 @@ class ForwardHooks:
                 rows = self._reader.read(context, self._given)
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
-        if readers and context.step == 0:
+        if context.step == 0 and any(isinstance(each, UsesOutputHead) for each in self.attachment.methods):
             context.engine.first_state = newest
         for method in self.attachment.methods:
             if isinstance(method, ReadsEarlyExits):

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.caches import named_arguments, read_cache
 from vlmfix.engine.call import Call
-from vlmfix.engine.capabilities import ChoosesTokens, ReadsFinalStates, SeesLogits
+from vlmfix.engine.capabilities import ChoosesTokens, SeesLogits, UsesOutputHead
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gate_formulas import blend_logits
 from vlmfix.engine.in_place import called
@@ -204,7 +204,7 @@ def _check_head(context: DecodeContext, methods: Sequence[MethodHooks], output: 
     """Refuse methods that turn states into logits by themselves on a model that does it in another way."""
     states, context.engine.first_state = context.engine.first_state, None
     if states is not None and context.modules is not None:
-        name = next(type(method).__name__ for method in methods if isinstance(method, ReadsFinalStates))
+        name = next(type(method).__name__ for method in methods if isinstance(method, UsesOutputHead))
         context.modules.check_output_logits(name, states, output.logits[: len(states), -1].float())
 
 

@@ -70,7 +70,7 @@ class DecoderModules:
         if not bool((own - logits).abs().max() <= _HEAD_TOLERANCE * logits.abs().max()):
             raise UnsupportedError(
                 f"{type(self._model).__name__} caps or scales what its output head gives, and {name} reads "
-                "image tokens through the head alone; use another method"
+                "hidden states through the head alone; use another method"
             )
 
     def check_layers(self) -> None:

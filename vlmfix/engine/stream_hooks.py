@@ -58,8 +58,8 @@ class StreamHooks:
         editing = [method for method in methods if isinstance(method, EditsStream)]
         for index, site in dict.fromkeys(each for method in editing for each in self._sites(method)):
             module = stream_module(self._decoder, index, site)
-            if site == "enter":
-                before = functools.partial(self._before, index)
+            if site in ("enter", "feed_forward_input"):
+                before = functools.partial(self._before, index, site)
                 hook = module.register_forward_pre_hook(before, with_kwargs=True)
             else:
                 hook = module.register_forward_hook(functools.partial(self._after, index, site))
@@ -75,8 +75,10 @@ class StreamHooks:
             if site != "attention" or index in attending
         ]
 
-    def _before(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        states = self._edited(layer, "enter", args[0] if args else kwargs["hidden_states"])
+    def _before(
+        self, layer: int, site: StreamSite, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        states = self._edited(layer, site, args[0] if args else kwargs["hidden_states"])
         if states is None:
             return None
         return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})

@@ -11,9 +11,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from vlmfix.errors import UnsupportedError
 
-StreamSite = Literal["enter", "attention", "feed_forward", "layer"]
-"""The stream that enters a layer, what attention adds to it, what the feed-forward part adds, and the stream
-that leaves the layer."""
+StreamSite = Literal["enter", "attention", "feed_forward_input", "feed_forward", "layer"]
+"""The stream that enters a layer, what attention adds to it, what the feed-forward part reads, what it adds,
+and the stream that leaves the layer."""
 
 # Norms around attention and the feed-forward part, and through which of them goes what these add.
 _NORMS: dict[frozenset[str], dict[StreamSite, str]] = {
@@ -82,7 +82,8 @@ def attention_of(decoder: Any, layer: int) -> nn.Module:
 
 
 def stream_module(decoder: Any, layer: int, site: StreamSite) -> nn.Module:
-    """The module of a layer whose output is what `site` names; the layer itself for what enters it.
+    """The module of a layer whose output is what `site` names, or its input, for what enters the layer or the
+    feed-forward part.
 
     Raises:
         UnsupportedError: the layer is built in a way that is not known.
