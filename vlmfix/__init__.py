@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.adhh import ADHH
     from vlmfix.methods.attention.base import KeyEdit, ScoreEdit
     from vlmfix.methods.attention.devils import Devils
+    from vlmfix.methods.attention.eah import EAH
     from vlmfix.methods.attention.farsight import FarSight
     from vlmfix.methods.attention.gift import GIFT
     from vlmfix.methods.attention.head_pursuit import HeadPursuit
@@ -127,6 +128,7 @@ __all__ = [
     "CEI",
     "CODE",
     "DAMRO",
+    "EAH",
     "FADE",
     "FLB",
     "GIFT",
@@ -277,6 +279,7 @@ _NAMES = {
     "vlmfix.methods.attention.adhh": "ADHH",
     "vlmfix.methods.attention.base": "KeyEdit ScoreEdit",
     "vlmfix.methods.attention.devils": "Devils",
+    "vlmfix.methods.attention.eah": "EAH",
     "vlmfix.methods.attention.farsight": "FarSight",
     "vlmfix.methods.attention.gift": "GIFT",
     "vlmfix.methods.attention.head_pursuit": "HeadPursuit",

@@ -20,7 +20,7 @@ from vlmfix.engine.attention_formulas import (
     softcapped,
     softmax,
 )
-from vlmfix.engine.capabilities import MeasuresScores, PreviewsWeights
+from vlmfix.engine.capabilities import MeasuresScores, PreviewsWeights, ReplacesWeights
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gating import gated_rows
 from vlmfix.engine.in_place import called
@@ -63,6 +63,7 @@ def with_explicit_rows(
         `(batch, queries, heads, head_dim)`.
     """
     _refuse_foreign_terms(module, kwargs)
+    _refuse_lost_edits([method for method, _ in asked], layer)
     terms = _terms(module, kwargs)
     layout = context.layout_at(layer)
     index, wanted = _rows_of_step(asked, context, layout, query)
@@ -299,6 +300,19 @@ def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
             f"{type(module).__name__} adds {_FOREIGN_TERM} to its attention, which edited rows would lose; "
             "methods at the attention level do not support this model"
         )
+
+
+def _refuse_lost_edits(methods: Sequence[MethodHooks], layer: int) -> None:
+    """Refuse an edit of weights where another method puts those of one head in the place of others."""
+    replacing = next((method for method in methods if isinstance(method, ReplacesWeights)), None)
+    if replacing is None:
+        return
+    for other in methods:
+        if other is not replacing and type(other).edit_weights is not MethodHooks.edit_weights:
+            raise UnsupportedError(
+                f"{type(replacing).__name__} and {type(other).__name__} both change attention weights in "
+                f"layer {layer}, and one edit would be lost; choose other layers for one of them"
+            )
 
 
 def _attention_output(module: nn.Module, value: Tensor, weights: Tensor) -> Tensor:

@@ -119,6 +119,11 @@ class PreviewsWeights(ABC):
         """
 
 
+class ReplacesWeights:
+    """Puts the weights of a head in the place of those of others; another edit of weights in the same rows is
+    refused, as one of the two would be lost."""
+
+
 class EditsQueries(ABC):
     """Edits the queries of whole passes, so that the model's own kernel goes on."""
 
