@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
     from vlmfix.methods.steering.vti import VTI
+    from vlmfix.methods.vision.registers import Registers
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
     from vlmfix.recipes import Recipe, find_recipe, load_recipe
@@ -206,6 +207,7 @@ __all__ = [
     "ReadsVisionAttention",
     "Recipe",
     "Refinement",
+    "Registers",
     "RemembersSequences",
     "Rows",
     "RunsLayerParts",
@@ -311,6 +313,7 @@ _NAMES = {
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",
     "vlmfix.methods.steering.vti": "VTI",
+    "vlmfix.methods.vision.registers": "Registers",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
     "vlmfix.recipes": "Recipe find_recipe load_recipe",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -12,8 +11,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import ATTACHED, acting, under
-from tests.support.names import UNLIKE
+from tests.support.methods import ATTACHED, acting, under, unlike
 from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.engine.stats import EditStats
 
@@ -36,7 +34,9 @@ def activity_of(name: str, model: PreTrainedModel, *runs: dict[str, Tensor], **k
 STEPPING = [name for name in ATTACHED if not isinstance(acting(name), ChoosesTokens)]
 
 
-@pytest.mark.parametrize(("name", "family"), list(zip(STEPPING, cycle(UNLIKE), strict=False)))
+@pytest.mark.parametrize(
+    ("name", "family"), [(name, unlike(number, name)) for number, name in enumerate(STEPPING)]
+)
 def test_counts_of_a_batch_are_those_of_its_samples(
     name: str, family: str, models: dict[str, PreTrainedModel]
 ) -> None:

@@ -32,7 +32,7 @@ REFUSED = {
     (name, family)
     for name in ("visionzip", "mmtok", "prunesid")
     for family in ("llava_onevision", "internvl")
-}
+} | {("registers", family) for family in ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
@@ -98,6 +98,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "baseline.text_contrast": {"beta": 0.001},
     "vti": {"alpha_text": 5.0, "directions": directions("vti", "text")},
     "nullu": {"layers": (1, 4), "directions": directions("nullu", "subspaces", 4)},
+    "registers": {"neurons": tuple((0, neuron) for neuron in (1, 5, 9, 20, 30))},
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 
@@ -200,6 +201,12 @@ def representatives(names: Sequence[str]) -> list[str]:
 def cases(names: Sequence[str], *, in_turn: bool = False) -> list[tuple[str, str]]:
     """The `pairs` of methods and families that are not refused."""
     return [case for case in pairs(names, in_turn=in_turn) if case not in REFUSED]
+
+
+def unlike(number: int, *names: str) -> str:
+    """One of the families that are unlike, in turn, as far as none of the methods refuses it."""
+    first, second = UNLIKE[number % 2], UNLIKE[(number + 1) % 2]
+    return second if any((name, first) in REFUSED for name in names) else first
 
 
 def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:

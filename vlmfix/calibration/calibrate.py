@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.atomic import write_text
-from vlmfix.calibration import generated_attention, heads
+from vlmfix.calibration import generated_attention, heads, register_neurons
 from vlmfix.calibration.directions import CaptionPair, calibrate_nullu, calibrate_vti
 from vlmfix.calibration.generated_attention import calibrate_generated_attention
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
+from vlmfix.calibration.register_neurons import calibrate_registers
 from vlmfix.calibration.results import (
     PROMPT,
     Calibration,
@@ -67,11 +68,13 @@ def calibrate(
     Args:
         method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
             `vlmfix[adaptinfer]`), "adhh" (hallucination heads), "adaiat" (attention to generated text), "act"
-            (heads whose sinks hurt), "vti" or "nullu" (directions).
+            (heads whose sinks hurt), "registers" (neurons of the vision encoder), "vti" or "nullu"
+            (directions).
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`, for "act"
-            100 or more `YesNoQuestion`, for "vti" and "nullu" 50 or more `CaptionPair`.
+        images: 20 to 50 ordinary pictures, for "registers" 100 or more; for "adhh" and "adaiat" 100 or more
+            `AnnotatedImage`, for "act" 100 or more `YesNoQuestion`, for "vti" and "nullu" 50 or more
+            `CaptionPair`.
         progress: called with the number of pictures just read; each is read `CALIBRATIONS[method].reads`
             times.
 
@@ -293,6 +296,7 @@ CALIBRATIONS: dict[str, Calibrator] = {
     "adhh": Calibrator(calibrate_heads, "captions", 100, 150, heads.READS),
     "adaiat": Calibrator(calibrate_generated_attention, "captions", 100, 150, generated_attention.READS),
     "act": Calibrator(calibrate_sink_heads, "questions", 0),  # it warns by itself, of too few questions
+    "registers": Calibrator(calibrate_registers, "pictures", 100, 200, register_neurons.READS),
     "vti": Calibrator(calibrate_vti, "pairs", 50, 100),
     "nullu": Calibrator(calibrate_nullu, "pairs", 50, 100),
 }

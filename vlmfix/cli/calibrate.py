@@ -16,7 +16,7 @@ from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
-CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat", "act", "vti", "nullu")
+CALIBRATED = ("var", "gift", "adaptinfer", "adhh", "adaiat", "act", "registers", "vti", "nullu")
 
 # Which module of which benchmark makes what a method is calibrated on of annotated pictures, and how.
 _ANNOTATED = {
@@ -34,8 +34,8 @@ def calibrate(
     images: Annotated[
         Path,
         path_option(
-            "Folder with 20 to 50 ordinary pictures; for adhh, adaiat, act, vti, nullu a COCO root or what "
-            "'vlmfix scenes' writes, with 50 to 150 annotated ones.",
+            "Folder with 20 to 50 ordinary pictures, for registers 100 to 200; for adhh, adaiat, act, vti, "
+            "nullu a COCO root or what 'vlmfix scenes' writes, with 50 to 150 annotated ones.",
         ),
     ],
     model: ModelOption = DEFAULT_MODEL,
@@ -50,7 +50,8 @@ def calibrate(
         int | None,
         typer.Option(
             min=1,
-            help="Pictures to read at most. (default: 50, for adhh and adaiat 150, vti and nullu 100)",
+            help="Pictures to read at most. (default: 50, for adhh and adaiat 150, vti and nullu 100, "
+            "registers 200)",
         ),
     ] = None,
     output: Annotated[
