@@ -113,6 +113,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
     from vlmfix.methods.steering.vti import VTI
+    from vlmfix.methods.vision.registers import Registers
     from vlmfix.methods.vision.shield.results import ShieldedAnswer
     from vlmfix.methods.vision.shield.shield import SHIELD
     from vlmfix.models.loading import load
@@ -231,6 +232,7 @@ __all__ = [
     "ReadsVisionAttention",
     "Recipe",
     "Refinement",
+    "Registers",
     "RemembersSequences",
     "Rows",
     "RunsLayerParts",
@@ -266,7 +268,8 @@ _NAMES = {
     "EditsQueries EditsStream EditsVisionEncoder MeasuresScores "
     "PreviewsWeights PrunesTokens ReadsAhead ReadsEarlyExits "
     "ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention "
-    "RemembersSequences RunsLayerParts SeesLogits UsesOutputHead WritesAhead",
+    "RemembersSequences RunsLayerParts SeesLogits UsesOutputHead "
+    "WritesAhead",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -349,6 +352,7 @@ _NAMES = {
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",
     "vlmfix.methods.steering.vti": "VTI",
+    "vlmfix.methods.vision.registers": "Registers",
     "vlmfix.methods.vision.shield.results": "ShieldedAnswer",
     "vlmfix.methods.vision.shield.shield": "SHIELD",
     "vlmfix.models.loading": "load",

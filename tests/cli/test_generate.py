@@ -108,6 +108,14 @@ def test_maps_of_carve_are_saved(pictures: Path, tmp_path: Path) -> None:
     assert f"{len(list(maps.iterdir()))} files in" in result.stdout
 
 
+def test_maps_before_and_after_registers_are_saved(pictures: Path, tmp_path: Path) -> None:
+    neurons = ("--method", "registers", "--set", "neurons=[[2, 5]]")
+    result = run("generate", "--image", pictures / "0.png", *neurons, "--save-maps", tmp_path, *SHORT)
+    assert result.exit_code == 0, result.stderr
+    assert {"0001-0-attention.png", "0001-0-norms.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "2 files in" in result.stdout
+
+
 def test_a_method_that_does_nothing_says_so() -> None:
     result = run("generate", "--method", "random_tokens", *SHORT)
     assert "edited 0 of 64 sites" in result.stderr

@@ -37,7 +37,7 @@ on_families_in_turn = pytest.mark.parametrize(("name", "family"), IN_TURN)
 @pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))
 def test_families_that_are_refused(refusing: str, other: str, models: dict[str, PreTrainedModel]) -> None:
     before = families.fingerprint(models[other])
-    with pytest.raises(vlmfix.UnsupportedError, match=f"{other} (is not read|has none); use a model"):
+    with pytest.raises(vlmfix.UnsupportedError, match=f"{other} (is not |has none).*; use a m"):
         attached(refusing, models[other]).__enter__()
     assert families.fingerprint(models[other]) == before
 

@@ -33,6 +33,7 @@ REFUSED = {
     for name in ("visionzip", "mmtok", "prunesid")
     for family in ("llava_onevision", "internvl")
 } | {("damro", family) for family in ("llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+} | {("registers", family) for family in ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
@@ -104,6 +105,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "baseline.text_contrast": {"beta": 0.001},
     "vti": {"alpha_text": 5.0, "directions": directions("vti", "text")},
     "nullu": {"layers": (1, 4), "directions": directions("nullu", "subspaces", 4)},
+    "registers": {"neurons": tuple((0, neuron) for neuron in (1, 5, 9, 20, 30))},
     "gift": {"saliency_layer": 2, "enhanced_layers": (1, 3), "image_boost": 5.0},
 }
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.atomic import write_text
-from vlmfix.calibration import generated_attention, heads
+from vlmfix.calibration import generated_attention, heads, register_neurons
 from vlmfix.calibration.concepts import ConceptWords, calibrate_concept_heads
 from vlmfix.calibration.directions import CaptionPair, calibrate_nullu, calibrate_vti
 from vlmfix.calibration.exit_layer import calibrate_exit_layer
 from vlmfix.calibration.generated_attention import calibrate_generated_attention
 from vlmfix.calibration.heads import AnnotatedImage, calibrate_heads
+from vlmfix.calibration.register_neurons import calibrate_registers
 from vlmfix.calibration.results import (
     PROMPT,
     QUESTIONS,
@@ -62,14 +63,10 @@ def calibrate(
     """Find what a method needs to know of a checkpoint.
 
     Args:
-        method: "var" (sink dimensions), "gift" (layers), "adaptinfer" (a schedule; needs
-            `vlmfix[adaptinfer]`), "dyvte" (a layer), "adhh" (hallucination heads), "adaiat" (attention to
-            generated text), "act" (heads whose sinks hurt), "vti" or "nullu" (directions), "head_pursuit"
-            (heads of a concept).
+        method: one of `CALIBRATIONS`, by name.
         model: a stock image-text-to-text model.
         processor: its processor.
-        images: 20 to 50 ordinary pictures; for "adhh" and "adaiat" 100 or more `AnnotatedImage`, for "act"
-            100 or more `YesNoQuestion`, for "vti" and "nullu" 50 or more `CaptionPair`.
+        images: as many as its `Calibrator` says: pictures, or what it takes of annotated ones.
         words: of the concept, for "head_pursuit" alone.
         progress: called with the number of pictures just read; each is read `CALIBRATIONS[method].reads`
             times.
@@ -306,13 +303,14 @@ class Calibrator:
 
 
 CALIBRATIONS: dict[str, Calibrator] = {
-    "var": Calibrator(calibrate_sinks),
-    "gift": Calibrator(calibrate_gift),
-    "adaptinfer": Calibrator(calibrate_adaptinfer),
+    "var": Calibrator(calibrate_sinks),  # sink dimensions
+    "gift": Calibrator(calibrate_gift),  # layers
+    "adaptinfer": Calibrator(calibrate_adaptinfer),  # schedules; needs `vlmfix[adaptinfer]`
     "dyvte": Calibrator(calibrate_exit_layer, most=150),
     "adhh": Calibrator(calibrate_heads, "captions", 100, 150, heads.READS),
     "adaiat": Calibrator(calibrate_generated_attention, "captions", 100, 150, generated_attention.READS),
     "act": Calibrator(calibrate_sink_heads, "questions", 0),  # it warns by itself, of too few questions
+    "registers": Calibrator(calibrate_registers, "pictures", 100, 200, register_neurons.READS),
     "vti": Calibrator(calibrate_vti, "pairs", 50, 100),
     "nullu": Calibrator(calibrate_nullu, "pairs", 50, 100),
     "head_pursuit": Calibrator(calibrate_concept_heads, least=100, most=256, takes_words=True),

@@ -16,7 +16,19 @@ from vlmfix.cli.console import out, progress_bar
 from vlmfix.cli.options import AllowMissingOption, DeviceOption, DtypeOption, ModelOption, path_option
 from vlmfix.models.embedded import DEFAULT_MODEL
 
-CALIBRATED = ("var", "gift", "adaptinfer", "dyvte", "adhh", "adaiat", "act", "vti", "nullu", "head_pursuit")
+CALIBRATED = (
+    "var",
+    "gift",
+    "adaptinfer",
+    "dyvte",
+    "adhh",
+    "adaiat",
+    "act",
+    "registers",
+    "vti",
+    "nullu",
+    "head_pursuit",
+)
 
 # Which module of which benchmark makes what a method is calibrated on of annotated pictures, and how.
 _ANNOTATED = {
@@ -34,8 +46,8 @@ def calibrate(
     images: Annotated[
         Path,
         path_option(
-            "Folder with 20 to 50 ordinary pictures; for adhh, adaiat, act, vti, nullu a COCO root or what "
-            "'vlmfix scenes' writes, with 50 to 150 annotated ones.",
+            "Folder with 20 to 50 ordinary pictures, for registers 100 to 200; for adhh, adaiat, act, vti, "
+            "nullu a COCO root or what 'vlmfix scenes' writes, with 50 to 150 annotated ones.",
         ),
     ],
     model: ModelOption = DEFAULT_MODEL,
@@ -56,8 +68,7 @@ def calibrate(
         int | None,
         typer.Option(
             min=1,
-            help="Pictures to read at most. (default: 50, for dyvte, adhh and adaiat 150, vti and nullu 100, "
-            "head_pursuit 256)",
+            help="Pictures to read at most. (default: what the method needs, 50 to 256)",
         ),
     ] = None,
     output: Annotated[

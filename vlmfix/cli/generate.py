@@ -91,7 +91,10 @@ def generate(
     allow_missing: AllowMissingOption = False,
     save_maps: Annotated[
         Path | None,
-        path_option("Folder for the maps and pictures that carve, mrfd, patch_matters and shield make."),
+        path_option(
+            "Folder for the maps and pictures that carve, mrfd, patch_matters and shield make, or for maps "
+            "before and after registers and vti."
+        ),
     ] = None,
     json_: Annotated[
         bool,
@@ -108,6 +111,7 @@ def generate(
     from vlmfix.inference.decoding import plain_decoding, set_aside
     from vlmfix.methods.grammar import make_methods, parse_settings
     from vlmfix.methods.suitability import profile_values
+    from vlmfix.methods.vision.maps import encoder_maps
     from vlmfix.recipes import find_recipe
 
     taken = _named_recipe(recipe, method, set_ or [], force=force)
@@ -117,9 +121,10 @@ def generate(
     if compare and by_name and not chosen:
         raise ValueError("--compare needs a --method to compare with plain decoding, such as --method var")
     if save_maps is not None:
-        if not any(isinstance(each, vlmfix.MultiPassMethod) for each in chosen):
+        if not any(isinstance(each, vlmfix.MultiPassMethod | vlmfix.EditsVisionEncoder) for each in chosen):
             raise ValueError(
-                "--save-maps needs --method carve, mrfd, patch_matters or shield, which make pictures"
+                "--save-maps needs --method carve, mrfd, patch_matters or shield, which make pictures, or "
+                "registers or vti, which change what the vision encoder makes of it"
             )
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
     questions = asked_questions(image, prompt, system, messages, together=together)
@@ -204,7 +209,12 @@ def generate(
                     results.append(question.source | {"answers": found.texts} | reasoning)
                     if save_maps is not None:
                         stem = f"{len(results):04}-{Path(question.name).stem.replace(' ', '-')}"
-                        saved += found.refinements[0].save(save_maps, stem)
+                        for refinement in found.refinements[:1]:
+                            saved += refinement.save(save_maps, stem)
+                        for each in chosen:
+                            if isinstance(each, vlmfix.EditsVisionEncoder):
+                                assert opened is not None
+                                saved += encoder_maps(*loaded, opened, each).save(save_maps, stem)
                     if not json_:
                         assert opened is not None
                         show(question.name, opened.pictures, found.texts, alone=len(questions) == 1)

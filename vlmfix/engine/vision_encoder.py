@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
 
@@ -28,10 +28,7 @@ class VisionEncoder:
         layers = getattr(getattr(tower, "encoder", None), "layers", None)
         known = isinstance(projector, nn.Module) and hasattr(tower, "embeddings")
         if not known or not isinstance(layers, nn.ModuleList) or not all(map(_is_plain, layers)):
-            raise UnsupportedError(
-                f"the vision encoder of {model.config.model_type} is not a CLIP or SigLIP encoder with a "
-                "projector after it (LLaVA); use a method that acts elsewhere"
-            )
+            raise not_plain(model.config)
         index = getattr(model.config, "vision_feature_layer", -1)
         if not isinstance(index, int):
             raise UnsupportedError(
@@ -42,14 +39,25 @@ class VisionEncoder:
         self.embeddings: nn.Module = tower.embeddings
         self.layers: nn.ModuleList = layers
         self.feed_forwards: list[nn.Module] = [layer.get_submodule("mlp") for layer in layers]
+        self.down_projections: list[Any] = [layer.get_submodule("mlp.fc2") for layer in layers]
+        """What reads the hidden units of the feed-forward parts, after their activation function."""
         assert isinstance(projector, nn.Module)
         self.projector = projector
         self.has_class_token: bool = hasattr(tower.embeddings, "class_embedding")
-        self.last_layer: int = index if index >= 0 else len(layers) + index
-        """The last layer that runs for the projector; where `vision_feature_layer` counts from the front, the
-        embeddings are its 0."""
+        self.last_layer: int = index - 1 if index >= 0 else len(layers) + index
+        """The last layer that runs for the projector, -1 for none; where `vision_feature_layer` counts from
+        the front, the embeddings are its 0."""
+
+
+def not_plain(config: PreTrainedConfig) -> UnsupportedError:
+    """What is said of a model with another encoder."""
+    return UnsupportedError(
+        f"the vision encoder of {config.model_type} is not a CLIP or SigLIP encoder with a projector after "
+        "it (LLaVA); use a method that acts elsewhere"
+    )
 
 
 def _is_plain(layer: Any) -> bool:
     parts = {name for name, _ in layer.named_children()}
-    return parts == {"self_attn", "layer_norm1", "mlp", "layer_norm2"} and hasattr(layer.mlp, "activation_fn")
+    known = parts == {"self_attn", "layer_norm1", "mlp", "layer_norm2"}
+    return known and all(hasattr(layer.mlp, name) for name in ("activation_fn", "fc2"))
