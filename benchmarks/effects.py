@@ -24,7 +24,7 @@ from benchmarks.answers import NEW_TOKENS, Setting, Speaker, Split, versions, wr
 from benchmarks.bootstrap import LEVEL, RESAMPLES, Estimate, Ratio, compare, resample
 from benchmarks.grid import CONTROLS, GRID
 from benchmarks.judging import COLUMNS, judge
-from benchmarks.matched import MATCHED, SMALLER, cut, shifted
+from benchmarks.matched import MATCHED, RANDOM, SMALLER, cut, pooled, random_choices, shifted
 
 SEED = 770_001
 RECALL_LOSS = 0.02
@@ -53,8 +53,8 @@ class Effect:
     Args:
         setting: method and parameters.
         columns: by name, on the test scenes; empty if every candidate was refused.
-        matched: the same against the controls that match it, by the names in `MATCHED`, and for a pruning in
-            `SMALLER`; empty for controls.
+        matched: the same against the controls that match it, by the names in `MATCHED`, for a pruning in
+            `SMALLER` and for a method that chooses in `RANDOM`; empty for controls.
         inactive: whether the method never edited anything.
         candidates: what there was to choose from; empty for greedy.
     """
@@ -64,6 +64,25 @@ class Effect:
     matched: dict[str, Estimate]
     inactive: bool
     candidates: list[Candidate]
+
+    @property
+    def beats(self) -> list[str]:
+        """Columns in which it is better than greedy and than everything that matches it, at the level of the
+        intervals: "accuracy"; "CHAIRi", where recall is at most 0.02 below that of greedy."""
+        if not self.matched:
+            return []
+        signs = {"accuracy": 1, "CHAIRi": -1}
+        if self.columns["recall"].difference < -RECALL_LOSS:
+            del signs["CHAIRi"]
+        against = {name: [self.columns[name]] for name in signs}
+        for name, of in (MATCHED | SMALLER | RANDOM).items():
+            if name in self.matched and of in against:
+                against[of].append(self.matched[name])
+        return [
+            name
+            for name, estimates in against.items()
+            if all(min(signs[name] * each.low, signs[name] * each.high) > 0 for each in estimates)
+        ]
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,7 @@ class Comparison:
         chosen = settings[accepted[choose(self.greedy[self.validation].values, columns)]]
         measured = self._measure(chosen, self.test)
         matched = self._against_matched(measured) | self._against_smaller(measured)
+        matched |= self._against_random(chosen, measured)
         return self._against_greedy(chosen, measured, matched, candidates)
 
     def effect_of_control(self, setting: Setting) -> Effect:
@@ -178,6 +198,21 @@ class Comparison:
             for name, of in SMALLER.items()
         }
 
+    def _against_random(self, setting: Setting, measured: Measured) -> dict[str, Estimate]:
+        """A method against the same with random choices, all draws together; empty where it chooses nothing
+        that could be drawn."""
+        try:
+            draws = [
+                self._measure(each, self.test).columns
+                for each in random_choices(setting, measured.image_tokens)
+            ]
+        except (vlmfix.UnsupportedError, ValueError):  # there is nothing to draw from, such as other heads
+            return {}
+        if not draws:
+            return {}
+        control = pooled(draws)
+        return {name: compare(measured.columns[of], control[of], self.weights) for name, of in RANDOM.items()}
+
     def _against_greedy(
         self,
         setting: Setting,
@@ -197,8 +232,8 @@ class Comparison:
 
 def table(effects: Sequence[Effect]) -> str:
     """A row for every method, in Markdown."""
-    names = [*COLUMNS, *MATCHED, *SMALLER]
-    lines = [f"| method | setting | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 2)}"]
+    names = [*COLUMNS, *MATCHED, *RANDOM, *SMALLER]
+    lines = [f"| method | setting | beats all | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 3)}"]
     lines += [f"| {' | '.join(_cells(effect))} |" for effect in effects]
     return "\n".join(lines)
 
@@ -207,18 +242,19 @@ def _cells(effect: Effect) -> list[str]:
     method = effect.setting.method + (" (inactive)" if effect.inactive else "")
     if not effect.columns:
         reason = effect.candidates[0].refused.replace("|", "\\|")
-        return [method, f"refused: {reason}", *[""] * (len(COLUMNS) + len(MATCHED) + len(SMALLER))]
+        empty = [""] * (1 + len(COLUMNS) + len(MATCHED) + len(RANDOM) + len(SMALLER))
+        return [method, f"refused: {reason}", *empty]
     cells = []
     for name, estimate in effect.columns.items():
         digits = 2 if name == "words" else 3
         cell = f"{estimate.value:.{digits}f}"
         cells.append(cell if effect.setting == GREEDY else f"{cell} ({_difference(estimate, digits)})")
-    for name in (*MATCHED, *SMALLER):
+    for name in (*MATCHED, *RANDOM, *SMALLER):
         matched = effect.matched.get(name)
         cells.append(
             "" if matched is None else f"{matched.value - matched.difference:.3f} ({_difference(matched, 3)})"
         )
-    return [method, str(effect.setting), *cells]
+    return [method, str(effect.setting), ", ".join(effect.beats), *cells]
 
 
 def _difference(estimate: Estimate, digits: int) -> str:
@@ -237,9 +273,11 @@ def heading(model: str, validation: Split, test: Split) -> str:
         f"and as many positives. The last columns have the value of a control that matches the method, and "
         f"in parentheses the difference of the method to it: greedy decoding with an offset between yes and "
         f"no at which it says yes as often (calibrated on these very items), and greedy captions, where the "
-        f"longer one of two captions of a scene is cut to the tokens of the shorter; for a pruning also "
-        f"greedy decoding on pictures so small that they have at most as many tokens as it has in a layer on "
-        f"average (baseline.resize)."
+        f"longer one of two captions of a scene is cut to the tokens of the shorter; for a method that "
+        f"chooses heads, directions or tokens the same with random ones (three draws together); for a "
+        f"pruning also greedy decoding on pictures so small that they have at most as many tokens as it has in "
+        f"a layer on average (baseline.resize). 'Beats all' names what is better than greedy and than each of these, "
+        f"the whole interval: accuracy, or CHAIRi where recall is at most {RECALL_LOSS} lower."
     )
 
 

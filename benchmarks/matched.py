@@ -1,13 +1,17 @@
-"""Controls that match a method: greedy decoding that says yes as often, captions of equal lengths, and for a
-pruning, smaller pictures."""
+"""Controls that match a method: greedy decoding that says yes as often, captions of equal lengths, random
+choices where it chooses, and for a pruning, smaller pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.answers import Setting
+from benchmarks.bootstrap import Ratio
 from vlmfix.evaluation.runner.truncation import limits
 from vlmfix.methods.baselines.output_shift import calibrate_shift
+from vlmfix.methods.baselines.random_directions import BaselineRandomDirections
+from vlmfix.methods.baselines.random_heads import BaselineRandomHeads
 
 MATCHED = {
     "shifted greedy's accuracy": "accuracy",
@@ -22,6 +26,40 @@ SMALLER = {
     "recall of smaller pictures": "recall",
 }
 """The same for a pruning and pictures that have at most as many tokens (`baseline.resize`)."""
+
+RANDOM = {
+    "accuracy of random choices": "accuracy",
+    "CHAIRi of random choices": "CHAIRi",
+    "recall of random choices": "recall",
+}
+"""The same for a method that chooses heads, directions or tokens, and as many random ones in their place."""
+
+_DRAWS = 3
+
+
+def random_choices(setting: Setting, image_tokens: float | None) -> list[Setting]:
+    """What a setting is with random choices, once for each draw; empty for a method that makes none.
+
+    Args:
+        setting: of a method.
+        image_tokens: of a pruning, its mean number in a layer; None of others.
+    """
+    if image_tokens is not None:
+        kept = max(1, round(image_tokens))
+        return [Setting("random_tokens", {"kept_tokens": kept, "seed": seed}) for seed in range(_DRAWS)]
+    for control in (BaselineRandomHeads, BaselineRandomDirections):
+        if setting.method in control.stand_ins:
+            of = {"of": setting.method, "settings": setting.parameters}
+            return [Setting(control.name, {**of, "seed": seed}) for seed in range(_DRAWS)]
+    return []
+
+
+def pooled(draws: Sequence[Mapping[str, Ratio]]) -> dict[str, Ratio]:
+    """Columns of several draws about the same scenes as those of one."""
+    return {
+        name: Ratio(sum(each[name].parts for each in draws), sum(each[name].wholes for each in draws))
+        for name in draws[0]
+    }
 
 
 def shifted(margins: Sequence[float], verdicts: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from benchmarks.answers import Speaker, Split
 from benchmarks.bootstrap import Ratio, compare, resample
 from benchmarks.grid import CONTROLS
 from benchmarks.judging import COLUMNS, judge
-from benchmarks.matched import MATCHED, SMALLER, cut, shifted
+from benchmarks.matched import MATCHED, RANDOM, SMALLER, cut, pooled, random_choices, shifted
 from training import report
 
 pytestmark = pytest.mark.slow
@@ -175,7 +175,7 @@ def test_scenes_are_those_of_no_other_report() -> None:
 def test_second_start_does_only_what_is_missing(tmp_path: Path, calls: list[int]) -> None:
     first = start(tmp_path)
     settings = len(effects.GRID["var"])
-    assert len(calls) == 2 * (2 + 1 + settings + 1)
+    assert len(calls) == 2 * (2 + 1 + settings + 1 + 3)  # three draws of random heads
     calls.clear()
     assert start(tmp_path).stdout == first.stdout
     assert calls == []
@@ -197,7 +197,7 @@ def test_what_changes_an_answer_is_asked_again(
     if changed == "parameters":
         monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.9}])
     assert start(tmp_path, *options).exit_code == 0
-    assert len(calls) == {"seed": 10, "version": 10, "parameters": 4, "count": 6}[changed]
+    assert len(calls) == {"seed": 16, "version": 16, "parameters": 10, "count": 12}[changed]
 
 
 def test_killed_in_the_middle_leaves_no_half_file(
@@ -244,14 +244,16 @@ def test_small_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.6}])
     result = start(tmp_path)
     greedy, control, var = rows(result).values()
-    assert len(greedy) == len(control) == len(var) == 1 + len(COLUMNS) + len(MATCHED) + len(SMALLER)
+    columns = len(COLUMNS) + len(MATCHED) + len(RANDOM) + len(SMALLER)
+    assert len(greedy) == len(control) == len(var) == 2 + columns
     assert result.stdout == (tmp_path / "tiny-llava.md").read_text()
     assert "Test bed" in result.stdout
     content = json.loads((tmp_path / "tiny-llava.json").read_text())
     plain, _, effect = content["effects"]
     assert effect["setting"] == {"method": "var", "parameters": {"moved_fraction": 0.6}}
     assert 0 < plain["columns"]["recall"]["value"] <= 1
-    for name in MATCHED:
+    assert effect["matched"].keys() == {*MATCHED, *RANDOM}
+    for name in effect["matched"]:
         numbers = effect["matched"][name]
         assert numbers["low"] <= numbers["difference"] <= numbers["high"]
     for name in COLUMNS:
@@ -270,4 +272,50 @@ def test_a_pruning_stands_against_smaller_pictures(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "tiny-llava").glob("baseline.resize-test-*"))) == 2
     content = json.loads((tmp_path / "tiny-llava.json").read_text())
     pruning = next(each for each in content["effects"] if each["setting"]["method"] == "uniform_grid")
-    assert pruning["matched"].keys() == {*MATCHED, *SMALLER}
+    assert pruning["matched"].keys() == {*MATCHED, *RANDOM, *SMALLER}
+
+
+def estimate(difference: float) -> effects.Estimate:
+    return effects.Estimate(0.5, difference, difference - 0.01, difference + 0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "beaten"),
+    [
+        ({}, ["accuracy", "CHAIRi"]),
+        ({"recall": -0.03}, ["accuracy"]),  # gained by saying less
+        ({"accuracy": 0.005}, ["CHAIRi"]),
+        ({"shifted greedy's accuracy": 0.0, "recall of random choices": -0.5}, ["CHAIRi"]),
+        ({"CHAIRi of random choices": -0.005}, ["accuracy"]),
+        ({"CHAIRi of smaller pictures": 0.1, "accuracy of smaller pictures": -0.1}, []),
+    ],
+)
+def test_what_beats_everything(changes: dict[str, float], beaten: list[str]) -> None:
+    good = {"accuracy": 0.1, "CHAIRi": -0.1, "recall": 0.0}
+    columns = {name: estimate(changes.get(name, good.get(name, 0.0))) for name in COLUMNS}
+    matched = {
+        name: estimate(changes.get(name, good[of]))
+        for name, of in (MATCHED | SMALLER | RANDOM).items()
+        if name in MATCHED or name in changes
+    }
+    setting = effects.Setting("var", {})
+    assert effects.Effect(setting, columns, matched, inactive=False, candidates=[]).beats == beaten
+    assert effects.Effect(setting, columns, {}, inactive=False, candidates=[]).beats == []
+
+
+def test_random_choices_of_what_chooses() -> None:
+    [first, *_, last] = random_choices(effects.Setting("vhr", {"head_scale": 1.5}), None)
+    assert first.method == "baseline.random_heads"
+    assert first.parameters == {"of": "vhr", "settings": {"head_scale": 1.5}, "seed": 0}
+    assert (last.parameters["seed"], len(first.build())) == (2, 1)
+    assert random_choices(effects.Setting("vti", {}), None)[0].method == "baseline.random_directions"
+    [tokens, *_] = random_choices(effects.Setting("fastv", {}), 12.4)
+    assert (tokens.method, tokens.parameters) == ("random_tokens", {"kept_tokens": 12, "seed": 0})
+    assert random_choices(effects.Setting("vcd", {}), None) == []
+
+
+def test_draws_are_pooled() -> None:
+    one, other = Ratio(COUNTS[0], COUNTS[1] + 1), Ratio(COUNTS[2], COUNTS[3] + 1)
+    pair = pooled([{"recall": one}, {"recall": other}])["recall"]
+    whole = (COUNTS[0].sum() + COUNTS[2].sum()) / (COUNTS[1].sum() + COUNTS[3].sum() + 60)
+    assert pair.value == pytest.approx(whole)

@@ -28,12 +28,15 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 """Methods that act inside `model.generate`; what runs it several times (CARVE) or acts from outside
 (baselines of the prompt and of the decoding) has its promises in its own tests."""
 
-REFUSED = {
-    (name, family)
-    for name in ("visionzip", "mmtok", "prunesid")
-    for family in ("llava_onevision", "internvl")
-} | {("damro", family) for family in ("llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
-} | {("registers", family) for family in ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+_TOWERS_OF_THEIR_OWN = ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_REFUSED = {
+    "visionzip": ("llava_onevision", "internvl"),
+    "mmtok": ("llava_onevision", "internvl"),
+    "prunesid": ("llava_onevision", "internvl"),
+    "damro": ("llava_onevision", *_TOWERS_OF_THEIR_OWN),
+    "registers": _TOWERS_OF_THEIR_OWN,
+}
+REFUSED = {(name, family) for name, others in _REFUSED.items() for family in others}
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
