@@ -275,9 +275,9 @@ def heading(model: str, validation: Split, test: Split) -> str:
         f"no at which it says yes as often (calibrated on these very items), and greedy captions, where the "
         f"longer one of two captions of a scene is cut to the tokens of the shorter; for a method that "
         f"chooses heads, directions or tokens the same with random ones (three draws together); for a "
-        f"pruning also greedy decoding on pictures so small that they have at most as many tokens as it has in "
-        f"a layer on average (baseline.resize). 'Beats all' names what is better than greedy and than each of these, "
-        f"the whole interval: accuracy, or CHAIRi where recall is at most {RECALL_LOSS} lower."
+        f"pruning also greedy decoding on pictures so small that they have at most as many tokens as it has "
+        f"in a layer on average (baseline.resize). 'Beats all' names what is better than greedy and than "
+        f"each of these, the whole interval: accuracy, or CHAIRi where recall is at most {RECALL_LOSS} lower."
     )
 
 

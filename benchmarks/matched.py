@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.answers import Setting
 from benchmarks.bootstrap import Ratio
 from vlmfix.evaluation.runner.truncation import limits
@@ -57,7 +59,7 @@ def random_choices(setting: Setting, image_tokens: float | None) -> list[Setting
 def pooled(draws: Sequence[Mapping[str, Ratio]]) -> dict[str, Ratio]:
     """Columns of several draws about the same scenes as those of one."""
     return {
-        name: Ratio(sum(each[name].parts for each in draws), sum(each[name].wholes for each in draws))
+        name: Ratio(*(np.sum([each[name][term] for each in draws], axis=0) for term in (0, 1)))
         for name in draws[0]
     }
 

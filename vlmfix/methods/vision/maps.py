@@ -119,7 +119,7 @@ def _read(
         try:
             layers = tuple(range(model.config.get_text_config().num_hidden_layers))
             inputs = model_inputs([asked], processor)
-            attention, _ = map_pass(model, processor, inputs, layers, 1, _READER)
+            attention = map_pass(model, processor, inputs, layers, 1, _READER).attention
         finally:
             hook.remove()
     counts = [image.count for image in located]
