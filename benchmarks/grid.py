@@ -136,6 +136,12 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "sla": [{"gamma": 0.1}, {"gamma": 0.3}, {"gamma": 0.3, "normed": True}],
     "hulluedit": [{}, {"blend": 0.4}, {"kappa": 1.5}],
     "visual_entropy": [{}, {"alpha": 3.0}, {"alpha": 3.0, "gamma": None}],
+    "farsight": [{"sigma": 0.2}, {"sigma": 0.8}, {"sigma": 3.0}],
+    "eah": [{"threshold": 0.001}, {"threshold": 0.002}, {"threshold": 0.01}],
+    "damro": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 2.0}],
+    "code": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 1.0, "exponent": 1.0}],
+    "causalmm": [{"gamma": 0.5}, {"gamma": 1.0}, {"gamma": 1.0, "vision_edit": "uniform"}],
+    "memvr": [{"ratio": 0.06}, {"ratio": 0.12}, {"ratio": 0.12, "threshold": 0.3}],
     "avisc": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 2.0}],
 }
 """Candidates by method, around the published settings as far as those fit a model of 8 layers and 64 image
