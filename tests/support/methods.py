@@ -116,6 +116,7 @@ ACTING: dict[str, dict[str, Any]] = {
 NOT_IN_PROFILE: dict[str, dict[str, Any]] = {
     "act": {"heads": "all"},
     "head_pursuit": {"concept": "colours"},
+    "registers": {"neurons": ((0, 1),)},
     "pyramid_drop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
     "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
     "vdd": {"unknown_token_id": 0},
