@@ -29,7 +29,7 @@ from tests.support.methods import (
 )
 from tests.support.names import UNLIKE
 from tests.support.paths import ROOT
-from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens
+from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens, edits_encoder, reads_encoder
 
 pytestmark = [
     pytest.mark.promises,
@@ -43,7 +43,14 @@ LOOPS = [name for name in REPRESENTATIVES if isinstance(acting(name), ChoosesTok
 ATTENTION = [name for name in REPRESENTATIVES if name not in PRUNING + LOGITS + LOOPS]
 
 
-PAIRS = [
+def both_at_the_encoder(pair: tuple[str, str]) -> bool:
+    """Whether two methods work on the vision encoder and one changes it, which is refused."""
+    methods = [acting(name) for name in pair]
+    works = [edits_encoder(each) or reads_encoder(each) for each in methods]
+    return all(works) and any(map(edits_encoder, methods))
+
+
+ALL_PAIRS = [
     *permutations(ATTENTION, 2),
     *product(ATTENTION, PRUNING),
     *product(["vhr"], LOGITS),
@@ -51,6 +58,7 @@ PAIRS = [
     *(("crops", other) for other in ATTENTION + PRUNING if other not in ("var", "vhr", "sparsevlm")),
     *product(LOOPS, ATTENTION + PRUNING),
 ]
+PAIRS = [pair for pair in ALL_PAIRS if not both_at_the_encoder(pair)]
 """Methods of two hook signatures each."""
 
 

@@ -28,11 +28,15 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 """Methods that act inside `model.generate`; what runs it several times (CARVE) or acts from outside
 (baselines of the prompt and of the decoding) has its promises in its own tests."""
 
-REFUSED = {
-    (name, family)
-    for name in ("visionzip", "mmtok", "prunesid")
-    for family in ("llava_onevision", "internvl")
-} | {("registers", family) for family in ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+REFUSED = (
+    {
+        (name, family)
+        for name in ("visionzip", "mmtok", "prunesid")
+        for family in ("llava_onevision", "internvl")
+    }
+    | {("paint", family) for family in ("llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+    | {("registers", family) for family in ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+)
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
@@ -86,6 +90,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "vdd": {"beta": 0.001, "unknown_token_id": 4},
     "flb": {"gamma": 3.0, "decay": 0.5},
     "pai": {"alpha": 1.0},
+    "paint": {"local_boost": 2.0, "summary_boost": 1.0},
     "devils": {"alpha": 2.0},
     "vaf": {"enhance": 2.0, "suppress": 0.5},
     "adhh": {"threshold": 0.1, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},

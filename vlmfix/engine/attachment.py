@@ -22,6 +22,7 @@ from vlmfix.engine.capabilities import (
     EditsVisionEncoder,
     ReadsEarlyExits,
     ReadsVisionAttention,
+    reads_encoder,
 )
 from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
@@ -115,29 +116,28 @@ class Attachment:
                 "the block before the call"
             )
         self.check(method)
-        if isinstance(method, ReadsVisionAttention):
-            self._encoder = EncoderTap(self.model)
         if isinstance(method, EditsStream):
             self._stream_hooks.check(method)
+        self._watch_encoder((*self.methods, method))
         hooks: Sequence[RemovableHandle] = ()
-        if isinstance(method, EditsVisionEncoder) and method.edits_encoder:
-            hooks = method.hook_encoder(VisionEncoder(self.model))
-        self._processor = processor or self._processor
-        if not self.methods:
-            try:
+        try:
+            if isinstance(method, EditsVisionEncoder) and method.edits_encoder:
+                hooks = method.hook_encoder(VisionEncoder(self.model))
+            self._processor = processor or self._processor
+            if not self.methods:
                 self._install()
-            except BaseException:
+        except BaseException:
+            if not self.methods:
                 self._undo.close()
-                for hook in hooks:
-                    hook.remove()
-                raise
+            for hook in hooks:
+                hook.remove()
+            self._watch_encoder(self.methods)
+            raise
         self.end_run()
         self._of_encoder[id(method)] = hooks
         if isinstance(method, EditsStream):
             self._stream_hooks.install((*self.methods, method))
         self.methods += (method,)
-        if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
-            self._encoder.install()
 
     def detach(self, method: MethodHooks) -> None:
         """Take one method off; the last one leaves the model as it was found."""
@@ -148,11 +148,34 @@ class Attachment:
                 self._stream_hooks.install(self.methods)
             for hook in self._of_encoder.pop(id(method), ()):
                 hook.remove()
-            if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
-                self._encoder.remove()
-                self._encoder = None
+            self._watch_encoder(self.methods)
             if not self.methods:
                 self._undo.close()
+
+    def _watch_encoder(self, methods: Sequence[MethodHooks]) -> None:
+        """Read the attention of the vision encoder as long as one of these methods needs it.
+
+        Raises:
+            UnsupportedError: it is not read in this model, or a method needs more of it than there is.
+        """
+        reading = [each for each in methods if isinstance(each, ReadsVisionAttention) and reads_encoder(each)]
+        if not reading:
+            if self._encoder is not None:
+                self._encoder.remove()
+            self._encoder = None
+            return
+        tap = self._encoder or EncoderTap(self.model)
+        for each in reading:
+            if each.needs_class_token or each.reads_maps or each.encoder_layers:
+                tap.check_class_token(type(each).__name__)
+        if self._encoder is None:
+            tap.install()
+        self._encoder = tap
+        tap.keeps_maps = any(each.reads_maps for each in reading)
+        layers = [item for each in reading for item in each.encoder_layers.items()]
+        tap.read_layers({layer: (layer, True) in layers for layer, _ in layers})
+        wanted = [item for each in reading for item in each.encoder_layers.items()]
+        tap.read_layers({layer: (layer, True) in wanted for layer, _ in wanted})
 
     def _install(self) -> None:
         attention.register()
@@ -334,6 +357,7 @@ class Attachment:
             processor or self._processor,
         )
         try:
+            self._watch_encoder(self.methods)
             if len(self.methods) == 1:
                 self._install()
             yield
@@ -341,6 +365,7 @@ class Attachment:
             if len(self.methods) == 1:
                 self._undo.close()
             self.methods, self.call, self._processor = aside
+            self._watch_encoder(self.methods)
 
     def end_run(self, *, failed: bool = False) -> None:
         """Hand what the methods did in the run over to them; what they did in half a run is no activity."""

@@ -185,6 +185,25 @@ class ReadsAhead(ABC):
 class ReadsVisionAttention:
     """Reads the attention of the vision encoder, as `context.encoded_images`."""
 
+    needs_class_token: ClassVar[bool] = False
+    """Whether an encoder without a class token is refused."""
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether it does so with its numbers."""
+        return True
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether it needs all weights of the layer, as `EncodedBlock.maps`, which a class token implies."""
+        return False
+
+    @property
+    def encoder_layers(self) -> Mapping[int, bool]:
+        """Layers of the encoder, 0-based, that it reads as `EncodedBlock.layers`, which a class token
+        implies; and of each, whether it needs what the patches give each other, too."""
+        return {}
+
 
 class EditsVisionEncoder(ABC):
     """Changes what the vision encoder makes of pictures."""
@@ -246,6 +265,11 @@ class AsksSeveralTimes(ABC):
         **generate_kwargs: Any,
     ) -> Any:
         """Answer one prompt; what comes back has the text as its `answer`."""
+
+
+def reads_encoder(method: Any) -> bool:
+    """Whether a method reads the attention of the vision encoder."""
+    return isinstance(method, ReadsVisionAttention) and method.reads_encoder
 
 
 def edits_encoder(method: Any) -> bool:

@@ -10,9 +10,9 @@ from vlmfix.engine.capabilities import (
     ChangesPictures,
     ChoosesTokens,
     PrunesTokens,
-    ReadsVisionAttention,
     RemembersSequences,
     edits_encoder,
+    reads_encoder,
 )
 from vlmfix.engine.method import MethodHooks
 from vlmfix.errors import UnsupportedError
@@ -74,7 +74,7 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
             "to tokens that are gone; use one pruning method at a time"
         )
     changing = [edits_encoder(each) for each in (method, other)]
-    reading = [isinstance(each, ReadsVisionAttention) for each in (method, other)]
+    reading = [reads_encoder(each) for each in (method, other)]
     if all(changing) or (any(changing) and any(reading)):
         raise UnsupportedError(
             f"{other_name} and {name} work on the vision encoder, and one changes it; use one at a time"

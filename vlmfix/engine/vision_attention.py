@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlmfix.engine.modules import device_of
+from vlmfix.engine.vision_layers import LayerAttention, LayersTap, clip_keys, clip_weights
 from vlmfix.errors import UnsupportedError
 
 # Queries of a long image whose attention is held at a time.
@@ -36,6 +37,9 @@ class EncodedBlock:
         class_feature: that of the class token, `(features,)`; None: there is none.
         states: where patches are merged at the end of the encoder, the mean of those of each token before
             that, `(patches, width)`; None: see `features`.
+        maps: all weights, those of and to the class token first, `(heads, 1 + patches, 1 + patches)` float32;
+            None: no method needs them.
+        layers: attention in other layers, by number; empty: no method needs it.
     """
 
     places: Tensor
@@ -44,14 +48,16 @@ class EncodedBlock:
     features: Tensor | None = None
     class_feature: Tensor | None = None
     states: Tensor | None = None
+    maps: Tensor | None = None
+    layers: Mapping[int, LayerAttention] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> EncodedBlock:
         """The same block on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return EncodedBlock(**moved)
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return EncodedBlock(**moved, layers={layer: each.to(device) for layer, each in self.layers.items()})
 
     def at(self, patches: Tensor) -> EncodedBlock:
-        """The block of some of its patches, by their numbers `(kept,)`."""
+        """The block of some of its patches, by their numbers `(kept,)`, without `maps` and `layers`."""
         return EncodedBlock(
             self.places[patches],
             self.attention[:, patches],
@@ -86,6 +92,8 @@ class EncoderTap:
         self.config = model.config
         self.images: list[EncodedImage] = []
         self.videos: list[EncodedImage] = []  # one a frame, or for two that are read as one
+        self.keeps_maps = False
+        self._layers = LayersTap()
         self._reads_videos = False
         self._seen: dict[str, Any] = {}
         self._blocks: list[EncodedBlock] = []
@@ -100,13 +108,31 @@ class EncoderTap:
                 "with a CLIP encoder and a projector (LLaVA), or one whose encoder merges patches (Qwen-VL)"
             )
 
+    def check_class_token(self, name: str) -> None:
+        """Refuse an encoder without a class token.
+
+        Args:
+            name: of the method that needs one.
+
+        Raises:
+            UnsupportedError: with the remedy.
+        """
+        if not _is_llava_with_clip(self.core):
+            raise no_class_token(name, self.config)
+
     def install(self) -> None:
         """Hang the hooks."""
         self._install()
 
+    def read_layers(self, wanted: Mapping[int, bool]) -> None:
+        """Read these layers beside the one whose features are used, and no others; see `LayersTap.read`."""
+        if _is_llava_with_clip(self.core):
+            self._layers.read(self.core.vision_tower.encoder.layers, wanted)
+
     def remove(self) -> None:
         """Take the hooks off and forget what they saw."""
         self._undo.close()
+        self._layers.close()
         self.forget()
 
     def forget(self) -> None:
@@ -147,12 +173,11 @@ class EncoderTap:
 
     def _see_clip_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
-        tiles, tokens, _ = states.shape
-        shape = (tiles, tokens, module.num_heads, module.head_dim)
-        key = module.k_proj(states).view(shape).float()
-        query = module.q_proj(states[:, :1]).view(tiles, module.num_heads, module.head_dim).float()
-        weights = (torch.einsum("thd,tkhd->thk", query, key) * module.scale).softmax(dim=-1)
-        self._seen |= {"attention": weights[..., 1:], "keys": key[:, 1:].mean(dim=2)}
+        key = clip_keys(module, states)
+        weights = clip_weights(module, states if self.keeps_maps else states[:, :1], key)
+        self._seen |= {"attention": weights[:, :, 0, 1:], "keys": key[:, 1:].mean(dim=2)}
+        if self.keeps_maps:
+            self._seen["maps"] = weights
 
     def _see_class_token(self, module: nn.Module, args: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
@@ -164,6 +189,7 @@ class EncoderTap:
             return  # a projection by `project`
         seen, self._seen = self._seen, {}
         tiles, patches = features.shape[:2]
+        layers = self._layers.take(tiles)
         self._blocks = [
             EncodedBlock(
                 torch.arange(patches, device=features.device),
@@ -171,6 +197,8 @@ class EncoderTap:
                 seen["keys"][tile],
                 features[tile],
                 seen["class"][tile],
+                maps=seen["maps"][tile] if "maps" in seen else None,
+                layers=layers[tile],
             )
             for tile in range(tiles)
         ]
@@ -194,7 +222,7 @@ class EncoderTap:
             places[order[shown]] = shown
             tiles = [blocks.pop(0) for _ in range(len(features))]
             own = [
-                EncodedBlock(place, tile.attention, tile.keys, tile.features, tile.class_feature)
+                replace(tile, places=place)
                 for place, tile in zip(places.view(len(features), -1), tiles, strict=True)
             ]
             self.images.append(EncodedImage(tuple(own), len(order)))
@@ -278,6 +306,14 @@ class EncoderTap:
             self.images = images
         self._seen = {}
         return output
+
+
+def no_class_token(name: str, config: PreTrainedConfig) -> UnsupportedError:
+    """What is said of a method that needs a class token where there is none."""
+    return UnsupportedError(
+        f"{name} goes by the attention of a class token, and the vision encoder of {config.model_type} has "
+        "none; use a model with a CLIP encoder and a projector (LLaVA)"
+    )
 
 
 def _is_llava_with_clip(core: Any) -> bool:

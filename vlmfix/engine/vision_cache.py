@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.callers import turns_of
-from vlmfix.engine.capabilities import ReadsVisionAttention, edits_encoder
+from vlmfix.engine.capabilities import edits_encoder, reads_encoder
 from vlmfix.engine.state import Encoded
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import text_decoder
@@ -62,7 +62,7 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
         nonlocal known, form
         attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
         watched = attachment is not None and any(
-            edits_encoder(method) or isinstance(method, ReadsVisionAttention) for method in attachment.methods
+            edits_encoder(method) or reads_encoder(method) for method in attachment.methods
         )
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         images = None if watched or threading.get_ident() != thread else split_images(inputs)

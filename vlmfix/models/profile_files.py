@@ -128,6 +128,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gift_image_boost": _NUMBER,
     "gift_saliency_layer": _INDEX,
     "nullu_directions": _FILE,
+    "paint_local_boost": _NUMBER,
+    "paint_summary_boost": _NUMBER,
     "register_neurons": (lambda value: _are_pairs(value) and value != [], "a list of pairs [layer, neuron]"),
     "sink_dimensions": (lambda value: _are_indices(value) and value != [], _INDICES[1] + ", not empty"),
     "sink_threshold": _NUMBER,
