@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.head_pursuit import HeadPursuit
     from vlmfix.methods.attention.iat import IAT
     from vlmfix.methods.attention.pai import PAI
+    from vlmfix.methods.attention.paint import PAINT
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
     from vlmfix.methods.attention.vhr import VHR
@@ -141,6 +142,7 @@ __all__ = [
     "ONLY",
     "OPERA",
     "PAI",
+    "PAINT",
     "RITUAL",
     "RUDDER",
     "SHIELD",
@@ -288,6 +290,7 @@ _NAMES = {
     "vlmfix.methods.attention.head_pursuit": "HeadPursuit",
     "vlmfix.methods.attention.iat": "IAT",
     "vlmfix.methods.attention.pai": "PAI",
+    "vlmfix.methods.attention.paint": "PAINT",
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",
     "vlmfix.methods.attention.vhr": "VHR",

@@ -30,7 +30,13 @@ from tests.support.methods import (
 )
 from tests.support.names import UNLIKE
 from tests.support.paths import ROOT
-from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens, RemembersSequences
+from vlmfix.engine.capabilities import (
+    ChoosesTokens,
+    PrunesTokens,
+    RemembersSequences,
+    edits_encoder,
+    reads_encoder,
+)
 
 pytestmark = [
     pytest.mark.promises,
@@ -44,13 +50,20 @@ LOOPS = [name for name in REPRESENTATIVES if isinstance(acting(name), ChoosesTok
 ATTENTION = [name for name in REPRESENTATIVES if name not in PRUNING + LOGITS + LOOPS]
 
 
+def both_at_the_encoder(pair: tuple[str, str]) -> bool:
+    """Whether two methods work on the vision encoder and one changes it, which is refused."""
+    methods = [acting(name) for name in pair]
+    works = [edits_encoder(each) or reads_encoder(each) for each in methods]
+    return all(works) and any(map(edits_encoder, methods))
+
+
 def in_circles(names: list[str], others: list[str], steps: Sequence[int]) -> list[tuple[str, str]]:
     """Each method with the one of the others that stands a step further, for each step."""
     found = ((name, others[(at + step) % len(others)]) for step in steps for at, name in enumerate(names))
     return [(one, other) for one, other in found if one != other]
 
 
-PAIRS = [
+ALL_PAIRS = [
     *in_circles(ATTENTION, ATTENTION, (1, 3, -1, -5)),
     *in_circles(ATTENTION, PRUNING, (0, 1)),
     *product(["vhr"], LOGITS),
@@ -62,6 +75,7 @@ PAIRS = [
         if not isinstance(acting(other), RemembersSequences)
     ),
 ]
+PAIRS = [pair for pair in ALL_PAIRS if not both_at_the_encoder(pair)]
 """Methods of two hook signatures each."""
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import acting, attached, pairs, representatives, values
+from tests.support.methods import acting, attached, cases, representatives, values
 from tests.support.names import QUICK
 from vlmfix.engine.kl import Divergence
 from vlmfix.engine.prefix_cache import shared_prefix
@@ -81,7 +81,7 @@ def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
 
 @pytest.mark.promises
 @pytest.mark.parametrize(
-    ("name", "family"), [("greedy", QUICK), *pairs(representatives(SHARING), in_turn=True)]
+    ("name", "family"), [("greedy", QUICK), *cases(representatives(SHARING), in_turn=True)]
 )
 def test_sharing_changes_nothing(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor], reads: Reads, name: str
@@ -100,7 +100,7 @@ def counted(edit_stats: vlmfix.EditStats) -> vlmfix.EditStats:
     return dataclasses.replace(edit_stats, size=None, details={}, **Divergence().figures)
 
 
-@pytest.mark.parametrize(("name", "family"), pairs(SHARING, in_turn=True))
+@pytest.mark.parametrize(("name", "family"), cases(SHARING, in_turn=True))
 def test_activity_is_the_same(model: PreTrainedModel, inputs: dict[str, torch.Tensor], name: str) -> None:
     activities = []
     for sharing in (False, True):

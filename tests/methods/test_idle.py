@@ -41,6 +41,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("var", {"min_image_mass": 1.0}, "no head with visual sinks puts 1 of its attention on the image"),
     ("adhh", {"threshold": 1.0, "heads": ((1, 0),)}, "no listed head puts 1 of its attention"),
     *((name, {"alpha": 1e-12}, "its strength is too small to tell") for name in ("pai", "devils")),
+    ("paint", {"local_boost": 1e-12, "summary_boost": 0}, "its strength is too small to tell"),
     *(
         (name, {"kept_tokens": 500}, "budget is not below")
         for name in (

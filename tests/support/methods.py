@@ -37,6 +37,15 @@ _REFUSED = {
     "registers": _TOWERS_OF_THEIR_OWN,
 }
 REFUSED = {(name, family) for name, others in _REFUSED.items() for family in others}
+REFUSED = (
+    {
+        (name, family)
+        for name in ("visionzip", "mmtok", "prunesid")
+        for family in ("llava_onevision", "internvl")
+    }
+    | {("paint", family) for family in ("llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+    | {("registers", family) for family in ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+)
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
@@ -94,6 +103,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "vdd": {"beta": 0.001, "unknown_token_id": 4},
     "flb": {"gamma": 3.0, "decay": 0.5},
     "pai": {"alpha": 1.0},
+    "paint": {"local_boost": 2.0, "summary_boost": 1.0},
     "devils": {"alpha": 2.0},
     "vaf": {"enhance": 2.0, "suppress": 0.5},
     "adhh": {"threshold": 0.1, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
@@ -117,7 +127,9 @@ NOT_IN_PROFILE: dict[str, dict[str, Any]] = {
     "act": {"heads": "all"},
     "head_pursuit": {"concept": "colours"},
     "registers": {"neurons": ((0, 1),)},
+    "paint": {"local_boost": 0.7, "summary_boost": 0.4},
     "pyramid_drop": {"prune_layers": (1, 3), "keep_ratios": (0.5, 0.25)},
+    "shield": {"parts": ("bias",)},
     "sparsevlm": {"prune_layers": (1, 2), "kept_tokens": (2, 1)},
     "vdd": {"unknown_token_id": 0},
 }

@@ -40,7 +40,7 @@ def calibrate_registers(
 
     Outliers are patches whose norm, where the projector reads, exceeds mean + 3 standard deviations over all
     pictures. Up to the layer in which most of them appear, neurons rank by their mean activation at the
-    outliers. As many are listed as it takes until no tail is left.
+    outliers. As many are listed as it takes until no tail is left, in steps from 1 to 300.
 
     This library's own: an outlier also has twice the median norm; "no tail" is 5 % of the outliers, on the
     half of the pictures on which the neurons were not ranked; and random neurons of the same layers must

@@ -16,9 +16,16 @@ from rich.table import Column, Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.methods.base import Method, Stage
+from vlmfix.methods.base import Method, Provenance, Stage
 from vlmfix.methods.registry import list_methods, make_method
 from vlmfix.methods.suitability import suitability
+
+_BUILT_FROM: dict[Provenance, str] = {
+    "paper": "paper",
+    "released code": "code",
+    "reconstruction": "~paper",
+    "unpublished": "",
+}
 
 
 def mark_differences(first: str, second: str, *, style: str = "bold reverse") -> tuple[Text, Text]:
@@ -59,15 +66,14 @@ def methods_by_stage() -> list[Table]:
             Column("changes", ratio=1),
             Column("cost", justify="right"),
             Column("built from", no_wrap=True),
-            Column("paper", no_wrap=True),
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
         for name, cls in known.items():
             if cls.info.stage == stage:
                 info = cls.info
-                paper = info.paper if info.is_on_arxiv else "code" if info.paper else ""
-                table.add_row(name, info.changes, f"{info.forwards:g}", info.provenance, paper)
+                source = f"{_BUILT_FROM[info.provenance]} {info.paper if info.is_on_arxiv else ''}"
+                table.add_row(name, info.changes, f"{info.forwards:g}", source)
         if table.rows:
             tables.append(table)
     return tables

@@ -67,4 +67,7 @@ def methods(
     if not names:
         for table in methods_by_stage():
             out.print(table)
-        out.print("cost: forward passes per generated token. 'vlmfix methods NAME' says all of a method.")
+        out.print(
+            "cost: forward passes per generated token. built from: the paper, its released code, or ~paper, "
+            "a reconstruction where neither says everything. 'vlmfix methods NAME' says all of a method."
+        )

@@ -166,12 +166,14 @@ class Attachment:
             return
         tap = self._encoder or EncoderTap(self.model)
         for each in reading:
-            if each.needs_class_token or each.reads_maps:
+            if each.needs_class_token or each.reads_maps or each.encoder_layers:
                 tap.check_class_token(type(each).__name__)
         if self._encoder is None:
             tap.install()
         self._encoder = tap
         tap.keeps_maps = any(each.reads_maps for each in reading)
+        wanted = [item for each in reading for item in each.encoder_layers.items()]
+        tap.read_layers({layer: (layer, True) in wanted for layer, _ in wanted})
 
     def _install(self) -> None:
         attention.register()

@@ -233,6 +233,12 @@ class ReadsVisionAttention:
         """Whether it needs all weights of the layer, as `EncodedBlock.maps`, which a class token implies."""
         return False
 
+    @property
+    def encoder_layers(self) -> Mapping[int, bool]:
+        """Layers of the encoder, 0-based, that it reads as `EncodedBlock.layers`, which a class token
+        implies; and of each, whether it needs what the patches give each other, too."""
+        return {}
+
 
 class EditsVisionEncoder(ABC):
     """Changes what the vision encoder makes of pictures."""

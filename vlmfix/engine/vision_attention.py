@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlmfix.engine.modules import device_of
+from vlmfix.engine.vision_layers import LayerAttention, LayersTap, clip_keys, clip_weights
 from vlmfix.errors import UnsupportedError
 
 # Queries of a long image whose attention is held at a time.
@@ -38,6 +39,7 @@ class EncodedBlock:
             that, `(patches, width)`; None: see `features`.
         maps: all weights, those of and to the class token first, `(heads, 1 + patches, 1 + patches)` float32;
             None: no method needs them.
+        layers: attention in other layers, by number; empty: no method needs it.
     """
 
     places: Tensor
@@ -47,14 +49,15 @@ class EncodedBlock:
     class_feature: Tensor | None = None
     states: Tensor | None = None
     maps: Tensor | None = None
+    layers: Mapping[int, LayerAttention] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> EncodedBlock:
         """The same block on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return EncodedBlock(**moved)
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return EncodedBlock(**moved, layers={layer: each.to(device) for layer, each in self.layers.items()})
 
     def at(self, patches: Tensor) -> EncodedBlock:
-        """The block of some of its patches, by their numbers `(kept,)`, without `maps`."""
+        """The block of some of its patches, by their numbers `(kept,)`, without `maps` and `layers`."""
         return EncodedBlock(
             self.places[patches],
             self.attention[:, patches],
@@ -90,6 +93,7 @@ class EncoderTap:
         self.images: list[EncodedImage] = []
         self.videos: list[EncodedImage] = []  # one a frame, or for two that are read as one
         self.keeps_maps = False
+        self._layers = LayersTap()
         self._reads_videos = False
         self._seen: dict[str, Any] = {}
         self._blocks: list[EncodedBlock] = []
@@ -114,18 +118,21 @@ class EncoderTap:
             UnsupportedError: with the remedy.
         """
         if not _is_llava_with_clip(self.core):
-            raise UnsupportedError(
-                f"{name} goes by the attention of a class token, and the vision encoder of "
-                f"{self.config.model_type} has none; use a model with a CLIP encoder and a projector (LLaVA)"
-            )
+            raise no_class_token(name, self.config)
 
     def install(self) -> None:
         """Hang the hooks."""
         self._install()
 
+    def read_layers(self, wanted: Mapping[int, bool]) -> None:
+        """Read these layers beside the one whose features are used, and no others; see `LayersTap.read`."""
+        if _is_llava_with_clip(self.core):
+            self._layers.read(self.core.vision_tower.encoder.layers, wanted)
+
     def remove(self) -> None:
         """Take the hooks off and forget what they saw."""
         self._undo.close()
+        self._layers.close()
         self.forget()
 
     def forget(self) -> None:
@@ -166,12 +173,8 @@ class EncoderTap:
 
     def _see_clip_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
-        tiles, tokens, _ = states.shape
-        shape = (tiles, tokens, module.num_heads, module.head_dim)
-        key = module.k_proj(states).view(shape).float()
-        rows = states if self.keeps_maps else states[:, :1]
-        query = module.q_proj(rows).view(tiles, -1, module.num_heads, module.head_dim).float()
-        weights = (torch.einsum("tqhd,tkhd->thqk", query, key) * module.scale).softmax(dim=-1)
+        key = clip_keys(module, states)
+        weights = clip_weights(module, states if self.keeps_maps else states[:, :1], key)
         self._seen |= {"attention": weights[:, :, 0, 1:], "keys": key[:, 1:].mean(dim=2)}
         if self.keeps_maps:
             self._seen["maps"] = weights
@@ -186,6 +189,7 @@ class EncoderTap:
             return  # a projection by `project`
         seen, self._seen = self._seen, {}
         tiles, patches = features.shape[:2]
+        layers = self._layers.take(tiles)
         self._blocks = [
             EncodedBlock(
                 torch.arange(patches, device=features.device),
@@ -194,6 +198,7 @@ class EncoderTap:
                 features[tile],
                 seen["class"][tile],
                 maps=seen["maps"][tile] if "maps" in seen else None,
+                layers=layers[tile],
             )
             for tile in range(tiles)
         ]
@@ -301,6 +306,14 @@ class EncoderTap:
             self.images = images
         self._seen = {}
         return output
+
+
+def no_class_token(name: str, config: PreTrainedConfig) -> UnsupportedError:
+    """What is said of a method that needs a class token where there is none."""
+    return UnsupportedError(
+        f"{name} goes by the attention of a class token, and the vision encoder of {config.model_type} has "
+        "none; use a model with a CLIP encoder and a projector (LLaVA)"
+    )
 
 
 def _is_llava_with_clip(core: Any) -> bool:

@@ -133,6 +133,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a mapping of concepts to lists of pairs [layer, head]",
     ),
     "nullu_directions": _FILE,
+    "paint_local_boost": _NUMBER,
+    "paint_summary_boost": _NUMBER,
     "register_neurons": (lambda value: _are_pairs(value) and value != [], "a list of pairs [layer, neuron]"),
     "rudder_alpha_max": _NUMBER,
     "sink_dimensions": (lambda value: _are_indices(value) and value != [], _INDICES[1] + ", not empty"),

@@ -83,6 +83,7 @@ def trials(model: PreTrainedModel, inputs: ProbeInputs) -> dict[str, Method]:
     of_any: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("cdpruner", "kmeans", "mmtok", "prunesid", "similarity_filter"), kept),
         "opera": {"penalty_weights": 1000.0, "scale_factor": 500.0},
+        "paint": {"local_boost": 0.5, "summary_boost": 0.4},
         "random_tokens": kept,
         "uniform_grid": kept,
         "visionzip": {"dominant_tokens": max(1, tokens // 3), "contextual_tokens": max(1, tokens // 6)},
