@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.decoder_inputs import of_tokens, padded, positions_of
+from vlmfix.engine.decoder_inputs import of_tokens, one_of_each, padded, positions_of
 from vlmfix.engine.state import Branch
 from vlmfix.models.structure import attention_layers, attention_of, new_cache
 
@@ -160,8 +160,11 @@ class BranchReader:
         """
         assert context.modules is not None
         assert context.embed_tokens is not None
-        like = positions_of(decoder_given, context.layout)
-        cache = new_cache(self._decoder)
+        like, cache = positions_of(decoder_given, context.layout), new_cache(self._decoder)
+        first = context.first_position
+        if context.copies > 1:  # they would all write the same
+            branch, wanted = _one_of_each(branch, context.copies), wanted[:: context.copies]
+            first = first[:: context.copies] if isinstance(first, Tensor) else first
         given, read = dict(branch.decoder_inputs), branch.inputs_embeds
         newest = {
             name: value.new_zeros(len(value), 1, *value.shape[2:])
@@ -174,7 +177,7 @@ class BranchReader:
         try:
             with torch.no_grad():
                 for step in range(limit):
-                    given["position_ids"] = branch.positions(like, step, context.first_position)
+                    given["position_ids"] = branch.positions(like, step, first)
                     given["position_ids"] = given["position_ids"][..., -read.shape[1] :]
                     states: Tensor = self._decoder(
                         inputs_embeds=read,
@@ -192,7 +195,7 @@ class BranchReader:
         finally:
             context.engine.active_branch = None
         rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in range(len(writes))]
-        return [[token for token in row if token >= 0] for row in rows]
+        return [[token for token in row if token >= 0] for row in rows for _ in range(context.copies)]
 
     def _read(self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]) -> Tensor:
         embeddings = decoder_given["inputs_embeds"]
@@ -228,6 +231,20 @@ class BranchReader:
         finally:
             context.engine.active_branch = None
         return states[:, -1]
+
+
+def _one_of_each(branch: Branch, copies: int) -> Branch:
+    """A branch of one of so many equal sequences of each prompt."""
+    positions = branch.position_ids
+    if positions is not None and positions.shape[-2] > 1:
+        positions = positions[..., ::copies, :]
+    return Branch(
+        branch.inputs_embeds[::copies],
+        branch.real_tokens[::copies],
+        positions,
+        one_of_each(branch.decoder_inputs, branch.inputs_embeds, copies),
+        seen=None if branch.seen is None else branch.seen[::copies],
+    )
 
 
 def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:

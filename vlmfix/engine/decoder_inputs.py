@@ -100,6 +100,16 @@ def copied(kwargs: dict[str, Any], copies: int) -> dict[str, Any]:
     return kwargs
 
 
+def one_of_each(kwargs: Mapping[str, Any], embeddings: Tensor, copies: int) -> dict[str, Any]:
+    """Extras for one of so many equal sequences of each prompt."""
+    kwargs, tokens = extras(kwargs), of_tokens(kwargs, embeddings)
+    places = kwargs.get(_PLACES)
+    if places is not None and kwargs.get(_FEATURES):
+        counts = places.sum(dim=1).tolist()
+        kwargs[_FEATURES] = [torch.cat(each.split(counts)[::copies]) for each in kwargs[_FEATURES]]
+    return kwargs | {name: value[::copies] for name, value in tokens.items()}
+
+
 def last_alone(kwargs: dict[str, Any], positions: Tensor) -> dict[str, Any]:
     """What the decoder is given, for the last token alone, on a cache of those before it."""
     embeddings, places, features = kwargs["inputs_embeds"], kwargs.get(_PLACES), kwargs.get(_FEATURES)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.branches import Inputs, check_branches, images_of, in_some_ways, text_logits, with_ids
+from tests.support.branches import Inputs, check_branches, images_of, text_logits, with_ids
 from tests.support.methods import values
 from vlmfix.methods.logits.code import _asked_anew, counter, divergence
 
@@ -83,7 +83,14 @@ def without_images(single: Inputs, caption: list[int]) -> list[int]:
     return ids
 
 
-@in_some_ways
+@pytest.mark.parametrize(
+    ("family", "way", "fused"),
+    [
+        pytest.param("llava", {"num_beams": 4}, False, id="llava-beams, not fused"),
+        pytest.param("qwen2_5_vl", {}, True, id="qwen2_5_vl-greedy"),
+        pytest.param("qwen3_vl", {"num_beams": 4}, True, id="qwen3_vl-beams"),
+    ],
+)
 def test_branch_equals_brute_force(
     model: PreTrainedModel, family: str, way: dict[str, Any], fused: bool
 ) -> None:

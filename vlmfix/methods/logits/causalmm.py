@@ -36,11 +36,13 @@ class CausalMM(Contrastive, ReadsVisionAttention):
 
     In the first, the features of patches are multiplied by an edited attention map of the layer of the
     encoder that the model uses, class token included, resized to the grid of patches; the map then has
-    nothing to do with what the patches attend to. Rows of a map sum to 1, so that all edits but "random" make
-    the features about as many times smaller as there are patches (577 in LLaVA-1.5): that reading is nearly
-    without an image. This is what the released code does. In the second, the weights of the language model
-    are edited in all layers, in rows of the prompt and new ones. That is published as a fragment without its
-    layers, and reconstructed here. The strength is that of the scripts; the code falls back to 0.5.
+    nothing to do with what the patches attend to. Rows of a map sum to 1, so that "shuffle" and "uniform"
+    make the features as many times smaller as there are tokens, on average (577 in LLaVA-1.5): that reading
+    is nearly without an image. This is what the released code does; "random" leaves their size.
+
+    In the second, the weights of the language model are edited in all layers, in rows of the prompt and new
+    ones. That is published as a fragment without its layers, and reconstructed here. The strength is that of
+    the scripts; the code falls back to 0.5.
 
     Args:
         gamma: strength, in [0, 100]; 0 leaves only the cut.
