@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
     from vlmfix.methods.steering.vti import VTI
+    from vlmfix.methods.vision.tome import ToMe
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
     from vlmfix.recipes import Recipe, find_recipe, load_recipe
@@ -217,6 +218,7 @@ __all__ = [
     "SimilarityFilter",
     "SparseVLM",
     "StreamEdit",
+    "ToMe",
     "TokenPruning",
     "Top1",
     "UniformGrid",
@@ -314,6 +316,7 @@ _NAMES = {
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",
     "vlmfix.methods.steering.vti": "VTI",
+    "vlmfix.methods.vision.tome": "ToMe",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
     "vlmfix.recipes": "Recipe find_recipe load_recipe",

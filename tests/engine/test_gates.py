@@ -138,8 +138,8 @@ def test_settings_hold_gates() -> None:
 def test_methods_that_take_no_gate() -> None:
     taking = {name for name in ATTACHED if vlmfix.list_methods()[name].takes_gate()}
     stages = {name: vlmfix.list_methods()[name].info.stage for name in ATTACHED}
-    assert {stages[name] for name in taking} == {"attention", "logits", "baseline"}
-    assert {stages[name] for name in set(ATTACHED) - taking} == {"pruning", "decoding"}
+    assert {stages[name] for name in taking} == {"attention", "steering", "logits", "baseline"}
+    assert {stages[name] for name in set(ATTACHED) - taking} == {"pruning", "vision", "decoding"}
     with pytest.raises(ValueError, match="what FastV does is something else; leave out gate='always:1'"):
         vlmfix.FastV(gate="always:1")
     with pytest.raises(ValueError, match="fastv has no parameter 'gate'"):

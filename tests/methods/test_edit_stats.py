@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families
-from tests.support.methods import ATTACHED, acting, under
+from tests.support.methods import ATTACHED, acting, taken, under
 from tests.support.names import UNLIKE
 from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.engine.stats import EditStats
@@ -36,7 +36,10 @@ def activity_of(name: str, model: PreTrainedModel, *runs: dict[str, Tensor], **k
 STEPPING = [name for name in ATTACHED if not isinstance(acting(name), ChoosesTokens)]
 
 
-@pytest.mark.parametrize(("name", "family"), list(zip(STEPPING, cycle(UNLIKE), strict=False)))
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, taken(family, name)) for name, family in zip(STEPPING, cycle(UNLIKE), strict=False)],
+)
 def test_counts_of_a_batch_are_those_of_its_samples(
     name: str, family: str, models: dict[str, PreTrainedModel]
 ) -> None:

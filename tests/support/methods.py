@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 from tests.support import families
-from tests.support.names import FAMILIES, UNLIKE
+from tests.support.names import FAMILIES, QUICK, UNLIKE
 from vlmfix.engine.kernels import ATTRIBUTE
 
 METHODS = vlmfix.list_methods()
@@ -29,9 +30,8 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 (baselines of the prompt and of the decoding) has its promises in its own tests."""
 
 REFUSED = {
-    (name, family)
-    for name in ("visionzip", "mmtok", "prunesid")
-    for family in ("llava_onevision", "internvl")
+    *product(("visionzip", "mmtok", "prunesid"), ("llava_onevision", "internvl")),
+    *product(("tome",), set(FAMILIES) - {QUICK}),
 }
 """Methods with families that they refuse."""
 
@@ -76,6 +76,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "mmtok": {"kept_tokens": 2},
     "prunesid": {"kept_tokens": 3},
     "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
+    "tome": {"merged_per_layer": 3},
     "m3id": {"decay": 0.1, "beta": 0.001},
     "lcd": {"beta": 0.001},
     "sid": {"beta": 0.001},
@@ -196,6 +197,11 @@ def representatives(names: Sequence[str]) -> list[str]:
     for name in sorted(names, key=lambda name: -METHODS[name].info.forwards):
         found.setdefault(hook_signature(METHODS[name]), name)
     return [name for name in names if name in found.values()]
+
+
+def taken(family: str, *names: str) -> str:
+    """The family, or the one of the quick subset where one of the methods refuses it."""
+    return QUICK if any((name, family) in REFUSED for name in names) else family
 
 
 def cases(names: Sequence[str], *, in_turn: bool = False) -> list[tuple[str, str]]:

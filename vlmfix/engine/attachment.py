@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility, kernels, tokens
@@ -22,6 +21,7 @@ from vlmfix.engine.capabilities import (
     EditsVisionEncoder,
     ReadsEarlyExits,
     ReadsVisionAttention,
+    edits_encoder,
 )
 from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
@@ -38,7 +38,7 @@ from vlmfix.engine.state import Encoded
 from vlmfix.engine.stream_hooks import StreamHooks
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images, with_pixel_values
-from vlmfix.engine.vision_encoder import VisionEncoder
+from vlmfix.engine.vision_encoder import Removable, VisionEncoder
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, attention_of, image_arguments, memory_of, text_decoder
 
@@ -68,7 +68,8 @@ class Attachment:
         self.call = Call()
         self._processor: ProcessorMixin | None = None
         self._encoder: EncoderTap | None = None
-        self._of_encoder: dict[int, Sequence[RemovableHandle]] = {}
+        self._edited_encoder: VisionEncoder | None = None
+        self._of_encoder: dict[int, Sequence[Removable]] = {}
         self._undo = ExitStack()
 
     @property
@@ -119,9 +120,10 @@ class Attachment:
             self._encoder = EncoderTap(self.model)
         if isinstance(method, EditsStream):
             self._stream_hooks.check(method)
-        hooks: Sequence[RemovableHandle] = ()
-        if isinstance(method, EditsVisionEncoder) and method.edits_encoder:
-            hooks = method.hook_encoder(VisionEncoder(self.model))
+        hooks: Sequence[Removable] = ()
+        if isinstance(method, EditsVisionEncoder) and edits_encoder(method):
+            self._edited_encoder = VisionEncoder(self.model)
+            hooks = method.hook_encoder(self._edited_encoder)
         self._processor = processor or self._processor
         if not self.methods:
             try:
@@ -148,6 +150,8 @@ class Attachment:
                 self._stream_hooks.install(self.methods)
             for hook in self._of_encoder.pop(id(method), ()):
                 hook.remove()
+            if edits_encoder(method):
+                self._edited_encoder = None
             if isinstance(method, ReadsVisionAttention) and self._encoder is not None:
                 self._encoder.remove()
                 self._encoder = None
@@ -255,17 +259,23 @@ class Attachment:
         return output
 
     def _encode_images(self, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
-        """What the vision encoder makes of other images than those of the prompt, whose attention stays."""
-        if self._encoder is None:
-            return encode_images(self.model, images)
-        own = self._encoder.images, self._encoder.videos
+        """What the vision encoder makes of other images than those of the prompt, of which all that is known
+        stays."""
+        tap, edited = self._encoder, self._edited_encoder
+        seen = None if tap is None else (tap.images, tap.videos)
+        groups = None if edited is None else edited.groups
         encoded = encode_images(self.model, images)
-        self._encoder.images, self._encoder.videos = own
+        if tap is not None and seen is not None:
+            tap.images, tap.videos = seen
+        if edited is not None:
+            edited.groups = groups
         return encoded
 
     def _forget_images(self) -> None:
         if self._encoder is not None:
             self._encoder.forget()
+        if self._edited_encoder is not None:
+            self._edited_encoder.groups = None
 
     def begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
         self.end_run()
@@ -295,6 +305,7 @@ class Attachment:
             encode_images=self._encode_images,
             embed_tokens=self.model.get_input_embeddings(),
             encoder=self._encoder,
+            vision_encoder=self._edited_encoder,
             modules=self.modules,
         )
         if self.call.generates:
