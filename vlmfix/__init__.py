@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
     from vlmfix.methods.steering.vti import VTI
+    from vlmfix.methods.vision.mctf import MCTF
     from vlmfix.methods.vision.tome import ToMe
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
@@ -121,6 +122,7 @@ __all__ = [
     "ICD",
     "LCD",
     "M3ID",
+    "MCTF",
     "MRFD",
     "ONLY",
     "OPERA",
@@ -316,6 +318,7 @@ _NAMES = {
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",
     "vlmfix.methods.steering.vti": "VTI",
+    "vlmfix.methods.vision.mctf": "MCTF",
     "vlmfix.methods.vision.tome": "ToMe",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",

@@ -31,7 +31,7 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 
 REFUSED = {
     *product(("visionzip", "mmtok", "prunesid"), ("llava_onevision", "internvl")),
-    *product(("tome",), set(FAMILIES) - {QUICK}),
+    *product(("tome", "mctf"), set(FAMILIES) - {QUICK}),
 }
 """Methods with families that they refuse."""
 
@@ -76,6 +76,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "mmtok": {"kept_tokens": 2},
     "prunesid": {"kept_tokens": 3},
     "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
+    "mctf": {"merged_per_layer": 3, "first_layer": 0},
     "tome": {"merged_per_layer": 3},
     "m3id": {"decay": 0.1, "beta": 0.001},
     "lcd": {"beta": 0.001},
