@@ -114,9 +114,11 @@ if TYPE_CHECKING:
     from vlmfix.methods.steering.rudder import RUDDER
     from vlmfix.methods.steering.vista import VISTA
     from vlmfix.methods.steering.vti import VTI
+    from vlmfix.methods.vision.mctf import MCTF
     from vlmfix.methods.vision.registers import Registers
     from vlmfix.methods.vision.shield.results import ShieldedAnswer
     from vlmfix.methods.vision.shield.shield import SHIELD
+    from vlmfix.methods.vision.tome import ToMe
     from vlmfix.models.loading import load
     from vlmfix.models.profiles import Profile
     from vlmfix.recipes import Recipe, find_recipe, load_recipe
@@ -138,6 +140,7 @@ __all__ = [
     "ICD",
     "LCD",
     "M3ID",
+    "MCTF",
     "MRFD",
     "ONLY",
     "OPERA",
@@ -245,6 +248,7 @@ __all__ = [
     "SimilarityFilter",
     "SparseVLM",
     "StreamEdit",
+    "ToMe",
     "TokenPruning",
     "Top1",
     "UniformGrid",
@@ -355,9 +359,11 @@ _NAMES = {
     "vlmfix.methods.steering.rudder": "RUDDER",
     "vlmfix.methods.steering.vista": "VISTA",
     "vlmfix.methods.steering.vti": "VTI",
+    "vlmfix.methods.vision.mctf": "MCTF",
     "vlmfix.methods.vision.registers": "Registers",
     "vlmfix.methods.vision.shield.results": "ShieldedAnswer",
     "vlmfix.methods.vision.shield.shield": "SHIELD",
+    "vlmfix.methods.vision.tome": "ToMe",
     "vlmfix.models.loading": "load",
     "vlmfix.models.profiles": "Profile",
     "vlmfix.recipes": "Recipe find_recipe load_recipe",

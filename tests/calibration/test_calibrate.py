@@ -57,7 +57,7 @@ def test_a_model_without_sinks_says_so() -> None:
 def test_no_images() -> None:
     with pytest.raises(ValueError, match="no images"):
         calibrate("var", *vlmfix.load("tiny-llava"), [])
-    with pytest.raises(ValueError, match="vhr has nothing to calibrate; var, gift, adaptinfer, adhh, "):
+    with pytest.raises(ValueError, match="vhr has nothing to calibrate; var, gift, adaptinfer, dyvte, "):
         calibrate("vhr", *vlmfix.load("tiny-llava"), [Image.new("RGB", (112, 112))])
 
 

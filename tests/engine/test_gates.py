@@ -140,7 +140,8 @@ def test_methods_that_take_no_gate() -> None:
     stages = {name: vlmfix.list_methods()[name].info.stage for name in ATTACHED}
     assert {stages[name] for name in taking} == {"attention", "steering", "logits", "baseline"}
     of_prompts = {"eah", "farsight"}  # which edit no new token
-    assert {stages[name] for name in set(ATTACHED) - taking - of_prompts} == {"pruning", "decoding"}
+    others = {stages[name] for name in set(ATTACHED) - taking - of_prompts}
+    assert others == {"pruning", "vision", "decoding"}
     with pytest.raises(ValueError, match="what FastV does is something else; leave out gate='always:1'"):
         vlmfix.FastV(gate="always:1")
     with pytest.raises(ValueError, match="fastv has no parameter 'gate'"):

@@ -37,7 +37,9 @@ on_families_in_turn = pytest.mark.parametrize(("name", "family"), IN_TURN)
 @pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))
 def test_families_that_are_refused(refusing: str, other: str, models: dict[str, PreTrainedModel]) -> None:
     before = families.fingerprint(models[other])
-    with pytest.raises(vlmfix.UnsupportedError, match=f"{other} (is not |has none).*; use a m"):
+    with pytest.raises(
+        vlmfix.UnsupportedError, match=rf"{other} (is not |has none)|{other} cuts pictures into"
+    ):
         attached(refusing, models[other]).__enter__()
     assert families.fingerprint(models[other]) == before
 
@@ -128,10 +130,9 @@ def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrain
 @pytest.mark.parametrize(
     ("name", "family", "dtype"),
     [
-        (name, family, dtype)
+        (name, unlike(number, name), dtype)
         for name in ATTACHED
         for number, dtype in enumerate((torch.bfloat16, torch.float16))
-        for family in [unlike(number, name)]
     ],
 )
 def test_half_precision(name: str, family: str, dtype: torch.dtype) -> None:

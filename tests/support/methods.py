@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmfix
 from tests.support import families
-from tests.support.names import FAMILIES, UNLIKE
+from tests.support.names import FAMILIES, QUICK, UNLIKE
 from vlmfix.engine.kernels import ATTRIBUTE
 
 METHODS = vlmfix.list_methods()
@@ -28,24 +28,18 @@ ATTACHED = [name for name, cls in METHODS.items() if cls.attaches]
 """Methods that act inside `model.generate`; what runs it several times (CARVE) or acts from outside
 (baselines of the prompt and of the decoding) has its promises in its own tests."""
 
-_TOWERS_OF_THEIR_OWN = ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_NOT_CLIP = ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _REFUSED = {
     "visionzip": ("llava_onevision", "internvl"),
     "mmtok": ("llava_onevision", "internvl"),
     "prunesid": ("llava_onevision", "internvl"),
-    "damro": ("llava_onevision", *_TOWERS_OF_THEIR_OWN),
-    "registers": _TOWERS_OF_THEIR_OWN,
+    "damro": ("llava_onevision", *_NOT_CLIP),
+    "paint": ("llava_onevision", *_NOT_CLIP),
+    "registers": _NOT_CLIP,
+    "tome": set(FAMILIES) - {QUICK},
+    "mctf": set(FAMILIES) - {QUICK},
 }
 REFUSED = {(name, family) for name, others in _REFUSED.items() for family in others}
-REFUSED = (
-    {
-        (name, family)
-        for name in ("visionzip", "mmtok", "prunesid")
-        for family in ("llava_onevision", "internvl")
-    }
-    | {("paint", family) for family in ("llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
-    | {("registers", family) for family in ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
-)
 """Methods with families that they refuse."""
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="vlmfix-directions-"))
@@ -89,6 +83,8 @@ ACTING: dict[str, dict[str, Any]] = {
     "mmtok": {"kept_tokens": 2},
     "prunesid": {"kept_tokens": 3},
     "visionzip": {"dominant_tokens": 2, "contextual_tokens": 1},
+    "mctf": {"merged_per_layer": 3, "first_layer": 0},
+    "tome": {"merged_per_layer": 3},
     "m3id": {"decay": 0.1, "beta": 0.001},
     "lcd": {"beta": 0.001},
     "sid": {"beta": 0.001},

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility, kernels, tokens
@@ -22,6 +21,7 @@ from vlmfix.engine.capabilities import (
     EditsVisionEncoder,
     ReadsEarlyExits,
     ReadsVisionAttention,
+    edits_encoder,
     reads_encoder,
 )
 from vlmfix.engine.combination import check_pair
@@ -39,7 +39,7 @@ from vlmfix.engine.state import Encoded
 from vlmfix.engine.stream_hooks import StreamHooks
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images, with_pixel_values
-from vlmfix.engine.vision_encoder import VisionEncoder
+from vlmfix.engine.vision_encoder import Removable, VisionEncoder
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, attention_of, image_arguments, memory_of, text_decoder
 
@@ -69,7 +69,8 @@ class Attachment:
         self.call = Call()
         self._processor: ProcessorMixin | None = None
         self._encoder: EncoderTap | None = None
-        self._of_encoder: dict[int, Sequence[RemovableHandle]] = {}
+        self._edited_encoder: VisionEncoder | None = None
+        self._of_encoder: dict[int, Sequence[Removable]] = {}
         self._undo = ExitStack()
 
     @property
@@ -119,10 +120,11 @@ class Attachment:
         if isinstance(method, EditsStream):
             self._stream_hooks.check(method)
         self._watch_encoder((*self.methods, method))
-        hooks: Sequence[RemovableHandle] = ()
+        hooks: Sequence[Removable] = ()
         try:
-            if isinstance(method, EditsVisionEncoder) and method.edits_encoder:
-                hooks = method.hook_encoder(VisionEncoder(self.model))
+            if isinstance(method, EditsVisionEncoder) and edits_encoder(method):
+                self._edited_encoder = VisionEncoder(self.model)
+                hooks = method.hook_encoder(self._edited_encoder)
             self._processor = processor or self._processor
             if not self.methods:
                 self._install()
@@ -131,6 +133,8 @@ class Attachment:
                 self._undo.close()
             for hook in hooks:
                 hook.remove()
+            if edits_encoder(method):
+                self._edited_encoder = None
             self._watch_encoder(self.methods)
             raise
         self.end_run()
@@ -149,6 +153,8 @@ class Attachment:
             for hook in self._of_encoder.pop(id(method), ()):
                 hook.remove()
             self._watch_encoder(self.methods)
+            if edits_encoder(method):
+                self._edited_encoder = None
             if not self.methods:
                 self._undo.close()
 
@@ -276,17 +282,23 @@ class Attachment:
         return output
 
     def _encode_images(self, images: Sequence[Mapping[str, Tensor]]) -> list[Encoded]:
-        """What the vision encoder makes of other images than those of the prompt, whose attention stays."""
-        if self._encoder is None:
-            return encode_images(self.model, images)
-        own = self._encoder.images, self._encoder.videos
+        """What the vision encoder makes of other images than those of the prompt, of which all that is known
+        stays."""
+        tap, edited = self._encoder, self._edited_encoder
+        seen = None if tap is None else (tap.images, tap.videos)
+        groups = None if edited is None else edited.groups
         encoded = encode_images(self.model, images)
-        self._encoder.images, self._encoder.videos = own
+        if tap is not None and seen is not None:
+            tap.images, tap.videos = seen
+        if edited is not None:
+            edited.groups = groups
         return encoded
 
     def _forget_images(self) -> None:
         if self._encoder is not None:
             self._encoder.forget()
+        if self._edited_encoder is not None:
+            self._edited_encoder.groups = None
 
     def begin_run(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
         self.end_run()
@@ -316,6 +328,7 @@ class Attachment:
             encode_images=self._encode_images,
             embed_tokens=self.model.get_input_embeddings(),
             encoder=self._encoder,
+            vision_encoder=self._edited_encoder,
             modules=self.modules,
         )
         if self.call.generates:

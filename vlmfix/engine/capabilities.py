@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.shown_pictures import ShownPictures
 from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
-from vlmfix.engine.vision_encoder import VisionEncoder
+from vlmfix.engine.vision_encoder import Removable, VisionEncoder
 from vlmfix.models.structure import StreamSite
 
 
@@ -249,8 +248,10 @@ class EditsVisionEncoder(ABC):
         return True
 
     @abstractmethod
-    def hook_encoder(self, encoder: VisionEncoder) -> Sequence[RemovableHandle]:
-        """Hang hooks on modules of the encoder while the method is attached; the engine takes them off.
+    def hook_encoder(self, encoder: VisionEncoder) -> Sequence[Removable]:
+        """Hang hooks on modules of the encoder, or replace layers, while the method is attached; the engine
+        takes them off. A method that merges patches notes their groups in `encoder.groups`, and finds them in
+        `context.vision_encoder` when the prompt is read.
 
         They see whatever is encoded: images and frames of prompts, and those of branches. Nothing of one may
         reach another.

@@ -18,6 +18,7 @@ from vlmfix.engine.state import AuxiliaryPrompt, Encoded, EngineState, PruningSt
 from vlmfix.engine.stats import Counts
 from vlmfix.engine.tokens import has_no_markers, image_markers
 from vlmfix.engine.vision_attention import EncodedImage, EncoderTap
+from vlmfix.engine.vision_encoder import VisionEncoder
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.image_grid.families import token_grids
 from vlmfix.models.image_grid.grids import ImageTokens, by_prompt
@@ -53,6 +54,7 @@ class DecodeContext:
         encode_images: what the vision encoder makes of images, see `vlmfix.engine.vision_cache`.
         embed_tokens: embeddings of token ids.
         encoder: what was seen of the vision encoder, if a method needs it.
+        vision_encoder: the vision encoder, if a method changes it.
         position_embeddings: cosines and sines of the tokens in the layer, `(batch or 1, tokens, head_dim)`;
             in the prefill only.
         has_newest_row: whether the newest token is the last of the rows that a hook edits; the others are
@@ -96,6 +98,7 @@ class DecodeContext:
     encode_images: Callable[[Sequence[Mapping[str, Tensor]]], list[Encoded]] | None = None
     embed_tokens: Callable[[Tensor], Tensor] | None = None
     encoder: EncoderTap | None = None
+    vision_encoder: VisionEncoder | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
     has_newest_row: bool = True
     row_positions: Tensor | None = None

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlmfix.errors import UnsupportedError
+
+
+class Removable(Protocol):
+    """What hangs on a module, such as a hook."""
+
+    def remove(self) -> None:
+        """Take it off."""
 
 
 class VisionEncoder:
@@ -47,6 +55,19 @@ class VisionEncoder:
         self.last_layer: int = index - 1 if index >= 0 else len(layers) + index
         """The last layer that runs for the projector, -1 for none; where `vision_feature_layer` counts from
         the front, the embeddings are its 0."""
+        self.groups: Tensor | None = None
+        """Of each patch of the pictures that were encoded last, the first one of those with which a method
+        merged it, `(pictures, patches)` int64; None: nothing was merged."""
+
+    def replace_layer(self, index: int, forward: Callable[..., Tensor]) -> Removable:
+        """Let a layer do something else in its place.
+
+        Args:
+            index: of the layer.
+            forward: takes what the layer takes, hidden states `(pictures, tokens, width)` first, and gives
+                those that leave it; their number may be another one.
+        """
+        return _Replaced(self.layers[index], forward)
 
 
 def not_plain(config: PreTrainedConfig) -> UnsupportedError:
@@ -55,6 +76,24 @@ def not_plain(config: PreTrainedConfig) -> UnsupportedError:
         f"the vision encoder of {config.model_type} is not a CLIP or SigLIP encoder with a projector after "
         "it (LLaVA); use a method that acts elsewhere"
     )
+
+
+class _Replaced:
+    """The forward of a module, replaced."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self._attributes = vars(module)
+        # Where accelerate wraps the forward, to move what it is given, it stays around.
+        self._name = "_old_forward" if "_old_forward" in self._attributes else "forward"
+        self._before = self._attributes.get(self._name)
+        self._attributes[self._name] = forward
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        if self._before is None:
+            del self._attributes[self._name]
+        else:
+            self._attributes[self._name] = self._before
 
 
 def _is_plain(layer: Any) -> bool:

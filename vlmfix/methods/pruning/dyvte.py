@@ -181,4 +181,5 @@ def read_gates(path: str, config: PreTrainedConfig) -> list[ExitGate]:
             f"{2 * text.hidden_size}) and second ({text.num_hidden_layers - 1}, 2, size); make it by "
             f"'{MADE_BY}'"
         )
-    return [ExitGate(*each) for each in zip(tensors["first"], tensors["second"], strict=True)]
+    first, second = (tensors[name].float() for name in ExitGate._fields)
+    return [ExitGate(*each) for each in zip(first, second, strict=True)]
