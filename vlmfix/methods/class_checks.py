@@ -15,7 +15,11 @@ from vlmfix.settings import closest
 _HOOKS = ("edit_scores", "edit_weights", "edit_heads", "edit_logits", "enter_layer", "observe", "branches")
 _OF_ROWS = ("edit_scores", "edit_weights", "observe")
 _sound: set[type[Method]] = set()
-_CAPABILITIES = tuple(each for each in vars(capabilities).values() if isinstance(each, type))
+_CAPABILITIES = tuple(
+    each
+    for each in vars(capabilities).values()
+    if isinstance(each, type) and each.__module__ == capabilities.__name__
+)
 
 
 def check_class(cls: type[Any], place: str) -> None:
