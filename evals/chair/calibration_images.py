@@ -80,8 +80,8 @@ def caption_pairs(root: str | Path, limit: int) -> list[CaptionPair]:
             pairs.append(CaptionPair.of_objects(path, present, likely))
     if not pairs:
         raise ValueError(
-            f"the first pictures of {str(root)!r}, {len(paths)} of them, show {len(classes)} kinds of objects, "
-            "too few for captions that name others; read more (--limit)"
+            f"the first pictures of {str(root)!r}, {len(paths)} of them, show {len(classes)} kinds of "
+            "objects, too few for captions that name others; read more (--limit)"
         )
     return pairs
 
