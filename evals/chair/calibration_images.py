@@ -64,7 +64,7 @@ def caption_pairs(root: str | Path, limit: int) -> list[CaptionPair]:
 
     Raises:
         FileNotFoundError: as for `annotated_images`.
-        ValueError: as for `annotated_images`.
+        ValueError: as for `annotated_images`; or no picture shows objects beside which others are missing.
     """
     paths, truth = _pictures(root, limit)
     together: Counter[tuple[str, str]] = Counter()
@@ -78,6 +78,11 @@ def caption_pairs(root: str | Path, limit: int) -> list[CaptionPair]:
         likely = sorted(missing, key=lambda each: -sum(together[each, one] for one in present))
         if present and 2 * len(likely) >= len(present):
             pairs.append(CaptionPair.of_objects(path, present, likely))
+    if not pairs:
+        raise ValueError(
+            f"the first pictures of {str(root)!r}, {len(paths)} of them, show {len(classes)} kinds of "
+            "objects, too few for captions that name others; read more (--limit)"
+        )
     return pairs
 
 

@@ -72,6 +72,8 @@ def test_pairs_of_captions_hallucinate_what_is_often_there(tmp_path: Path) -> No
         )
     ]
     assert [pair.image for pair in caption_pairs(tmp_path, 3)] == [pair.image for pair in pairs[:3]]
+    with pytest.raises(ValueError, match=r"1 of them, show 3 kinds of objects, too few .* \(--limit\)"):
+        caption_pairs(tmp_path, 1)
 
 
 def test_what_is_missing_is_said(world: Path, tmp_path: Path) -> None:

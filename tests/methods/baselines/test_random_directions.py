@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import vlmfix
 from tests.support import families
 from tests.support.methods import directions, values
 from tests.support.stream_reference import Edit, answers, each_from
@@ -18,6 +19,7 @@ from vlmfix import VTI, BaselineRandomDirections, Nullu, make_method
 from vlmfix.methods.baselines.random_directions import for_all, random_like
 from vlmfix.methods.pruning.random_tokens import item_seed
 from vlmfix.models.directions import read_directions, write_directions
+from vlmfix.models.profiles import find_profile
 from vlmfix.models.structure import text_decoder
 
 
@@ -67,6 +69,14 @@ def test_files_are_exchanged(of: str, models: dict[str, PreTrainedModel], tmp_pa
         torch.testing.assert_close(values(model, inputs, max_new_tokens=3), found, atol=1e-5, rtol=1e-5)
     with make_method(of, **settings)(model):
         assert not torch.allclose(values(model, inputs, max_new_tokens=3), found, atol=1e-2)
+
+
+def test_files_of_a_profile_are_not_named() -> None:
+    """Where they lie says nothing of what was drawn."""
+    model, _ = vlmfix.load()
+    resolved = BaselineRandomDirections(of="nullu").resolve(model.config, find_profile(model))
+    assert resolved.parameters["settings"] == {"rank": 4, "layers": (4, 8), "directions": None}
+    assert Path(resolved.directions).is_file()
 
 
 def towards(direction: Tensor) -> Edit:

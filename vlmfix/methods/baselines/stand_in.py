@@ -22,7 +22,7 @@ class Drawn(Method):
 
     Args:
         of: the method, by name.
-        settings: its parameters, those of the checkpoint included.
+        settings: its parameters, those of the checkpoint included, but for the names of its files.
         seed: of the draws.
     """
 
@@ -81,5 +81,7 @@ class StandIn(Method, StandsIn, ABC):
         return self.method.is_identity
 
     def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Any:
-        own = self.method.resolve(config, profile).parameters
-        return self.stand_ins[self.of](**own, of=self.of, settings=own, seed=self.seed).draw(config)
+        resolved = self.method.resolve(config, profile)
+        own = resolved.parameters
+        settings = own | {name: self.settings.get(name) for name in resolved.parameter_files}
+        return self.stand_ins[self.of](**own, of=self.of, settings=settings, seed=self.seed).draw(config)

@@ -38,9 +38,11 @@ class VTI(StreamEdit, EditsVisionEncoder):
     What the feed-forward part of each decoder layer adds is turned, with its length kept, towards the
     difference between truthful and hallucinating captions; in a CLIP or SigLIP encoder each patch likewise
     towards its mean under masked pictures. Directions belong to a checkpoint: `vlmfix calibrate --method vti`
-    finds them from annotated pictures. Several steering methods turn one after the other. The defaults are
-    of released code, `alpha_text` of its arguments and `alpha_image` of its README; its scripts are for
-    MMHal-Bench alone.
+    finds them from annotated pictures. Several steering methods turn one after the other. A gate
+    scales what is done in the decoder, and not in the encoder.
+
+    The defaults are of released code, `alpha_text` of its arguments and `alpha_image` of its README; its
+    scripts are for MMHal-Bench alone.
 
     Args:
         alpha_text: strength in the text decoder, in [0, 10].
