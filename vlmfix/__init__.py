@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.gift import GIFT
     from vlmfix.methods.attention.iat import IAT
     from vlmfix.methods.attention.pai import PAI
+    from vlmfix.methods.attention.tame import TAME
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
     from vlmfix.methods.attention.vhr import VHR
@@ -130,6 +131,7 @@ __all__ = [
     "RUDDER",
     "SID",
     "SIRA",
+    "TAME",
     "VAF",
     "VAR",
     "VCD",
@@ -260,6 +262,7 @@ _NAMES = {
     "vlmfix.methods.attention.gift": "GIFT",
     "vlmfix.methods.attention.iat": "IAT",
     "vlmfix.methods.attention.pai": "PAI",
+    "vlmfix.methods.attention.tame": "TAME",
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",
     "vlmfix.methods.attention.vhr": "VHR",

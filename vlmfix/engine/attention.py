@@ -16,7 +16,7 @@ from vlmfix.engine.attention_rows import observed_weights, with_explicit_rows
 from vlmfix.engine.branches import Parts
 from vlmfix.engine.capabilities import EditsQueries
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.gating import gated_heads
+from vlmfix.engine.gating import gated_heads, gated_rows
 from vlmfix.engine.in_place import called
 from vlmfix.engine.kernels import ATTRIBUTE, NAME, eager_function
 from vlmfix.engine.layout import PromptLayout
@@ -107,7 +107,12 @@ def attention(
     editing: list[Any] = [method for method in attachment.methods if isinstance(method, EditsQueries)]
     for method in editing:
         edit_query = functools.partial(method.edit_query, context, layer, key=key)
-        query = called(method, "edit_query", query, edit_query)
+        edited = called(method, "edit_query", query, edit_query)
+        if method.is_gated and edited is not query:
+            gates = context.engine.gates
+            opening, part = gates.of_attention(method, edited), gates.of_part(method, edited)
+            edited = gated_rows(query, edited, opening, None, part)
+        query = edited
     own_kernel = functools.partial(
         _own_kernel, attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )
