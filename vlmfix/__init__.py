@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         ReadsLastRowAgain,
         ReadsVisionAttention,
         RemembersSequences,
+        ReplacesWeights,
         RunsLayerParts,
         SeesLogits,
+        WritesAhead,
     )
     from vlmfix.engine.context import DecodeContext
     from vlmfix.engine.gates import Always, Disagreement, Entropy, Gate, ImageMass, Margin, Random, Top1
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.farsight import FarSight
     from vlmfix.methods.attention.gift import GIFT
     from vlmfix.methods.attention.iat import IAT
+    from vlmfix.methods.attention.ilvad import ILVAD
     from vlmfix.methods.attention.pai import PAI
     from vlmfix.methods.attention.tame import TAME
     from vlmfix.methods.attention.vaf import VAF
@@ -121,6 +124,7 @@ __all__ = [
     "GIFT",
     "IAT",
     "ICD",
+    "ILVAD",
     "LCD",
     "M3ID",
     "MRFD",
@@ -213,6 +217,7 @@ __all__ = [
     "Recipe",
     "Refinement",
     "RemembersSequences",
+    "ReplacesWeights",
     "Rows",
     "RunsLayerParts",
     "ScoreEdit",
@@ -227,6 +232,7 @@ __all__ = [
     "UnsupportedError",
     "VisionZip",
     "VisualEntropy",
+    "WritesAhead",
     "find_recipe",
     "generate",
     "list_methods",
@@ -244,7 +250,7 @@ _NAMES = {
     "EditsQueries EditsStream EditsVisionEncoder MeasuresScores "
     "PreviewsWeights PrunesTokens ReadsAhead ReadsEarlyExits "
     "ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention "
-    "RemembersSequences RunsLayerParts SeesLogits",
+    "RemembersSequences ReplacesWeights RunsLayerParts SeesLogits WritesAhead",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -261,6 +267,7 @@ _NAMES = {
     "vlmfix.methods.attention.farsight": "FarSight",
     "vlmfix.methods.attention.gift": "GIFT",
     "vlmfix.methods.attention.iat": "IAT",
+    "vlmfix.methods.attention.ilvad": "ILVAD",
     "vlmfix.methods.attention.pai": "PAI",
     "vlmfix.methods.attention.tame": "TAME",
     "vlmfix.methods.attention.vaf": "VAF",

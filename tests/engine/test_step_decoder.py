@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, with_flash_attention
-from vlmfix.engine.capabilities import ChoosesTokens
+from vlmfix.engine.capabilities import ChoosesTokens, RemembersSequences
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.state import CandidateBlock
@@ -59,8 +59,9 @@ class Nothing(vlmfix.Method):
 RUNNING = [
     acting(name)
     for name, cls in vlmfix.list_methods().items()
-    if cls.attaches and not (issubclass(cls, ChoosesTokens) or acting(name).owns_logits)
+    if cls.attaches and not (issubclass(cls, ChoosesTokens | RemembersSequences) or acting(name).owns_logits)
 ]
+"""Methods that act where tokens are tried and taken back; those that remember tokens are refused there."""
 RENUMBERED = [
     vlmfix.make_method(name, **acting(name).parameters | {"position_scheme": "renumber"})
     for name in ("fastv", "random_tokens")

@@ -299,6 +299,7 @@ class Attachment:
         )
         if self.call.generates:
             context.engine.planned = max(1, tokens.lengths(self.model, self.call.inputs)[1])
+        context.engine.end_tokens = self.call.end_tokens
         context.engine.encoded = kwargs.get("mm_encoder_outputs")
         context.engine.gates = GateState.of(
             self.methods, self._attending, context.prompt_ids, self._processor

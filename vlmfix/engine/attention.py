@@ -181,6 +181,10 @@ def _of_branch(
     queries, keys = query.shape[2], key.shape[2]
     mask = layout.attention_mask(queries, keys, query.device)
     layer: int = vars(module)["layer_idx"]
+    if branch.watch is not None and branch.alive is not None and queries == 1:
+        row = torch.arange(1, device=query.device)
+        weights = observed_weights(module, query, key, row, mask, **kwargs)[:, :, 0]
+        branch.watch(layer, weights, branch.alive.to(weights.device))
     if selection is not None and layer == selection.layer - 1:
         index = torch.arange(queries, device=query.device)
         newest = index[-max(1, queries - layout.length + 1) :]

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from vlmfix.engine import compatibility
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.decoder_inputs import of_tokens, padded, positions_of
+from vlmfix.engine.decoder_inputs import embedded_tokens, of_tokens, padded, positions_of
 from vlmfix.engine.state import Branch
-from vlmfix.models.structure import attention_layers, attention_of
+from vlmfix.errors import UnsupportedError
+from vlmfix.models.structure import attention_layers, attention_of, memory_of, new_cache
 
 
 class Parts(tuple[Tensor, ...]):
@@ -141,6 +143,53 @@ class BranchReader:
                 undo.callback(layer.register_forward_hook(see).remove)
             self._read(context, branch, decoder_given)
         return seen
+
+    @torch.no_grad()
+    def write(
+        self, context: DecodeContext, branch: Branch, count: int, decoder_given: Mapping[str, Any]
+    ) -> None:
+        """Let the model write tokens after a branch, before the prompts, each the likeliest; `branch.watch`
+        sees all of them but the last.
+
+        Args:
+            decoder_given: arguments of the pass over the prompts.
+
+        Raises:
+            UnsupportedError: the decoder reads more of a token than its embedding, or forgets tokens.
+        """
+        assert context.modules is not None
+        assert context.embed_tokens is not None
+        embeddings, end_tokens = decoder_given["inputs_embeds"], context.engine.end_tokens
+        if embedded_tokens(decoder_given, embeddings):
+            raise UnsupportedError(
+                "the text decoder of this model reads more of each token than its embedding, so that nothing "
+                "can be written ahead; use a method of another kind"
+            )
+        length = branch.inputs_embeds.shape[1]
+        compatibility.check_window(self._decoder, memory_of(self._decoder).window, length, count)
+        branch.cache = new_cache(self._decoder)
+        branch.alive = torch.ones_like(branch.real_tokens[:, 0])
+        states = self._read(context, branch, decoder_given)
+        positions = branch.positions(
+            positions_of(decoder_given, context.layout), count, context.engine.first_position
+        )
+        for written in range(1, count):
+            tokens = context.modules.output_logits(states).argmax(dim=-1)
+            if end_tokens is not None:
+                branch.alive = branch.alive & ~torch.isin(tokens, end_tokens.to(tokens.device))
+            given = {
+                "inputs_embeds": context.embed_tokens(tokens[:, None]),
+                "position_ids": positions[..., length + written - 1 : length + written],
+                "attention_mask": self._padding_of(branch, written),
+                "use_cache": True,
+            }
+            context.engine.active_branch = branch
+            try:
+                output = self._decoder(**with_cache(self._decoder, given, branch.cache))
+            finally:
+                context.engine.active_branch = None
+            states = output.last_hidden_state[:, -1]
+        branch.cache, branch.alive = None, None
 
     def _read(self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]) -> Tensor:
         embeddings = decoder_given["inputs_embeds"]

@@ -187,6 +187,27 @@ class ReadsAhead(ABC):
         """
 
 
+class WritesAhead(ABC):
+    """Lets the model write a few tokens after forms of the prompts, before the prefill and unedited."""
+
+    @abstractmethod
+    def write_ahead(
+        self,
+        context: DecodeContext,
+        inputs_embeds: Tensor,
+        decoder_inputs: Mapping[str, Any],
+        write: Callable[[Branch, int], None],
+    ) -> None:
+        """Keep in `context.state` what it needs; nothing else of this is kept.
+
+        Args:
+            inputs_embeds: of the prompts, image features merged, `(batch, prompt, hidden)`.
+            decoder_inputs: what else the text decoder was given, such as positions.
+            write: lets the model write so many tokens after a branch, the likeliest ones; `Branch.watch` sees
+                all that are read again, which the last is not.
+        """
+
+
 class ReadsVisionAttention:
     """Reads the attention of the vision encoder, as `context.encoded_images`."""
 

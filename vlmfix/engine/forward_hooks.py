@@ -22,6 +22,7 @@ from vlmfix.engine.capabilities import (
     ReadsFinalStates,
     ReadsLastRowAgain,
     RemembersSequences,
+    WritesAhead,
 )
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import (
@@ -98,6 +99,9 @@ class ForwardHooks:
                 if isinstance(method, ReadsAhead):
                     read = partial(self._reader.read_layers, context, decoder_given=self._given)
                     method.read_ahead(context, embeddings, self._given, read)
+                if isinstance(method, WritesAhead):
+                    write = partial(self._reader.write, context, decoder_given=self._given)
+                    method.write_ahead(context, embeddings, self._given, write)
             context.auxiliary_prompts = {
                 method: auxiliary_prompt
                 for method in methods

@@ -123,7 +123,10 @@ class Branch:
         seen: see `PromptLayout`.
         late: changes it once the prompts have been read, where it depends on what was seen there; its number
             of tokens stays.
+        watch: where tokens are written after it, sees the weights of each in each layer: layer, `(prompts,
+            heads, keys)` float32, and which prompts have not ended, `(prompts,)` bool.
         cache: None without one.
+        alive: where tokens are written after it, prompts that have not ended, `(prompts,)` bool.
     """
 
     inputs_embeds: Tensor
@@ -134,7 +137,9 @@ class Branch:
     selection: Selection | None = None
     seen: Tensor | None = None
     late: Callable[[Branch], None] | None = None
+    watch: Callable[[int, Tensor, Tensor], None] | None = None
     cache: DynamicCache | None = None
+    alive: Tensor | None = None
 
     @cached_property
     def layout(self) -> PromptLayout:
@@ -261,6 +266,7 @@ class EngineState:
         first_state: what the model turns into its first logits, `(batch, hidden)`, to be compared with what
             its output head makes of it, where methods use that by themselves.
         read: tokens of the step before, `(batch, tokens)`; None in the prefill, and with a cache.
+        end_tokens: that end an answer; None: whoever calls knows.
     """
 
     branches: list[Branch] = field(default_factory=list)
@@ -280,3 +286,4 @@ class EngineState:
     gates: GateState = field(default_factory=GateState)
     first_state: Tensor | None = None
     read: Tensor | None = None
+    end_tokens: Tensor | None = None
