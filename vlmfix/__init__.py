@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ReadsLastRowAgain,
         ReadsVisionAttention,
         RemembersSequences,
+        ReplacesWeights,
         RunsLayerParts,
         SeesLogits,
         UsesOutputHead,
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.gift import GIFT
     from vlmfix.methods.attention.head_pursuit import HeadPursuit
     from vlmfix.methods.attention.iat import IAT
+    from vlmfix.methods.attention.ilvad import ILVAD
     from vlmfix.methods.attention.pai import PAI
     from vlmfix.methods.attention.paint import PAINT
+    from vlmfix.methods.attention.tame import TAME
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
     from vlmfix.methods.attention.vhr import VHR
@@ -138,6 +141,7 @@ __all__ = [
     "GIFT",
     "IAT",
     "ICD",
+    "ILVAD",
     "LCD",
     "M3ID",
     "MCTF",
@@ -151,6 +155,7 @@ __all__ = [
     "SHIELD",
     "SID",
     "SIRA",
+    "TAME",
     "VAF",
     "VAR",
     "VCD",
@@ -239,6 +244,7 @@ __all__ = [
     "Refinement",
     "Registers",
     "RemembersSequences",
+    "ReplacesWeights",
     "Rows",
     "RunsLayerParts",
     "ScoreEdit",
@@ -274,8 +280,8 @@ _NAMES = {
     "EditsQueries EditsStream EditsVisionEncoder MeasuresScores "
     "PreviewsWeights PrunesTokens ReadsAhead ReadsEarlyExits "
     "ReadsFinalStates ReadsLastRowAgain ReadsVisionAttention "
-    "RemembersSequences RunsLayerParts SeesLogits UsesOutputHead "
-    "WritesAhead",
+    "RemembersSequences ReplacesWeights RunsLayerParts "
+    "SeesLogits UsesOutputHead WritesAhead",
     "vlmfix.engine.context": "DecodeContext",
     "vlmfix.engine.gates": "Always Disagreement Entropy Gate ImageMass Margin Random Top1",
     "vlmfix.engine.layout": "PromptLayout Rows",
@@ -293,8 +299,10 @@ _NAMES = {
     "vlmfix.methods.attention.gift": "GIFT",
     "vlmfix.methods.attention.head_pursuit": "HeadPursuit",
     "vlmfix.methods.attention.iat": "IAT",
+    "vlmfix.methods.attention.ilvad": "ILVAD",
     "vlmfix.methods.attention.pai": "PAI",
     "vlmfix.methods.attention.paint": "PAINT",
+    "vlmfix.methods.attention.tame": "TAME",
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",
     "vlmfix.methods.attention.vhr": "VHR",

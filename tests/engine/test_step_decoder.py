@@ -63,6 +63,7 @@ RUNNING = [
     and not issubclass(cls, ChoosesTokens | RemembersSequences)
     and not acting(name).owns_logits
 ]
+"""Methods that act where tokens are tried and taken back; those that remember tokens are refused there."""
 RENUMBERED = [
     vlmfix.make_method(name, **acting(name).parameters | {"position_scheme": "renumber"})
     for name in ("fastv", "random_tokens")

@@ -105,6 +105,7 @@ ACTING: dict[str, dict[str, Any]] = {
     "adhh": {"threshold": 0.1, "heads": tuple((layer, head) for layer in (1, 2, 3) for head in (0, 1, 3))},
     "act": {"sink_ratio": 1.2, "sink_keep_fraction": 0.1, "heads": "all", "first_layer": 1},
     "eah": {"threshold": 0.015},
+    "ilvad": {"tau": 1.05, "probe_tokens": 3},
     "iat": {"alpha": 3.0},
     "adaiat": {"beta": 1.0, **ATTENTION_TO_TEXT},
     "head_pursuit": {"heads": ((1, 0), (2, 3))},

@@ -20,7 +20,7 @@ from vlmfix.engine.attention_rows import (
 from vlmfix.engine.branches import Parts
 from vlmfix.engine.capabilities import EditsQueries
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.gating import gated_heads
+from vlmfix.engine.gating import gated_heads, gated_rows
 from vlmfix.engine.in_place import called
 from vlmfix.engine.kernels import ATTRIBUTE, NAME, eager_function
 from vlmfix.engine.layout import PromptLayout
@@ -111,7 +111,12 @@ def attention(
     editing: list[Any] = [method for method in attachment.methods if isinstance(method, EditsQueries)]
     for method in editing:
         edit_query = functools.partial(method.edit_query, context, layer, key=key)
-        query = called(method, "edit_query", query, edit_query)
+        edited = called(method, "edit_query", query, edit_query)
+        if method.is_gated and edited is not query:
+            gates = context.engine.gates
+            opening, part = gates.of_attention(method, edited), gates.of_part(method, edited)
+            edited = gated_rows(query, edited, opening, None, part)
+        query = edited
     own_kernel = functools.partial(
         _own_kernel, attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )
@@ -180,6 +185,10 @@ def _of_branch(
     queries, keys = query.shape[2], key.shape[2]
     mask = layout.attention_mask(queries, keys, query.device)
     layer: int = vars(module)["layer_idx"]
+    if branch.watch is not None and branch.alive is not None and queries == 1:
+        row = torch.arange(1, device=query.device)
+        weights = observed_weights(module, query, key, row, mask, **kwargs)[:, :, 0]
+        branch.watch(layer, weights, branch.alive.to(weights.device))
     if branch.edit_weights is not None:
         edit = functools.partial(branch.edit_weights, layer)
         return with_edited_weights(edit, module, query, key, value, mask, **kwargs), None

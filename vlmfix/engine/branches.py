@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from transformers import DynamicCache
 
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.decoder_inputs import of_tokens, one_of_each, padded, positions_of
+from vlmfix.engine.decoder_inputs import embedded_tokens, of_tokens, one_of_each, padded, positions_of
 from vlmfix.engine.state import Branch
+from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, attention_of, new_cache
 
 
@@ -151,15 +153,23 @@ class BranchReader:
         limit: int,
     ) -> list[list[int]]:
         """What the model writes greedily after a branch, before the prompts are read; without the end token.
-        Reads the device once a token.
+        `Branch.watch` sees all of it but the last token. Reads the device once a token.
 
         Args:
             decoder_given: arguments of the pass over the prompts.
             wanted: sequences that write, `(batch,)` bool.
             limit: tokens of each at most.
+
+        Raises:
+            UnsupportedError: the decoder reads more of a token than its embedding.
         """
         assert context.modules is not None
         assert context.embed_tokens is not None
+        if embedded_tokens(decoder_given, decoder_given["inputs_embeds"]):
+            raise UnsupportedError(
+                "the text decoder of this model reads more of each token than its embedding, so that nothing "
+                "can be written ahead; use a method of another kind"
+            )
         like, cache = positions_of(decoder_given, context.layout), new_cache(self._decoder)
         first = context.first_position
         if context.copies > 1:  # they would all write the same
@@ -177,6 +187,7 @@ class BranchReader:
         try:
             with torch.no_grad():
                 for step in range(limit):
+                    branch.alive = writes if step else None
                     given["position_ids"] = branch.positions(like, step, first)
                     given["position_ids"] = given["position_ids"][..., -read.shape[1] :]
                     states: Tensor = self._decoder(
@@ -244,7 +255,14 @@ def _one_of_each(branch: Branch, copies: int) -> Branch:
         positions,
         one_of_each(branch.decoder_inputs, branch.inputs_embeds, copies),
         seen=None if branch.seen is None else branch.seen[::copies],
+        watch=None if branch.watch is None else partial(_watched_by_all, branch.watch, copies),
     )
+
+
+def _watched_by_all(
+    watch: Callable[[int, Tensor, Tensor], None], copies: int, layer: int, weights: Tensor, alive: Tensor
+) -> None:
+    watch(layer, weights.repeat_interleave(copies, dim=0), alive.repeat_interleave(copies, dim=0))
 
 
 def follow_beams(context: DecodeContext, cache: DynamicCache) -> None:

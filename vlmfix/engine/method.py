@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import AsksSeveralTimes, ChoosesTokens, EditsStream, PrunesTokens
+from vlmfix.engine.capabilities import (
+    AsksSeveralTimes,
+    ChoosesTokens,
+    EditsQueries,
+    EditsStream,
+    PrunesTokens,
+)
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gates import Disagreement, Gate, parse_gate
 from vlmfix.engine.gating import BOTH, PARTS
@@ -134,9 +140,9 @@ class MethodHooks:
 
     @property
     def edits_attention(self) -> bool:
-        """Whether it edits scores, weights or outputs of heads, or the residual stream."""
+        """Whether it edits queries, scores, weights or outputs of heads, or the residual stream."""
         edits = _overrides(type(self), "edit_scores", "edit_weights", "edit_heads")
-        return edits or isinstance(self, EditsStream)
+        return edits or isinstance(self, EditsStream | EditsQueries)
 
     @property
     def is_gated(self) -> bool:
@@ -148,12 +154,13 @@ class MethodHooks:
         """Whether all that it does are edits of attention, stream and logits, which a gate scales."""
         acts_elsewhere = issubclass(cls, PrunesTokens | ChoosesTokens | AsksSeveralTimes)
         edits = _overrides(cls, "edit_scores", "edit_weights", "edit_heads", "edit_logits")
-        return cls.edits and (edits or issubclass(cls, EditsStream)) and not acts_elsewhere
+        return cls.edits and (edits or issubclass(cls, EditsStream | EditsQueries)) and not acts_elsewhere
 
     @classmethod
     def has_branches_alone(cls) -> bool:
         """Whether it edits the logits by those of branches, and no attention, which comes before them."""
-        earlier = _overrides(cls, "edit_scores", "edit_weights", "edit_heads") or issubclass(cls, EditsStream)
+        earlier = _overrides(cls, "edit_scores", "edit_weights", "edit_heads")
+        earlier = earlier or issubclass(cls, EditsStream | EditsQueries)
         return _overrides(cls, "branches") and not earlier
 
     @property

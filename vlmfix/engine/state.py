@@ -126,7 +126,10 @@ class Branch:
         seen: see `PromptLayout`.
         late: changes it once the prompts have been read, where it depends on what was seen there; its number
             of tokens stays.
+        watch: where tokens are written after it, sees the weights of each in each layer: layer, `(prompts,
+            heads, keys)` float32, and which prompts have not ended, `(prompts,)` bool.
         cache: None without one.
+        alive: where tokens are written after it, prompts that have not ended, `(prompts,)` bool.
     """
 
     inputs_embeds: Tensor
@@ -138,7 +141,9 @@ class Branch:
     edit_weights: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
     seen: Tensor | None = None
     late: Callable[[Branch], None] | None = None
+    watch: Callable[[int, Tensor, Tensor], None] | None = None
     cache: DynamicCache | None = None
+    alive: Tensor | None = None
 
     @cached_property
     def layout(self) -> PromptLayout:
