@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -191,7 +192,7 @@ def main() -> None:
         torch.manual_seed(0)
         start = time.time()
         refinement = Refinement(family.language_model.config.hidden_size, sees_image=sees_image)
-        train(family, refinement, worlds, arguments.steps, print)
+        train(family, refinement, worlds, arguments.steps, partial(print, flush=True))
         print(f"{name}: {(time.time() - start) / 60:.1f} minutes", flush=True)
         save_file(refinement.state_dict(), arguments.output / f"{name.replace(' ', '-')}.safetensors")
         with RefinedEmbeddings(refinement=refinement)(speaker.model):

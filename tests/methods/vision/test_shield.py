@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, CLIPConfig, CLIPModel
 
 import vlmfix
+from tests.support import zoo
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.inference.chat import prepare
 from vlmfix.methods.logits.base import contrast, plausible
@@ -159,7 +160,7 @@ def next_logits(model: Any, ids: Tensor, features: Tensor, written: Tensor) -> T
     return model(inputs_embeds=embeddings[None]).logits[0, -1]
 
 
-@pytest.mark.parametrize("parts", [shield.PARTS, ("bias",), ("weights", "attack")])
+@pytest.mark.parametrize("parts", [shield.PARTS, ("bias",)])
 def test_answer_step_by_step(parts: tuple[str, ...], llava: tuple[Any, Any], clip: str) -> None:
     """Against the whole of the method written down again."""
     model, processor = llava
@@ -344,6 +345,19 @@ def test_it_refuses_what_it_cannot_change(llava: tuple[Any, Any], clip: str) -> 
     video = [{"role": "user", "content": asked}]
     with pytest.raises(vlmfix.UnsupportedError, match="the prompt holds a video"):
         vlmfix.generate(model, processor, messages=video, method=SHIELD(clip=clip))
+
+
+def test_of_other_encoders_the_bias_alone(clip: str) -> None:
+    """A SigLIP, which has no text encoder here."""
+    model, processor = zoo.build("paligemma"), zoo.processor("paligemma")
+    plain = vlmfix.generate(model, processor, PICTURES[0], "a", max_new_tokens=3)
+    result = SHIELD(parts="bias", bias_weight=5, noise_images=2).run(
+        model, processor, PICTURES[0], "a", max_new_tokens=3
+    )
+    assert result.answer != plain
+    assert result.shielded
+    with pytest.raises(vlmfix.UnsupportedError, match=r"paligemma is no CLIP, .*; use SHIELD with"):
+        SHIELD(clip=clip).run(model, processor, PICTURES[0], "a")
 
 
 def test_what_it_looked_at_is_saved(llava: tuple[Any, Any], clip: str, tmp_path: Path) -> None:
