@@ -28,7 +28,7 @@ from tests.support.methods import (
 )
 from tests.support.names import UNLIKE
 from tests.support.paths import ROOT
-from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens
+from vlmfix.engine.capabilities import ChoosesTokens, PrunesTokens, RemembersSequences
 
 pytestmark = [
     pytest.mark.promises,
@@ -42,7 +42,14 @@ LOOPS = [name for name in REPRESENTATIVES if isinstance(acting(name), ChoosesTok
 ATTENTION = [name for name in REPRESENTATIVES if name not in PRUNING + LOGITS + LOOPS]
 
 
-PAIRS = [
+def go_together(pair: tuple[str, str]) -> bool:
+    """Whether two methods are not refused at these settings."""
+    tries = isinstance(acting(pair[0]), ChoosesTokens)
+    both_change_layer_0 = set(pair) == {"eah", "farsight"}
+    return not both_change_layer_0 and not (tries and isinstance(acting(pair[1]), RemembersSequences))
+
+
+ALL_PAIRS = [
     *permutations(ATTENTION, 2),
     *product(ATTENTION, PRUNING),
     *product(["vhr"], LOGITS),
@@ -50,6 +57,7 @@ PAIRS = [
     *(("crops", other) for other in ATTENTION + PRUNING if other not in ("var", "vhr", "sparsevlm")),
     *product(LOOPS, ATTENTION + PRUNING),
 ]
+PAIRS = [pair for pair in ALL_PAIRS if go_together(pair)]
 """Methods of two hook signatures each."""
 
 
