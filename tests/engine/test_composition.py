@@ -50,11 +50,14 @@ LOOPS = [name for name in REPRESENTATIVES if isinstance(acting(name), ChoosesTok
 ATTENTION = [name for name in REPRESENTATIVES if name not in PRUNING + LOGITS + LOOPS]
 
 
-def both_at_the_encoder(pair: tuple[str, str]) -> bool:
-    """Whether two methods work on the vision encoder and one changes it, which is refused."""
+def go_together(pair: tuple[str, str]) -> bool:
+    """Whether two methods are not refused at these settings."""
     methods = [acting(name) for name in pair]
+    tries = isinstance(methods[0], ChoosesTokens) and isinstance(methods[1], RemembersSequences)
     works = [edits_encoder(each) or reads_encoder(each) for each in methods]
-    return all(works) and any(map(edits_encoder, methods))
+    both_at_the_encoder = all(works) and any(map(edits_encoder, methods))
+    both_change_layer_0 = set(pair) == {"eah", "farsight"}
+    return not (tries or both_at_the_encoder or both_change_layer_0)
 
 
 def in_circles(names: list[str], others: list[str], steps: Sequence[int]) -> list[tuple[str, str]]:
@@ -69,13 +72,9 @@ ALL_PAIRS = [
     *product(["vhr"], LOGITS),
     *in_circles(LOGITS, ["var", "sparsevlm", "nullu", "pai"], (0, 1)),
     *in_circles(["crops"], ATTENTION + PRUNING, range(0, len(ATTENTION + PRUNING), 2)),
-    *(
-        (loop, other)
-        for loop, other in product(LOOPS, ATTENTION + PRUNING)
-        if not isinstance(acting(other), RemembersSequences)
-    ),
+    *product(LOOPS, ATTENTION + PRUNING),
 ]
-PAIRS = [pair for pair in ALL_PAIRS if not both_at_the_encoder(pair)]
+PAIRS = [pair for pair in ALL_PAIRS if go_together(pair)]
 """Methods of two hook signatures each."""
 
 

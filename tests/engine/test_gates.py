@@ -139,8 +139,9 @@ def test_methods_that_take_no_gate() -> None:
     taking = {name for name in ATTACHED if vlmfix.list_methods()[name].takes_gate()}
     stages = {name: vlmfix.list_methods()[name].info.stage for name in ATTACHED}
     assert {stages[name] for name in taking} == {"attention", "steering", "logits", "baseline"}
-    of_prompts = {"eah", "farsight"}  # which edit no new token
-    others = {stages[name] for name in set(ATTACHED) - taking - of_prompts}
+    excepted = {"eah", "farsight"}  # which edit no new token
+    excepted |= {"baseline.random_heads", "baseline.random_directions"}  # which have that of a method
+    others = {stages[name] for name in set(ATTACHED) - taking - excepted}
     assert others == {"pruning", "vision", "decoding"}
     with pytest.raises(ValueError, match="what FastV does is something else; leave out gate='always:1'"):
         vlmfix.FastV(gate="always:1")

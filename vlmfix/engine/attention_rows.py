@@ -63,7 +63,6 @@ def with_explicit_rows(
         `(batch, queries, heads, head_dim)`.
     """
     _refuse_foreign_terms(module, kwargs)
-    _refuse_lost_edits([method for method, _ in asked], layer)
     terms = _terms(module, kwargs)
     layout = context.layout_at(layer)
     index, wanted = _rows_of_step(asked, context, layout, query)
@@ -205,6 +204,7 @@ def _edited_weights(
             edited_scores = edited if edited_scores is scores else edited_scores + (edited - scores)
     weights = softmax(edited_scores, seen, sinks)
     context.log_sum_exp = partial(log_sum_exp, edited_scores, seen, sinks)
+    editing: list[MethodHooks] = []
     measuring = [method for method, _ in asked if isinstance(method, MeasuresScores)]
     if measuring and context.has_newest_row:
         newest = None if seen is None else seen[..., -1:, :]
@@ -213,8 +213,11 @@ def _edited_weights(
             method.measure_scores(context, layer, before, weights[:, :, -1])
     for method, rows in asked:
         edited = called(method, "edit_weights", weights, partial(method.edit_weights, context, layer))
+        if edited is not weights:
+            editing.append(method)
         edited = gated(method, weights, _where_wanted(rows, edited, weights))
         weights = changed(method, "weights", weights, edited)
+    _refuse_lost_edits(editing, layer)
     return weights, changes
 
 
@@ -303,16 +306,18 @@ def _refuse_foreign_terms(module: nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 def _refuse_lost_edits(methods: Sequence[MethodHooks], layer: int) -> None:
-    """Refuse an edit of weights where another method puts those of one head in the place of others."""
+    """Refuse two edits of weights in a layer if one puts those of a head in the place of others.
+
+    Args:
+        methods: that have edited the weights.
+    """
     replacing = next((method for method in methods if isinstance(method, ReplacesWeights)), None)
-    if replacing is None:
-        return
-    for other in methods:
-        if other is not replacing and type(other).edit_weights is not MethodHooks.edit_weights:
-            raise UnsupportedError(
-                f"{type(replacing).__name__} and {type(other).__name__} both change attention weights in "
-                f"layer {layer}, and one edit would be lost; choose other layers for one of them"
-            )
+    if replacing is not None and len(methods) > 1:
+        other = next(method for method in methods if method is not replacing)
+        raise UnsupportedError(
+            f"{type(replacing).__name__} and {type(other).__name__} both change attention weights in layer "
+            f"{layer}, and one edit would be lost; choose other layers for one of them"
+        )
 
 
 def _attention_output(module: nn.Module, value: Tensor, weights: Tensor) -> Tensor:
