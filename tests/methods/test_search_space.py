@@ -27,8 +27,10 @@ def test_the_ends_of_each_range_are_allowed_and_published_values_lie_within(name
         else:
             assert isinstance(dimension, Between)
             ends = [dimension.low, dimension.high]
-        for end in ends:
-            make_method(name, **{parameter: end})
+        # A search takes any number between.
+        middle = [(ends[0] + ends[1]) / 2.003] if isinstance(dimension, Between) else []
+        for value in (*ends, *middle):
+            make_method(name, **{parameter: value})
         published = default[parameter]
         if isinstance(dimension, OneOf):
             assert published in dimension.values

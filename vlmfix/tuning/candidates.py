@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.api import decoding_under
 from vlmfix.errors import UnsupportedError
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.methods.base import Method
+from vlmfix.methods.base import Method, Stage
 from vlmfix.methods.baselines.decoding import BaselineBeam
 from vlmfix.methods.grammar import make_methods
 from vlmfix.methods.registry import GREEDY, list_methods, make_method
@@ -25,6 +25,8 @@ _NONE = "none"
 # Openings that are tried for every method at the attention and the logits, see `vlmfix.engine.gates`.
 _GATE = OneOf((_NONE, "entropy:0..0.2", "entropy:0.1..0.3", "always:0.65"))
 _DIGITS = 3
+# Places of methods by their stage; those that edit the layers share theirs.
+_SLOTS: dict[Stage, str] = {"attention": "attention", "steering": "attention", "logits": "logits"}
 # Methods that did best alone by each objective, which come into combinations.
 _BEST = 3
 
@@ -113,8 +115,8 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may combine on a model: one or two methods at the attention, one at the logits, and a way
-    of decoding; combinations that the library refuses are never tried.
+    """What a search may combine on a model: one or two methods at the attention or the residual stream, one at
+    the logits, and a way of decoding; combinations that the library refuses are never tried.
 
     Args:
         slots: names of the methods that each place may hold.
@@ -160,7 +162,7 @@ class Space:
         for name, cls_ in list_methods().items():
             if cls_.search_space is None:
                 continue
-            slot = "decoding" if issubclass(cls_, BaselineBeam) else cls_.info.stage
+            slot = "decoding" if issubclass(cls_, BaselineBeam) else _SLOTS.get(cls_.info.stage, "")
             if slot not in slots or (slot == "decoding" and not decodes):
                 continue
             method = make_method(name, **calibrated.parameters.get(name, {}))
@@ -174,7 +176,7 @@ class Space:
             own = {key: _at_depth(each, depth) for key, each in cls_.search_space.items()}
             own |= {key: FirstOf(each) for key, each in calibrated.rankings.get(name, {}).items()}
             resolved = method.parameters if found is None else dict(found.parameters)
-            if slot != "decoding":
+            if slot != "decoding" and cls_.takes_gate():
                 own["gate"] = _GATE
                 resolved["gate"] = _NONE
             slots[slot].append(name)

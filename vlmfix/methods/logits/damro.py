@@ -19,7 +19,7 @@ from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import Contrastive, contrast
 from vlmfix.methods.logits.composed_prompts import Token, composed
 from vlmfix.methods.registry import register_method
-from vlmfix.methods.search_space import Between
+from vlmfix.methods.search_space import Between, OneOf
 from vlmfix.methods.validation import check_range, check_whole
 
 
@@ -55,7 +55,7 @@ class DAMRO(Contrastive, ReadsVisionAttention):
         families="with a CLIP encoder and a projector",
     )
     identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
-    search_space: ClassVar = {"alpha": Between(0.2, 4), "top_k": Between(2, 50, log=True)}
+    search_space: ClassVar = {"alpha": Between(0.2, 4), "top_k": OneOf((3, 10, 30))}
     needs_class_token: ClassVar = True
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Self
 
@@ -65,6 +66,7 @@ class DyVTE(TokenPruning):
         paper="2411.19628",
     )
     identity_parameters: ClassVar = {"exit_layer": -1}
+    parameter_files: ClassVar[Sequence[str]] = ("gate_weights",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

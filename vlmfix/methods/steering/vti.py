@@ -66,7 +66,7 @@ class VTI(StreamEdit, EditsVisionEncoder):
     identity_parameters: ClassVar = {"alpha_text": 0, "alpha_image": 0}
     parameter_files: ClassVar[Sequence[str]] = ("directions",)
     stream_sites: ClassVar = ("feed_forward",)
-    search_space: ClassVar = {"alpha_text": Between(0.2, 4), "alpha_image": Between(0, 4)}
+    search_space: ClassVar = {"alpha_text": Between(0.2, 4)}
 
     def __post_init__(self) -> None:
         check_range("alpha_text", self.alpha_text, 0, 10)
