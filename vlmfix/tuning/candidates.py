@@ -115,7 +115,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may combine on a model: one or two methods at the attention or the residual stream, one at
+    """What a search may combine on a model: one or two methods at attention or residual stream, one at
     the logits, and a way of decoding; combinations that the library refuses are never tried.
 
     Args:
