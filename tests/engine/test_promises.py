@@ -32,11 +32,10 @@ pytestmark = [
 TOKENS = 3
 REPRESENTATIVES = representatives(ATTACHED)
 
-once_per_signature = pytest.mark.parametrize(("name", "family"), cases(REPRESENTATIVES))
 on_families_in_turn = pytest.mark.parametrize(("name", "family"), cases(REPRESENTATIVES, in_turn=True))
 on_images_alone = pytest.mark.parametrize(
     ("name", "family"),
-    cases([name for name in REPRESENTATIVES if not isinstance(acting(name), ChoosesTokens)]),
+    cases([each for each in REPRESENTATIVES if not isinstance(acting(each), ChoosesTokens)], in_turn=True),
 )
 """A loop of its own decodes text in its own way, too."""
 
@@ -66,7 +65,7 @@ def test_signatures_tell_hooks_apart() -> None:
     assert hook_signature(Observer) == hook_signature(vlmfix.VCD) | {"observe"}
 
 
-@once_per_signature
+@on_families_in_turn
 def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model, (1, 2))
     before, stock = families.fingerprint(model), logits(model, inputs, **plain(name))
@@ -77,7 +76,7 @@ def test_acts_and_leaves_the_model_as_it_was(name: str, family: str, model: PreT
     assert families.fingerprint(model) == before
 
 
-@once_per_signature
+@on_families_in_turn
 def test_restored_after_an_exception(name: str, family: str, model: PreTrainedModel) -> None:
     inputs = families.prompt(family, model)  # transformers prepares the encoder once
     before = families.fingerprint(model)
