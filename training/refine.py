@@ -4,7 +4,8 @@
 After VisAlign (arXiv 2511.05017), which mixes average-pooled image features into text embeddings, so that the
 decoder leans less on language alone. A reconstruction from its idea: here the model stays as it is, and one
 matrix beside it learns from truthful dialogues, so that it costs minutes. The same matrix without the image
-is the control: what it gains is the gain of further training on true captions.
+is the control: what it gains is the gain of further training on true captions. What both gain is in
+docs/guide/refined_embeddings.md.
 """
 
 from __future__ import annotations
