@@ -107,6 +107,7 @@ def acting(name: str, size: str) -> vlmfix.Method:
             "kept_ratios": (133 / IMAGE_TOKENS, 27 / 133, 3 / 27),
         },
         "dyvte": {"exit_layer": at(16)},
+        "mctf": {"first_layer": 0},
         "registers": {"neurons": [(0, neuron) for neuron in range(10)]},
         "paint": {"local_boost": 0.7, "summary_boost": 0.4},
         "fastv": {"start_layer": max(at(2), 1)},

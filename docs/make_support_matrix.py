@@ -19,6 +19,8 @@ from vlmfix.probe.verdicts import Verdict
 
 PAGE = Path(__file__).parent / "guide" / "support.md"
 README = Path(__file__).parent.parent / "README.md"
+STAGES = ("attention", "steering", "logits", "pruning", "vision")
+"""Of the table of the README; the others go with all types or with what these do."""
 BEGIN, END = "<!-- support -->\n", "<!-- end of support -->"
 HEAD = """# Support matrix
 
@@ -58,7 +60,7 @@ def summary(rows: Sequence[Row]) -> str:
         if "+" in each.name:
             continue  # a variant of a type that is there
         works = {verdict.method for verdict in each.verdicts if verdict.state == "works"}
-        acting = [stage for stage in ("attention", "logits", "pruning") if works & set(groups[stage])]
+        acting = [stage for stage in STAGES if works & set(groups[stage])]
         kinds.setdefault(", ".join(acting) or "nothing, with the reason", []).append(each.name)
     lines = [["methods act at the stages", "types"], ["---", "---"]]
     for kind in sorted(kinds, key=lambda kind: -len(kinds[kind])):
