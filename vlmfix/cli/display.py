@@ -120,10 +120,11 @@ def suitability_table(model: PreTrainedModel, processor: ProcessorMixin, name: s
 
 
 def methods_markdown() -> str:
-    """The table of the README."""
+    """The table of the README, stage by stage."""
     head = ("name", "stage", "changes", "cost", "paper")
     lines = [head, ["---"] * len(head)]
-    for name, cls in list_methods().items():
+    order = get_args(Stage)
+    for name, cls in sorted(list_methods().items(), key=lambda item: order.index(item[1].info.stage)):
         info = cls.info
         arxiv = f"[{info.paper}](https://arxiv.org/abs/{info.paper})"
         code = f"[code](https://{info.paper})" if info.paper else ""
