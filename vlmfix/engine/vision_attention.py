@@ -282,9 +282,9 @@ class EncoderTap:
         order = output.pooler_output[:, -1].long()
         output.pooler_output = output.pooler_output[:, :-1].to(self._seen["dtype"])
         unit = module.spatial_merge_size**2
-        attention = self._seen["attention"].unflatten(1, (-1, unit)).mean(dim=2)[:, order]
-        keys = self._seen["keys"].unflatten(0, (-1, unit)).mean(dim=1)[order]
-        states = self._seen["states"].float().unflatten(0, (-1, unit)).mean(dim=1)[order]
+        attention = self._seen["attention"].unflatten(1, (len(order), -1)).mean(dim=2)[:, order]
+        keys = self._seen["keys"].unflatten(0, (len(order), -1)).mean(dim=1)[order]
+        states = self._seen["states"].float().unflatten(0, (len(order), -1)).mean(dim=1)[order]
         bounds = [bound // unit for bound in self._seen["bounds"]]
         images = [
             EncodedImage(

@@ -17,7 +17,7 @@ from tests.support.methods import values
 from tests.support.stream_reference import Edit, answers, each_from, seen
 from vlmfix import VISTA
 from vlmfix.methods.steering.base import steer
-from vlmfix.methods.steering.vista import steering_shift
+from vlmfix.methods.steering.vista import difference, steering_shift
 from vlmfix.models.structure import text_decoder
 
 
@@ -100,3 +100,11 @@ def test_values_out_of_range_are_refused(models: dict[str, PreTrainedModel]) -> 
         VISTA(strength=-1)
     with pytest.raises(ValueError, match=r"layers is \(2, 7\), first and after the last"):
         VISTA(layers=(2, 7))(models["llava"]).__enter__()
+
+
+def test_rounding_is_no_direction() -> None:
+    shown = torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+    hidden = shown + torch.tensor([[2e-5, 0.0], [2e-4, 0.0]])
+    found = difference(shown, hidden)
+    assert found[0].tolist() == [0, 0]
+    torch.testing.assert_close(found[1], torch.tensor([-2e-4, 0.0]), atol=1e-6, rtol=0)

@@ -24,6 +24,9 @@ from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 from vlmfix.models.structure import StreamSite
 
+# Share of a state that float32 may lose.
+_ROUNDING = 1e-5
+
 
 @register_method("vista")
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class VISTA(StreamEdit, ReadsAhead):
         shown = read(unchanged(context, inputs_embeds, decoder_inputs, fused=False))
         hidden = read(without_image(context, self, inputs_embeds, decoder_inputs, fused=False))
         for layer, (own, other) in enumerate(zip(shown, hidden, strict=True)):
-            context.state[self, layer] = own.float() - other.float()
+            context.state[self, layer] = difference(own.float(), other.float())
 
     def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
         vector = context.state[self, layer].to(states.device)[:, None]
@@ -92,6 +95,14 @@ class VISTA(StreamEdit, ReadsAhead):
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "degrees by which what is added turns"}
+
+
+def difference(shown: Tensor, hidden: Tensor) -> Tensor:
+    """What the image changes in states `(..., hidden)`; 0 where that is no more than rounding, of which a
+    direction of length 1 would make much (layers with a state may not have seen the image yet)."""
+    vector = shown - hidden
+    seen = vector.norm(dim=-1, keepdim=True) > _ROUNDING * shown.norm(dim=-1, keepdim=True)
+    return vector.masked_fill(~seen, 0.0)
 
 
 def steering_shift(states: Tensor, vector: Tensor, *, strength: float) -> Tensor:
