@@ -36,7 +36,7 @@ RANDOM = {
 }
 """The same for a method that chooses heads, directions or tokens, and as many random ones in their place."""
 
-_DRAWS = 3
+DRAWS = 3
 
 
 def random_choices(setting: Setting, image_tokens: float | None) -> list[Setting]:
@@ -48,11 +48,11 @@ def random_choices(setting: Setting, image_tokens: float | None) -> list[Setting
     """
     if image_tokens is not None:
         kept = max(1, round(image_tokens))
-        return [Setting("random_tokens", {"kept_tokens": kept, "seed": seed}) for seed in range(_DRAWS)]
+        return [Setting("random_tokens", {"kept_tokens": kept, "seed": seed}) for seed in range(DRAWS)]
     for control in (BaselineRandomHeads, BaselineRandomDirections):
         if setting.method in control.stand_ins:
             of = {"of": setting.method, "settings": setting.parameters}
-            return [Setting(control.name, {**of, "seed": seed}) for seed in range(_DRAWS)]
+            return [Setting(control.name, {**of, "seed": seed}) for seed in range(DRAWS)]
     return []
 
 

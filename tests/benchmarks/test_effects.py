@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import vlmfix
-from benchmarks import bootstrap, effects
+from benchmarks import bootstrap, effects, matched
 from benchmarks.answers import Speaker, Split
 from benchmarks.bootstrap import Ratio, compare, resample
 from benchmarks.grid import CONTROLS
@@ -61,6 +61,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture(autouse=True)
 def _one_control(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effects, "CONTROLS", CONTROLS[:1])
+    monkeypatch.setattr(matched, "DRAWS", 1)
 
 
 def test_resamples_draw_as_many_scenes_as_there_are() -> None:
@@ -175,7 +176,7 @@ def test_scenes_are_those_of_no_other_report() -> None:
 def test_second_start_does_only_what_is_missing(tmp_path: Path, calls: list[int]) -> None:
     first = start(tmp_path)
     settings = len(effects.GRID["var"])
-    assert len(calls) == 2 * (2 + 1 + settings + 1 + 3)  # three draws of random heads
+    assert len(calls) == 2 * (2 + 1 + settings + 1 + 1)  # a draw of random heads
     calls.clear()
     assert start(tmp_path).stdout == first.stdout
     assert calls == []
@@ -197,7 +198,7 @@ def test_what_changes_an_answer_is_asked_again(
     if changed == "parameters":
         monkeypatch.setitem(effects.GRID, "var", [{"moved_fraction": 0.9}])
     assert start(tmp_path, *options).exit_code == 0
-    assert len(calls) == {"seed": 16, "version": 16, "parameters": 10, "count": 12}[changed]
+    assert len(calls) == {"seed": 12, "version": 12, "parameters": 6, "count": 8}[changed]
 
 
 def test_killed_in_the_middle_leaves_no_half_file(
@@ -303,7 +304,8 @@ def test_what_beats_everything(changes: dict[str, float], beaten: list[str]) -> 
     assert effects.Effect(setting, columns, {}, inactive=False, candidates=[]).beats == []
 
 
-def test_random_choices_of_what_chooses() -> None:
+def test_random_choices_of_what_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     [first, *_, last] = random_choices(effects.Setting("vhr", {"head_scale": 1.5}), None)
     assert first.method == "baseline.random_heads"
     assert first.parameters == {"of": "vhr", "settings": {"head_scale": 1.5}, "seed": 0}

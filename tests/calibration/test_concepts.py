@@ -50,7 +50,10 @@ def test_words_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"words is 'colors' \(did you mean 'colours'\?\)"):
         ConceptWords.read("colors")
     file.write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"the words of 'sizes' are \(\); give one word or more"):
+    with pytest.raises(ValueError, match="'sizes' has no words, or some that are no text; give one or more"):
+        ConceptWords.read(file)
+    file.write_bytes(b"\xff\xfe\x00big")
+    with pytest.raises(ValueError, match=r"sizes.txt' is no text in UTF-8 \(invalid start byte\); save it"):
         ConceptWords.read(file)
 
 

@@ -252,3 +252,11 @@ def test_a_file_that_is_no_conversation(
     [line] = result.stderr.strip().splitlines()
     assert message in line
     assert run("generate", "--together").exit_code == 2
+
+
+def test_maps_of_an_encoder_that_merges_tokens_are_refused(tmp_path: Path) -> None:
+    result = run("generate", "--method", "tome", "--save-maps", tmp_path / "maps")
+    assert result.exit_code == 2
+    said = "--save-maps shows all image tokens, and tome leaves out some; leave one of them out"
+    assert said in result.stderr
+    assert not (tmp_path / "maps").exists()

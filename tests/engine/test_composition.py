@@ -67,10 +67,10 @@ def in_circles(names: list[str], others: list[str], steps: Sequence[int]) -> lis
 
 
 ALL_PAIRS = [
-    *in_circles(ATTENTION, ATTENTION, (1, 3, -1, -5)),
-    *in_circles(ATTENTION, PRUNING, (0, 1)),
+    *in_circles(ATTENTION, ATTENTION, (1, -3)),
+    *in_circles(ATTENTION, PRUNING, (0,)),
     *product(["vhr"], LOGITS),
-    *in_circles(LOGITS, ["var", "sparsevlm", "nullu", "pai"], (0, 1)),
+    *in_circles(LOGITS, ["var", "sparsevlm", "nullu", "pai"], (0,)),
     *in_circles(["crops"], ATTENTION + PRUNING, range(0, len(ATTENTION + PRUNING), 2)),
     *product(LOOPS, ATTENTION + PRUNING),
 ]

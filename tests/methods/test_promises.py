@@ -18,10 +18,12 @@ from tests.support.methods import (
     built,
     cases,
     plain,
+    representatives,
     under,
     unlike,
     values,
 )
+from tests.support.names import UNLIKE
 from vlmfix.engine.capabilities import ChoosesTokens
 
 pytestmark = [
@@ -30,7 +32,14 @@ pytestmark = [
 ]
 
 TOKENS = 3
-IN_TURN = cases(ATTACHED, in_turn=True)
+_LIKE_OTHERS = [name for name in ATTACHED if name not in representatives(ATTACHED)]
+_ONCE = {(name, unlike(number, name)) for number, name in enumerate(_LIKE_OTHERS)}
+IN_TURN = [
+    (name, family)
+    for name, family in cases(ATTACHED, in_turn=True)
+    if name not in _LIKE_OTHERS or family not in UNLIKE or (name, family) in _ONCE
+]
+"""Methods that hook into the engine as another one does have one of the families that are unlike."""
 on_families_in_turn = pytest.mark.parametrize(("name", "family"), IN_TURN)
 
 

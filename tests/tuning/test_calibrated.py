@@ -12,15 +12,12 @@ pytest.importorskip("optuna")
 
 from tests.support import families
 from vlmfix.calibration.results import Calibration
-from vlmfix.calibration.sink_heads import YesNoQuestion
-from vlmfix.evaluation.sample import Sample
 from vlmfix.tuning import calibrated as module
 from vlmfix.tuning.calibrated import calibrated_for
 from vlmfix.tuning.candidates import Calibrated
 
 FOUND = {
     "var": Calibration({"sink_dimensions": [3], "sink_threshold": 2.0}, "a test"),
-    "act": Calibration({"act_heads": [[2, 1]]}, "a test"),
     "adhh": Calibration({"adhh_heads": [[1, 0]]}, "a test", rankings={"adhh_heads": [[1, 0], [0, 2]]}),
 }
 RANKED = {"adhh": {"heads": ((1, 0), (0, 2))}}
@@ -33,8 +30,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def calibrate(name: str, model: Any, processor: Any, images: list[Any]) -> Calibration:
         names.append(name)
-        if name == "act":
-            assert images == [YesNoQuestion(Path("1.jpg"), "A cat?", is_yes=True)]
         if name not in FOUND:
             raise ValueError("nothing to be found")
         return FOUND[name]
@@ -45,12 +40,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def world(task: str) -> Any:
-    asked = [
-        Sample("1", "1.jpg", Path("1.jpg"), "A cat?", "yes", {}),
-        Sample("2", "1.jpg", None, "A dog?", "no", {}),
-    ]
-    kind = SimpleNamespace(name=task, yes_no=task == "pope")
-    return SimpleNamespace(task=kind, sets=SimpleNamespace(search=asked))
+    return SimpleNamespace(task=SimpleNamespace(name=task), sets=SimpleNamespace(search=[]))
 
 
 def test_what_no_profile_has_is_calibrated_once_a_folder(
@@ -64,12 +54,11 @@ def test_what_no_profile_has_is_calibrated_once_a_folder(
         assert found.rankings == RANKED
     assert sorted(asked) == ["adaiat", "adhh", "gift", "var"]
     for said in (
-        "act is not calibrated: the task chair asks no yes/no",
+        "act is not calibrated: its heads are tried one by one",
         "vti is not calibrated: its directions",
     ):
         assert any(each.startswith(said) for each in told)
     assert "gift is not calibrated: nothing to be found" in told
-    assert any("act is not calibrated: the task chair asks no yes/no questions" in each for each in told)
 
 
 def test_heads_are_ranked_although_a_profile_lists_some(
@@ -80,9 +69,8 @@ def test_heads_are_ranked_although_a_profile_lists_some(
     assert asked == ["adhh"]
 
 
-def test_sink_heads_are_found_and_none_ranked_where_no_captions_are_judged(
+def test_no_heads_are_ranked_where_no_captions_are_judged(
     loaded: tuple[Any, Any], asked: list[str], tmp_path: Path
 ) -> None:
-    found = calibrated_for(tmp_path, *loaded, [world("pope")], lambda text: None)
-    assert found == Calibrated({"act": {"heads": [[2, 1]], "last_layer": 6}}, {})
-    assert asked == ["act"]
+    assert calibrated_for(tmp_path, *loaded, [world("pope")], lambda text: None) == Calibrated()
+    assert asked == []

@@ -48,7 +48,7 @@ class ConceptWords:
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", tuple(dict.fromkeys(self.words)))
         if not self.words or not all(isinstance(word, str) and word for word in self.words):
-            raise ValueError(f"the words of {self.name!r} are {self.words!r}; give one word or more")
+            raise ValueError(f"{self.name!r} has no words, or some that are no text; give one or more")
 
     @classmethod
     def read(cls, name: str | Path) -> Self:
@@ -67,7 +67,11 @@ class ConceptWords:
                     f"word a line, or one of {', '.join(shipped)}"
                 )
             path = shipped[str(name)]
-        lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error.reason}); save it as one") from error
+        lines = (line.strip() for line in text.splitlines())
         return cls(path.stem, tuple(line for line in lines if line and not line.startswith("#")))
 
     def token_ids(self, tokenizer: Any) -> tuple[list[int], list[str]]:

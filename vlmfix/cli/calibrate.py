@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,4 +142,8 @@ def _check_profile_file(file: Path) -> None:
         raise IsADirectoryError(f"{str(file)!r} is a folder; name a profile file in it")
     if file.exists():
         Profile.read(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    above = next(each for each in file.absolute().parents if each.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{str(above)!r} is no folder, so that {str(file)!r} cannot be in it")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"nothing can be written to {str(above)!r}; name another --output")

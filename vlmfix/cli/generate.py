@@ -126,6 +126,12 @@ def generate(
                 "--save-maps needs --method carve, mrfd, patch_matters or shield, which make pictures, or "
                 "registers or vti, which change what the vision encoder makes of it"
             )
+        merging = [each.name for each in chosen if isinstance(each, vlmfix.PrunesTokens)]
+        if merging and any(isinstance(each, vlmfix.EditsVisionEncoder) for each in chosen):
+            raise ValueError(
+                f"--save-maps shows all image tokens, and {' and '.join(merging)} leaves out some; leave one "
+                "of them out"
+            )
         save_maps.mkdir(parents=True, exist_ok=True)  # what cannot be written shows before any work
     questions = asked_questions(image, prompt, system, messages, together=together)
     loaded = load_model(model, device, dtype, allow_missing=allow_missing)
@@ -226,7 +232,8 @@ def generate(
     if json_:
         print_json(document())
     elif save_maps is not None:
-        out.print(f"{len(saved)} files in {save_maps}", soft_wrap=True, highlight=False, markup=False)
+        none = "" if saved else " (the method made none for these answers)"
+        out.print(f"{len(saved)} files in {save_maps}{none}", soft_wrap=True, highlight=False, markup=False)
     if failures and len(questions) == 1:
         raise ValueError(failures[0]["error"])
     if failures:

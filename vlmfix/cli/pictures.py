@@ -47,7 +47,9 @@ def named_pictures(given: list[Path] | None) -> list[Path | None]:
         if path.is_dir():
             inside = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise ValueError(f"no pictures in {str(path)!r} ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                below = path / "images"
+                hint = f"; give {str(below)!r}" if below.is_dir() else ""
+                raise ValueError(f"no pictures in {str(path)!r} ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}")
             found += inside
         elif path.is_file():
             found.append(path)

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.calibration.calibrate import CALIBRATIONS, calibrate
 from vlmfix.calibration.results import Calibration
-from vlmfix.calibration.sink_heads import YesNoQuestion
 from vlmfix.evaluation.files.atomic import create_json
 from vlmfix.evaluation.files.hashing import plain
 from vlmfix.evaluation.sample import Sample
@@ -24,9 +23,6 @@ from vlmfix.tuning.candidates import Calibrated
 from vlmfix.tuning.worlds import World
 
 CALIBRATED = "calibrated.json"
-
-# Questions of a task on which heads are tried one by one, at most.
-_QUESTIONS = 100
 
 # Lists of which the search may take more or fewer: by method, its parameter and that of the profile.
 _RANKED = {"adhh": ("heads", "adhh_heads")}
@@ -98,14 +94,14 @@ def _calibration(
             f"its directions lie in a file of their own; run 'vlmfix calibrate --method {name}' on annotated "
             "pictures that you do not report on"
         )
+    if takes == "questions":
+        raise ValueError(
+            f"its heads are tried one by one, which takes long; run 'vlmfix calibrate --method {name}' on "
+            "annotated pictures that you do not report on"
+        )
     images: list[Any] = []
     for world in worlds:
-        if takes == "pictures":
-            images += _pictures(world.sets.search)
-        elif takes == "questions":
-            images += _questions(world, name)
-        else:
-            images += _annotated(world, name)
+        images += _pictures(world.sets.search) if takes == "pictures" else _annotated(world, name)
     return calibrate(name, model, processor, images)
 
 
@@ -123,19 +119,6 @@ def _judges(worlds: Sequence[World]) -> bool:
 
 def _pictures(samples: Sequence[Sample]) -> list[Path]:
     return list(dict.fromkeys(sample.image for sample in samples if sample.image is not None))
-
-
-def _questions(world: World, method: str) -> list[YesNoQuestion]:
-    if not world.task.yes_no:
-        raise ValueError(
-            f"the task {world.task.name} asks no yes/no questions; run 'vlmfix calibrate --method {method}' "
-            "on annotated pictures that you do not report on"
-        )
-    return [
-        YesNoQuestion(sample.image, sample.prompt, sample.target == "yes")
-        for sample in world.sets.search[:_QUESTIONS]
-        if sample.image is not None
-    ]
 
 
 def _annotated(world: World, method: str) -> list[Any]:

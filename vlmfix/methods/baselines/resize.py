@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from transformers import ProcessorMixin
 
 from vlmfix.engine.capabilities import ChangesPictures
 from vlmfix.engine.shown_pictures import ShownPictures
+from vlmfix.engine.stats import InactiveMethodWarning
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.baselines.decoding import OutsideMethod
@@ -69,10 +71,23 @@ class BaselineResize(OutsideMethod, ChangesPictures):
         if not images:
             return ShownPictures((), ())
         if name in _ANY_SIZE:
-            return self._of_any_size(images, own.image_processor)
-        if name in _ONE_SIZE:
-            return self._of_one_size(images, own.image_processor, own.patch_size)
-        raise UnsupportedError(
+            shown = self._of_any_size(images, own.image_processor)
+        elif name in _ONE_SIZE:
+            shown = self._of_one_size(images, own.image_processor, own.patch_size)
+        else:
+            raise self._unknown(name)
+        if all(before is after for before, after in zip(images, shown.images, strict=True)):
+            warnings.warn(
+                f"BaselineResize left pictures as they are: they have no more than kept_tokens="
+                f"{self.kept_tokens} image tokens; lower it",
+                InactiveMethodWarning,
+                stacklevel=2,
+            )
+        return shown
+
+    @staticmethod
+    def _unknown(name: str) -> UnsupportedError:
+        return UnsupportedError(
             f"{name} is not known to make fewer tokens of smaller pictures; baseline.resize takes models "
             "with the image processor of CLIP (LLaVA-1.5) or of Qwen2-VL"
         )
