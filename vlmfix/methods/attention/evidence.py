@@ -49,7 +49,8 @@ def evidence_of_rows(weights: Tensor, gain: Tensor, image: Tensor, *, heads: int
         bool; and their mean attention to evidence, times its gain, `(batch, rows)`.
     """
     on_evidence, on_image = (weights * gain).sum(dim=-1), (weights * image).sum(dim=-1)
-    chosen = largest(on_evidence / (on_image + _GUARD), heads)
+    # Where all that is left of the image is evidence, all heads are equal but for rounding.
+    chosen = largest((on_evidence / (on_image + _GUARD)).round(decimals=4), heads)
     return chosen, (on_evidence * chosen).sum(dim=1) / heads
 
 
