@@ -95,12 +95,32 @@ class LayerRange(Method, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreEdit(LayerRange, KeyEdit, MeasuresScores):
-    """Base of the methods that edit the scores of all heads."""
+class KeyScoreEdit(LayerRange, KeyEdit, MeasuresScores):
+    """Base of the methods that edit the scores of all heads by what they know of each key; the second of
+    `key_values` is 1 at image tokens."""
 
     @abstractmethod
     def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
         """See `Method.edit_scores`."""
+
+    def measure_scores(self, context: DecodeContext, layer: int, before: Tensor, after: Tensor) -> None:
+        image = self.columns(context, layer, after)[1][:, 0]
+        context.measure(self, size=(after * image).sum(dim=-1), before=(before * image).sum(dim=-1))
+
+    def report(self, context: DecodeContext, sums: Sums) -> None:
+        if sums.size_count:
+            sums.details = {"size": "attention to the image in edited layers; 'before': without any edit"}
+
+    def inactive_reason(self, context: DecodeContext) -> str:
+        assert self.layers is not None
+        if not any(context.layout_at(layer).has_image for layer in range(*self.layers)):
+            return "no image token is left in the edited layers; choose earlier layers"
+        return "the scores that it scales in the edited layers are 0, or its strength is too small to tell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEdit(KeyScoreEdit):
+    """Base of those that know of a key only whether it is of the image or of the system prompt."""
 
     @abstractmethod
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
@@ -118,20 +138,6 @@ class ScoreEdit(LayerRange, KeyEdit, MeasuresScores):
             for tokens in (layout.image_tokens, layout.before_first_image)
         )
         return self.factors(image, system), image.float()
-
-    def measure_scores(self, context: DecodeContext, layer: int, before: Tensor, after: Tensor) -> None:
-        image = self.columns(context, layer, after)[1][:, 0]
-        context.measure(self, size=(after * image).sum(dim=-1), before=(before * image).sum(dim=-1))
-
-    def report(self, context: DecodeContext, sums: Sums) -> None:
-        if sums.size_count:
-            sums.details = {"size": "attention to the image in edited layers; 'before': without any edit"}
-
-    def inactive_reason(self, context: DecodeContext) -> str:
-        assert self.layers is not None
-        if not any(context.layout_at(layer).has_image for layer in range(*self.layers)):
-            return "no image token is left in the edited layers; choose earlier layers"
-        return "the scores that it scales in the edited layers are 0, or its strength is too small to tell"
 
 
 def fitted_layers(

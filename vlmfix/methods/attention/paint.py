@@ -16,7 +16,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
 from vlmfix.engine.vision_attention import EncodedBlock, no_class_token
-from vlmfix.methods.attention.base import ScoreEdit
+from vlmfix.methods.attention.base import KeyScoreEdit
 from vlmfix.methods.attention.pai import amplify
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
@@ -30,7 +30,7 @@ _SPATIAL_LAYER = 0
 
 @register_method("paint")
 @dataclass(frozen=True, kw_only=True)
-class PAINT(ScoreEdit, ReadsVisionAttention):
+class PAINT(KeyScoreEdit, ReadsVisionAttention):
     """Paying Attention to Informed Tokens (arXiv 2501.12206).
 
     Of each image or tile, *summary* tokens are the outliers of what the class token of the vision encoder
@@ -126,9 +126,6 @@ class PAINT(ScoreEdit, ReadsVisionAttention):
         boosts = layout.gather(context.state[self]) * (layout.image_tokens & self.takes(context)[:, None])
         padded = nn.functional.pad(boosts, (0, keys - layout.length))
         return padded, layout.over_keys(layout.image_tokens, keys).float()
-
-    def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
-        raise NotImplementedError("its keys are told apart by more than their kind, see `key_values`")
 
     def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
         return amplify(scores, self.columns(context, layer, scores)[0])
