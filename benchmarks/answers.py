@@ -144,7 +144,7 @@ class Speaker:
         )
         seconds = time.perf_counter() - start
         stats = methods[-1].edit_stats() if methods else None
-        prunes = stats is not None and methods[-1].info.stage == "pruning"
+        prunes = stats is not None and isinstance(methods[-1], vlmfix.PrunesTokens)
         answers = Answers(
             texts,
             seconds,

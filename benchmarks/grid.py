@@ -49,6 +49,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"kept_pixel_fraction": 0.2},
         {"kept_pixel_fraction": 0.4},
         {"kept_pixel_fraction": 0.4, "step_mode": "last"},
+        {"kept_pixel_fraction": 0.4, "step_mode": "content"},
         {"kept_pixel_fraction": 0.4, "final_images": "refined"},
     ],
     "adaptinfer": [{"budget": "33%"}, {"budget": "50%"}, {"budget": "70%"}],
@@ -143,6 +144,17 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "causalmm": [{"gamma": 0.5}, {"gamma": 1.0}, {"gamma": 1.0, "vision_edit": "uniform"}],
     "memvr": [{"ratio": 0.06}, {"ratio": 0.12}, {"ratio": 0.12, "threshold": 0.3}],
     "avisc": [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 2.0}],
+    "tame": [{"gamma": 0.2}, {"gamma": 0.8}, {"gamma": 3.0}],
+    "ilvad": [{}, {"alpha": 2.0}, {"alpha": 5.0, "beta": 1.0}],
+    "paint": [
+        {"local_boost": 0.3, "summary_boost": 0.0},
+        {"local_boost": 0.5, "summary_boost": 0.3},
+        {"local_boost": 0.7, "summary_boost": 0.3},
+    ],
+    "tome": [{"merged_per_layer": 4}, {"merged_per_layer": 8}, {"merged_per_layer": 12}],
+    "mctf": [{"merged_per_layer": 4}, {"merged_per_layer": 8}, {"merged_per_layer": 12}],
+    "patch_matters": [{"max_caption_tokens": 80}],
+    "dyvte": [{"exit_layer": 3}, {"exit_layer": 5}, {"exit_layer": 6}],
 }
 """Candidates by method, around the published settings as far as those fit a model of 8 layers and 64 image
 tokens; a method that is not named runs at its defaults."""
