@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.attention.vaf import VAF
     from vlmfix.methods.attention.var import VAR
     from vlmfix.methods.attention.vhr import VHR
-    from vlmfix.methods.base import Method, MethodInfo, MultiPassMethod, MultiPassResult
+    from vlmfix.methods.base import Method, MethodInfo
     from vlmfix.methods.baselines.decoding import (
         BaselineBeam,
         BaselineGreedy,
@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from vlmfix.methods.logits.vcd import VCD
     from vlmfix.methods.logits.vdd import VDD
     from vlmfix.methods.logits.visual_entropy import VisualEntropy
+    from vlmfix.methods.multi_pass import MultiPassMethod, MultiPassResult
     from vlmfix.methods.pruning.adaptinfer import AdaptInfer
     from vlmfix.methods.pruning.base import CountedPruning, TokenPruning
     from vlmfix.methods.pruning.cdpruner import CDPruner
@@ -306,7 +307,7 @@ _NAMES = {
     "vlmfix.methods.attention.vaf": "VAF",
     "vlmfix.methods.attention.var": "VAR",
     "vlmfix.methods.attention.vhr": "VHR",
-    "vlmfix.methods.base": "Method MethodInfo MultiPassMethod MultiPassResult",
+    "vlmfix.methods.base": "Method MethodInfo",
     "vlmfix.methods.baselines.decoding": "BaselineBeam BaselineGreedy BaselinePromptBias BaselineSample",
     "vlmfix.methods.baselines.output_shift": "BaselineOutputShift",
     "vlmfix.methods.baselines.plausibility": "BaselinePlausibility BaselineSharpen",
@@ -343,6 +344,7 @@ _NAMES = {
     "vlmfix.methods.logits.vcd": "VCD",
     "vlmfix.methods.logits.vdd": "VDD",
     "vlmfix.methods.logits.visual_entropy": "VisualEntropy",
+    "vlmfix.methods.multi_pass": "MultiPassMethod MultiPassResult",
     "vlmfix.methods.pruning.adaptinfer": "AdaptInfer",
     "vlmfix.methods.pruning.base": "CountedPruning TokenPruning",
     "vlmfix.methods.pruning.cdpruner": "CDPruner",

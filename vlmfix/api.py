@@ -18,8 +18,9 @@ from vlmfix.inference.conversation import Conversation, open_conversations, read
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import ImageLike, Images, listed
-from vlmfix.methods.base import Method, MultiPassMethod
+from vlmfix.methods.base import Method
 from vlmfix.methods.grammar import make_methods, parse_methods
+from vlmfix.methods.multi_pass import MultiPassMethod
 from vlmfix.methods.registry import AUTO
 from vlmfix.recipes import Recipe, find_recipe
 

@@ -22,9 +22,9 @@ from tests.support import families
 from tests.support.methods import REFUSED, acting, attached, representatives
 from tests.support.names import QUICK, UNLIKE
 from vlmfix.engine.vision_cache import split_images
-from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.logits.base import contrast, plausible
 from vlmfix.methods.logits.vcd import add_noise
+from vlmfix.methods.multi_pass import MultiPassMethod
 
 LOGITS = [
     name

@@ -23,8 +23,8 @@ from vlmfix.cli.pictures import show
 from vlmfix.failures import failure_of, printable
 from vlmfix.inference.conversation import Conversation, Message, Picture
 from vlmfix.inference.pictures import open_images
-from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.grammar import make_methods, parse_settings
+from vlmfix.methods.multi_pass import MultiPassMethod
 from vlmfix.methods.registry import AUTO, GREEDY
 from vlmfix.recipes import Recipe, find_recipe
 

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.attach import AttachmentBlock, fitted
-from vlmfix.engine.capabilities import AsksSeveralTimes
 from vlmfix.engine.compatibility import stock_model
 from vlmfix.engine.gating import BOTH
 from vlmfix.engine.logits_processor import MethodLogitsProcessor
 from vlmfix.engine.method import MethodHooks
-from vlmfix.engine.stats import (
-    EditStats,
-    SequenceStats,
-    Sums,
-)
+from vlmfix.engine.stats import EditStats, SequenceStats, Sums
 from vlmfix.errors import UnsupportedError
-from vlmfix.inference.conversation import Conversation, Picture
-from vlmfix.inference.output import Answer
 from vlmfix.methods.search_space import Dimension
 
 Stage = Literal["attention", "steering", "logits", "pruning", "vision", "image", "decoding", "baseline"]
@@ -114,6 +105,7 @@ class Method(MethodHooks):
     """Parameters that name a file; results know it by its content."""
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
 
@@ -210,27 +202,6 @@ class Method(MethodHooks):
         return dict(generate_kwargs)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class MultiPassResult:
-    """What a method that asks several times found out about one prompt.
-
-    Args:
-        answer: to the prompt.
-        final: the same with its tokens; None where the model did not write it, or not yet.
-    """
-
-    answer: str
-    final: Answer | None = None
-
-    def save(self, directory: str | Path, stem: str) -> list[Path]:
-        """Write what there is to look at, in files whose names begin with `stem`.
-
-        Returns:
-            The files.
-        """
-        return []
-
-
 class DetachedMethod(Method, ABC):
     """A strategy that cannot be attached to one `model.generate`."""
 
@@ -250,54 +221,3 @@ class DetachedMethod(Method, ABC):
             UnsupportedError: always; the message says what to do in its place.
         """
         raise UnsupportedError(f"{type(self).__name__} {self.why_detached}")
-
-
-class MultiPassMethod(DetachedMethod, AsksSeveralTimes, ABC):
-    """A strategy that asks the model several times, by `run`: a single `model.generate` has neither the
-    pictures nor several passes."""
-
-    @property
-    def why_detached(self) -> str:
-        name = type(self).__name__
-        return (
-            "asks several times and changes the image, for which it needs the processor and the image: use "
-            f"vlmfix.generate(model, processor, image, prompt, {name}()), or {name}().run(...)"
-        )
-
-    def _count(self, reason: str) -> None:
-        """Note that one prompt was answered.
-
-        Args:
-            reason: why the method did nothing; "" if it acted.
-        """
-        acted = int(not reason)
-        self._sums.add(
-            Sums(
-                rows=1,
-                rows_touched=acted,
-                rows_skipped=Counter([reason] * (1 - acted)),
-                edited=acted,
-                eligible=1,
-                latest=[SequenceStats(0, 0, acted, 1, reason)],
-            )
-        )
-
-    def run_conversation(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        conversation: Conversation,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """Answer the question at the end of a conversation; what comes back is that of `run`.
-
-        Raises:
-            UnsupportedError: the strategy takes a single question with its pictures alone.
-        """
-        question = conversation.question
-        images = [part.image for part in question.parts if isinstance(part, Picture)]
-        if len(conversation.messages) > 1 or len(question.parts) != len(images) + 1:
-            raise UnsupportedError(
-                f"{type(self).__name__} takes one text with its pictures, and no conversation; ask it alone"
-            )
-        return self.run(model, processor, images, question.text, **generate_kwargs)

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 import vlmfix
 from tests.support import families, layer_reference
 from vlmfix.evaluation.datasets import render, sample_scene
-from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.baselines.output_shift import (
     answer_ids,
     answer_margins,
@@ -23,6 +22,7 @@ from vlmfix.methods.baselines.output_shift import (
 from vlmfix.methods.baselines.plausibility import candidates
 from vlmfix.methods.grammar import make_methods, parse_settings
 from vlmfix.methods.logits.base import contrast, plausible
+from vlmfix.methods.multi_pass import MultiPassMethod
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 ANSWER = torch.tensor([[1.0, 1.4, 0.2, -2.0]])

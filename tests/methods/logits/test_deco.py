@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import vlmfix
 from tests.support import families, layer_reference
-from vlmfix.methods.logits.deco import Likeliest, inner_exits
+from vlmfix.methods.logits.deco import Likeliest
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 EXITS = torch.tensor([[[1.0, 1.2, 0.8, -0.5, -1.0], [0.0, 2.5, 0.5, 0.0, -2.0]]])
@@ -98,11 +98,11 @@ def test_first_exit_of_equals() -> None:
 
 
 def test_exits_at_every_depth() -> None:
-    assert inner_exits(32) == tuple(range(20, 29))
-    assert inner_exits(40) == tuple(range(25, 36))
-    assert inner_exits(28) == tuple(range(18, 25))
-    assert inner_exits(4) == (2, 3)
-    assert inner_exits(1) == (0,)
+    assert vlmfix.DeCo.published_exits(32) == tuple(range(20, 29))
+    assert vlmfix.DeCo.published_exits(40) == tuple(range(25, 36))
+    assert vlmfix.DeCo.published_exits(28) == tuple(range(18, 25))
+    assert vlmfix.DeCo.published_exits(4) == (2, 3)
+    assert vlmfix.DeCo.published_exits(1) == (0,)
 
 
 def test_refusals(llava: PreTrainedModel) -> None:

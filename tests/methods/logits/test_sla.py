@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 import vlmfix
 from tests.support import families, layer_reference
-from vlmfix.methods.logits.sla import augment, last_exits
+from vlmfix.methods.logits.sla import augment
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 EXITS = torch.tensor([[[1.0, 1.2, 0.8, -0.5, -1.0], [0.0, 2.5, 0.5, 0.0, -2.0]]])
@@ -32,10 +32,10 @@ def test_banned_tokens_stay_banned() -> None:
 
 
 def test_exits() -> None:
-    assert last_exits(32) == (26, 27, 28, 29, 30, 31)
-    assert last_exits(28) == (22, 23, 24, 25, 26, 27)
-    assert last_exits(5) == (1, 2, 3, 4)
-    assert last_exits(1) == (0,)
+    assert vlmfix.SelfLogitAugmentation.published_exits(32) == (26, 27, 28, 29, 30, 31)
+    assert vlmfix.SelfLogitAugmentation.published_exits(28) == (22, 23, 24, 25, 26, 27)
+    assert vlmfix.SelfLogitAugmentation.published_exits(5) == (1, 2, 3, 4)
+    assert vlmfix.SelfLogitAugmentation.published_exits(1) == (0,)
     config = AutoConfig.for_model("llava", **families.FAMILIES["llava"].config)
     assert vlmfix.SelfLogitAugmentation(exits=[3, 0]).resolve(config, None).exits == (0, 3)
 

@@ -16,6 +16,7 @@ from tests.support import zoo
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.inference.chat import prepare
 from vlmfix.methods.logits.base import contrast, plausible
+from vlmfix.methods.multi_pass import NO_IMAGE
 from vlmfix.methods.vision.shield import shield
 from vlmfix.methods.vision.shield.passes import ShieldRepair, with_inserts
 from vlmfix.methods.vision.shield.repairs import kept_words, matches, patch_weights, repaired, token_runs
@@ -238,13 +239,13 @@ def test_answer_step_by_step(parts: tuple[str, ...], llava: tuple[Any, Any], cli
 @pytest.mark.parametrize(
     ("parameters", "picture", "reason"),
     [
-        ({"parts": ()}, PICTURES[0], shield.STRENGTH_ZERO),
+        ({"parts": ()}, PICTURES[0], SHIELD.identity_reason),
         (
             {"alpha": 0, "beta": 0, "bias_weight": 0, "gain_cut": 1, "parts": ("weights", "bias", "attack")},
             PICTURES[0],
-            shield.STRENGTH_ZERO,
+            SHIELD.identity_reason,
         ),
-        ({}, None, shield.NO_IMAGE),
+        ({}, None, NO_IMAGE),
     ],
     ids=["no part", "no strength", "text only"],
 )

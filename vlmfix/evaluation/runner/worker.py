@@ -32,8 +32,8 @@ from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
 from vlmfix.inference.sampling import SeededSampling, seed_of
-from vlmfix.methods.base import MultiPassMethod
 from vlmfix.methods.baselines.output_shift import answer_margins
+from vlmfix.methods.multi_pass import MultiPassMethod
 
 # Characters by which the prompts of a batch may differ in length.
 _LENGTHS = 2000

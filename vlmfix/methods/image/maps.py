@@ -19,7 +19,6 @@ from vlmfix.engine.layout import Rows
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import input_device
 from vlmfix.errors import UnsupportedError
-from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.keywords import content_words
 from vlmfix.methods.base import Method
@@ -48,19 +47,6 @@ def attached_to(model: PreTrainedModel, reader: str) -> Sequence[MethodHooks]:
                 "use one of them"
             )
     return attached
-
-
-def refuse_videos(asked: Conversation, reader: str) -> None:
-    """Refuse a prompt with a video.
-
-    Raises:
-        UnsupportedError: it has one.
-    """
-    if asked.videos:
-        raise UnsupportedError(
-            f"{reader} cuts pictures, and the prompt holds a video; use another method, or show frames as "
-            "pictures"
-        )
 
 
 def locate(

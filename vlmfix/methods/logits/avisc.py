@@ -15,7 +15,7 @@ from vlmfix.engine.layout import Rows
 from vlmfix.engine.state import Branch
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import Contrastive, contrast
+from vlmfix.methods.logits.base import ScaledContrast, contrast
 from vlmfix.methods.logits.branch_prompts import unchanged
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -24,7 +24,7 @@ from vlmfix.methods.validation import check_range
 
 @register_method("avisc")
 @dataclass(frozen=True, kw_only=True)
-class AvisC(Contrastive):
+class AvisC(ScaledContrast):
     """Attentional Vision Calibration (arXiv 2405.17820): away from a reading of the prompt that sees blind
     tokens alone, image tokens on which too much attention lies.
 
@@ -42,7 +42,6 @@ class AvisC(Contrastive):
         fused: see `Contrastive`.
     """
 
-    alpha: float = 1.0
     layer_share: float = 0.5
     std_factor: float = 1.0
 
@@ -54,12 +53,10 @@ class AvisC(Contrastive):
         provenance="released code",
         paper="2405.17820",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.2, 3), "std_factor": Between(0.5, 2)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
         check_range("layer_share", self.layer_share, 0, 1)
         check_range("std_factor", self.std_factor, 0, 10)
 
@@ -103,7 +100,7 @@ class AvisC(Contrastive):
             sums.details = {"size": "share of the image tokens that are blind"}
 
     def _looks(self, context: DecodeContext) -> bool:
-        return self.alpha > 0 and context.layout.has_image
+        return self.contrasts and context.layout.has_image
 
     def _blind(self, context: DecodeContext, branch: Branch) -> None:
         """Leave a branch the blind tokens of its image alone."""

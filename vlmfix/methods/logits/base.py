@@ -99,8 +99,8 @@ class AgainstText(Contrastive, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaledAgainstText(AgainstText, ABC):
-    """Compares with the prompts without their images at a strength.
+class ScaledContrast(Contrastive, ABC):
+    """Compares with other forms of a prompt at a strength.
 
     Args:
         alpha: strength, in [0, 100]; 0 leaves only the cut.
@@ -116,7 +116,11 @@ class ScaledAgainstText(AgainstText, ABC):
 
     @property
     def contrasts(self) -> bool:
+        """Whether its numbers leave more than the cut."""
         return self.alpha != 0
+
+    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+        return contrast(logits, branches[0], self.alpha) if branches else logits
 
 
 def contrast(logits: Tensor, branch: Tensor, alpha: float | Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vlmfix.engine.state import Branch
 from vlmfix.engine.stats import Sums
 from vlmfix.inference.chat import find_question
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import Contrastive, contrast, finite, rule_out
+from vlmfix.methods.logits.base import ScaledContrast, contrast, finite, rule_out
 from vlmfix.methods.logits.composed_prompts import Replacement, Token, composed, rewritten
 from vlmfix.methods.logits.vdd import image_spans
 from vlmfix.methods.registry import register_method
@@ -29,7 +29,7 @@ NO_DESCRIPTION = "the model wrote no description of the image"
 
 @register_method("code")
 @dataclass(frozen=True, kw_only=True)
-class CODE(Contrastive, WritesAhead):
+class CODE(ScaledContrast, WritesAhead):
     """Countering Description Contrastive Decoding (arXiv 2406.01920): away from the same prompt with the
     model's own detailed description of the image in the place of the image.
 
@@ -48,7 +48,6 @@ class CODE(Contrastive, WritesAhead):
         fused: see `Contrastive`.
     """
 
-    alpha: float = 1.0
     exponent: float = 0.2
     caption_tokens: int = 512
     caption_prompt: str = (
@@ -66,12 +65,10 @@ class CODE(Contrastive, WritesAhead):
         paper="2406.01920",
         decoding="greedy, sampling, beams, batches, with the processor",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.2, 2), "exponent": Between(0.05, 1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
         check_range("exponent", self.exponent, 0.01, 10)
         check_whole("caption_tokens", self.caption_tokens, 1)
         if not isinstance(self.caption_prompt, str) or not self.caption_prompt.strip():
@@ -79,7 +76,7 @@ class CODE(Contrastive, WritesAhead):
 
     @property
     def needs_processor(self) -> bool:
-        return self.alpha > 0
+        return self.contrasts
 
     def write_ahead(
         self,
@@ -88,7 +85,7 @@ class CODE(Contrastive, WritesAhead):
         decoder_inputs: Mapping[str, Any],
         write: Callable[[Branch, Tensor, int], list[list[int]]],
     ) -> None:
-        if self.alpha == 0 or not context.layout.has_image:
+        if not self.contrasts or not context.layout.has_image:
             return
         prompts, has_question = self._caption_prompts(context)
         image = context.layout.image_tokens

@@ -16,16 +16,16 @@ from vlmfix.engine.state import Branch
 from vlmfix.engine.stats import Sums
 from vlmfix.engine.vision_attention import EncodedBlock
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import Contrastive, contrast
+from vlmfix.methods.logits.base import ScaledContrast, contrast
 from vlmfix.methods.logits.composed_prompts import Token, composed
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between, OneOf
-from vlmfix.methods.validation import check_range, check_whole
+from vlmfix.methods.validation import check_whole
 
 
 @register_method("damro")
 @dataclass(frozen=True, kw_only=True)
-class DAMRO(Contrastive, ReadsVisionAttention):
+class DAMRO(ScaledContrast, ReadsVisionAttention):
     """DAMRO (arXiv 2410.04514): away from a prompt whose image is nothing but the outlier patches, those to
     which the class token of the vision encoder attends most, which carry no detail.
 
@@ -54,23 +54,21 @@ class DAMRO(Contrastive, ReadsVisionAttention):
         paper="2410.04514",
         families="with a CLIP encoder and a projector",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.2, 4), "top_k": OneOf((3, 10, 30))}
     needs_class_token: ClassVar = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
         check_whole("top_k", self.top_k, 1)
 
     @property
     def reads_encoder(self) -> bool:
-        return self.alpha > 0
+        return self.contrasts
 
     def branches(
         self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not context.layout.has_image:
+        if not self.contrasts or not context.layout.has_image:
             return ()
         prompts = self._prompts(context)
         image = context.layout.image_tokens

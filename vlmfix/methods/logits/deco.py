@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import rule_out
-from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.logits.early_exit import AddsEarlyExits
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.validation import check_flag, check_range, check_whole
-from vlmfix.models.profiles import Profile
+from vlmfix.methods.validation import check_range, check_whole
 
 # First and last exit, as shares of the depth: 20 to 28 of 32 layers.
 _EXITS = 0.625, 0.875
@@ -28,7 +24,7 @@ _EXITS = 0.625, 0.875
 
 @register_method("deco")
 @dataclass(frozen=True, kw_only=True)
-class DeCo(Method, ReadsEarlyExits):
+class DeCo(AddsEarlyExits):
     """Dynamic Correction Decoding (arXiv 2410.11779): the logits of the inner layer that is surest of one of
     the likely tokens are added, weighted by how sure it is; it needs no image.
 
@@ -48,7 +44,6 @@ class DeCo(Method, ReadsEarlyExits):
     alpha: float = 0.6
     top_p: float = 0.9
     top_k: int = 20
-    exits: tuple[int, ...] | None = None
     normed: bool = True
 
     info: ClassVar = MethodInfo(
@@ -61,33 +56,21 @@ class DeCo(Method, ReadsEarlyExits):
     )
     identity_parameters: ClassVar = {"alpha": 0, "top_p": 1, "top_k": 0}
     search_space: ClassVar = {"alpha": Between(0.1, 1)}
-    keeps_prefix: ClassVar = True
-    needs_image: ClassVar = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("alpha", self.alpha, 0, 100)
         check_range("top_p", self.top_p, 0, 1)
         check_whole("top_k", self.top_k, 0)
-        if self.exits is not None:
-            object.__setattr__(self, "exits", exit_indices(self.exits))
-        check_flag("normed", self.normed)
 
-    @property
-    def needs_final_norm(self) -> bool:
-        return self.normed
-
-    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
-        depth = config.get_text_config().num_hidden_layers
-        exits = inner_exits(depth) if self.exits is None else self.exits
-        check_depth(exits, depth)
-        return dataclasses.replace(self, exits=exits)
+    @staticmethod
+    def published_exits(depth: int) -> tuple[int, ...]:
+        """At the depth that is published for 32."""
+        first, last = (round(share * depth) for share in _EXITS)
+        return tuple(range(min(first, depth - 1), min(last, depth - 1) + 1))
 
     def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
-        assert self.exits is not None
-        return () if self.alpha == 0 else self.exits
-
-    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
-        return exit_states(context, self.tapped_layers(context), normed=self.normed)
+        return () if self.alpha == 0 else super().tapped_layers(context)
 
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         likeliest = Likeliest.of(logits, self.top_p, self.top_k)
@@ -109,12 +92,6 @@ class DeCo(Method, ReadsEarlyExits):
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "highest probability that an inner layer gives to a likely token"}
-
-
-def inner_exits(depth: int) -> tuple[int, ...]:
-    """The exits of a model of `depth` layers at the depth that is published for 32."""
-    first, last = (round(share * depth) for share in _EXITS)
-    return tuple(range(min(first, depth - 1), min(last, depth - 1) + 1))
 
 
 class Likeliest(NamedTuple):

@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
-from vlmfix.methods.validation import layer_indices
+from vlmfix.methods.base import Method
+from vlmfix.methods.validation import check_flag, layer_indices
+from vlmfix.models.profiles import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddsEarlyExits(Method, ReadsEarlyExits, ABC):
+    """Adds the logits of early exits to those of the model; it needs no image.
+
+    Args:
+        exits: layers whose input is turned into logits, 0-based; None: those that are published, see
+            `published_exits`.
+        normed: whether they go through the final norm of the model.
+    """
+
+    exits: tuple[int, ...] | None = None
+    normed: bool = False
+
+    keeps_prefix: ClassVar = True
+    needs_image: ClassVar = False
+
+    @staticmethod
+    @abstractmethod
+    def published_exits(depth: int) -> tuple[int, ...]:
+        """The exits of a model of `depth` layers."""
+
+    def __post_init__(self) -> None:
+        if self.exits is not None:
+            object.__setattr__(self, "exits", exit_indices(self.exits))
+        check_flag("normed", self.normed)
+
+    @property
+    def needs_final_norm(self) -> bool:
+        return self.normed
+
+    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        depth = config.get_text_config().num_hidden_layers
+        exits = self.published_exits(depth) if self.exits is None else self.exits
+        check_depth(exits, depth)
+        return dataclasses.replace(self, exits=exits)
+
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+        assert self.exits is not None
+        return self.exits
+
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        return exit_states(context, self.tapped_layers(context), normed=self.normed)
 
 
 def exit_indices(values: Any) -> tuple[int, ...]:

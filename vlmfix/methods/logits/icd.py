@@ -13,17 +13,17 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
 from vlmfix.inference.chat import SystemSlot
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import Contrastive, contrast
+from vlmfix.methods.logits.base import ScaledContrast
 from vlmfix.methods.logits.composed_prompts import Replacement, rewritten
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.validation import check_range, check_token_ids, sequence
+from vlmfix.methods.validation import check_token_ids, sequence
 from vlmfix.models.profiles import Profile
 
 
 @register_method("icd")
 @dataclass(frozen=True, kw_only=True)
-class ICD(Contrastive):
+class ICD(ScaledContrast):
     """Instruction Contrastive Decoding (arXiv 2403.18715): away from the same prompt under a disturbing
     instruction.
 
@@ -40,7 +40,6 @@ class ICD(Contrastive):
         fused: see `Contrastive`.
     """
 
-    alpha: float = 1.0
     instruction: str = (
         "You are a confused objects detector to provide a fuzzy overview or impression of the image."
     )
@@ -55,12 +54,10 @@ class ICD(Contrastive):
         paper="2403.18715",
         decoding="greedy, sampling, beams, batches, with the processor",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.1, 1.5)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
         if not isinstance(self.instruction, str) or not self.instruction.strip():
             raise ValueError(f"instruction is {self.instruction!r}; it must be a text")
         if self.instruction_ids is not None:
@@ -75,12 +72,12 @@ class ICD(Contrastive):
 
     @property
     def needs_processor(self) -> bool:
-        return self.alpha > 0 and self.instruction_ids is None
+        return self.contrasts and self.instruction_ids is None
 
     def branches(
         self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not context.layout.has_image:
+        if not self.contrasts or not context.layout.has_image:
             return ()
         ids = self.instruction_ids
         if ids is None:
@@ -100,6 +97,3 @@ class ICD(Contrastive):
             start, stop, new = found or (image - first, image - first, ids)
             replacements.append([Replacement(first + start, first + stop, new)])
         return [rewritten(context, inputs_embeds, decoder_inputs, replacements, fused=self.fused)]
-
-    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        return contrast(logits, branches[0], self.alpha) if branches else logits

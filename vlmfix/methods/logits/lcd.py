@@ -11,14 +11,14 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import ScaledAgainstText, contrast
+from vlmfix.methods.logits.base import AgainstText, ScaledContrast, contrast
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
 
 
 @register_method("lcd")
 @dataclass(frozen=True, kw_only=True)
-class LCD(ScaledAgainstText):
+class LCD(ScaledContrast, AgainstText):
     """Language Contrastive Decoding (arXiv 2408.04664): away from the prompt without its image, by a weight
     that grows as the entropy of that branch falls.
 

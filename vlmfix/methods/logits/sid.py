@@ -17,29 +17,18 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.state import Branch, Selection
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import Contrastive, contrast
+from vlmfix.methods.logits.base import ScaledContrast
 from vlmfix.methods.logits.branch_prompts import unchanged
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgainstSelection(Contrastive, ABC):
-    """Compares with a reading of the same prompts whose deeper layers see chosen tokens alone.
-
-    Args:
-        alpha: strength, in [0, 100]; 0 leaves only the cut.
-    """
+class AgainstSelection(ScaledContrast, ABC):
+    """Compares with a reading of the same prompts whose deeper layers see chosen tokens alone."""
 
     alpha: float = 0.5
-
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
 
     @abstractmethod
     def selection(self, context: DecodeContext) -> Selection:
@@ -48,13 +37,10 @@ class AgainstSelection(Contrastive, ABC):
     def branches(
         self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not context.layout.has_image:
+        if not self.contrasts or not context.layout.has_image:
             return ()
         selection = self.selection(context)
         return [unchanged(context, inputs_embeds, decoder_inputs, fused=self.fused, selection=selection)]
-
-    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        return contrast(logits, branches[0], self.alpha) if branches else logits
 
 
 @register_method("sid")

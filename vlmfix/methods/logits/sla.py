@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.stats import Sums
-from vlmfix.methods.base import Method, MethodInfo
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import finite
-from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.logits.early_exit import AddsEarlyExits
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between, OneOf
-from vlmfix.methods.validation import check_flag, check_range
-from vlmfix.models.profiles import Profile
+from vlmfix.methods.validation import check_range
 
 # So many exits, the last ones before the end: 26 to 31 of 32 layers.
 _EXITS = 6
@@ -28,7 +24,7 @@ _EXITS = 6
 
 @register_method("sla")
 @dataclass(frozen=True, kw_only=True)
-class SelfLogitAugmentation(Method, ReadsEarlyExits):
+class SelfLogitAugmentation(AddsEarlyExits):
     """Self-logit augmentation, the second half of VISTA (arXiv 2502.03628): the mean of the logits of the
     last layers before the end is mixed into those of the model; it needs no image.
 
@@ -44,8 +40,6 @@ class SelfLogitAugmentation(Method, ReadsEarlyExits):
     """
 
     gamma: float = 0.3
-    exits: tuple[int, ...] | None = None
-    normed: bool = False
 
     info: ClassVar = MethodInfo(
         stage="logits",
@@ -57,31 +51,15 @@ class SelfLogitAugmentation(Method, ReadsEarlyExits):
     )
     identity_parameters: ClassVar = {"gamma": 0}
     search_space: ClassVar = {"gamma": Between(0.05, 0.6), "normed": OneOf((False, True))}
-    keeps_prefix: ClassVar = True
-    needs_image: ClassVar = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("gamma", self.gamma, 0, 1)
-        if self.exits is not None:
-            object.__setattr__(self, "exits", exit_indices(self.exits))
-        check_flag("normed", self.normed)
 
-    @property
-    def needs_final_norm(self) -> bool:
-        return self.normed
-
-    def resolve(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
-        depth = config.get_text_config().num_hidden_layers
-        exits = last_exits(depth) if self.exits is None else self.exits
-        check_depth(exits, depth)
-        return dataclasses.replace(self, exits=exits)
-
-    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
-        assert self.exits is not None
-        return self.exits
-
-    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
-        return exit_states(context, self.tapped_layers(context), normed=self.normed)
+    @staticmethod
+    def published_exits(depth: int) -> tuple[int, ...]:
+        """The last six, without the embedding."""
+        return tuple(range(min(max(1, depth - _EXITS), depth - 1), depth))
 
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         exits = torch.stack(list(branches), dim=1)
@@ -95,11 +73,6 @@ class SelfLogitAugmentation(Method, ReadsEarlyExits):
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "share of the exits whose likeliest token is that of the model"}
-
-
-def last_exits(depth: int) -> tuple[int, ...]:
-    """The last six exits of a model of `depth` layers, without the embedding."""
-    return tuple(range(min(max(1, depth - _EXITS), depth - 1), depth))
 
 
 def augment(logits: Tensor, exits: Tensor, gamma: float) -> Tensor:

@@ -13,11 +13,11 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
 from vlmfix.engine.vision_cache import pixels_of, shown_sizes
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import Contrastive, contrast
+from vlmfix.methods.logits.base import ScaledContrast
 from vlmfix.methods.logits.branch_prompts import seeded, shown_images, with_other_images
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between, OneOf
-from vlmfix.methods.validation import check_range, check_whole
+from vlmfix.methods.validation import check_whole
 
 STEPS = 1000
 _CHANNELS = 3
@@ -25,7 +25,7 @@ _CHANNELS = 3
 
 @register_method("vcd")
 @dataclass(frozen=True, kw_only=True)
-class VCD(Contrastive):
+class VCD(ScaledContrast):
     """Visual Contrastive Decoding (arXiv 2311.16922): away from the same prompt with a noised image.
 
     The noise is drawn once an image, from the seed and the pixels, so that neither batch nor device matters;
@@ -41,7 +41,6 @@ class VCD(Contrastive):
         fused: see `Contrastive`.
     """
 
-    alpha: float = 1.0
     noise_step: int = 500
     seed: int = 0
 
@@ -53,19 +52,17 @@ class VCD(Contrastive):
         provenance="released code",
         paper="2311.16922",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.2, 2), "noise_step": OneOf((300, 500, 700, 999))}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
         check_whole("noise_step", self.noise_step, 0, STEPS - 1)
         check_whole("seed", self.seed, 0, 2**31)
 
     def branches(
         self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not context.layout.has_image:
+        if not self.contrasts or not context.layout.has_image:
             return ()
         images = shown_images(context, "VCD", in_rows=True)
         assert context.config is not None
@@ -83,9 +80,6 @@ class VCD(Contrastive):
             }
             noised.append(image | others)
         return [with_other_images(context, noised, inputs_embeds, decoder_inputs, fused=self.fused)]
-
-    def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        return contrast(logits, branches[0], self.alpha) if branches else logits
 
 
 def _noised(

@@ -15,18 +15,18 @@ from transformers import PreTrainedConfig
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
 from vlmfix.methods.base import MethodInfo
-from vlmfix.methods.logits.base import Contrastive, contrast, finite
+from vlmfix.methods.logits.base import ScaledContrast, contrast, finite
 from vlmfix.methods.logits.branch_prompts import without_image
 from vlmfix.methods.logits.composed_prompts import Replacement, rewritten
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between, OneOf
-from vlmfix.methods.validation import check_choice, check_range
+from vlmfix.methods.validation import check_choice
 from vlmfix.models.profiles import Profile
 
 
 @register_method("vdd")
 @dataclass(frozen=True, kw_only=True)
-class VDD(Contrastive):
+class VDD(ScaledContrast):
     """Visual Debias Decoding (arXiv 2403.05262): away from prompts that lost their image.
 
     One of them has nothing in its place, the other one unknown token an image; the released scripts take the
@@ -42,7 +42,6 @@ class VDD(Contrastive):
         fused: see `Contrastive`.
     """
 
-    alpha: float = 1.0
     reference: str = "both"
     unknown_token_id: int | None = None
 
@@ -54,12 +53,10 @@ class VDD(Contrastive):
         provenance="released code",
         paper="2403.05262",
     )
-    identity_parameters: ClassVar = {"alpha": 0, "beta": 0}
     search_space: ClassVar = {"alpha": Between(0.2, 2), "reference": OneOf(("both", "no_image"))}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("alpha", self.alpha, 0, 100)
         check_choice("reference", self.reference, ("both", "no_image", "unknown"))
         token = self.unknown_token_id
         if token is not None and (type(token) is not int or token < 0):
@@ -86,7 +83,7 @@ class VDD(Contrastive):
     def branches(
         self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
     ) -> Sequence[Branch]:
-        if self.alpha == 0 or not context.layout.has_image:
+        if not self.contrasts or not context.layout.has_image:
             return ()
         branches = []
         if self.reference != "unknown":

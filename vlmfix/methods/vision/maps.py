@@ -19,7 +19,8 @@ from vlmfix.inference.conversation import Conversation, open_conversations
 from vlmfix.inference.rendering import model_inputs
 from vlmfix.methods.base import Method
 from vlmfix.methods.image.carve.crop import heat_map, saliency_map
-from vlmfix.methods.image.maps import attached_to, locate, map_pass, refuse_videos
+from vlmfix.methods.image.maps import attached_to, locate, map_pass
+from vlmfix.methods.multi_pass import refuse_videos
 from vlmfix.models.image_grid.grids import ImageTokens
 
 _READER = "A map of the vision encoder"

@@ -36,6 +36,7 @@ from vlmfix.methods.image.carve.crop import (
     to_image,
 )
 from vlmfix.methods.image.maps import content_tokens, locate, map_pass, phrase_map
+from vlmfix.methods.multi_pass import NO_IMAGE
 from vlmfix.models.image_grid.grids import ImageTokens, TokenGrid
 from vlmfix.models.profiles import find_profile
 
@@ -563,8 +564,8 @@ DECODING = [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 3.0}]
 @pytest.mark.parametrize(
     ("method", "picture", "question", "reason"),
     [
-        (CARVE(kept_pixel_fraction=1), PICTURES[0], QUESTIONS[0], carve.STRENGTH_ZERO),
-        (CARVE(), None, QUESTIONS[0], carve.NO_IMAGE),
+        (CARVE(kept_pixel_fraction=1), PICTURES[0], QUESTIONS[0], CARVE.identity_reason),
+        (CARVE(), None, QUESTIONS[0], NO_IMAGE),
         (CARVE(), PICTURES[0], CARVE().general_instruction, carve.EQUAL_MAPS),
         (CARVE(kept_pixel_fraction=0.999), PICTURES[0], QUESTIONS[0], carve.WHOLE_IMAGE),
     ],
@@ -666,7 +667,7 @@ def test_activity_counts_prompts(llava_pair: tuple[Any, Any]) -> None:
         method.run(*llava_pair, picture, QUESTIONS[0], max_new_tokens=1)
     edit_stats = method.edit_stats()
     assert (edit_stats.rows, edit_stats.rows_touched, edit_stats.site_share) == (2, 1, 0.5)
-    assert edit_stats.rows_skipped == {carve.NO_IMAGE: 1}
+    assert edit_stats.rows_skipped == {NO_IMAGE: 1}
 
 
 def test_pictures_are_saved(llava_pair: tuple[Any, Any], tmp_path: Path) -> None:

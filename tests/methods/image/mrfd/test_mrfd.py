@@ -26,6 +26,7 @@ from vlmfix.methods.image.mrfd.fusion import (
 )
 from vlmfix.methods.image.mrfd.mrfd import MRFD
 from vlmfix.methods.image.mrfd.views import FusedAnswer, cells, pixel_box, widest, windows
+from vlmfix.methods.multi_pass import NO_IMAGE
 from vlmfix.models.image_grid.grids import ImageTokens, TokenGrid
 
 PICTURES = [render(sample_scene(3, index)) for index in range(3)]
@@ -255,7 +256,7 @@ def test_answer_step_by_step(question: str, pair: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("method", "picture", "reason"),
-    [(MRFD(num_views=1), PICTURES[0], mrfd.STRENGTH_ZERO), (MRFD(), None, mrfd.NO_IMAGE)],
+    [(MRFD(num_views=1), PICTURES[0], MRFD.identity_reason), (MRFD(), None, NO_IMAGE)],
     ids=["strength zero", "text only"],
 )
 @pytest.mark.parametrize("decoding", [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 3.0}])
@@ -376,7 +377,7 @@ def test_the_model_leaves_as_it_entered_and_runs_are_counted(llava: tuple[Any, A
         method.run(*llava, picture, IS_THERE, max_new_tokens=1)
     assert state() == before
     stats = method.edit_stats()
-    assert (stats.rows, stats.rows_touched, stats.rows_skipped) == (2, 1, {mrfd.NO_IMAGE: 1})
+    assert (stats.rows, stats.rows_touched, stats.rows_skipped) == (2, 1, {NO_IMAGE: 1})
 
 
 def test_without_a_cache(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:

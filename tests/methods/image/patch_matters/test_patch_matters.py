@@ -33,6 +33,7 @@ from vlmfix.methods.image.patch_matters.statements import (
     statements,
 )
 from vlmfix.methods.image.patch_matters.writer import Writer
+from vlmfix.methods.multi_pass import NO_IMAGE
 
 PICTURE, OTHER = (render(sample_scene(3, index)) for index in range(2))
 CAPTION = "Describe the image."
@@ -324,8 +325,8 @@ def test_without_any_detection_quadrants_are_plain(loaded: tuple[Any, Any]) -> N
 @pytest.mark.parametrize(
     ("method", "picture", "prompt", "reason"),
     [
-        (PatchMatters(samples_per_region=0), PICTURE, CAPTION, patch_matters.STRENGTH_ZERO),
-        (PatchMatters(), None, CAPTION, patch_matters.NO_IMAGE),
+        (PatchMatters(samples_per_region=0), PICTURE, CAPTION, PatchMatters.identity_reason),
+        (PatchMatters(), None, CAPTION, NO_IMAGE),
         (PatchMatters(), PICTURE, "Is there a dog in the image?", patch_matters.YES_OR_NO),
     ],
     ids=["strength zero", "text only", "yes or no"],

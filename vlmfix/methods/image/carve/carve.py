@@ -14,14 +14,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import compatibility
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.inference.batch import answer_batch
-from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.keywords import content_words
-from vlmfix.inference.pictures import Images
 from vlmfix.inference.rendering import model_inputs, render_conversation
-from vlmfix.methods.base import MethodInfo, MultiPassMethod
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.image.carve.crop import (
     Refinement,
     bounding_box,
@@ -29,8 +27,9 @@ from vlmfix.methods.image.carve.crop import (
     saliency_map,
     select_regions,
 )
-from vlmfix.methods.image.maps import MapPass, attached_to, locate, map_pass, phrase_map, refuse_videos
+from vlmfix.methods.image.maps import MapPass, attached_to, locate, map_pass, phrase_map
 from vlmfix.methods.image.remembered import RememberedByModel
+from vlmfix.methods.multi_pass import MultiPassMethod
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import (
     check_choice,
@@ -44,8 +43,6 @@ STEP_MODES = ("all", "first", "last", "content")
 REGION_RULES = ("at_least", "max")
 FINAL_IMAGES = ("original+refined", "refined")
 
-NO_IMAGE = "no image in the prompt"
-STRENGTH_ZERO = "kept_pixel_fraction is 1"
 WHOLE_IMAGE = "the region covers the image"
 EQUAL_MAPS = "question and instruction give the same map"
 NARROW = "the region is too narrow"
@@ -61,7 +58,7 @@ _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_
 
 @register_method("carve")
 @dataclass(frozen=True, kw_only=True)
-class CARVE(MultiPassMethod):
+class CARVE(MultiPassMethod[Refinement]):
     """Contrastive Attention Refinement for Visual Enhancement (arXiv 2509.06461).
 
     The attention that a question draws to the image is divided by that of an instruction without content,
@@ -121,6 +118,8 @@ class CARVE(MultiPassMethod):
         decoding="greedy, sampling, beams, one prompt at a time",
     )
     identity_parameters: ClassVar = {"kept_pixel_fraction": 1}
+    identity_reason: ClassVar = "kept_pixel_fraction is 1"
+    result_class: ClassVar = Refinement
 
     _instruction_maps: RememberedByModel[Tensor] = field(
         default_factory=RememberedByModel, init=False, repr=False, compare=False
@@ -171,73 +170,26 @@ class CARVE(MultiPassMethod):
             )
         return dataclasses.replace(self, contrast_layers=tuple(layers))
 
-    def run(
+    def ask(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        images: Images,
-        prompt: str,
-        *,
-        max_new_tokens: int = 128,
-        **generate_kwargs: Any,
+        asked: Conversation,
+        generate_kwargs: dict[str, Any],
     ) -> Refinement:
-        """Answer one prompt about its images.
-
-        Of several images, the one with the largest total of its map is refined.
-
-        Args:
-            model: a stock image-text-to-text model.
-            processor: its processor.
-            images: a picture, a path, a list of them, or None for a prompt without image, which is answered
-                plainly.
-            prompt: what the user asks, without any template.
-            max_new_tokens: length limit of the final answer, in tokens.
-            **generate_kwargs: for the final `model.generate`.
-
-        Raises:
-            UnsupportedError: where the image tokens lie on the image is not known exactly for this model or
-                processor, or another method drops image tokens.
-            ValueError: `contrast_layers` does not fit the model.
-        """
-        conversation = Conversation.of(images, prompt)
-        return self.run_conversation(
-            model, processor, conversation, max_new_tokens=max_new_tokens, **generate_kwargs
-        )
-
-    def run_conversation(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        conversation: Conversation,
-        *,
-        max_new_tokens: int = 128,
-        **generate_kwargs: Any,
-    ) -> Refinement:
-        """The same for the question at the end of a conversation, about the images that it belongs to; those
-        of earlier turns stay as they are."""
-        model = compatibility.stock_model(model)
-        [asked] = open_conversations([conversation])
-        pictures = [asked.pictures[place] for place in asked.asked_about]
+        """The answer about the refined image; of several, the one with the largest total of its map is
+        refined."""
 
         def answered(refinement: Refinement, shown: Conversation) -> Refinement:
             batch = [shown.asking(self._briefly) if refinement.refined else shown]
-            [final] = answer_batch(model, processor, batch, max_new_tokens=max_new_tokens, **generate_kwargs)
+            [final] = answer_batch(model, processor, batch, **generate_kwargs)
             return dataclasses.replace(refinement, answer=final.text.strip(), final=final)
 
-        if not pictures or self.is_identity:
-            reason = STRENGTH_ZERO if pictures else NO_IMAGE
-            original = _opened(pictures[0]) if pictures else None
-            refinement = answered(Refinement(answer="", original=original, reason=reason), asked)
-        else:
-            refuse_videos(asked, "CARVE")
-            with cached_vision(model):
-                refinement = self._look(model, processor, asked)
-                if not refinement.refined:
-                    refinement = answered(refinement, asked)
-            if refinement.refined:
-                refinement = answered(refinement, self._finally(asked, refinement))
-        self._count(refinement.reason)
-        return refinement
+        with cached_vision(model):
+            refinement = self._look(model, processor, asked)
+            if not refinement.refined:
+                return answered(refinement, asked)
+        return answered(refinement, self._finally(asked, refinement))
 
     def _finally(self, asked: Conversation, refinement: Refinement) -> Conversation:
         """What is asked in the end, with the refined image."""

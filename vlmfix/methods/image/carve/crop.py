@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
-from vlmfix.methods.base import MultiPassResult
+from vlmfix.methods.multi_pass import MultiPassResult
 from vlmfix.models.image_grid.grids import Box, ImageTokens
 
 # A narrow region is enlarged to at most so many times the pixels of the image.
@@ -44,7 +44,6 @@ class Refinement(MultiPassResult):
     box: tuple[int, int, int, int] | None = None
     image: Image.Image | None = field(default=None, repr=False)
     refined: bool = False
-    reason: str = ""
 
     def save(self, directory: str | Path, stem: str) -> list[Path]:
         """Write `<stem>-map.png`, the map over the image with the box, and `<stem>-refined.png`.

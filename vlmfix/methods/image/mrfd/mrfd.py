@@ -12,16 +12,16 @@ from typing import Any, ClassVar, Self
 from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import compatibility, tokens
+from vlmfix.engine import tokens
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.inference.batch import answer_batch
-from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.keywords import asks_yes_or_no
-from vlmfix.inference.pictures import ImageLike, Images
+from vlmfix.inference.pictures import ImageLike
 from vlmfix.inference.rendering import model_inputs, without_placeholders
-from vlmfix.methods.base import MethodInfo, MultiPassMethod
-from vlmfix.methods.image.maps import attached_to, locate, map_pass, refuse_videos
+from vlmfix.methods.base import MethodInfo
+from vlmfix.methods.image.maps import attached_to, locate, map_pass
 from vlmfix.methods.image.mrfd.fusion import (
     AnswerDistribution,
     FusedScores,
@@ -38,12 +38,10 @@ from vlmfix.methods.image.mrfd.views import (
     window_side,
     windows,
 )
+from vlmfix.methods.multi_pass import MultiPassMethod
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_whole, layer_indices, shown
 from vlmfix.models.profiles import Profile, find_profile
-
-NO_IMAGE = "no image in the prompt"
-STRENGTH_ZERO = "num_views is 1"
 
 WHOLE, PART = "the whole scene", "one part of the scene"
 _PLACES = {"part", "response", "question"}
@@ -65,7 +63,7 @@ class _Look:
 
 @register_method("mrfd")
 @dataclass(frozen=True, kw_only=True)
-class MRFD(MultiPassMethod):
+class MRFD(MultiPassMethod[FusedAnswer]):
     """Multi-Region Fusion Decoding (arXiv 2508.10264), a reconstruction from the abstract and the figures.
 
     The attention of the prompt's last row to the image says where to look. The whole picture and the windows
@@ -115,6 +113,8 @@ class MRFD(MultiPassMethod):
         decoding="greedy, sampling, one prompt at a time",
     )
     identity_parameters: ClassVar = {"num_views": 1}
+    identity_reason: ClassVar = "num_views is 1"
+    result_class: ClassVar = FusedAnswer
 
     def __post_init__(self) -> None:
         check_whole("num_views", self.num_views, 1, 16)
@@ -141,65 +141,18 @@ class MRFD(MultiPassMethod):
             )
         return dataclasses.replace(self, saliency_layers=layers)
 
-    def run(
+    def ask(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        images: Images,
-        prompt: str,
-        *,
-        max_new_tokens: int = 128,
-        **generate_kwargs: Any,
+        asked: Conversation,
+        generate_kwargs: dict[str, Any],
     ) -> FusedAnswer:
-        """Answer one prompt about its images.
-
-        Args:
-            model: a stock image-text-to-text model.
-            processor: its processor.
-            images: a picture, a path, a list of them, or None for a prompt without image, which is answered
-                plainly.
-            prompt: what the user asks, without any template.
-            max_new_tokens: length limit of the final answer, in tokens.
-            **generate_kwargs: for the final `model.generate`; logits processors act on the fused scores.
-
-        Raises:
-            UnsupportedError: beams, a video, another method drops image tokens, or where the image tokens lie
-                on the image is not known exactly for this model or processor.
-            ValueError: `saliency_layers` does not fit the model.
-        """
-        conversation = Conversation.of(images, prompt)
-        return self.run_conversation(
-            model, processor, conversation, max_new_tokens=max_new_tokens, **generate_kwargs
-        )
-
-    def run_conversation(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        conversation: Conversation,
-        *,
-        max_new_tokens: int = 128,
-        **generate_kwargs: Any,
-    ) -> FusedAnswer:
-        """The same for the question at the end of a conversation, about the pictures that it belongs to."""
-        model = compatibility.stock_model(model)
-        [asked] = open_conversations([conversation])
-        kwargs = {**generate_kwargs, "max_new_tokens": max_new_tokens}
-        if not asked.asked_about or self.is_identity:
-            [final] = answer_batch(model, processor, [asked], **kwargs)
-            result = FusedAnswer(
-                answer=final.text.strip(),
-                final=final,
-                reason=STRENGTH_ZERO if asked.asked_about else NO_IMAGE,
-            )
-        else:
-            refuse_videos(asked, "MRFD")
-            sampling = sampling_of(model, kwargs, "MRFD")
-            with cached_vision(model):
-                look = self._look(model, processor, asked)
-                result = self._fused(model, processor, asked, look, sampling, kwargs)
-        self._count(result.reason)
-        return result
+        """The answer from all views; logits processors of the caller act on the fused scores."""
+        sampling = sampling_of(model, generate_kwargs, "MRFD")
+        with cached_vision(model):
+            look = self._look(model, processor, asked)
+            return self._fused(model, processor, asked, look, sampling, generate_kwargs)
 
     def _look(self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation) -> _Look:
         """The map pass, and the windows."""

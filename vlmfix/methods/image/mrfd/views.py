@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vlmfix.methods.base import MultiPassResult
 from vlmfix.methods.image.carve.crop import heat_map
+from vlmfix.methods.multi_pass import MultiPassResult
 from vlmfix.models.image_grid.grids import Box, ImageTokens, TokenGrid
 
 PixelBox = tuple[int, int, int, int]
@@ -58,7 +58,6 @@ class FusedAnswer(MultiPassResult):
     saliency: np.ndarray | None = field(default=None, repr=False)
     views: tuple[View, ...] = ()
     fused: bool = False
-    reason: str = ""
 
     def save(self, directory: str | Path, stem: str) -> list[Path]:
         """Write `<stem>-map.png`, the map over the picture with the windows, and `<stem>-view-N.png`, each

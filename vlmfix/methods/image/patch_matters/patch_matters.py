@@ -12,26 +12,24 @@ from typing import Any, ClassVar
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import compatibility, tokens
+from vlmfix.engine import tokens
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.batch import answer_batch
-from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.keywords import asks_yes_or_no
-from vlmfix.inference.pictures import Images
 from vlmfix.inference.rendering import model_inputs
-from vlmfix.methods.base import MethodInfo, MultiPassMethod
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.image.carve.carve import CARVE
 from vlmfix.methods.image.patch_matters import boxes, prompts
 from vlmfix.methods.image.patch_matters.aggregation import GROUPINGS, Job, Scorer, aggregate
 from vlmfix.methods.image.patch_matters.boxes import Box, Detection
 from vlmfix.methods.image.patch_matters.results import DetailedCaption, Region
 from vlmfix.methods.image.patch_matters.writer import Writer
+from vlmfix.methods.multi_pass import MultiPassMethod
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_choice, check_range, check_whole
 
-NO_IMAGE = "no image in the prompt"
-STRENGTH_ZERO = "samples_per_region is 0"
 YES_OR_NO = "the question wants a yes or no, and no description"
 SMALL = "the picture has fewer than two by two tokens a quadrant"
 NO_FINAL = "the last call wrote nothing; the answer is the description of the whole"
@@ -48,7 +46,7 @@ _FEWEST_TOKENS = 16
 
 @register_method("patch_matters")
 @dataclass(frozen=True, kw_only=True)
-class PatchMatters(MultiPassMethod):
+class PatchMatters(MultiPassMethod[DetailedCaption]):
     """Patch Matters: divide, describe, aggregate (arXiv 2504.06666).
 
     Four quadrants and a semantic patch of the picture are captioned several times each. Their sentences are
@@ -113,6 +111,8 @@ class PatchMatters(MultiPassMethod):
         decoding="greedy, sampling, beams, one prompt at a time",
     )
     identity_parameters: ClassVar = {"samples_per_region": 0}
+    identity_reason: ClassVar = "samples_per_region is 0"
+    result_class: ClassVar = DetailedCaption
 
     def __post_init__(self) -> None:
         check_whole("samples_per_region", self.samples_per_region, 0, 100)
@@ -129,64 +129,38 @@ class PatchMatters(MultiPassMethod):
             if value is not None and not callable(value):
                 raise ValueError(f"{name} is {value!r}; it must be a function, given in Python")
 
-    def run(
+    def ask(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        images: Images,
-        prompt: str,
-        *,
-        max_new_tokens: int = 128,
-        **generate_kwargs: Any,
+        asked: Conversation,
+        generate_kwargs: dict[str, Any],
     ) -> DetailedCaption:
-        """Answer one prompt that asks for a description of its picture.
+        """The caption of the whole picture, merged from those of its parts."""
+        [picture] = (each for each in asked.pictures if isinstance(each, Image.Image))
+        with cached_vision(model):
+            result = self._described(model, processor, picture, asked.question.text)
+        prompt = Conversation.of(None, result.final_prompt)
+        [final] = answer_batch(model, processor, [prompt], **generate_kwargs)
+        text, reason = final.text.strip(), ""
+        if not text:
+            text = result.global_caption if result.whole is None else result.whole.text
+            final, reason = dataclasses.replace(final, text=text), NO_FINAL
+        return dataclasses.replace(result, answer=text, final=final, reason=reason)
 
-        Args:
-            model: a stock image-text-to-text model.
-            processor: its processor.
-            images: a picture, a path, or None for a prompt without image, which is answered plainly.
-            prompt: what the user asks, without any template.
-            max_new_tokens: length limit of the last call, in tokens.
-            **generate_kwargs: for the last `model.generate`.
-
-        Raises:
-            UnsupportedError: several pictures, or no token says yes or no and there is no scorer.
-            ValueError: the scorer gives another number of scores.
-        """
-        model = compatibility.stock_model(model)
-        [asked] = open_conversations([Conversation.of(images, prompt)])
-        kwargs = {**generate_kwargs, "max_new_tokens": max_new_tokens}
-        reason = self._why_plain(model, processor, asked, prompt)
+    def why_plain(self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation) -> str:
+        if len(asked.messages) > 1:
+            raise UnsupportedError(
+                "PatchMatters takes one text with its pictures, and no conversation; ask it alone"
+            )
+        reason = super().why_plain(model, processor, asked)
         if reason:
-            [final] = answer_batch(model, processor, [asked], **kwargs)
-            result = DetailedCaption(answer=final.text.strip(), final=final, reason=reason)
-        else:
-            [picture] = (each for each in asked.pictures if isinstance(each, Image.Image))
-            with cached_vision(model):
-                result = self._described(model, processor, picture, prompt)
-            [final] = answer_batch(model, processor, [Conversation.of(None, result.final_prompt)], **kwargs)
-            text = final.text.strip()
-            if not text:
-                text = result.global_caption if result.whole is None else result.whole.text
-                final = dataclasses.replace(final, text=text)
-                result = dataclasses.replace(result, reason=NO_FINAL)
-            result = dataclasses.replace(result, answer=text, final=final)
-        self._count("" if result.divided else result.reason)
-        return result
-
-    def _why_plain(
-        self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation, prompt: str
-    ) -> str:
-        """Why a prompt is answered by plain decoding; "" if it is not."""
-        if not asked.pictures:
-            return NO_IMAGE
-        if self.is_identity:
-            return STRENGTH_ZERO
+            return reason
         if len(asked.pictures) > 1:
             raise UnsupportedError(
                 "Patch Matters describes one picture, and the prompt holds several; ask about each alone"
             )
-        if asks_yes_or_no(prompt):
+        if asks_yes_or_no(asked.question.text):
             return YES_OR_NO
         input_ids = model_inputs([asked], processor)["input_ids"]
         count = int((input_ids == tokens.image_token(model.config)).sum())

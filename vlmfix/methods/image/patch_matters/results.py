@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlmfix.methods.base import MultiPassResult
 from vlmfix.methods.image.patch_matters.boxes import Detection
 from vlmfix.methods.image.patch_matters.statements import Groups
+from vlmfix.methods.multi_pass import MultiPassResult
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,7 +76,10 @@ class DetailedCaption(MultiPassResult):
     whole: Region | None = None
     final_prompt: str = ""
     divided: bool = False
-    reason: str = ""
+
+    @property
+    def acted(self) -> bool:
+        return self.divided
 
     def record(self) -> dict[str, Any]:
         """All but the pictures, as JSON holds it: scores can be made again without the model."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmfix.methods.base import MultiPassResult
 from vlmfix.methods.image.carve.crop import heat_map
+from vlmfix.methods.multi_pass import MultiPassResult
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,7 +47,6 @@ class ShieldedAnswer(MultiPassResult):
 
     pictures: tuple[ShieldedPicture, ...] = ()
     shielded: bool = False
-    reason: str = ""
 
     def save(self, directory: str | Path, stem: str) -> list[Path]:
         """Write `<stem>-N-map.png`, the gains over picture N, and `<stem>-N-attacked.png`.

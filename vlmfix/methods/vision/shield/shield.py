@@ -20,12 +20,12 @@ from vlmfix.engine.vision_cache import PIXELS
 from vlmfix.engine.vision_encoder import VisionEncoder
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.batch import answer_batch
-from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
-from vlmfix.inference.pictures import Images
 from vlmfix.inference.rendering import model_inputs, without_placeholders
-from vlmfix.methods.base import MethodInfo, MultiPassMethod
+from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.image.remembered import RememberedByModel
+from vlmfix.methods.multi_pass import MultiPassMethod
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.validation import check_range, check_whole, sequence, shown
 from vlmfix.methods.vision.shield.looks import Look, looked_at
@@ -44,8 +44,6 @@ from vlmfix.models.profiles import Profile
 
 PARTS = ("weights", "caption", "bias", "attack")
 
-NO_IMAGE = "no image in the prompt"
-STRENGTH_ZERO = "no part of it acts"
 NO_CAPTION = "the caption of the picture has no full stop"
 NO_WORDS = "the picture fits fewer than two words of its caption"
 
@@ -55,7 +53,7 @@ _ROWS = 8
 
 @register_method("shield")
 @dataclass(frozen=True, kw_only=True)
-class SHIELD(MultiPassMethod):
+class SHIELD(MultiPassMethod[ShieldedAnswer]):
     """SHIELD (arXiv 2510.16596): bias and vulnerability of the vision encoder.
 
     The model captions the picture. Patches that fit words of the caption, in CLIP, are amplified before the
@@ -124,6 +122,8 @@ class SHIELD(MultiPassMethod):
         families="a CLIP encoder with one set of patches an image (LLaVA-1.5); bias alone: SigLIP, too",
     )
     identity_parameters: ClassVar = {"parts": ()}
+    identity_reason: ClassVar = "no part of it acts"
+    result_class: ClassVar = ShieldedAnswer
 
     _towers: dict[Hashable, TextTower] = field(default_factory=dict, init=False, repr=False, compare=False)
     _biases: RememberedByModel[Tensor] = field(
@@ -184,69 +184,15 @@ class SHIELD(MultiPassMethod):
             )
         return self
 
-    def run(
+    def ask(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        images: Images,
-        prompt: str,
-        *,
-        max_new_tokens: int = 128,
-        **generate_kwargs: Any,
+        asked: Conversation,
+        generate_kwargs: dict[str, Any],
     ) -> ShieldedAnswer:
-        """Answer one prompt about its images.
-
-        Args:
-            model: a stock image-text-to-text model.
-            processor: its processor.
-            images: a picture, a path, a list of them, or None for a prompt without image, which is answered
-                plainly.
-            prompt: what the user asks, without any template.
-            max_new_tokens: length limit of the answer, in tokens.
-            **generate_kwargs: for the final `model.generate`.
-
-        Raises:
-            UnsupportedError: a video, another kind of vision encoder, another CLIP, or a method is attached
-                that defines the logits or changes the vision encoder.
-            ValueError: a part needs `clip`, or it cannot be read.
-        """
-        conversation = Conversation.of(images, prompt)
-        return self.run_conversation(
-            model, processor, conversation, max_new_tokens=max_new_tokens, **generate_kwargs
-        )
-
-    def run_conversation(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        conversation: Conversation,
-        *,
-        max_new_tokens: int = 128,
-        **generate_kwargs: Any,
-    ) -> ShieldedAnswer:
-        """The same for the question at the end of a conversation, about all its images."""
-        model = compatibility.stock_model(model)
-        [asked] = open_conversations([conversation])
-        kwargs = {**generate_kwargs, "max_new_tokens": max_new_tokens}
-        if asked.videos:
-            raise UnsupportedError(
-                "SHIELD repairs pictures one by one, and the prompt holds a video; use another method, or "
-                "show frames as pictures"
-            )
-        if not asked.pictures or self.is_identity:
-            [final] = answer_batch(model, processor, [asked], **kwargs)
-            reason = STRENGTH_ZERO if asked.pictures else NO_IMAGE
-            result = ShieldedAnswer(answer=final.text.strip(), final=final, reason=reason)
-        else:
-            self.resolve(model.config, None)
-            result = self._shielded(model, processor, asked, kwargs)
-        self._count(result.reason)
-        return result
-
-    def _shielded(
-        self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation, kwargs: dict[str, Any]
-    ) -> ShieldedAnswer:
-        """The looks at the pictures, and the answer."""
+        """The looks at all pictures of the conversation, and the answer."""
+        self.resolve(model.config, None)
         compatibility.check_model(model)
         encoder = VisionEncoder(model)
         if self._captions and not encoder.has_class_token:
@@ -301,7 +247,7 @@ class SHIELD(MultiPassMethod):
             def change(given: BatchFeature) -> BatchFeature:
                 return with_inserts(given, image_token, counts, inserts)[0]
 
-            [final] = answer_batch(model, processor, [asked], change_inputs=change, **kwargs)
+            [final] = answer_batch(model, processor, [asked], change_inputs=change, **generate_kwargs)
         return ShieldedAnswer(
             answer=final.text.strip(),
             final=final,
