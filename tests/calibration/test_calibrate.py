@@ -59,6 +59,8 @@ def test_no_images() -> None:
         calibrate("var", *vlmfix.load("tiny-llava"), [])
     with pytest.raises(ValueError, match="vhr has nothing to calibrate; var, gift, adaptinfer, dyvte, "):
         calibrate("vhr", *vlmfix.load("tiny-llava"), [Image.new("RGB", (112, 112))])
+    with pytest.raises(ValueError, match=r"unknown method 'vrr' \(did you mean 'v"):
+        calibrate("vrr", *vlmfix.load("tiny-llava"), [Image.new("RGB", (112, 112))])
 
 
 def test_calibrations_of_several_methods_share_a_profile(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
 import vlmfix
@@ -74,13 +75,26 @@ def text(path: Path) -> None:
     path.write_text("no tensors")
 
 
-@pytest.mark.parametrize("make", [no_file, folder, text], ids=lambda each: each.__name__)
-def test_a_file_that_is_none_is_refused_in_a_line(make: Callable[[Path], None], tmp_path: Path) -> None:
+def foreign(path: Path) -> None:
+    save_file({"text": torch.ones(2, 8)}, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (no_file, r"there is no file .*missing\.safetensors'; make it by"),
+        (folder, r"missing\.safetensors' cannot be read \(.*\); make it by"),
+        (text, r"missing\.safetensors' cannot be read \(.*\); make it by"),
+        (foreign, r"missing\.safetensors' is no file of directions of vlmfix; make one by"),
+    ],
+    ids=["no_file", "folder", "text", "foreign"],
+)
+def test_a_file_that_is_none_is_refused_in_a_line(
+    make: Callable[[Path], None], fault: str, tmp_path: Path
+) -> None:
     path = tmp_path / "missing.safetensors"
     make(path)
-    with pytest.raises(
-        ValueError, match=r"missing\.safetensors' holds no directions \(.*\); make it by"
-    ) as caught:
+    with pytest.raises(ValueError, match=fault) as caught:
         vlmfix.VTI(directions=str(path)).resolve(config_of(), None)
     assert "\n" not in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,16 @@ def test_profiles_of_the_user_come_first_and_are_read_as_they_are_now() -> None:
             "sink_dimensions": (name, "weights"),
             "sink_threshold": ("tiny-llava", "type and shape"),
         }
+
+
+def test_a_value_that_does_not_fit_the_model_is_refused_with_its_file() -> None:
+    model, processor = vlmfix.load()
+    path = write("mine", weights_digest(model), sink_dimensions=[9000], dyvte_exit_layer=30)
+    for method, value in (("var", "sink_dimensions"), ("dyvte", "dyvte_exit_layer")):
+        with pytest.raises(ValueError, match=rf"{value} is from {re.escape(str(path))}"):
+            vlmfix.make_method(method)(model, processor).__enter__()
+    with pytest.raises(ValueError, match=r"and -1 keeps them$"):
+        vlmfix.DyVTE(exit_layer=30)(model, processor).__enter__()
 
 
 def test_what_was_calibrated_on_a_fine_tune_leaves_the_stock_model_alone() -> None:

@@ -37,6 +37,7 @@ from vlmfix.inference.pictures import ImageLike
 from vlmfix.methods.attention.gift import GIFT, gaze_shifts
 from vlmfix.methods.attention.var import DEFAULT_THRESHOLD, sink_scores
 from vlmfix.methods.base import Method
+from vlmfix.methods.registry import get_method
 from vlmfix.models.directions import write_directions
 from vlmfix.models.match import file_name, match_of
 from vlmfix.models.profiles import Profile, user_directory
@@ -92,9 +93,10 @@ def calibrator_of(method: str) -> Calibrator:
     """How a method is calibrated.
 
     Raises:
-        ValueError: the method has nothing to calibrate.
+        ValueError: the method has nothing to calibrate, or there is none of this name.
     """
     if method not in CALIBRATIONS:
+        get_method(method)  # which tells names that nobody has
         raise ValueError(f"{method} has nothing to calibrate; {', '.join(CALIBRATIONS)} have")
     return CALIBRATIONS[method]
 

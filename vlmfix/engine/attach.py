@@ -103,7 +103,7 @@ def fitted(model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixi
         )
     if method.act_on != BOTH:
         reasoning_marks(method, processor)
-    resolved = method.resolve(model.config, find_profile(model))
+    resolved = method.resolved(model.config, find_profile(model))
     modules = DecoderModules(model)
     if isinstance(resolved, RunsLayerParts):
         modules.check_layers()

@@ -71,7 +71,7 @@ def check_pair(other: MethodHooks, method: MethodHooks) -> None:
     if isinstance(method, PrunesTokens) and isinstance(other, PrunesTokens):
         raise UnsupportedError(
             f"{other_name} drops image tokens of this model already, and the counts of {name} would refer "
-            "to tokens that are gone; use one pruning method at a time"
+            "to tokens that are gone; use one method that drops or merges tokens at a time"
         )
     changing = [edits_encoder(each) for each in (method, other)]
     reading = [reads_encoder(each) for each in (method, other)]

@@ -185,6 +185,15 @@ class MethodHooks:
         """
         return self
 
+    def resolved(self, config: PreTrainedConfig, profile: Profile | None) -> Self:
+        """What `resolve` makes of it; a refusal also names the profile files of the values that it took."""
+        try:
+            return self.resolve(config, profile)
+        except ValueError as error:
+            if profile is None or not profile.sources:
+                raise
+            raise ValueError(f"{error}; {profile.sources}") from error
+
     def begin(self, context: DecodeContext) -> None:
         """See a new prompt before the model reads it."""
 

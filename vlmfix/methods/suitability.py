@@ -42,7 +42,7 @@ def suitability(method: Method, model: PreTrainedModel, processor: ProcessorMixi
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
         try:
-            resolved = method if method.is_identity else method.resolve(model.config, profile)
+            resolved = method if method.is_identity else method.resolved(model.config, profile)
             if method.attaches:
                 stack.enter_context(method(model, processor))
         except (ValueError, UnsupportedError) as error:

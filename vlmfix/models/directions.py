@@ -59,8 +59,12 @@ def read_directions(
     try:
         state = path.stat()
         metadata, tensors = _read(path, (state.st_mtime_ns, state.st_size))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {str(path)!r}; make it by '{made_by}'") from None
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{str(path)!r} holds no {what} ({error}); make it by '{made_by}'") from error
+        raise ValueError(f"{str(path)!r} cannot be read ({error}); make it by '{made_by}'") from error
+    if "method" not in metadata:
+        raise ValueError(f"{str(path)!r} is no file of {what} of vlmfix; make one by '{made_by}'")
     for name, wanted in _of(method, config).items():
         if metadata.get(name) != wanted and (name in metadata or name != "model_type"):
             raise ValueError(

@@ -64,6 +64,7 @@ class Profile:
     values: Mapping[str, Mapping[str, Any]]
     path: Path
     used: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
+    _files: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: Path) -> Profile:
@@ -94,6 +95,11 @@ class Profile:
                 stacklevel=2,
             )
         return entry["value"]
+
+    @property
+    def sources(self) -> str:
+        """Which file each value that was asked for is from, for messages; "" if there was none."""
+        return ", ".join(f"{name} is from {self._files.get(name, self.path)}" for name in self.used)
 
     def file(self, parameter: str) -> Path | None:
         """The file that the value of `parameter` names, beside the profiles; None: this profile has none.
@@ -174,4 +180,5 @@ def find_profile(model: PreTrainedModel | PreTrainedConfig) -> Profile | None:
     if not fitting:
         return None
     values = {name: entry for profile in reversed(fitting) for name, entry in profile.values.items()}
-    return dataclasses.replace(fitting[0], values=values, used={})
+    files = {name: profile.path for profile in reversed(fitting) for name in profile.values}
+    return dataclasses.replace(fitting[0], values=values, used={}, _files=files)

@@ -148,7 +148,7 @@ def test_files_that_are_no_gates_of_the_model(tmp_path: Path, llava: PreTrainedM
         with pytest.raises(ValueError, match=message):
             DyVTE(gate_weights=str(path)).resolve(llava.config, None)
 
-    refused(tmp_path / "none", "holds no gates .* make it by 'python -m training.train_gates")
+    refused(tmp_path / "none", "there is no file .* make it by 'python -m training.train_gates")
     write_directions(tmp_path / "vti", "vti", llava.config, {"text": torch.zeros(5, HIDDEN)})
     refused(tmp_path / "vti", "is for method 'vti', and not 'dyvte'")
     few = {"first": torch.zeros(LAST - 1, 2, 2 * HIDDEN), "second": torch.zeros(LAST - 1, 2, 2)}

@@ -128,7 +128,7 @@ def method_identity(method: vlmfix.Method, model: PreTrainedModel) -> dict[str, 
         ValueError: a value is missing or does not fit the model.
     """
     profile = find_profile(model)
-    resolved = method if method.is_identity else method.resolve(model.config, profile)
+    resolved = method if method.is_identity else method.resolved(model.config, profile)
     parameters = resolved.parameters
     for name in resolved.parameter_files:
         if parameters[name] is not None and not method.is_identity:

@@ -202,7 +202,7 @@ class CARVE(MultiPassMethod[Refinement]):
     def _look(self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation) -> Refinement:
         """The map passes and the refined image, still without the final answer."""
         attached = attached_to(model, "CARVE")
-        layers = self.resolve(model.config, find_profile(model)).contrast_layers
+        layers = self.resolved(model.config, find_profile(model)).contrast_layers
         assert layers is not None
         pictures = [_opened(picture) for picture in asked.pictures]
         inputs = model_inputs([asked.asking(self._briefly)], processor)

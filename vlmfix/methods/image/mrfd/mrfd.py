@@ -157,7 +157,7 @@ class MRFD(MultiPassMethod[FusedAnswer]):
     def _look(self, model: PreTrainedModel, processor: ProcessorMixin, asked: Conversation) -> _Look:
         """The map pass, and the windows."""
         attached_to(model, "MRFD")
-        layers = self.resolve(model.config, find_profile(model)).saliency_layers
+        layers = self.resolved(model.config, find_profile(model)).saliency_layers
         assert layers is not None
         pictures = [picture for picture in asked.pictures if isinstance(picture, Image.Image)]
         inputs = model_inputs([asked], processor)
