@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
             "--set vhr.head_scale is of no method in --method var",
         ),
         (["generate", "--method", "var+var"], "var+var names a method twice"),
-        (["generate", "--method", "fastv+divprune"], "one pruning method at a time"),
+        (["generate", "--method", "fastv+divprune"], "one method that drops or merges tokens at a time"),
         (["generate", "--save-maps", "maps"], "--save-maps needs --method carve"),
         (["generate", "--method", "var", "--set", "moved=1"], "var has no parameter 'moved'"),
         (["generate", "--method", "var", "--set", "moved_fraction=2"], "it must be a number from 0 to 1"),

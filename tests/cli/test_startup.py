@@ -25,6 +25,20 @@ finally:
 """
 
 
+COMMANDS = (
+    "generate",
+    "chat",
+    "methods",
+    "calibrate",
+    "check",
+    "scenes",
+    "eval",
+    "report",
+    "score",
+    "tune",
+)
+
+
 def heavy_after(*arguments: str | Path, **environment: str) -> list[str]:
     """Which heavy packages are imported at the end of a command, in a process of its own."""
     code = CODE.replace("sys.argv.pop(0)", repr(" ".join(HEAVY)))
@@ -39,20 +53,34 @@ def heavy_after(*arguments: str | Path, **environment: str) -> list[str]:
     return done.stderr.split()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        *(
-            [name]
-            for name in ("generate", "chat", "methods", "calibrate", "scenes", "eval", "report", "score")
-        ),
-        *(["score", name] for name in ("pope", "chair", "vqa")),
-    ],
-    ids=" ".join,
-)
-def test_help(command: list[str]) -> None:
-    assert heavy_after(*command, "--help") == []
+HELP = """
+import json, sys
+from vlmfix.cli import main
+commands, heavy = map(json.loads, sys.argv[1:])
+found = {}
+for command in commands:
+    sys.argv = ["vlmfix", *command.split(), "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, command
+    found[command] = sorted(set(heavy) & set(sys.modules))
+print(json.dumps(found), file=sys.stderr)
+"""
+
+
+def test_help() -> None:
+    """Of all commands, one after the other in a process."""
+    commands = ["", *COMMANDS, "score pope", "score chair", "score vqa"]
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, json.dumps(commands), json.dumps(HEAVY)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert json.loads(done.stderr) == {command: [] for command in commands}
+    assert done.stdout.count("Usage:") == len(commands)
 
 
 def test_version() -> None:

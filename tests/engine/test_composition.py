@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import permutations, product
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -67,12 +67,11 @@ def in_circles(names: list[str], others: list[str], steps: Sequence[int]) -> lis
 
 
 ALL_PAIRS = [
-    *in_circles(ATTENTION, ATTENTION, (1, -3)),
+    *in_circles(ATTENTION, ATTENTION, (1,)),
     *in_circles(ATTENTION, PRUNING, (0,)),
-    *product(["vhr"], LOGITS),
-    *in_circles(LOGITS, ["var", "sparsevlm", "nullu", "pai"], (0,)),
-    *in_circles(["crops"], ATTENTION + PRUNING, range(0, len(ATTENTION + PRUNING), 2)),
-    *product(LOOPS, ATTENTION + PRUNING),
+    *in_circles(LOGITS, ["vhr", "var", "sparsevlm", "nullu", "pai"], (0,)),
+    *in_circles(["crops"], ATTENTION + PRUNING, range(0, len(ATTENTION + PRUNING), 3)),
+    *in_circles(LOOPS, ATTENTION + PRUNING, range(0, len(ATTENTION + PRUNING), 3)),
 ]
 PAIRS = [pair for pair in ALL_PAIRS if go_together(pair)]
 """Methods of two hook signatures each."""
@@ -126,7 +125,7 @@ def test_two_methods_keep_the_promises(pair: tuple[str, str], family: str, model
 def test_two_prunings_are_refused(pair: tuple[str, str], llava: PreTrainedModel) -> None:
     with (
         attached(pair[0], llava),
-        pytest.raises(vlmfix.UnsupportedError, match="one pruning method at a time"),
+        pytest.raises(vlmfix.UnsupportedError, match="one method that drops or merges tokens at a time"),
     ):
         attached(pair[1], llava).__enter__()
 

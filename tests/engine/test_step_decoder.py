@@ -141,7 +141,7 @@ def test_ways_of_reading_agree_under_every_method(llava: PreTrainedModel, method
     def in_steps(step_decoder: StepDecoder) -> Tensor:
         return [step_decoder.step(tokens) for tokens in AGAIN.unbind(dim=1)][-1]
 
-    inputs = families.prompt("llava", llava, (1, 1, 0))
+    inputs = families.prompt("llava", llava, (1, 0))
     with method(llava, families.PROCESSOR):
         together, apart, steps = (read(llava, inputs, way) for way in (read_on, one_by_one, in_steps))
     stock = read(llava, inputs, in_steps)
@@ -149,7 +149,25 @@ def test_ways_of_reading_agree_under_every_method(llava: PreTrainedModel, method
     torch.testing.assert_close([each[-1] for each in together], steps, atol=1e-5, rtol=1e-4)
     assert (steps[0] - stock[0]).abs().max() > 1e-4
     if method.needs_image:
-        torch.testing.assert_close(steps[2], stock[2], atol=1e-5, rtol=1e-4)  # the prompt without an image
+        torch.testing.assert_close(steps[1], stock[1], atol=1e-5, rtol=1e-4)  # the prompt without an image
+
+
+@pytest.mark.parametrize("method", RUNNING + RENUMBERED, ids=lambda method: type(method).__name__)
+def test_what_a_method_keeps_tells_sequences_apart(llava: PreTrainedModel, method: vlmfix.Method) -> None:
+    """Six sequences, a number that is none of the model's, so that nothing else counts as many."""
+    inputs = families.prompt("llava", llava, (1, 0, 1))
+    with method(llava, families.PROCESSOR):
+        steps = read(llava, inputs, lambda step_decoder: step_decoder.step(AGAIN[:, 0]))
+    assert [step.shape[0] for step in steps] == [SEQUENCES] * 3
+
+
+def test_what_is_kept_of_no_sequence_is_refused(llava: PreTrainedModel) -> None:
+    class Keeps(Nothing):
+        def begin(self, context: DecodeContext) -> None:
+            context.state[self] = torch.ones(5)
+
+    with Keeps()(llava), pytest.raises(ValueError, match=r"\(5,\) in context.state.*count the 6 sequences"):
+        read(llava, families.prompt("llava", llava, (1, 0, 1)), read_on)
 
 
 def test_samples_see_a_run_of_their_own(llava: PreTrainedModel) -> None:

@@ -455,7 +455,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["mme"], "unknown task 'mme'"),
     (["pope", "--method", "varr"], "did you mean 'var'"),
     (["pope", "--method", "var", "--method", "var"], "var is named twice"),
-    (["pope", "--method", "fastv+divprune"], "one pruning method at a time"),
+    (["pope", "--method", "fastv+divprune"], "one method that drops or merges tokens at a time"),
     (["pope", "--method", "carve+carve"], "names a method twice"),
     (["pope", "--method", "pyramid_drop"], "no schedule of PyramidDrop is published for 8 layers"),
     (["pope", "--method", "var", "--set", "moved=1"], "var has no parameter 'moved'"),

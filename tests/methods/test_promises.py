@@ -23,7 +23,6 @@ from tests.support.methods import (
     unlike,
     values,
 )
-from tests.support.names import UNLIKE
 from vlmfix.engine.capabilities import ChoosesTokens
 
 pytestmark = [
@@ -32,15 +31,8 @@ pytestmark = [
 ]
 
 TOKENS = 3
-_LIKE_OTHERS = [name for name in ATTACHED if name not in representatives(ATTACHED)]
-_ONCE = {(name, unlike(number, name)) for number, name in enumerate(_LIKE_OTHERS)}
-IN_TURN = [
-    (name, family)
-    for name, family in cases(ATTACHED, in_turn=True)
-    if name not in _LIKE_OTHERS or family not in UNLIKE or (name, family) in _ONCE
-]
-"""Methods that hook into the engine as another one does have one of the families that are unlike."""
-on_families_in_turn = pytest.mark.parametrize(("name", "family"), IN_TURN)
+REPRESENTATIVES = representatives(ATTACHED)
+on_families_in_turn = pytest.mark.parametrize(("name", "family"), cases(ATTACHED, in_turn=True))
 
 
 @pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))
@@ -73,8 +65,12 @@ def test_strength_zero_is_the_stock_model(name: str, family: str, model: PreTrai
         assert torch.equal(logits(model, inputs, **kwargs), stock)
 
 
-@on_families_in_turn
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, unlike(number, name)) for number, name in enumerate(ATTACHED) if name not in REPRESENTATIVES],
+)
 def test_acts(name: str, family: str, model: PreTrainedModel) -> None:
+    """Of the others `tests/engine/test_promises.py` knows it."""
     inputs = families.prompt(family, model, (1, 2))
     stock = logits(model, inputs, **plain(name))
     with attached(name, model):
@@ -84,7 +80,7 @@ def test_acts(name: str, family: str, model: PreTrainedModel) -> None:
 
 @on_families_in_turn
 def test_batch_equals_single(name: str, family: str, model: PreTrainedModel) -> None:
-    inputs = families.prompt(family, model, (1, 2, 0, 1))
+    inputs = families.prompt(family, model, (1, 2, 0))
     with attached(name, model):
         batch = logits(model, inputs)
         for row, single in enumerate(families.split(family, model, inputs)):
@@ -101,6 +97,7 @@ SAMPLING = {"do_sample": True, "num_return_sequences": 2}
         pytest.param(name, decoding, unlike(number + turn, name), id=f"{name}-{way}")
         for number, name in enumerate(ATTACHED)
         for turn, (way, decoding) in enumerate([("beams", BEAMS), ("sampling", SAMPLING)])
+        if way == "beams" or name in REPRESENTATIVES
     ],
 )
 def test_acts_in_other_ways_of_decoding(
@@ -142,6 +139,7 @@ def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrain
         (name, unlike(number, name), dtype)
         for name in ATTACHED
         for number, dtype in enumerate((torch.bfloat16, torch.float16))
+        if dtype == torch.bfloat16 or name in REPRESENTATIVES
     ],
 )
 def test_half_precision(name: str, family: str, dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,15 @@ def built(family: str, **kwargs: Any) -> PreTrainedModel:
     return families.build(family, **kwargs)
 
 
-OF_SETTINGS = {"identity_parameters", "is_identity", "resolve", "needs_processor"}
+OF_SETTINGS = {
+    "identity_parameters",
+    "is_identity",
+    "needs_processor",
+    "parameter_files",
+    "resolve",
+    "search_space",
+    "takes_gate",
+}
 OF_REPORTS = {"edit_sites", "report", "inactive_reason"}
 """Members that the engine reads before or after a run, and that tell nothing of what it does in one."""
 
@@ -239,10 +248,12 @@ def unlike(number: int, *names: str) -> str:
 
 
 def pairs(names: Sequence[Any], *, in_turn: bool = False) -> list[tuple[Any, str]]:
-    """Every name with every family; `in_turn`: with the two that are unlike and one of the others."""
+    """Every name with every family; `in_turn`: with one of the two that are unlike and one of the others."""
+    if not in_turn:
+        return list(product(names, FAMILIES))
     others = [family for family in FAMILIES if family not in UNLIKE]
     return [
         (name, family)
         for index, name in enumerate(names)
-        for family in (*UNLIKE, *([others[index % len(others)]] if in_turn else others))
+        for family in (UNLIKE[index % 2], others[index % len(others)])
     ]

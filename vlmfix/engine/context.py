@@ -389,11 +389,23 @@ class DecodeContext:
 
 
 def _of_rows(value: Any, rows: slice, batch: int) -> Any:
-    """What some of `batch` sequences have of a value that a method keeps."""
+    """What some of `batch` sequences have of a value that a method keeps.
+
+    Raises:
+        ValueError: a tensor does not tell the sequences apart, so that nobody knows whose its numbers are.
+    """
     if isinstance(value, Rows):
         return Rows(value.index, value.mask[rows])
     if isinstance(value, Tensor):
-        return value[rows] if value.shape[:1] == (batch,) else value
+        if value.ndim == 0 or value.shape[0] == 1:
+            return value
+        if value.shape[0] != batch:
+            shape = tuple(value.shape)
+            raise ValueError(
+                f"a method keeps a tensor of shape {shape} in context.state; its first dimension must count "
+                f"the {batch} sequences, or be 1 for all"
+            )
+        return value[rows]
     if isinstance(value, tuple):
         parts = [_of_rows(each, rows, batch) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)

@@ -480,7 +480,7 @@ def test_failures_are_tried_again_unless_told_otherwise(
 def test_methods_that_do_not_go_together_are_refused_before_any_work(
     methods: list[str], loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(vlmfix.UnsupportedError, match="one pruning method at a time"):
+    with pytest.raises(vlmfix.UnsupportedError, match="one method that drops or merges tokens at a time"):
         run(job(tmp_path, world, methods=methods), loaded)
     assert not (tmp_path / "pope").exists()
 

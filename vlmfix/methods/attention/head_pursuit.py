@@ -118,7 +118,7 @@ class HeadPursuit(Method):
             factors = torch.ones(heads.shape[2], dtype=heads.dtype)
             factors[own] = self.head_scale
             edited = torch.full((heads.shape[0],), len(own) if self.head_scale != 1 else 0)
-            context.state[key] = factors[:, None].to(heads.device)
+            context.state[key] = factors[None, :, None].to(heads.device)  # the same in all sequences
             context.state[self, layer, "edited"] = edited.to(context.layout.image_tokens.device)
         context.count(self, layer, context.state[self, layer, "edited"], len(own))
         newest = heads[:, heads.shape[1] - 1 - context.auxiliary_length].float()

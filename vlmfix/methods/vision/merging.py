@@ -215,7 +215,8 @@ class TokenMerging(TokenPruning, EditsVisionEncoder):
                 "the images of the prompt did not go through the vision encoder of this call; pass "
                 "pixel_values, not features"
             )
-        context.state[self, "groups"] = groups = groups.to(image_tokens.device)
+        groups = groups.to(image_tokens.device)
+        context.state[self, "largest"] = nn.functional.one_hot(groups).sum(dim=1).max()
         # A generate call may encode its images once for all copies of a prompt.
         copies = context.copies if groups.numel() * context.copies == int(image_tokens.sum()) else 1
         shown = image_tokens[::copies]
@@ -233,10 +234,8 @@ class TokenMerging(TokenPruning, EditsVisionEncoder):
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         super().report(context, sums)
-        groups = context.state.get((self, "groups"))
-        if groups is not None:
-            sizes = nn.functional.one_hot(groups).sum(dim=1)
-            sums.details["largest group"] = int(sizes.max())
+        if (self, "largest") in context.state:
+            sums.details["largest group"] = int(context.state[self, "largest"])
 
 
 def first_of_group(sources: Tensor) -> Tensor:

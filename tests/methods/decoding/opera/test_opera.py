@@ -196,8 +196,6 @@ def test_what_is_about_to_be_chosen_cannot_be_taken_back() -> None:
 ROLLING = {
     "llava": (20.0, 6),
     "qwen2_5_vl": (20.0, 8),
-    "qwen2_vl": (20.0, 0),
-    "qwen3_vl": (20.0, 8),
 }
 
 
