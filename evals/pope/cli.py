@@ -18,11 +18,21 @@ from .score_command import as_json, score_files
 
 def score(
     answers: Annotated[
-        list[Path], typer.Option(help="JSON or JSON Lines with the answers of a split; repeatable.")
+        list[Path],
+        typer.Option(
+            help="JSON or JSON Lines with the answers of a split; repeatable. Or LLaVA's one file of all "
+            "splits."
+        ),
     ],
     labels: Annotated[
-        list[Path], typer.Option(help="POPE question file of that split; as many as --answers.")
+        list[Path],
+        typer.Option(
+            help="POPE question file of that split; as many as --answers, or as many as LLaVA's file has."
+        ),
     ],
+    questions: Annotated[
+        Path | None, typer.Option(help="LLaVA's llava_pope_test.jsonl, which names the split of each id.")
+    ] = None,
     parser: Annotated[
         list[str] | None,
         typer.Option(
@@ -33,8 +43,8 @@ def score(
     pairing: Annotated[
         str,
         typer.Option(
-            help="How answers find their labels: position, id, or auto: by position under official, under "
-            "other parsers by id where there are ids."
+            help="How answers find their labels: position, id, question (image and object), or auto: by "
+            "position under official, under other parsers by id where there are ids."
         ),
     ] = "auto",
     allow_partial: Annotated[
@@ -53,6 +63,7 @@ def score(
         pairing=pairing,
         allow_partial=allow_partial,
         answer_key=answer_key,
+        questions=questions,
     )
     tables = []
     for split in report.splits:
@@ -65,10 +76,8 @@ def score(
     if len(report.splits) > 1:
         tables.append(_figures(f"unweighted mean of {len(report.splits)} splits, percent", report.mean))
         pooled = {name: vars(each) for name, each in report.pooled.items()}
-        tables.append(_figures("all rows, percent", pooled))
-        if "vlmevalkit" in report.distinct:
-            overall = {"vlmevalkit": vars(report.distinct["vlmevalkit"])}
-            tables.append(_figures("Overall: distinct questions, percent", overall))
+        # VLMEvalKit's "Overall" is the F1 of all rows.
+        tables.append(_figures("all rows, percent (f1 of vlmevalkit: its Overall)", pooled))
     return ScoredFiles(as_json(report), tables, report.notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,20 @@ from vlmfix.evaluation.tasks.yes_no import Verdict
 
 from .parsers import asked_object
 
-Join = Literal["position", "id"]
+Join = Literal["position", "id", "question"]
 
 ANSWER_KEYS = ("answer", "prediction", "response", "output", "caption", "text")
 LABEL_KEYS = ("label", "answer", "gt", "gt_answer", "ground_truth")
 QUESTION_KEYS = ("question", "query", "prompt", "text")
 IMAGE_KEYS = ("image", "image_name", "image_source")
 ID_KEYS = ("question_id", "id", "qid")
+
+# Of pairs that can be compared, so many may be about something else: public releases differ in a few words.
+_MOST_WRONG, _FEWEST_WRONG = 0.02, 2
+
+# In LLaVA's one answer file, ids of each split begin here.
+_LLAVA_RANGE = 10_000_000
+LLAVA_SPLITS = ("adversarial", "random", "popular")
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,46 @@ def read_labels(path: str | Path) -> list[Label]:
     return [_label(record) for record in read_records(path)]
 
 
+def llava_splits(answers: Sequence[Answer], questions: str | Path | None = None) -> dict[str, list[Answer]]:
+    """LLaVA's answers by split, with the ids of POPE; empty where ids are not of several of its ranges.
+
+    Its ids begin at 1 (adversarial), 10000001 (random) and 20000001 (popular).
+
+    Args:
+        answers: of its one file.
+        questions: its question file (`llava_pope_test.jsonl`), which must name the same split for each id;
+            images are from it.
+
+    Raises:
+        OSError: if the question file cannot be read.
+        ValueError: if it lacks an id, or names another split.
+    """
+    ids = [answer.id for answer in answers if isinstance(answer.id, int)]
+    places = {id // _LLAVA_RANGE for id in ids}
+    if len(ids) < len(answers) or len(places) < 2 or not places <= set(range(len(LLAVA_SPLITS))):
+        return {}
+    known = {}
+    if questions is not None:
+        for record in read_records(questions):
+            known[id_of(record, ID_KEYS, "question id")] = record
+    found: dict[str, list[Answer]] = {}
+    for answer, id in zip(answers, ids, strict=True):
+        place, own = divmod(id, _LLAVA_RANGE)
+        split, image = LLAVA_SPLITS[place], answer.image
+        if questions is not None:
+            if id not in known:
+                raise ValueError(f"{answer.where}: question id {id} is not in {questions}; give its file")
+            named = text_of(known[id], ("category",), "category")
+            if named != split:
+                raise ValueError(
+                    f"{known[id].where}: the category of question id {id} is {shown(named)}, and by its "
+                    f"number it is {split}; these are not LLaVA's questions"
+                )
+            image = text_of(known[id], IMAGE_KEYS, "image")
+        found.setdefault(split, []).append(dataclasses.replace(answer, id=own, image=image))
+    return {split: found[split] for split in LLAVA_SPLITS if split in found}
+
+
 def pair(
     answers: Sequence[Answer],
     labels: Sequence[Label],
@@ -119,7 +167,7 @@ def pair(
     Args:
         answers: in the order of their file.
         labels: in the order of theirs.
-        join: by position or by id.
+        join: by position, by id, or by image and asked object.
         partial: let missing, unknown and duplicate ids be, or at a position what one list lacks; of
             duplicates the first counts.
         truncate: by position, let one list be longer, as the official script does.
@@ -137,20 +185,20 @@ def pair(
         surplus = list(answers[len(labels) :])
         missing = len(labels) - len(pairs)
         return Pairing(join, pairs, surplus, missing, 0, 0, 0, _disagreeing(pairs))
-    first_answers, repeated = _by_id(answers)
-    first_labels, repeated_labels = _by_id(labels)
+    first_answers, repeated = _by_key(answers, join)
+    first_labels, repeated_labels = _by_key(labels, join)
     unknown = [key for key in first_answers if key not in first_labels]
     missing_ids = [key for key in first_labels if key not in first_answers]
     problems = {
         "labels without an answer": missing_ids,
-        "answers with an unknown id": unknown,
-        "answers with a repeated id": repeated,
-        "labels with a repeated id": repeated_labels,
+        f"answers with an unknown {join}": unknown,
+        f"answers with a repeated {join}": repeated,
+        f"labels with a repeated {join}": repeated_labels,
     }
     if any(problems.values()) and not partial:
         found = "; ".join(f"{len(ids)} {what} ({examples(ids)})" for what, ids in problems.items() if ids)
         raise ValueError(
-            f"{found}; ids are joined within one split: give each split its own files,"
+            f"{found}; {join}s are joined within one split: give each split its own files,"
             " use --pairing position, or pass --allow-partial"
         )
     pairs = [(first_answers[key], label) for key, label in first_labels.items() if key in first_answers]
@@ -215,30 +263,76 @@ def _optional_id(record: Record) -> int | str | None:
     return id_of(record, ID_KEYS, "question id") if any(name in record for name in ID_KEYS) else None
 
 
-def _by_id(rows: Sequence[_Row]) -> tuple[dict[int | str, _Row], list[int | str]]:
-    """The first row of each id, and the ids of the others."""
+def _by_key(rows: Sequence[_Row], join: Join) -> tuple[dict[int | str, _Row], list[int | str]]:
+    """The first row of each id or question, and the ids or questions of the others."""
     first: dict[int | str, _Row] = {}
     repeated = []
     for row in rows:
-        if row.id is None:
-            raise ValueError(f"{row.where}: no question id to join by; add it or use --pairing position")
-        if row.id in first:
-            repeated.append(row.id)
+        key = row.id if join == "id" else _question_key(row)
+        if key is None:
+            lacks = "no question id" if join == "id" else "no image and question of POPE's form"
+            raise ValueError(f"{row.where}: {lacks} to join by; add it or use --pairing position")
+        if key in first:
+            repeated.append(key)
         else:
-            first[row.id] = row
+            first[key] = row
     return first, repeated
+
+
+def _question_key(row: Answer | Label) -> str | None:
+    """Image and asked object, for the words of a question differ between releases."""
+    asked = row.object if isinstance(row, Label) else asked_object(row.question or "")
+    return None if row.image is None or asked is None else f"{asked} in {_stem(row.image)}"
+
+
+def check_pairs(pairing: Pairing, files: str) -> None:
+    """Refuse pairs of which many are about another image or object.
+
+    Args:
+        pairing: of the answers and labels.
+        files: both, in words.
+
+    Raises:
+        ValueError: more than 2 % of those that can be compared are, two at least; names the first.
+    """
+    comparable = [
+        (answer, label)
+        for answer, label in pairing.pairs
+        if (answer.question and label.question) or (answer.image and label.image)
+    ]
+    wrong = [(answer, label) for answer, label in comparable if _is_of_another(answer, label)]
+    if len(wrong) < _FEWEST_WRONG or len(wrong) <= _MOST_WRONG * len(comparable):
+        return
+    found = examples(f"{_told(answer)} with {_told(label)}" for answer, label in wrong)
+    remedy = "give the label file of these answers"
+    if pairing.join == "id":
+        remedy += ", or --pairing question where both have images"
+    if pairing.join == "position":
+        remedy += ", or --pairing id or question where both have them"
+    raise ValueError(
+        f"{files} do not belong together: {len(wrong)} of {len(comparable)} pairs by {pairing.join} are "
+        f"about another image or object ({found}); {remedy}"
+    )
+
+
+def _told(row: Answer | Label) -> str:
+    return f"{row.where.rpartition(', ')[2]}: {shown((row.question or row.image or '').strip())}"
 
 
 def _disagreeing(pairs: Sequence[tuple[Answer, Label]]) -> int:
     """Pairs of which one side tells of another question than the other."""
-    return sum(_differ(answer, label) for answer, label in pairs)
+    return sum(
+        _is_of_another(answer, label) or (None not in (answer.id, label.id) and answer.id != label.id)
+        for answer, label in pairs
+    )
 
 
-def _differ(answer: Answer, label: Label) -> bool:
-    if answer.id is not None and label.id is not None and answer.id != label.id:
-        return True
+def _is_of_another(answer: Answer, label: Label) -> bool:
+    """Whether image or object differ; of questions in other words, objects are compared."""
     if answer.question and label.question and not _asks(answer.question, label.question):
-        return True
+        asked = asked_object(answer.question)
+        if asked is None or asked != label.object:
+            return True
     return bool(answer.image and label.image and _stem(answer.image) != _stem(label.image))
 
 

@@ -18,14 +18,16 @@ from .files import (
     Join,
     Label,
     Pairing,
+    check_pairs,
     ids_on_both,
+    llava_splits,
     pair,
     read_answers,
     read_labels,
 )
 from .parsers import Score
 
-PAIRINGS = ("auto", "position", "id")
+PAIRINGS = ("auto", "position", "id", "question")
 
 Judged = tuple[Answer, Label, Verdict | None]
 
@@ -58,15 +60,13 @@ class Report:
     Args:
         splits: in the order given.
         mean: for each parser the mean of each of `pope.FIGURES`.
-        pooled: for each parser the score of all rows of all splits.
-        distinct: for each parser the score of the distinct questions, each (image, question) once; its
-            F1 is the "Overall" of VLMEvalKit. Empty where labels lack images or questions.
+        pooled: for each parser the score of all rows of all splits; the F1 of `vlmevalkit` is the "Overall"
+            of VLMEvalKit, in which a question counts once for each split that it is in.
     """
 
     splits: Sequence[Split]
     mean: Mapping[str, Mapping[str, float]]
     pooled: Mapping[str, Score]
-    distinct: Mapping[str, Score]
 
     @property
     def notes(self) -> list[str]:
@@ -106,27 +106,26 @@ def score_files(
     pairing: str = "auto",
     allow_partial: bool = False,
     answer_key: str | None = None,
+    questions: str | Path | None = None,
 ) -> Report:
     """Score answer files against label files, the first with the first and so on.
 
     Args:
-        answers: answer files, one a split.
-        labels: POPE question files, as many.
+        answers: answer files, one a split; or LLaVA's one file of several splits, which its ids tell apart.
+        labels: POPE question files, as many; of LLaVA's file, one for each split that is scored.
         parsers: names in `pope.PARSERS`.
         pairing: "auto" pairs by position under `official` and joins by question id under the others
-            where both files carry ids.
+            where both files carry ids; "question" joins by image and asked object.
         allow_partial: leave out and count what has no partner, instead of refusing it.
         answer_key: see `read_answers`.
+        questions: LLaVA's question file, which names split and image of each id of its answer file.
 
     Raises:
         OSError: if a file cannot be read.
-        ValueError: if a file is not what it should be, or answers and labels do not fit.
+        ValueError: if a file is not what it should be, or answers and labels do not fit: more than 2 % of the
+            pairs are about another image or object.
     """
-    if len(answers) != len(labels):
-        raise ValueError(
-            f"{len(answers)} --answers for {len(labels)} --labels; give them in pairs, one a split"
-        )
-    if not answers:
+    if not answers or not labels:
         raise ValueError("no files to score; give --answers and --labels")
     if pairing not in PAIRINGS:
         raise ValueError(f"unknown pairing {pairing!r}; choose from {', '.join(PAIRINGS)}")
@@ -134,14 +133,17 @@ def score_files(
         pope.parser_named(name)
     names = _split_names(labels)
     splits = []
-    for name, answer_path, label_path in zip(names, answers, labels, strict=True):
-        given, target = read_answers(answer_path, answer_key), read_labels(label_path)
+    for name, label_path, (answer_path, given) in zip(
+        names, labels, _answers(answers, labels, answer_key, questions), strict=True
+    ):
+        target = read_labels(label_path)
         judged: dict[str, list[Judged]] = {}
         counts: dict[str, Mapping[str, float | str]] = {}
         scores = {}
         for parser in parsers:
             join = _join(parser, given, target, pairing)
             paired = pair(given, target, join, partial=allow_partial, truncate=parser == "official")
+            check_pairs(paired, f"{answer_path} and {label_path}")
             judged[parser] = [
                 (each, label, _verdict(parser, each, label.label)) for each, label in paired.pairs
             ]
@@ -166,7 +168,6 @@ def score_files(
         splits=splits,
         mean={name: pope.mean_of_splits([split.scores[name] for split in splits]) for name in parsers},
         pooled={name: _score(name, rows) for name, rows in every.items()},
-        distinct={name: _score(name, kept) for name, rows in every.items() if (kept := _distinct(rows))},
     )
 
 
@@ -188,12 +189,45 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "mean": report.mean,
         "pooled": {name: vars(each) for name, each in report.pooled.items()},
-        "distinct": {name: vars(each) for name, each in report.distinct.items()},
         "notes": report.notes,
     }
 
 
+def _answers(
+    paths: Sequence[str | Path],
+    labels: Sequence[str | Path],
+    key: str | None,
+    questions: str | Path | None,
+) -> list[tuple[str | Path, list[Answer]]]:
+    """File and answers for each label file."""
+    read = [read_answers(path, key) for path in paths]
+    whole = llava_splits(read[0], questions) if len(read) == 1 else {}
+    if questions is not None and not whole:
+        raise ValueError(
+            f"--questions is {str(questions)!r}, and the answers are not LLaVA's one file of several splits; "
+            "leave it out"
+        )
+    if whole:
+        found = []
+        for path in labels:
+            split = next((each for each in whole if Path(path).stem.endswith(each)), None)
+            if split is None:
+                raise ValueError(
+                    f"{paths[0]} holds the splits {', '.join(whole)}, by its ids, and the name of "
+                    f"{Path(path).name} ends in none of them; rename it, such as coco_pope_random.json"
+                )
+            found.append((paths[0], whole[split]))
+        return found
+    if len(paths) != len(labels):
+        raise ValueError(
+            f"{len(paths)} --answers for {len(labels)} --labels; give them in pairs, one a split"
+        )
+    return list(zip(paths, read, strict=True))
+
+
 def _join(parser: str, answers: Sequence[Answer], labels: Sequence[Label], pairing: str) -> Join:
+    if pairing == "question":
+        return "question"
     if pairing == "position" or (pairing == "auto" and parser == "official"):
         return "position"
     return "id" if pairing == "id" or ids_on_both(answers, labels) else "position"
@@ -226,17 +260,6 @@ def _counts(paired: Pairing, answers: Sequence[Answer], labels: Sequence[Label])
         "rewritten_labels": sum(label.rewritten for label in labels),
         "mean_words": ratio(sum(words), len(words)),
     }
-
-
-def _distinct(rows: Sequence[Judged]) -> list[Judged]:
-    """Each question about each image once: the splits share their yes-questions."""
-    first: dict[tuple[str, str], Judged] = {}
-    for row in rows:
-        label = row[1]
-        if label.image is None or label.question is None:
-            return []
-        first.setdefault((label.image, label.question), row)
-    return list(first.values())
 
 
 def _objects(rows: Sequence[Judged]) -> dict[str, dict[str, int]]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
-
-import numpy as np
 
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.hub import HubData
@@ -40,21 +37,8 @@ class Pope(YesNoTask):
         # lmms-eval leaves answers that it cannot read out of the recall.
         found = yes_no_metrics(samples, texts, verdicts, recall_of_parsed=parser == "lmms_eval")
         if parser == "vlmevalkit":
+            # Its "Overall" is the F1 of all rows: a question that is in three splits counts three times.
             f1 = next(metric for metric in found if metric.name == "F1")
-            parts, wholes = (terms.sum(axis=0) for terms in (f1.parts, f1.wholes))
-            distinct = _first_times(samples)
-            found.append(Metric("Overall", (parts * distinct)[None], (wholes * distinct)[None], "", "higher"))
+            parts, wholes = (terms.sum(axis=0)[None] for terms in (f1.parts, f1.wholes))
+            found.append(Metric("Overall", parts, wholes, "", "higher"))
         return found
-
-
-def _first_times(samples: Sequence[Sample]) -> np.ndarray:
-    """1.0 where a question about an image comes for the first time in its repeat; splits share some."""
-    repeats: Counter[str] = Counter()
-    seen: set[tuple[str, str, int]] = set()
-    first = []
-    for sample in samples:
-        question = (sample.cluster, sample.prompt, repeats[sample.id])
-        repeats[sample.id] += 1
-        first.append(question not in seen)
-        seen.add(question)
-    return np.array(first, dtype=float)

@@ -46,6 +46,15 @@ WORDS: dict[str, Verdict | None] = {"y": "yes", "n": "no", "u": None}
         ("no\n", "no", "y y n n n n n"),
         ("Yes", "yes", "y y y y y y y"),
         ("1,000 no-one", "no", "y y n u u u n"),
+        ("There isn\u2019t a dog in the image.", "no", "y y y u u u n"),
+        ("I cannot see a dog in the image.", "no", "y y n u u u n"),
+        ("I can\u2019t say; yes", "yes", "y y y u y u n"),
+        ("Cannot tell, yes", "yes", "y y y u y u n"),
+        ("don\u00b4t know", "no", "y y n u u u n"),
+        ("\u2018Yes\u2019", "yes", "y y y u u y y"),
+        ("N\u00e3o", "no", "y y y u u u u"),
+        ("no\u00e9 yes", "yes", "y y y u y n y"),
+        ("dont know", "no", "y y n u u u u"),
     ],
 )
 def test_parsers(answer: str, target: Verdict, expected: str) -> None:
@@ -213,6 +222,104 @@ def test_questions_and_images_at_a_position_are_compared(
     assert score_files([answers], [labels]).splits[0].counts["strict"]["disagreeing"] == 1
 
 
+@pytest.mark.parametrize(("rows", "wrong", "refused"), [(10, 1, False), (100, 2, False), (100, 3, True)])
+def test_files_of_other_questions_are_refused(rows: int, wrong: int, refused: bool, tmp_path: Path) -> None:
+    asked = [f"Is there a thing{row} in the image?" for row in range(rows)]
+    labels = [
+        {"question_id": row, "image": f"{row}.jpg", "text": text, "label": "yes"}
+        for row, text in enumerate(asked)
+    ]
+    answers = [
+        {
+            "question_id": row,
+            "question": "Is there a cow in the imange?" if row < wrong else text,
+            "answer": "yes",
+        }
+        for row, text in enumerate(asked)
+    ]
+    files = [file(tmp_path / "answers", answers)], [file(tmp_path / "labels", labels)]
+    for parser in NAMES:
+        if refused:
+            with pytest.raises(
+                ValueError, match=rf"do not belong together: {wrong} of {rows} pairs .*line 1"
+            ):
+                score_files(*files, [parser])
+        else:
+            assert score_files(*files, [parser]).splits[0].counts[parser]["disagreeing"] == wrong
+
+
+def llava(tmp_path: Path) -> tuple[Path, Path, list[Path]]:
+    """LLaVA's answer and question files of three splits, the answers being right; and POPE's labels."""
+    answers, asked, labels = [], [], []
+    for place, split in enumerate(("adversarial", "random", "popular")):
+        rows = [
+            {
+                "question_id": 1,
+                "image": "a_000000000042.jpg",
+                "text": "Is there a dog in the image?",
+                "label": "yes",
+            },
+            {
+                "question_id": 2,
+                "image": "a_000000000042.jpg",
+                "text": f"Is there a {split} in the image?",
+                "label": "no",
+            },
+        ]
+        labels.append(file(tmp_path / f"coco_pope_{split}.json", rows))
+        for row in rows:
+            text = f"{row['text']}\nAnswer the question using a single word or phrase."
+            id = place * 10_000_000 + int(row["question_id"])
+            word = str(row["label"]).title()
+            asked.append({"question_id": id, "image": row["image"], "text": text, "category": split})
+            answers.append(
+                {"question_id": id, "prompt": text, "text": word, "answer_id": "x", "metadata": {}}
+            )
+    return file(tmp_path / "answers", answers), file(tmp_path / "questions", asked), labels
+
+
+@pytest.mark.parametrize("parser", NAMES)
+def test_the_one_file_of_llava_is_told_apart_by_its_ids(parser: str, tmp_path: Path) -> None:
+    answers, questions, labels = llava(tmp_path)
+    for given in ({}, {"questions": questions}, {"questions": questions, "pairing": "question"}):
+        report = score_files([answers], labels, [parser], **given)
+        assert [split.scores[parser].accuracy for split in report.splits] == [1.0] * 3
+    alone = score_files([answers], labels[2:], [parser])  # the labels of one split
+    assert (alone.splits[0].name, alone.splits[0].scores[parser].accuracy) == ("popular", 1.0)
+
+
+def test_labels_and_questions_that_do_not_go_with_llavas_file(tmp_path: Path) -> None:
+    answers, questions, labels = llava(tmp_path)
+    other = labels[0].rename(tmp_path / "mine.json")
+    with pytest.raises(
+        ValueError, match=r"splits adversarial, random, popular, by its ids, .*mine\.json ends"
+    ):
+        score_files([answers], [other])
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    with pytest.raises(ValueError, match="question id 20000002 is not in"):
+        score_files([answers], labels[1:], questions=file(tmp_path / "fewer", rows[:-1]))
+    rows[2]["category"] = "popular"
+    with pytest.raises(ValueError, match=r'category of question id 10000001 is "popular", .* it is random'):
+        score_files([answers], labels[1:], questions=file(tmp_path / "changed", rows))
+    plain = file(tmp_path / "plain", given(["Yes", "No"], question_id=[1, 2]))
+    with pytest.raises(ValueError, match="the answers are not LLaVA's one file"):
+        score_files([plain], labels[1:2], questions=questions)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the official POPE files are not beside the checkout")
+def test_public_answers_of_llava() -> None:
+    """Excerpts of two ranges."""
+    public = DATA.parent / "formats"
+    answers, questions = public / "llava_pope_answers.jsonl", public / "llava_pope_questions.jsonl"
+    labels = [DATA / f"coco_pope_{split}.json" for split in ("adversarial", "random")]
+    for pairing in ("id", "question"):
+        report = score_files([answers], labels, questions=questions, pairing=pairing, allow_partial=True)
+        for split in report.splits:
+            assert (split.scores["strict"].paired, split.counts["strict"]["disagreeing"]) == (12, 0)
+    report = score_files([answers], labels, ["official"])
+    assert [split.scores["official"].paired for split in report.splits] == [12, 12]
+
+
 def test_what_has_no_partner(labels: Path, tmp_path: Path) -> None:
     rows = given(["yes", "no", "yes", "no", "yes"], question_id=[1, 2, 2, 9, 4])
     answers = file(tmp_path / "answers", rows)
@@ -254,7 +361,7 @@ def test_null_answers_are_unparsed_under_every_parser(labels: Path, tmp_path: Pa
     assert any("1 null answers" in note for note in report.notes)
 
 
-def test_splits_mean_and_distinct_questions(labels: Path, tmp_path: Path) -> None:
+def test_splits_mean_and_all_rows(labels: Path, tmp_path: Path) -> None:
     other = [*QUESTIONS[:1], {**QUESTIONS[1], "text": "Is there a cow in the image?"}]
     second = file(tmp_path / "second.json", other)
     answers = (
@@ -265,7 +372,6 @@ def test_splits_mean_and_distinct_questions(labels: Path, tmp_path: Path) -> Non
     assert [split.name for split in report.splits] == ["random", "second"]
     assert report.mean["vlmevalkit"]["accuracy"] == (0.75 + 0.5) / 2
     assert report.pooled["vlmevalkit"].accuracy == 4 / 6
-    assert report.distinct["vlmevalkit"].paired == 5
     document = json.loads(json.dumps(as_json(report), allow_nan=False))
     assert document["splits"][1]["objects"]["vlmevalkit"]["cow"] == {"wrong": 1, "asked": 1}
     assert document["splits"][0]["samples"]["vlmevalkit"][2]["verdict"] == "no"
@@ -304,5 +410,5 @@ def test_official_files(tmp_path: Path) -> None:
         assert (split.data["rows"], split.data["images"], split.data["yes_share"]) == (3000, 500, 0.5)
         assert all(score.accuracy == 1.0 and score.unparsed_share == 0 for score in split.scores.values())
         assert split.counts["strict"]["disagreeing"] == 0
-    assert report.distinct["vlmevalkit"].paired == 5127
+    assert report.pooled["vlmevalkit"].paired == 9000
     assert as_json(report)["splits"][1]["objects"]["strict"]["car"]["asked"] >= 410

@@ -20,12 +20,14 @@ Verdict = Literal["yes", "no"]
 Parser = Callable[[str, Verdict], Verdict | None]
 """What reads an answer, given the right one; None is unparsed."""
 
-_DECISIVE = {"yes": "yes", "no": "no", "not": "no", "nope": "no"}
+_DECISIVE = {"yes": "yes", "no": "no", "not": "no", "nope": "no", "cannot": "no"}
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032\uff07\u00b4`", "'"))
 
 
 def strict(text: str, target: Verdict) -> Verdict | None:
-    """The first word among yes, no, not, nope and contractions in n't decides."""
-    for word in re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower()):
+    """The first word among yes, no, not, nope, cannot and contractions in n't decides; words have letters of
+    any script, and apostrophes may be typographic."""
+    for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower().translate(_APOSTROPHES)):
         decided = "no" if word.endswith("n't") else _DECISIVE.get(word)
         if decided is not None:
             return exactly(decided)
