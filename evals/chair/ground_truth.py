@@ -20,11 +20,13 @@ class GroundTruth:
         vocabulary: with which reference captions were read; captions to be judged are read with it, too.
         objects: for each known image its classes, maybe none.
         has_captions: whether reference captions took part, without which figures are not the official ones.
+        is_counted: whether the ids of all images of the files count them, see `count_images`.
     """
 
     vocabulary: Vocabulary
     objects: Mapping[int, frozenset[str]]
     has_captions: bool
+    is_counted: bool
 
     @classmethod
     def from_coco(
@@ -83,10 +85,11 @@ class _Collected:
         self.wanted = None if image_ids is None else frozenset(image_ids)
         self.objects: dict[int, set[str]] = {}
         self.has_captions = False
+        self.ids: set[int] = set()
 
     def truth(self) -> GroundTruth:
         objects = {image_id: frozenset(names) for image_id, names in self.objects.items()}
-        return GroundTruth(self.vocabulary, objects, self.has_captions)
+        return GroundTruth(self.vocabulary, objects, self.has_captions, count_images(self.ids))
 
     def add_instances(self, content: Any, where: str) -> None:
         names = {
@@ -135,9 +138,15 @@ class _Collected:
 
     def _names(self, value: Any, where: str) -> set[str] | None:
         image_id = _whole(value, "image id", where)
+        self.ids.add(image_id)
         if self.wanted is not None and image_id not in self.wanted:
             return None
         return self.objects.setdefault(image_id, set())
+
+
+def count_images(ids: Collection[int]) -> bool:
+    """Whether ids count the images: consecutive, or so dense that no choice of COCO's has them."""
+    return bool(ids) and (max(ids) < 2 * len(ids) or max(ids) - min(ids) < len(ids))
 
 
 def _whole(value: Any, what: str, where: str) -> int:

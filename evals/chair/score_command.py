@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from vlmfix.evaluation.tasks import lengths
 from vlmfix.evaluation.tasks.ratios import object_errors
 
 from . import scorer
+from .ground_truth import count_images
 from .scorer import (
     CaptionJudgement,
     GroundTruth,
@@ -30,6 +31,9 @@ from .scorer import (
 IMAGE_KEYS = ("image_id", "image", "image_name", "file_name", "question_id", "id")
 CAPTION_KEYS = ("caption", "text", "answer", "response", "output", "prediction")
 
+# From so many captions on, ids that count them are told from ids of COCO, which are sparse.
+_FEWEST_IDS = 20
+
 
 @dataclass(frozen=True)
 class Report:
@@ -39,6 +43,7 @@ class Report:
         vocabulary: with which captions were read.
         has_references: whether reference captions took part in the ground truth.
         files: paths with SHA-256.
+        image_keys: under which the images stand in the records.
         counts: captions in the file, scored, and left out by reason.
         judgements: of the scored captions, in the order of their file.
         score: their figures.
@@ -47,6 +52,7 @@ class Report:
     vocabulary: Vocabulary
     has_references: bool
     files: Mapping[str, str]
+    image_keys: Sequence[str]
     counts: Mapping[str, int]
     judgements: Sequence[CaptionJudgement]
     score: Score
@@ -55,13 +61,20 @@ class Report:
     def notes(self) -> list[str]:
         """What a reader has to know beside the figures, in sentences."""
         told = {
-            "duplicates": "captions of an image that had one, left out",
+            "repeated": "captions that stand in the file twice, taken once",
+            "duplicates": "captions of an image that had another one, left out",
             "unknown": "captions of unknown images, left out",
             "null_captions": "null captions, left out",
             "shortened": "captions without their incomplete last sentence",
             "empty_captions": "empty captions, scored as captions without objects",
         }
         found = [f"{self.counts[key]} {text}" for key, text in told.items() if self.counts[key]]
+        found.append(f"images by the key {' or '.join(map(repr, self.image_keys))}")
+        if self.counts["unfinished"] > self.counts["scored"] / 2:
+            found.append(
+                f"{self.counts['unfinished']} of {self.counts['scored']} captions end within a sentence, so "
+                "that CHAIR, recall and length are those of cut captions; see --drop-incomplete"
+            )
         if not self.has_references:
             found.append(
                 "ground truth without reference captions: figures differ from the official ones; "
@@ -99,18 +112,23 @@ def score_file(
 
     Raises:
         OSError: if a file cannot be read.
-        ValueError: if a file is not what it should be, or captions do not fit the images.
+        ValueError: if a file is not what it should be, captions do not fit the images, or their ids are
+            running numbers.
     """
     read = [(record, *_caption(record)) for record in read_records(captions)]
+    image_keys = list(dict.fromkeys(_image_key(record) for record, _, _ in read))
     truth = GroundTruth.from_files(
         instances, references, vocabulary=vocabulary, image_ids={image_id for _, image_id, _ in read}
     )
+    _check_ids(captions, image_keys, {image_id for _, image_id, _ in read}, truth)
     counts: Counter[str] = Counter(captions=len(read))
     kept: dict[int, str] = {}
     problems: dict[str, list[str]] = {"duplicates": [], "unknown": [], "null_captions": []}
     for record, image_id, text in read:
         if text is None:
             problems["null_captions"].append(record.where)
+        elif kept.get(image_id) == text:
+            counts["repeated"] += 1
         elif image_id in kept:
             problems["duplicates"].append(str(image_id))
         elif image_id not in truth.objects:
@@ -127,6 +145,7 @@ def score_file(
     counts.update({name: len(found) for name, found in problems.items()})
     counts["scored"] = len(judgements)
     counts["shortened"] = sum(kept[key] != text for key, text in shortened.items())
+    counts["unfinished"] = sum(not lengths.is_finished(text) for text in shortened.values())
     counts["empty_captions"] = sum(not text.strip() for text in shortened.values())
     counts["without_objects"] = sum(not each.mentions for each in judgements)
     files = {
@@ -136,7 +155,8 @@ def score_file(
     }
     hashes = {f"{name}_sha256": sha256_of(path) for name, path in files.items()}
     named = {name: str(path) for name, path in files.items()} | hashes
-    return Report(vocabulary, truth.has_captions, named, counts, judgements, scorer.score(judgements))
+    score = scorer.score(judgements)
+    return Report(vocabulary, truth.has_captions, named, image_keys, counts, judgements, score)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -159,6 +179,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "classes": len(vocabulary.classes),
         },
         "files": report.files,
+        "image_keys": report.image_keys,
         "counts": report.counts,
         "scores": vars(report.score),
         "objects": {
@@ -167,6 +188,25 @@ def as_json(report: Report) -> dict[str, Any]:
         "captions": [asdict(each) for each in report.judgements],
         "notes": report.notes,
     }
+
+
+def _image_key(record: Record) -> str:
+    return next(key for key in IMAGE_KEYS if key in record)
+
+
+def _check_ids(path: str | Path, keys: Sequence[str], ids: Collection[int], truth: GroundTruth) -> None:
+    """Refuse ids that count the captions, where those of the images do not: some images have these numbers.
+
+    Raises:
+        ValueError: naming the key and the range.
+    """
+    if len(ids) < _FEWEST_IDS or truth.is_counted or not count_images(ids):
+        return
+    raise ValueError(
+        f"{path}: the image ids under {' or '.join(map(repr, keys))} go from {min(ids)} to {max(ids)} for "
+        f"{len(ids)} images, so that they count the captions, and the COCO files have other ids; give these, "
+        "or the names of the pictures"
+    )
 
 
 def _caption(record: Record) -> tuple[int, str | None]:

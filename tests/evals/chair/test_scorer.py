@@ -406,6 +406,43 @@ def test_what_does_not_fit_is_refused_or_counted(
         score_file(only, [instances], vocabulary=vocabulary, allow_partial=True)
 
 
+@pytest.mark.parametrize("first", [1, 301])
+def test_numbers_of_captions_are_no_ids_of_images(
+    first: int, instances: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    rows = [{"id": first + place, "text": "A dog."} for place in range(20)]
+    captions = saved(tmp_path / "captions.json", rows)
+    coco = json.loads(instances.read_text())
+    coco["images"] += [{"id": 7 * place + 1} for place in range(500)]
+    sparse = saved(tmp_path / "sparse.json", coco)
+    with pytest.raises(ValueError, match=rf"ids under 'id' go from {first} to {first + 19} for 20 images"):
+        score_file(captions, [sparse], vocabulary=vocabulary, allow_partial=True)
+    coco["images"] = [{"id": place} for place in range(400)]
+    own = saved(tmp_path / "own.json", coco)  # a data set whose pictures are counted, too
+    assert "images by the key 'id'" in score_file(captions, [own], vocabulary=vocabulary).notes
+    with pytest.raises(ValueError, match="images that the COCO files lack"):
+        score_file(saved(tmp_path / "few.json", rows[:19]), [instances], vocabulary=vocabulary)
+
+
+def test_a_run_that_was_appended_to_itself(instances: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    captions = saved(tmp_path / "captions.json", CAPTIONS * 2)
+    report = score_file(captions, [instances], vocabulary=vocabulary)
+    assert (report.counts["scored"], report.counts["repeated"]) == (3, 3)
+    assert "3 captions that stand in the file twice, taken once" in report.notes
+
+
+@pytest.mark.parametrize(("endings", "told"), [(("", "", "."), True), (("", ".", '."'), False)])
+def test_captions_that_were_cut_off(
+    endings: tuple[str, ...], told: bool, instances: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    rows = [
+        {"image_id": each["image_id"], "caption": f"A dog and a cat{ending}"}
+        for each, ending in zip(CAPTIONS, endings, strict=True)
+    ]
+    report = score_file(saved(tmp_path / "captions.json", rows), [instances], vocabulary=vocabulary)
+    assert any("2 of 3 captions end within a sentence" in note for note in report.notes) == told
+
+
 def test_incomplete_sentences_are_dropped_on_demand(
     instances: Path, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:

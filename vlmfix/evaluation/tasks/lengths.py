@@ -26,6 +26,12 @@ def length_metrics(texts: Sequence[str | None], truncated: Sequence[bool]) -> li
     return [Metric("words", words, answered, percent=False), Metric("truncated", marked, answered)]
 
 
+def is_finished(caption: str) -> bool:
+    """Whether it ends with a sentence, or is empty."""
+    text = caption.rstrip()
+    return not text or any(found.end() == len(text) for found in _LAST_END.finditer(text))
+
+
 def drop_incomplete(caption: str) -> str:
     """The caption without what follows its last complete sentence; all of it if it has none.
 
