@@ -98,7 +98,7 @@ def singular_forms(entries: Iterable[str], *, clipped: bool) -> dict[str, str]:
     known = {word for entry in (*entries, *BIGRAMS) for word in entry.split()}
     # later entries win: the reverse of the order in which the rules apply
     forms = {f"{word}es": word for word in known if word.endswith(("ch", "sh", "s", "x", "o"))}
-    forms |= {f"{word[:-1]}ies": word for word in known if word.endswith("y")}
+    forms |= {f"{word[:-1]}ies": word for word in known if word.endswith("y") and word[-2:-1] not in "aeiou"}
     forms |= {f"{word}s": word for word in known}
     if clipped:
         forms |= {word: word for word in _NOT_REDUCED}
