@@ -38,7 +38,7 @@ def test_vector(padding: int) -> None:
     image, state = ImageStates.of(*padded(IMAGE)), torch.tensor([STATE])
     weights = image.weights(state, method.weight_temperature)
     close(weights[0, padding:], [0.274518, 0.296722, 0.298290, 0.130469])
-    evidence = image.span(state, rank=1, temperature=method.weight_temperature)
+    evidence, _ = image.span(state, rank=1, temperature=method.weight_temperature)
     direction = torch.tensor([-0.556941, 0.278693, -0.654972, 0.427970])
     close(evidence[0, :, 0] * (evidence[0, :, 0] @ direction).sign(), direction.tolist())
     prior = text_span(*padded(TEXT), evidence, rank=1)
@@ -48,6 +48,34 @@ def test_vector(padding: int) -> None:
     close(torch.cat([split.vcr, split.pcr]), [0.091207, 0.207272])
     close(torch.cat(method.strengths(split.vcr, split.pcr)), [3.2, 0.057523])
     close(method.shrink(split)[0], [1.115353, 0.971648, 0.895237, -0.992254])
+
+
+def test_directions_go_on_from_those_of_the_step_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many image states, without decomposing a whole matrix each time; from far off, it is decomposed."""
+    generator = torch.Generator().manual_seed(0)
+    scales = 0.9 ** torch.arange(64.0)
+    states = torch.randn(2, 200, 64, generator=generator) * scales
+    image = ImageStates.of(states, torch.ones(2, 200, dtype=torch.bool))
+    first, later = (torch.randn(2, 64, generator=generator) * scales for _ in range(2))
+    sizes: list[int] = []
+    eigh = torch.linalg.eigh
+
+    def noting(matrix: Tensor) -> Any:
+        sizes.append(matrix.shape[-1])
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", noting)
+    exact, start = image.span(first, rank=8, temperature=1.15)
+    expected, _ = image.span(later, rank=8, temperature=1.15)
+    near, _ = image.span(later, rank=8, temperature=1.15, start=start)
+    assert sizes == [200, 200, 24]
+    torch.testing.assert_close(near @ near.mT, expected @ expected.mT, atol=1e-5, rtol=0)
+    assert not torch.allclose(near @ near.mT, exact @ exact.mT, atol=1e-3)
+    flat = ImageStates.of(torch.randn(2, 200, 64, generator=generator), image.known)
+    expected, _ = flat.span(later, rank=8, temperature=1.15)
+    far, _ = flat.span(later, rank=8, temperature=1.15, start=start)
+    assert sizes[3:] == [200, 24, 200]
+    assert torch.equal(far, expected)
 
 
 def test_strengths() -> None:
@@ -75,7 +103,7 @@ def test_directions_against_the_whole_matrix(seed: int) -> None:
     state = torch.randn(2, 24, generator=generator)
     states, texts = states * known[..., None], texts * written[..., None]
     image = ImageStates.of(states, known)
-    evidence = image.span(state, rank=4, temperature=1.15)
+    evidence, _ = image.span(state, rank=4, temperature=1.15)
     prior = text_span(texts, written, evidence, rank=3)
     weights = image.weights(state, 1.15)
     for row in range(2):

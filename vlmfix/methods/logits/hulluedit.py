@@ -148,7 +148,12 @@ class HulluEdit(Method, ReadsEarlyExits, RemembersSequences):
                 context, torch.cat([texts, new], dim=1), torch.cat([known, more], dim=1)
             )
         state = hidden_states.float().to(texts.device)
-        evidence = image.span(state, rank=self.rank_evidence, temperature=self.weight_temperature)
+        evidence, context.memory[self, "directions"] = image.span(
+            state,
+            rank=self.rank_evidence,
+            temperature=self.weight_temperature,
+            start=context.memory.get((self, "directions")),
+        )
         prior = text_span(texts, known, evidence, rank=self.rank_prior)
         split = Split.of(state, evidence, prior)
         context.measure(self, size=split.vcr[:, None], text=split.pcr[:, None])
