@@ -29,7 +29,15 @@ from .scorer import (
 )
 
 IMAGE_KEYS = ("image_id", "image", "image_name", "file_name", "question_id", "id")
-CAPTION_KEYS = ("caption", "text", "answer", "response", "output", "prediction")
+CAPTION_KEYS = (
+    "caption",
+    "answer",
+    "response",
+    "output",
+    "prediction",
+    "filtered_resps",
+    "text",
+)
 
 # From so many captions on, ids that count them are told from ids of COCO, which are sparse.
 _FEWEST_IDS = 20

@@ -12,20 +12,32 @@ from typing import Literal, TypeVar
 from vlmfix.evaluation.files.readers import (
     Record,
     examples,
+    field_of,
     id_of,
     read_records,
     shown,
     text_of,
 )
-from vlmfix.evaluation.tasks.yes_no import Verdict
+from vlmfix.evaluation.tasks.yes_no import Verdict, yes_or_no
 
 from .parsers import asked_object
 
 Join = Literal["position", "id", "question"]
 
-ANSWER_KEYS = ("answer", "prediction", "response", "output", "caption", "text")
+ANSWER_KEYS = (
+    "answer",
+    "prediction",
+    "response",
+    "output",
+    "caption",
+    "ans",
+    "model_prediction",
+    "model_answer",
+    "filtered_resps",
+    "text",
+)
 LABEL_KEYS = ("label", "answer", "gt", "gt_answer", "ground_truth")
-QUESTION_KEYS = ("question", "query", "prompt", "text")
+QUESTION_KEYS = ("query", "question", "prompt", "input", "text")
 IMAGE_KEYS = ("image", "image_name", "image_source")
 ID_KEYS = ("question_id", "id", "qid")
 
@@ -39,12 +51,13 @@ LLAVA_SPLITS = ("adversarial", "random", "popular")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its text (None for null), and id, question and image where the file has them."""
+    """One answer: its text (None for null), and id, question, image and label where the file has them."""
 
     text: str | None
     id: int | str | None
     question: str | None
     image: str | None
+    label: Verdict | None
     where: str
 
 
@@ -105,7 +118,8 @@ def read_answers(path: str | Path, key: str | None = None) -> list[Answer]:
 
 
 def read_labels(path: str | Path) -> list[Label]:
-    """The labels of a POPE question file; yes and no may be in any case.
+    """The labels of a POPE question file, or of a log with labels inside; yes and no may be in any case, or
+    be 1 and 0.
 
     Raises:
         OSError: if the file cannot be read.
@@ -233,19 +247,25 @@ def _answer(record: Record, key: str | None) -> Answer:
     used = next((name for name in names if name in record), None)
     asked = _optional(record, [name for name in QUESTION_KEYS if name != used])
     text = text_of(record, names, "answer")
-    return Answer(text, _optional_id(record), asked, _optional(record, IMAGE_KEYS), record.where)
+    label = next((record[name] for name in ("label", "target") if name in record and name != used), None)
+    return Answer(
+        text,
+        _optional_id(record),
+        asked,
+        _optional(record, IMAGE_KEYS),
+        None if label is None else yes_or_no(label, record.where),
+        record.where,
+    )
 
 
 def _label(record: Record) -> Label:
-    raw = text_of(record, LABEL_KEYS, "label")
-    cleaned = (raw or "").strip().lower()
-    if cleaned not in ("yes", "no"):
-        raise ValueError(f"{record.where}: the label is {shown(raw)}; it must be yes or no")
-    question = _optional(record, ("text", "question", "query", "prompt"))
+    raw = field_of(record, LABEL_KEYS, "label")
+    label = yes_or_no(raw, record.where)
+    question = _optional(record, ("query", "text", "question", "prompt"))
     target = _optional(record, ("target_object", "object"))
     return Label(
-        label="yes" if cleaned == "yes" else "no",
-        rewritten=raw != cleaned,
+        label=label,
+        rewritten=raw != label,
         id=_optional_id(record),
         question=question,
         image=_optional(record, IMAGE_KEYS),
@@ -260,7 +280,13 @@ def _optional(record: Record, names: Sequence[str]) -> str | None:
 
 
 def _optional_id(record: Record) -> int | str | None:
-    return id_of(record, ID_KEYS, "question id") if any(name in record for name in ID_KEYS) else None
+    if any(name in record for name in ID_KEYS):
+        return id_of(record, ID_KEYS, "question id")
+    # lmms-eval keeps it beside each figure.
+    inner = next(
+        (value for name, value in record.items() if name.startswith("pope_") and isinstance(value, dict)), {}
+    )
+    return id_of(Record(inner, record.where), ID_KEYS, "question id") if "question_id" in inner else None
 
 
 def _by_key(rows: Sequence[_Row], join: Join) -> tuple[dict[int | str, _Row], list[int | str]]:
@@ -298,7 +324,7 @@ def check_pairs(pairing: Pairing, files: str) -> None:
     comparable = [
         (answer, label)
         for answer, label in pairing.pairs
-        if (answer.question and label.question) or (answer.image and label.image)
+        if (answer.question and label.question) or (answer.image and label.image) or answer.label
     ]
     wrong = [(answer, label) for answer, label in comparable if _is_of_another(answer, label)]
     if len(wrong) < _FEWEST_WRONG or len(wrong) <= _MOST_WRONG * len(comparable):
@@ -311,7 +337,7 @@ def check_pairs(pairing: Pairing, files: str) -> None:
         remedy += ", or --pairing id or question where both have them"
     raise ValueError(
         f"{files} do not belong together: {len(wrong)} of {len(comparable)} pairs by {pairing.join} are "
-        f"about another image or object ({found}); {remedy}"
+        f"about another image or object, or have another label ({found}); {remedy}"
     )
 
 
@@ -328,11 +354,13 @@ def _disagreeing(pairs: Sequence[tuple[Answer, Label]]) -> int:
 
 
 def _is_of_another(answer: Answer, label: Label) -> bool:
-    """Whether image or object differ; of questions in other words, objects are compared."""
+    """Whether image, object or label differ; of questions in other words, objects are compared."""
     if answer.question and label.question and not _asks(answer.question, label.question):
         asked = asked_object(answer.question)
         if asked is None or asked != label.object:
             return True
+    if answer.label is not None and answer.label != label.label:
+        return True
     return bool(answer.image and label.image and _stem(answer.image) != _stem(label.image))
 
 

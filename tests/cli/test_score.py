@@ -137,7 +137,7 @@ BAD_POPE = {
     "wrong keys": ('{"question_id": 1, "reply": "Yes"}', "no answer; expected the key 'answer'"),
     "NaN answer": ('{"question_id": 1, "answer": NaN}', "line 1: NaN is no JSON number"),
     "NaN score": (ROW[:-1] + ', "score": NaN}', "line 1: NaN is no JSON number"),
-    "list answer": ('{"question_id": 1, "answer": ["Yes"]}', "the answer is"),
+    "list answer": ('{"question_id": 1, "answer": ["Yes", "No"]}', "the answer is"),
     "boolean answer": ('{"question_id": 1, "answer": true}', "the answer is true"),
     "null id": ('{"question_id": null, "answer": "Yes"}', "the question id is null"),
     "list id": ('{"question_id": [1], "answer": "Yes"}', "the question id is [1]"),
@@ -152,7 +152,7 @@ BAD_POPE = {
 BAD_LABELS = {
     "label maybe": ('[{"label": "maybe"}]', 'record 1: the label is "maybe"; it must be yes or no'),
     "null label": ('[{"label": null}]', "record 1: the label is null"),
-    "number label": ('[{"label": 1}]', "record 1: the label is 1"),
+    "number label": ('[{"label": 2}]', "record 1: the label is 2"),
     "no label": ('[{"text": "Is there?"}]', "no label; expected the key 'label'"),
     "repeated label id": (
         '[{"question_id": 1, "label": "yes"}, {"question_id": 1, "label": "no"}]',

@@ -456,10 +456,10 @@ def test_incomplete_sentences_are_dropped_on_demand(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image_id": 11}, "no caption; expected the key 'caption' or 'text'"),
+        ({"image_id": 11}, "no caption; expected the key 'caption' or 'answer'"),
         ({"caption": "A dog"}, "no image id; expected the key 'image_id' or 'image'"),
         ({"image_id": "dog.jpg", "caption": "A dog"}, 'the image id is "dog.jpg"'),
-        ({"image_id": 11, "caption": ["A dog"]}, "the caption is"),
+        ({"image_id": 11, "caption": ["A dog", "A cat"]}, "the caption is"),
     ],
 )
 def test_captions_that_are_none(

@@ -320,6 +320,49 @@ def test_public_answers_of_llava() -> None:
     assert [split.scores["official"].paired for split in report.splits] == [12, 12]
 
 
+PAI = [
+    {"query": f"Is there a {name} in the image?", "label": right, "ans": f"{word}, sure.", "file_path": "run"}
+    for name, right, word in (("dog", 1, "Yes"), ("cat", 0, "No"), ("car", 1, "No"), ("bus", 0, "No"))
+]
+
+
+def test_a_log_with_its_labels_inside(labels: Path, tmp_path: Path) -> None:
+    """That of PAI and PAINT: scored against labels, and against its own."""
+    asked = [{**row, "question": f"USER: <ImageHere> {row['query']} ASSISTANT:"} for row in PAI]
+    log = file(tmp_path / "log", asked)
+    for right in (labels, log):
+        split = score_files([log], [right]).splits[0]
+        score = split.scores["strict"]
+        assert (score.tp, score.fp, score.tn, score.fn) == (1, 0, 2, 1)
+        assert (split.counts["strict"]["pairing"], split.counts["strict"]["disagreeing"]) == ("position", 0)
+    turned = file(tmp_path / "turned", [{**row, "label": 1 - int(str(row["label"]))} for row in asked])
+    with pytest.raises(ValueError, match=r"4 of 4 pairs by position .* have another label"):
+        score_files([turned], [labels])
+
+
+def test_samples_of_lmms_eval(labels: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "doc_id": place,
+            "target": question["label"],
+            "filtered_resps": ["Yes"] if place % 2 else "Yes",
+            "input": f"{question['text']}\nAnswer the question using a single word or phrase.",
+            "pope_accuracy": {"question_id": str(question["question_id"]), "score": 1.0, "prediction": "yes"},
+        }
+        for place, question in enumerate(reversed(QUESTIONS))
+    ]
+    split = score_files([file(tmp_path / "samples", rows)], [labels]).splits[0]
+    assert (split.scores["strict"].accuracy, split.counts["strict"]["pairing"]) == (0.5, "id")
+    assert split.counts["strict"]["disagreeing"] == 0
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the official POPE files are not beside the checkout")
+def test_a_public_log() -> None:
+    log = DATA.parent / "formats" / "paint_pope_log.jsonl"
+    split = score_files([log], [DATA / "coco_pope_random.json"], ["opera"], allow_partial=True).splits[0]
+    assert (split.counts["opera"]["paired"], split.counts["opera"]["disagreeing"]) == (20, 0)
+
+
 def test_what_has_no_partner(labels: Path, tmp_path: Path) -> None:
     rows = given(["yes", "no", "yes", "no", "yes"], question_id=[1, 2, 2, 9, 4])
     answers = file(tmp_path / "answers", rows)

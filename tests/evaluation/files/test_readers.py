@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,8 +59,28 @@ def test_records_know_their_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"1": "Yes", "2": null}', [{"id": "1", "answer": "Yes"}, {"id": "2", "answer": None}]),
+        (b'{"COCO_val2014_000000000042.jpg": "A"}', [{"id": "COCO_val2014_000000000042.jpg", "answer": "A"}]),
+        (b'{"question_id": "1", "answer": "Yes"}', [{"question_id": "1", "answer": "Yes"}]),
+        (b'{"overall": {}, "imgToEval": {"42": {"caption": "A"}}}', [{"image_id": "42", "caption": "A"}]),
+        (b'{"imgToEval": {"42": {"image_id": 42, "caption": "A"}}}', [{"image_id": 42, "caption": "A"}]),
+        (gzip.compress(b'{"id": 1}\n{"id": 2}'), [{"id": 1}, {"id": 2}]),
+    ],
+)
+def test_objects_that_hold_records_and_compressed_files(
+    content: bytes, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert read_records(written(tmp_path, content)) == expected
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b'{"overall": {}, "imgToEval": {}}', "holds no records"),
+        (b"\x1f\x8b and nothing", "is compressed and cannot be read"),
+        (gzip.compress(b'{"id": 1}')[:-9], "is compressed and cannot be read"),
         (b"", "is empty"),
         (b" \n\t", "is empty"),
         (b'{"a": "caf\xe9"}', "line 1: byte 0xe9 is not UTF-8; save the file as UTF-8"),
@@ -128,7 +150,8 @@ def test_either_key() -> None:
 def test_texts_may_be_null_and_nothing_else() -> None:
     assert text_of(Record({"a": "x"}, "here"), ("a",), "answer") == "x"
     assert text_of(Record({"a": None}, "here"), ("a",), "answer") is None
-    for value in (1, True, ["x"], {"x": 1}):
+    assert text_of(Record({"a": ["x"]}, "here"), ("a",), "answer") == "x"
+    for value in (1, True, ["x", "y"], [1], {"x": 1}):
         with pytest.raises(ValueError, match=r"here: the answer is .*; it must be a text"):
             text_of(Record({"a": value}, "here"), ("a",), "answer")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,8 @@ def read_json(path: str | Path, *, drop: Collection[str] = ()) -> Any:
 def read_records(path: str | Path, *, lists: Collection[str] = LISTS) -> list[Record]:
     """The objects of a JSON array, of JSON Lines, of objects one after the other, or of a list in an object.
 
-    The extension of the file does not matter.
+    One object from ids, or names of images, to texts gives an `id` and an `answer` for each; that of the
+    official CHAIR code (`imgToEval`) the values of this key. The extension of the file does not matter.
 
     Args:
         path: UTF-8 file, with or without byte order mark.
@@ -67,7 +70,7 @@ def read_records(path: str | Path, *, lists: Collection[str] = LISTS) -> list[Re
     if len(values) == 1:
         only = values[0][1]
         if isinstance(only, dict):
-            only = next((only[key] for key in lists if isinstance(only.get(key), list)), only)
+            only = _list_in(only, lists)
         if isinstance(only, list):
             places = [(f"{path}, record {number}", value) for number, value in enumerate(only, 1)]
     for where, value in places:
@@ -80,8 +83,22 @@ def read_records(path: str | Path, *, lists: Collection[str] = LISTS) -> list[Re
     return [Record(value, where) for where, value in places]
 
 
+def _list_in(content: dict[str, Any], lists: Collection[str]) -> Any:
+    """The records that an object holds in place of being one."""
+    found = next((content[key] for key in lists if isinstance(content.get(key), list)), None)
+    if found is not None:
+        return found
+    rated = content.get("imgToEval")
+    if isinstance(rated, dict):
+        return [{"image_id": key, **each} if isinstance(each, dict) else each for key, each in rated.items()]
+    texts = content and all(isinstance(value, str | None) for value in content.values())
+    if texts and all(re.fullmatch(_NUMBERED, key) for key in content):
+        return [{"id": key, "answer": value} for key, value in content.items()]
+    return content
+
+
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without its byte order mark.
+    """The text of a UTF-8 file, compressed by gzip or not, without its byte order mark.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -96,6 +113,11 @@ def read_text(path: str | Path) -> str:
     if not file.is_file():  # it could be read once only, and its hash is needed, too
         raise ValueError(f"{file} is a pipe or device; save its content as a file")
     content = file.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file} is compressed and cannot be read ({error}); save it again") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -134,12 +156,14 @@ def field_of(record: Record, names: Sequence[str], what: str) -> Any:
 
 
 def text_of(record: Record, names: Sequence[str], what: str) -> str | None:
-    """The text under the first of `names` that the record has; None for null.
+    """The text under the first of `names` that the record has; None for null. A list of one text is that.
 
     Raises:
         ValueError: if the record has none of the keys, or the value is neither text nor null.
     """
     value = field_of(record, names, what)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{record.where}: the {what} is {shown(value)}; it must be a text")
     return value

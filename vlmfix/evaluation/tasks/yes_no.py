@@ -42,14 +42,15 @@ def exactly(text: str) -> Verdict | None:
 
 
 def yes_or_no(label: Any, where: str) -> Verdict:
-    """A label in lower case.
+    """A label in lower case; 1 is yes and 0 no, as numbers or as text.
 
     Raises:
-        ValueError: it is neither yes nor no.
+        ValueError: it is none of these.
     """
-    word = exactly(label.strip().lower()) if isinstance(label, str) else None
+    text = str(label).strip().lower() if type(label) in (str, int) else ""
+    word = exactly({"1": "yes", "0": "no"}.get(text, text))
     if word is None:
-        raise ValueError(f"{where}: the label is {shown(label)}; it must be yes or no")
+        raise ValueError(f"{where}: the label is {shown(label)}; it must be yes or no, or 1 or 0")
     return word
 
 
