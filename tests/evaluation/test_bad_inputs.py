@@ -612,4 +612,4 @@ def test_a_damaged_manifest_is_one_line(world: Path, tmp_path: Path) -> None:
     [path] = tmp_path.glob("out/pope/*/manifest.json")
     path.write_text("{}")
     said = jobs.refused("eval", "pope", "--data", world, "--limit", 3, "--output", tmp_path / "out")
-    assert "manifest.json is damaged" in said
+    assert "manifest.json cannot be used" in said

@@ -79,14 +79,16 @@ def resumable(*, quiet: bool) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def report_again(output: Path) -> None:
+def report_again(output: Path, *, trust: bool) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
-    _finish(output, read_plans(output), quiet=False, partial=True)
+    _finish(output, read_plans(output, trust=trust), quiet=False, partial=True, trust=trust)
 
 
-def _finish(output: Path, runs: Sequence[RunPlan], *, quiet: bool, partial: bool) -> None:
+def _finish(
+    output: Path, runs: Sequence[RunPlan], *, quiet: bool, partial: bool, trust: bool = False
+) -> None:
     """Figures and report, when all samples are there or a partial report was asked for."""
-    gathered = gather(runs)
+    gathered = gather(runs, trust=trust)
     if gathered.missing and not partial:
         if not quiet:
             out.print(

@@ -12,8 +12,11 @@ from vlmfix.cli.options import given_path
 
 def report(
     output: Annotated[Path, typer.Argument(parser=given_path, help="The --output of 'vlmfix eval'.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Take records and manifests as they are, also edited ones.")
+    ] = False,
 ) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
     from vlmfix.cli.jobs import report_again
 
-    report_again(output)
+    report_again(output, trust=trust)

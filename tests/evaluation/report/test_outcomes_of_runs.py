@@ -29,6 +29,7 @@ from vlmfix.evaluation.runner.config import make_job
 from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import RunPlan, prepare
 from vlmfix.evaluation.runner.progress import ConsoleProgress
+from vlmfix.evaluation.runner.run_store import sealed
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.sample import UNREACHED
 from vlmfix.evaluation.tasks import scoring
@@ -83,7 +84,7 @@ def failed(plan: RunPlan, index: int, kind: str = "ValueError") -> dict[str, Any
 
 def write(plan: RunPlan, *records: dict[str, Any]) -> None:
     path = plan.path / "records" / "0-of-1-000.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(sealed(record)) + "\n" for record in records))
 
 
 def test_counts_and_samples(plan: RunPlan) -> None:

@@ -23,6 +23,7 @@ from vlmfix.evaluation.runner.run_store import (
     differences,
     read_manifest,
     sample_key,
+    sealed,
 )
 
 KEY = {"method": {"name": "var", "moved_fraction": 0.4}, "seed": 0}
@@ -66,10 +67,14 @@ def run(tmp_path: Path) -> RunStore:
     return begin(tmp_path / "run")
 
 
+def line(record: dict[str, Any]) -> str:
+    return json.dumps(sealed(record)) + "\n"
+
+
 def write(run: RunStore, *records: dict[str, Any], name: str = "0-of-1-000.jsonl") -> Path:
     """Records in a file, as a process would have left it."""
     path = run.path / "records" / name
-    path.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    path.write_text("".join(map(line, records)), encoding="utf-8")
     return path
 
 
@@ -142,12 +147,33 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("line", DAMAGED)
-def test_a_damaged_line_elsewhere_is_an_error_with_its_place(line: str, run: RunStore) -> None:
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_line_elsewhere_is_an_error_with_its_place(damaged: str, run: RunStore) -> None:
     path = write(run, record("a"))
-    path.write_text(f"{json.dumps(record('a'))}\n{line}\n{json.dumps(record('c'))}\n")
+    path.write_text(f"{line(record('a'))}{damaged}\n{line(record('c'))}")
     with pytest.raises(ValueError, match=r"0-of-1-000\.jsonl, line 2 is damaged .*remove this line"):
         run.read(KEYS)
+
+
+def test_an_edited_line_is_an_error_unless_it_is_trusted(run: RunStore) -> None:
+    run.append([record("a"), record("b", "No.")], "0-of-1")
+    [path] = (run.path / "records").iterdir()
+    path.write_text(path.read_text().replace("No.", "Yes."))
+    with pytest.raises(ValueError, match=r"line 2 was edited .* vlmfix report --trust"):
+        run.read(KEYS)
+    assert run.read(KEYS, trust=True).done["b", 0]["text"] == "Yes."
+
+
+def test_an_edited_manifest_is_an_error_unless_it_is_trusted(run: RunStore) -> None:
+    file = run.path / "manifest.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"info": {"model": "another"}}))
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be used \(it was edited .*--trust"):
+        read_manifest(run.path)
+    assert read_manifest(run.path, trust=True)["info"] == {"model": "another"}
+    file.write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(ValueError, match="its format is 99, and this version reads 2"):
+        read_manifest(run.path, trust=True)
 
 
 def test_a_damaged_line_before_a_torn_one_is_an_error(run: RunStore) -> None:
@@ -261,7 +287,7 @@ def test_the_manifest_is_written_once(run: RunStore) -> None:
 )
 def test_a_damaged_manifest_is_named(content: str | bytes, run: RunStore) -> None:
     (run.path / "manifest.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged .*move the directory away"):
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be used .*move the directory away"):
         begin(run.path)
 
 

@@ -46,32 +46,41 @@ class Gathered:
     total: int
 
 
-def gather(runs: Sequence[RunPlan]) -> Gathered:
+def gather(runs: Sequence[RunPlan], *, trust: bool = False) -> Gathered:
     """Read and score the records of all runs; what is not answered yet is counted.
 
+    Args:
+        runs: of a job.
+        trust: whether records and manifests that somebody edited count.
+
     Raises:
-        ValueError: records are damaged, or belong to other samples.
+        ValueError: records are damaged, edited, or belong to other samples.
         FileNotFoundError: a run has no directory.
     """
     outcomes, missing, total = [], 0, 0
     for plan in runs:
-        outcome = outcome_of(plan)
+        outcome = outcome_of(plan, trust=trust)
         outcomes.append(outcome)
         total += outcome.counts["samples"]
         missing += outcome.counts["samples"] - outcome.counts["answered"] - outcome.counts["failed"]
     return Gathered(outcomes, missing, total)
 
 
-def outcome_of(plan: RunPlan) -> Outcome:
+def outcome_of(plan: RunPlan, *, trust: bool = False) -> Outcome:
     """The outcome of one run as far as it got.
 
+    Args:
+        plan: of the run.
+        trust: whether records and manifests that somebody edited count.
+
     Raises:
-        ValueError: records are damaged, or belong to other samples.
+        ValueError: records are damaged, edited, or belong to other samples.
         FileNotFoundError: the run has no directory.
     """
-    task, manifest = plan.task, read_manifest(plan.path)
+    task, manifest = plan.task, read_manifest(plan.path, trust=trust)
     identities = list(plan.identities)
-    records = RunStore(plan.path, manifest).read({(sample.id, repeat): None for sample, repeat in identities})
+    keys = {(sample.id, repeat): None for sample, repeat in identities}
+    records = RunStore(plan.path, manifest).read(keys, trust=trust)
     found = [records.done.get((sample.id, repeat)) for sample, repeat in identities]
     failed = [records.failed.get((sample.id, repeat)) for sample, repeat in identities]
     samples = [sample for sample, _ in identities]

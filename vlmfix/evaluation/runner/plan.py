@@ -122,8 +122,12 @@ def write_job(job: Job, runs: Sequence[RunPlan]) -> None:
     write_json(job.output / JOB, {"settings": plain(job.settings), "runs": listed})
 
 
-def read_plans(output: Path) -> list[RunPlan]:
+def read_plans(output: Path, *, trust: bool = False) -> list[RunPlan]:
     """The runs of the latest job of an output folder, without a model.
+
+    Args:
+        output: of the job.
+        trust: whether manifests that somebody edited count.
 
     Raises:
         FileNotFoundError: there was no job, or its data are gone.
@@ -143,7 +147,7 @@ def read_plans(output: Path) -> list[RunPlan]:
             made = Variant(run["label"], (), baseline_of=run.get("baseline_of"))
             variant, path = variants.get(run["label"], made), output / run["path"]
             asked = run_key.key_of_data(task, each.used, each.task.protocol, variant.prompt_change)
-            known = read_manifest(path)["key"]
+            known = read_manifest(path, trust=trust)["key"]
             lines = differences({part: known.get(part) for part in asked}, asked)
             if lines:
                 raise ResumeError(f"{path} is about other data or another protocol ({'; '.join(lines)})")

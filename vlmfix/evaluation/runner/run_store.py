@@ -19,6 +19,8 @@ from vlmfix.evaluation.files.hashing import brief, canonical_json, differences, 
 
 MANIFEST = "manifest.json"
 RECORDS = "records"
+FORMAT = 2
+CHECKSUM = "checksum"
 _MANIFEST_TYPES = {"key": dict, "digest": str, "environments": list, "info": dict}
 
 # What a record has beside `time_decode`, as numbers.
@@ -93,13 +95,13 @@ class RunStore:
         """
         (path / RECORDS).mkdir(parents=True, exist_ok=True)
         manifest = {
-            "format": 1,
+            "format": FORMAT,
             "key": dict(key),
             "digest": digest(key),
             "environments": [dict(environment)],
             "info": dict(info),
         }
-        create_json(path / MANIFEST, manifest)
+        create_json(path / MANIFEST, sealed(manifest))
         run = cls(path, read_manifest(path))
         if run.manifest["digest"] != manifest["digest"]:
             lines = "; ".join(differences(run.manifest["key"], key))
@@ -113,18 +115,19 @@ class RunStore:
                     "--output, or accept the mixture with --allow-environment-change"
                 )
             run.manifest["environments"] = [*known, dict(environment)]
-            write_json(path / MANIFEST, run.manifest)
+            write_json(path / MANIFEST, sealed(run.manifest))
         run.environment = run.manifest["environments"].index(dict(environment))
         return run
 
-    def read(self, keys: Mapping[Identity, str | None]) -> Records:
+    def read(self, keys: Mapping[Identity, str | None], *, trust: bool = False) -> Records:
         """All records of the given samples.
 
         Args:
             keys: of each sample and repeat, see `sample_key`; None: all records of the sample must agree.
+            trust: whether records that somebody edited count.
 
         Raises:
-            ValueError: a line that is not the last of its file is no record.
+            ValueError: a line that is not the last of its file is no record, or was edited.
             ResumeError: a record of a sample was made under another key: its image or prompt has changed.
         """
         done: dict[Identity, dict[str, Any]] = {}
@@ -133,7 +136,7 @@ class RunStore:
         found = []
         seen: dict[Identity, str] = {}
         for path in sorted((self.path / RECORDS).glob("*.jsonl")):
-            records, whole = _read_lines(path)
+            records, whole = _read_lines(path, trust=trust)
             found += [(record["written_at"], path.name, record) for record in records]
             if not whole:
                 torn.append(path.name)
@@ -170,7 +173,7 @@ class RunStore:
             OSError: the disk is full or gone; what was appended before is safe.
         """
         mark = {"environment": self.environment}
-        lines = "".join(f"{canonical_json({**record, **mark})}\n" for record in records)
+        lines = "".join(f"{canonical_json(sealed({**record, **mark}))}\n" for record in records)
         try:
             if self._writer is None:
                 self._writer = _open_new(self.path / RECORDS, shard)
@@ -192,6 +195,12 @@ class RunStore:
             self._writer = None
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A record or manifest with a checksum over all the rest."""
+    rest = {name: value for name, value in content.items() if name != CHECKSUM}
+    return {**rest, CHECKSUM: digest(rest)[:16]}
+
+
 def sample_key(run_key: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
     """SHA-256 over the settings of the run and what belongs to one sample: content, image, prompt, seed.
 
@@ -201,12 +210,16 @@ def sample_key(run_key: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
     return digest({**run_key, "sample": dict(sample)})
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, *, trust: bool = False) -> dict[str, Any]:
     """The manifest of a run directory.
+
+    Args:
+        path: of the run.
+        trust: whether one that somebody edited counts.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        ValueError: it is damaged, edited, or of another format.
     """
     file = path / MANIFEST
     if not file.is_file():
@@ -215,14 +228,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict):
             raise ValueError("it is no object")
+        if manifest.get("format") != FORMAT:
+            raise ValueError(
+                f"its format is {brief(manifest.get('format'))}, and this version reads {FORMAT}"
+            )
         for name, kind in _MANIFEST_TYPES.items():
             if not isinstance(manifest.get(name), kind):
                 raise ValueError(f"{name} is {brief(manifest.get(name))}")
-        if manifest["digest"] != digest(manifest["key"]):
-            raise ValueError("its key is not the one that it was written with")
+        if not trust and manifest != sealed(manifest):
+            raise ValueError("it was edited after it was written; vlmfix report --trust takes it as it is")
         return manifest
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}); move the directory away and start again") from error
+        raise ValueError(
+            f"{file} cannot be used ({error}); move the directory away and start again"
+        ) from error
 
 
 def _open_new(directory: Path, shard: str) -> Any:
@@ -235,7 +254,7 @@ def _open_new(directory: Path, shard: str) -> Any:
             attempt += 1
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+def _read_lines(path: Path, *, trust: bool) -> tuple[list[dict[str, Any]], bool]:
     """The records of a file, and whether its last line is whole."""
     lines = path.read_bytes().split(b"\n")
     last = lines.pop()
@@ -251,6 +270,12 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
             raise ValueError(
                 f"{path}, line {number} is damaged ({error}); remove this line to answer its sample again"
             ) from error
+        if not trust and record != sealed(record):
+            raise ValueError(
+                f"{path}, line {number} was edited after it was written; remove this line to answer its "
+                "sample again, or take it as it is with vlmfix report --trust"
+            )
+        record.pop(CHECKSUM, None)
         records.append(record)
     return records, not last
 
