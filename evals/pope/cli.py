@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles, counts_table
 
-from .parsers import DEFAULT_PARSER, FIGURES, PARSERS
+from .parsers import DEFAULT_PARSER, FIGURES, PARSERS, mean_of_splits
 from .score_command import as_json, score_files
 
 
@@ -32,6 +32,10 @@ def score(
     ],
     questions: Annotated[
         Path | None, typer.Option(help="LLaVA's llava_pope_test.jsonl, which names the split of each id.")
+    ] = None,
+    repope: Annotated[
+        Path | None,
+        typer.Option(help="Folder of RePOPE's corrected labels: the same answers, scored by these, too."),
     ] = None,
     parser: Annotated[
         list[str] | None,
@@ -64,6 +68,7 @@ def score(
         allow_partial=allow_partial,
         answer_key=answer_key,
         questions=questions,
+        repope=repope,
     )
     tables = []
     for split in report.splits:
@@ -78,6 +83,21 @@ def score(
         pooled = {name: vars(each) for name, each in report.pooled.items()}
         # VLMEvalKit's "Overall" is the F1 of all rows.
         tables.append(_figures("all rows, percent (f1 of vlmevalkit: its Overall)", pooled))
+    for fixed in report.corrected:
+        title = f"RePOPE {escape(fixed.name)}: {fixed.rows} kept questions, {100 * fixed.yes_share:.1f} % yes"
+        both = {f"{name}, POPE's labels": vars(score) for name, score in fixed.kept.items()}
+        both |= {f"{name}, RePOPE's": vars(score) for name, score in fixed.scores.items()}
+        tables.append(_figures(f"{title}, percent", both))
+        right = {
+            name: {"of turned labels": fixed.turned, "right": n} for name, n in fixed.turned_right.items()
+        }
+        tables.append(counts_table(right))
+    if len(report.corrected) > 1:
+        means = {
+            name: mean_of_splits([each.scores[name] for each in report.corrected])
+            for name in report.corrected[0].scores
+        }
+        tables.append(_figures(f"RePOPE, unweighted mean of {len(report.corrected)} splits, percent", means))
     return ScoredFiles(as_json(report), tables, report.notes)
 
 

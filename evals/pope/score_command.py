@@ -26,10 +26,9 @@ from .files import (
     read_labels,
 )
 from .parsers import Score
+from .repope import Corrected, Judged, corrected
 
 PAIRINGS = ("auto", "position", "id", "question")
-
-Judged = tuple[Answer, Label, Verdict | None]
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,13 @@ class Report:
         mean: for each parser the mean of each of `pope.FIGURES`.
         pooled: for each parser the score of all rows of all splits; the F1 of `vlmevalkit` is the "Overall"
             of VLMEvalKit, in which a question counts once for each split that it is in.
+        corrected: the splits under RePOPE's labels, where these were given.
     """
 
     splits: Sequence[Split]
     mean: Mapping[str, Mapping[str, float]]
     pooled: Mapping[str, Score]
+    corrected: Sequence[Corrected] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -107,6 +108,7 @@ def score_files(
     allow_partial: bool = False,
     answer_key: str | None = None,
     questions: str | Path | None = None,
+    repope: str | Path | None = None,
 ) -> Report:
     """Score answer files against label files, the first with the first and so on.
 
@@ -119,6 +121,7 @@ def score_files(
         allow_partial: leave out and count what has no partner, instead of refusing it.
         answer_key: see `read_answers`.
         questions: LLaVA's question file, which names split and image of each id of its answer file.
+        repope: folder of RePOPE's label files, by which the same answers are scored, too.
 
     Raises:
         OSError: if a file cannot be read.
@@ -168,6 +171,7 @@ def score_files(
         splits=splits,
         mean={name: pope.mean_of_splits([split.scores[name] for split in splits]) for name in parsers},
         pooled={name: _score(name, rows) for name, rows in every.items()},
+        corrected=[] if repope is None else [corrected(each.name, repope, each.judged) for each in splits],
     )
 
 
@@ -181,16 +185,24 @@ def as_json(report: Report) -> dict[str, Any]:
                 "files": split.files,
                 "data": split.data,
                 "counts": split.counts,
-                "scores": {name: vars(each) for name, each in split.scores.items()},
+                "scores": _as_fields(split.scores),
                 "objects": {name: _objects(rows) for name, rows in split.judged.items()},
                 "samples": {name: [_sample(*row) for row in rows] for name, rows in split.judged.items()},
             }
             for split in report.splits
         ],
         "mean": report.mean,
-        "pooled": {name: vars(each) for name, each in report.pooled.items()},
+        "pooled": _as_fields(report.pooled),
+        "repope": [
+            vars(each) | {"kept": _as_fields(each.kept), "scores": _as_fields(each.scores)}
+            for each in report.corrected
+        ],
         "notes": report.notes,
     }
+
+
+def _as_fields(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    return {name: vars(each) for name, each in scores.items()}
 
 
 def _answers(

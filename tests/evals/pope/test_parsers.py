@@ -363,6 +363,58 @@ def test_a_public_log() -> None:
     assert (split.counts["opera"]["paired"], split.counts["opera"]["disagreeing"]) == (20, 0)
 
 
+@pytest.mark.parametrize(
+    ("given_answers", "pope", "kept", "corrected", "right"),
+    [
+        ("y n y y n y", (2, 2, 1, 1), (2, 1, 1, 1), (2, 1, 1, 1), 1),
+        ("y y y y y y", (3, 3, 0, 0), (3, 2, 0, 0), (3, 2, 0, 0), 1),
+    ],
+)
+def test_answers_under_corrected_labels(
+    given_answers: str,
+    pope: tuple[int, ...],
+    kept: tuple[int, ...],
+    corrected: tuple[int, ...],
+    right: int,
+    tmp_path: Path,
+) -> None:
+    def rows(labels: dict[int, str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "question_id": id,
+                "image": f"{id}.jpg",
+                "text": f"Is there a thing{id} in the image?",
+                "label": word,
+            }
+            for id, word in labels.items()
+        ]
+
+    def cells(score: parsers.Score) -> tuple[int, ...]:
+        return score.tp, score.fp, score.tn, score.fn
+
+    words = {"y": "yes", "n": "no"}
+    asked = file(
+        tmp_path / "coco_pope_random.json", rows({id: words["yn"[(id + 1) % 2]] for id in range(1, 7)})
+    )
+    turned = rows({1: "yes", 2: "no", 3: "no", 5: "yes", 6: "yes"})
+    file(tmp_path / "coco_repope_random.json", turned)
+    said = [words[letter] for letter in given_answers.split()]
+    answers = file(tmp_path / "answers", given(said, question_id=list(range(1, 7))))
+    for parser in NAMES:
+        report = score_files([answers], [asked], [parser], repope=tmp_path)
+        [found] = report.corrected
+        assert cells(report.splits[0].scores[parser]) == pope
+        assert (cells(found.kept[parser]), cells(found.scores[parser])) == (kept, corrected)
+        assert (found.rows, found.turned, found.turned_right[parser], found.yes_share) == (5, 2, right, 0.6)
+        assert json.dumps(as_json(report))
+    turned[0]["text"] = "Is there a cow in the image?"
+    file(tmp_path / "coco_repope_random.json", turned)
+    with pytest.raises(ValueError, match=r"asks something else than .* under 1 question ids \(1\)"):
+        score_files([answers], [asked], repope=tmp_path)
+    with pytest.raises(FileNotFoundError, match="coco_repope_random"):
+        score_files([answers], [asked], repope=tmp_path / "none")
+
+
 def test_what_has_no_partner(labels: Path, tmp_path: Path) -> None:
     rows = given(["yes", "no", "yes", "no", "yes"], question_id=[1, 2, 2, 9, 4])
     answers = file(tmp_path / "answers", rows)
