@@ -28,7 +28,7 @@ class Refinement(MultiPassResult):
             image: greedy, and cut at `max_map_tokens`; "" without such a pass.
         map_words: its content words, where the steps that wrote them alone made the question's map; (): all
             steps did.
-        original: the image that was refined, or would have been; None without an image.
+        original: the image that was refined, or would have been; None without map passes.
         saliency: fused map in pixels of `original`, `(height, width)` float, NaN where the model does not
             see the image; None without map passes.
         box: of the kept regions, left, top, right and bottom in pixels of `original`.
