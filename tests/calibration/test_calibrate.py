@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import vlmfix
-from vlmfix.calibration.calibrate import calibrate, sink_threshold, write_profile
+from vlmfix.calibration.calibrate import calibrate, write_profile
 from vlmfix.calibration.schedules import change_point, dense_layers, kept_ratios
+from vlmfix.calibration.sinks import sink_threshold
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.methods.pruning.base import mean_tokens
 from vlmfix.models.digest import weights_digest

@@ -1,17 +1,91 @@
-"""Where pruning should happen, and how much may stay: the arithmetic of calibrated schedules."""
+"""Finding where pruning should happen, and how much may stay, for AdaptInfer."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 
+from vlmfix.calibration.results import PROMPT, Calibration, Progress, prompt_inputs
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.layout import Rows
+from vlmfix.inference.pictures import ImageLike
+from vlmfix.methods.base import Method
 from vlmfix.methods.pruning.base import mean_tokens
 
 # Shares of the image tokens left after the three layers of LLaVA-1.5-7B at budget 64.
 _KEPT_SHARES = (133 / 576, 27 / 576, 3 / 576)
+
+# Image tokens whose curves are searched for change points: 58 of 576.
+_CURVES = 0.1
+
+_BUDGETS = (11, 22, 33, 50, 70)
+
+
+def calibrate_adaptinfer(
+    model: PreTrainedModel, processor: ProcessorMixin, images: Sequence[ImageLike], progress: Progress
+) -> Calibration:
+    """Find schedules for AdaptInfer (arXiv 2508.06084): layers where attention to the image changes.
+
+    Of each prompt, the tenth of the image tokens with the largest attention gives curves of cumulative
+    attention over the layers; each has one change point. The layers where these are densest are pruned. How
+    many tokens stay is this library's own rule: the shares of LLaVA-1.5-7B, scaled to a mean share over the
+    layers.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    found: Counter[int] = Counter()
+    for image in images:
+        observer = _TextToImage()
+        with observer(model), torch.no_grad():
+            model(**prompt_inputs(model, processor, image, PROMPT))
+        attention = torch.stack([seen.cpu() for seen in observer.seen])
+        count = max(1, round(_CURVES * attention.shape[1]))
+        chosen = attention.sum(dim=0).topk(count).indices
+        curves = attention[:, chosen].cumsum(dim=0).T.double().numpy()
+        found.update(change_point(curve) - 1 for curve in curves)
+        if progress is not None:
+            progress(1)
+    prune_layers = dense_layers(found, layers)
+    schedules = {}
+    for budget in _BUDGETS:
+        ratios = kept_ratios(budget / 100, layers, prune_layers)
+        if ratios is not None:
+            schedules[f"{budget}%"] = {"prune_layers": list(prune_layers), "kept_ratios": ratios}
+    if not schedules:
+        raise ValueError(
+            f"attention to the image changes at layers {prune_layers} of {layers}, too late for a mean of "
+            f"{_BUDGETS[-1]} % of the image tokens per layer; this model has no schedule worth having"
+        )
+    histogram = {layer: found[layer] for layer in sorted(found)}
+    return Calibration(
+        {"adaptinfer_schedules": schedules},
+        f"{len(images)} image prompts: densest change points of cumulative attention to the image; budgets "
+        "are mean shares of the image tokens per layer",
+        {"change points by layer": histogram, "prune layers": prune_layers, "budgets": list(schedules)},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextToImage(Method):
+    """Attention of the text after the image to each image token, layer by layer, for one prompt."""
+
+    edits: ClassVar = False
+
+    seen: list[Tensor] = field(default_factory=list, compare=False)
+
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        return context.layout.rows_after_last_image
+
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        image = context.layout.image_tokens[0].to(weights.device)
+        self.seen.append(weights[0].mean(dim=(0, 1))[image])
 
 
 def change_point(curve: np.ndarray) -> int:
