@@ -153,6 +153,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     ],
     "tome": [{"merged_per_layer": 4}, {"merged_per_layer": 8}, {"merged_per_layer": 12}],
     "mctf": [{"merged_per_layer": 4}, {"merged_per_layer": 8}, {"merged_per_layer": 12}],
+    "mrfd": [{}, {"region_prompt": "{question}"}, {"region_prompt": "{question}", "num_views": 2}],
     "patch_matters": [{"max_caption_tokens": 80}],
     "dyvte": [{"exit_layer": 3}, {"exit_layer": 5}, {"exit_layer": 6}],
 }
