@@ -146,7 +146,7 @@ def test_a_broken_picture_is_kept(tmp_path):
     ("changes", "message"),
     [
         ({"label": ["yes", "maybe", "no"]}, 'split test, row 2: the label is "maybe"; it must be yes or no'),
-        ({"label": [1, 0, 1]}, "row 1: the label is 1"),
+        ({"label": [2, 0, 1]}, "row 1: the label is 2"),
         ({"text": ["a?", None, "b?"]}, "row 2: the question is null"),
         ({"number": [1, 2, None]}, "row 3: the id is null"),
         ({"number": [1, 1, 2]}, "row 2: the id of pope/custom/random/1 comes twice"),

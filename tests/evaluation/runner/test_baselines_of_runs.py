@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.run_key import run_key
-from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
+from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest, sealed
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.registry import get_task
@@ -312,7 +313,10 @@ def test_samples_that_fail_fail_in_matched_controls_too(
 def test_runs_without_margins_are_named(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
     [plan, *_] = run(job(tmp_path, world, methods=["greedy"], limit=4), loaded)
     [path] = (plan.path / "records").iterdir()
-    path.write_text(path.read_text().replace('"margin"', '"another"'))
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        del record["margin"]
+    path.write_text("".join(json.dumps(sealed(record)) + "\n" for record in records))
     with pytest.raises(ValueError, match=r"greedy-\w{8} was answered without margins .*--no-baselines"):
         run(job(tmp_path, world, limit=4), loaded)
 

@@ -46,8 +46,20 @@ FIELDS = {
     "time_decode": float,
     "forwards_per_token": float,
     "peak_memory": int,
+    "checksum": str,
 }
-FAILED = ["batch_size", "environment", "host", "id", "image", "key", "prompt", "repeat", "seed", "written_at"]
+FAILED = [
+    "batch_size",
+    "environment",
+    "host",
+    "id",
+    "image",
+    "key",
+    "prompt",
+    "repeat",
+    "seed",
+    "written_at",
+]
 
 
 @pytest.fixture
