@@ -1,17 +1,14 @@
-"""Answers and labels of POPE as they are found in files, and which answer belongs to which label."""
+"""Answers and labels of POPE as they are found in files."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
 
 from vlmfix.evaluation.files.readers import (
     Record,
-    examples,
     field_of,
     id_of,
     read_records,
@@ -21,8 +18,6 @@ from vlmfix.evaluation.files.readers import (
 from vlmfix.evaluation.tasks.yes_no import Verdict, yes_or_no
 
 from .parsers import asked_object
-
-Join = Literal["position", "id", "question"]
 
 ANSWER_KEYS = (
     "answer",
@@ -40,9 +35,6 @@ LABEL_KEYS = ("label", "answer", "gt", "gt_answer", "ground_truth")
 QUESTION_KEYS = ("query", "question", "prompt", "input", "text")
 IMAGE_KEYS = ("image", "image_name", "image_source")
 ID_KEYS = ("question_id", "id", "qid")
-
-# Of pairs that can be compared, so many may be about something else: public releases differ in a few words.
-_MOST_WRONG, _FEWEST_WRONG = 0.02, 2
 
 # In LLaVA's one answer file, ids of each split begin here.
 _LLAVA_RANGE = 10_000_000
@@ -72,34 +64,6 @@ class Label:
     image: str | None
     object: str | None
     where: str
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Which answers belong to which labels, and what does not.
-
-    Args:
-        join: what they were paired by.
-        pairs: in the order of the labels.
-        surplus: by position, the answers beyond the last label.
-        missing: labels without an answer.
-        unknown: answers whose id is of no label.
-        duplicates: answers whose id had occurred.
-        duplicate_labels: labels whose id had occurred.
-        disagreeing: pairs whose ids, questions or images differ.
-    """
-
-    join: Join
-    pairs: list[tuple[Answer, Label]]
-    surplus: list[Answer]
-    missing: int
-    unknown: int
-    duplicates: int
-    duplicate_labels: int
-    disagreeing: int
-
-
-_Row = TypeVar("_Row", Answer, Label)
 
 
 def read_answers(path: str | Path, key: str | None = None) -> list[Answer]:
@@ -168,74 +132,6 @@ def llava_splits(answers: Sequence[Answer], questions: str | Path | None = None)
     return {split: found[split] for split in LLAVA_SPLITS if split in found}
 
 
-def pair(
-    answers: Sequence[Answer],
-    labels: Sequence[Label],
-    join: Join,
-    *,
-    partial: bool = False,
-    truncate: bool = False,
-) -> Pairing:
-    """Find the label of each answer.
-
-    Args:
-        answers: in the order of their file.
-        labels: in the order of theirs.
-        join: by position, by id, or by image and asked object.
-        partial: let missing, unknown and duplicate ids be, or at a position what one list lacks; of
-            duplicates the first counts.
-        truncate: by position, let one list be longer, as the official script does.
-
-    Raises:
-        ValueError: for lists that do not fit each other, if not let be.
-    """
-    if join == "position":
-        if len(answers) != len(labels) and not (partial or truncate):
-            raise ValueError(
-                f"{len(answers)} answers for {len(labels)} labels, paired by position; complete the file,"
-                " pair by id, or pass --allow-partial"
-            )
-        pairs = list(zip(answers, labels, strict=False))
-        surplus = list(answers[len(labels) :])
-        missing = len(labels) - len(pairs)
-        return Pairing(join, pairs, surplus, missing, 0, 0, 0, _disagreeing(pairs))
-    first_answers, repeated = _by_key(answers, join)
-    first_labels, repeated_labels = _by_key(labels, join)
-    unknown = [key for key in first_answers if key not in first_labels]
-    missing_ids = [key for key in first_labels if key not in first_answers]
-    problems = {
-        "labels without an answer": missing_ids,
-        f"answers with an unknown {join}": unknown,
-        f"answers with a repeated {join}": repeated,
-        f"labels with a repeated {join}": repeated_labels,
-    }
-    if any(problems.values()) and not partial:
-        found = "; ".join(f"{len(ids)} {what} ({examples(ids)})" for what, ids in problems.items() if ids)
-        raise ValueError(
-            f"{found}; {join}s are joined within one split: give each split its own files,"
-            " use --pairing position, or pass --allow-partial"
-        )
-    pairs = [(first_answers[key], label) for key, label in first_labels.items() if key in first_answers]
-    counts = (len(missing_ids), len(unknown), len(repeated), len(repeated_labels))
-    return Pairing(join, pairs, [], *counts, _disagreeing(pairs))
-
-
-def ids_on_both(answers: Sequence[Answer], labels: Sequence[Label]) -> bool:
-    """Whether answers and labels carry ids to be joined by.
-
-    Raises:
-        ValueError: if some answers carry one and others do not.
-    """
-    carrying = [answer for answer in answers if answer.id is not None]
-    if carrying and len(carrying) < len(answers):
-        lacking = next(answer for answer in answers if answer.id is None)
-        raise ValueError(
-            f"{lacking.where}: no question id, though {len(carrying)} other answers have one; "
-            "add it or use --pairing position"
-        )
-    return bool(carrying) and all(label.id is not None for label in labels)
-
-
 def _answer(record: Record, key: str | None) -> Answer:
     found = [name for name in ANSWER_KEYS if name in record and name != "text"]
     if key is None and len(found) > 1:
@@ -287,91 +183,3 @@ def _optional_id(record: Record) -> int | str | None:
         (value for name, value in record.items() if name.startswith("pope_") and isinstance(value, dict)), {}
     )
     return id_of(Record(inner, record.where), ID_KEYS, "question id") if "question_id" in inner else None
-
-
-def _by_key(rows: Sequence[_Row], join: Join) -> tuple[dict[int | str, _Row], list[int | str]]:
-    """The first row of each id or question, and the ids or questions of the others."""
-    first: dict[int | str, _Row] = {}
-    repeated = []
-    for row in rows:
-        key = row.id if join == "id" else _question_key(row)
-        if key is None:
-            lacks = "no question id" if join == "id" else "no image and question of POPE's form"
-            raise ValueError(f"{row.where}: {lacks} to join by; add it or use --pairing position")
-        if key in first:
-            repeated.append(key)
-        else:
-            first[key] = row
-    return first, repeated
-
-
-def _question_key(row: Answer | Label) -> str | None:
-    """Image and asked object, for the words of a question differ between releases."""
-    asked = row.object if isinstance(row, Label) else asked_object(row.question or "")
-    return None if row.image is None or asked is None else f"{asked} in {_stem(row.image)}"
-
-
-def check_pairs(pairing: Pairing, files: str) -> None:
-    """Refuse pairs of which many are about another image or object.
-
-    Args:
-        pairing: of the answers and labels.
-        files: both, in words.
-
-    Raises:
-        ValueError: more than 2 % of those that can be compared are, two at least; names the first.
-    """
-    comparable = [
-        (answer, label)
-        for answer, label in pairing.pairs
-        if (answer.question and label.question) or (answer.image and label.image) or answer.label
-    ]
-    wrong = [(answer, label) for answer, label in comparable if _is_of_another(answer, label)]
-    if len(wrong) < _FEWEST_WRONG or len(wrong) <= _MOST_WRONG * len(comparable):
-        return
-    found = examples(f"{_told(answer)} with {_told(label)}" for answer, label in wrong)
-    remedy = "give the label file of these answers"
-    if pairing.join == "id":
-        remedy += ", or --pairing question where both have images"
-    if pairing.join == "position":
-        remedy += ", or --pairing id or question where both have them"
-    raise ValueError(
-        f"{files} do not belong together: {len(wrong)} of {len(comparable)} pairs by {pairing.join} are "
-        f"about another image or object, or have another label ({found}); {remedy}"
-    )
-
-
-def _told(row: Answer | Label) -> str:
-    return f"{row.where.rpartition(', ')[2]}: {shown((row.question or row.image or '').strip())}"
-
-
-def _disagreeing(pairs: Sequence[tuple[Answer, Label]]) -> int:
-    """Pairs of which one side tells of another question than the other."""
-    return sum(
-        _is_of_another(answer, label) or (None not in (answer.id, label.id) and answer.id != label.id)
-        for answer, label in pairs
-    )
-
-
-def _is_of_another(answer: Answer, label: Label) -> bool:
-    """Whether image, object or label differ; of questions in other words, objects are compared."""
-    if answer.question and label.question and not _asks(answer.question, label.question):
-        asked = asked_object(answer.question)
-        if asked is None or asked != label.object:
-            return True
-    if answer.label is not None and answer.label != label.label:
-        return True
-    return bool(answer.image and label.image and _stem(answer.image) != _stem(label.image))
-
-
-def _asks(prompt: str, question: str) -> bool:
-    """Whether the question is in the prompt, whatever stands around it."""
-    words = (re.sub(r"\W+", " ", text.lower()).strip() for text in (question, prompt))
-    return next(words) in next(words)
-
-
-def _stem(path: str) -> str:
-    """`"val2014/COCO_val2014_000000000042.jpg"` and `"000000000042.png"` have the same."""
-    name = re.split(r"[/\\]", path)[-1]
-    stem = name.rpartition(".")[0] or name
-    return stem[-12:] if stem[-12:].isdigit() else stem

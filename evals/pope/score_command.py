@@ -13,18 +13,8 @@ from vlmfix.evaluation.tasks.ratios import object_errors, ratio
 from vlmfix.evaluation.tasks.yes_no import Verdict
 
 from . import parsers as pope
-from .files import (
-    Answer,
-    Join,
-    Label,
-    Pairing,
-    check_pairs,
-    ids_on_both,
-    llava_splits,
-    pair,
-    read_answers,
-    read_labels,
-)
+from .files import Answer, Label, llava_splits, read_answers, read_labels
+from .pairing import Join, Pairing, check_pairs, ids_on_both, pair
 from .parsers import Score
 from .repope import Corrected, Judged, corrected
 
