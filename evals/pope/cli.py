@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles, counts_table
+from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS
 
-from .parsers import DEFAULT_PARSER, FIGURES, PARSERS, mean_of_splits
 from .score_command import as_json, score_files
+from .scores import DEFAULT_PARSER, FIGURES, mean_of_splits
 
 
 def score(

@@ -11,8 +11,7 @@ from vlmfix.evaluation.sample import Sample, in_order
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.yes_no import yes_or_no
 
-from .parsers import asked_object
-from .questions import PopeQuestion, build_pope, read_pope, write_pope
+from .questions import PopeQuestion, asked_object, build_pope, read_pope, write_pope
 
 PUBLISHED = ("coco", "aokvqa", "gqa")
 OFFICIAL_ROWS = 3000

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmfix.evaluation.files import answers
+from vlmfix.evaluation.files.answers import ID_KEYS, IMAGE_KEYS, Answer, Keys
 from vlmfix.evaluation.files.readers import (
     Record,
     field_of,
@@ -15,42 +17,16 @@ from vlmfix.evaluation.files.readers import (
     shown,
     text_of,
 )
-from vlmfix.evaluation.tasks.yes_no import Verdict, yes_or_no
+from vlmfix.evaluation.tasks.yes_no import yes_or_no
+from vlmfix.evaluation.tasks.yes_no_parsers import Verdict
 
-from .parsers import asked_object
+from .questions import asked_object
 
-ANSWER_KEYS = (
-    "answer",
-    "prediction",
-    "response",
-    "output",
-    "caption",
-    "ans",
-    "model_prediction",
-    "model_answer",
-    "filtered_resps",
-    "text",
-)
 LABEL_KEYS = ("label", "answer", "gt", "gt_answer", "ground_truth")
-QUESTION_KEYS = ("query", "question", "prompt", "input", "text")
-IMAGE_KEYS = ("image", "image_name", "image_source")
-ID_KEYS = ("question_id", "id", "qid")
 
 # In LLaVA's one answer file, ids of each split begin here.
 _LLAVA_RANGE = 10_000_000
 LLAVA_SPLITS = ("adversarial", "random", "popular")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer: its text (None for null), and id, question, image and label where the file has them."""
-
-    text: str | None
-    id: int | str | None
-    question: str | None
-    image: str | None
-    label: Verdict | None
-    where: str
 
 
 @dataclass(frozen=True)
@@ -66,19 +42,24 @@ class Label:
     where: str
 
 
-def read_answers(path: str | Path, key: str | None = None) -> list[Answer]:
-    """The answers of a file: a JSON array, JSON Lines, or an object with a list of them.
+def read_answers(path: str | Path, keys: Keys | None = None) -> list[Answer]:
+    """The answers of a file, their labels as yes or no; see `vlmfix.evaluation.files.answers.read_answers`.
 
-    Args:
-        path: file.
-        key: the key of the answer's text; without it the one of `ANSWER_KEYS` that is there, where
-            "text" counts last, because it often holds the question.
+    lmms-eval's samples have the question's id beside each figure.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is not what it should be, or several keys could hold the answer.
+        ValueError: if it is not what it should be, several keys could hold the answer, or a label is neither
+            yes nor no.
     """
-    return [_answer(record, key) for record in read_records(path)]
+    return [
+        dataclasses.replace(
+            answer,
+            id=_inner_id(answer.record) if answer.id is None else answer.id,
+            label=None if answer.label is None else yes_or_no(answer.label, answer.where),
+        )
+        for answer in answers.read_answers(path, keys)
+    ]
 
 
 def read_labels(path: str | Path) -> list[Label]:
@@ -92,13 +73,13 @@ def read_labels(path: str | Path) -> list[Label]:
     return [_label(record) for record in read_records(path)]
 
 
-def llava_splits(answers: Sequence[Answer], questions: str | Path | None = None) -> dict[str, list[Answer]]:
+def llava_splits(given: Sequence[Answer], questions: str | Path | None = None) -> dict[str, list[Answer]]:
     """LLaVA's answers by split, with the ids of POPE; empty where ids are not of several of its ranges.
 
     Its ids begin at 1 (adversarial), 10000001 (random) and 20000001 (popular).
 
     Args:
-        answers: of its one file.
+        given: of its one file.
         questions: its question file (`llava_pope_test.jsonl`), which must name the same split for each id;
             images are from it.
 
@@ -106,16 +87,16 @@ def llava_splits(answers: Sequence[Answer], questions: str | Path | None = None)
         OSError: if the question file cannot be read.
         ValueError: if it lacks an id, or names another split.
     """
-    ids = [answer.id for answer in answers if isinstance(answer.id, int)]
+    ids = [answer.id for answer in given if isinstance(answer.id, int)]
     places = {id // _LLAVA_RANGE for id in ids}
-    if len(ids) < len(answers) or len(places) < 2 or not places <= set(range(len(LLAVA_SPLITS))):
+    if len(ids) < len(given) or len(places) < 2 or not places <= set(range(len(LLAVA_SPLITS))):
         return {}
     known = {}
     if questions is not None:
         for record in read_records(questions):
             known[id_of(record, ID_KEYS, "question id")] = record
     found: dict[str, list[Answer]] = {}
-    for answer, id in zip(answers, ids, strict=True):
+    for answer, id in zip(given, ids, strict=True):
         place, own = divmod(id, _LLAVA_RANGE)
         split, image = LLAVA_SPLITS[place], answer.image
         if questions is not None:
@@ -132,28 +113,6 @@ def llava_splits(answers: Sequence[Answer], questions: str | Path | None = None)
     return {split: found[split] for split in LLAVA_SPLITS if split in found}
 
 
-def _answer(record: Record, key: str | None) -> Answer:
-    found = [name for name in ANSWER_KEYS if name in record and name != "text"]
-    if key is None and len(found) > 1:
-        raise ValueError(
-            f"{record.where}: {' and '.join(map(repr, found))} could both be the answer;"
-            " choose with --answer-key"
-        )
-    names = (key,) if key is not None else (*found, *ANSWER_KEYS)
-    used = next((name for name in names if name in record), None)
-    asked = _optional(record, [name for name in QUESTION_KEYS if name != used])
-    text = text_of(record, names, "answer")
-    label = next((record[name] for name in ("label", "target") if name in record and name != used), None)
-    return Answer(
-        text,
-        _optional_id(record),
-        asked,
-        _optional(record, IMAGE_KEYS),
-        None if label is None else yes_or_no(label, record.where),
-        record.where,
-    )
-
-
 def _label(record: Record) -> Label:
     raw = field_of(record, LABEL_KEYS, "label")
     label = yes_or_no(raw, record.where)
@@ -162,7 +121,7 @@ def _label(record: Record) -> Label:
     return Label(
         label=label,
         rewritten=raw != label,
-        id=_optional_id(record),
+        id=id_of(record, ID_KEYS, "question id") if any(name in record for name in ID_KEYS) else None,
         question=question,
         image=_optional(record, IMAGE_KEYS),
         object=target.lower() if target else asked_object(question or ""),
@@ -175,10 +134,7 @@ def _optional(record: Record, names: Sequence[str]) -> str | None:
     return next((value for name in names if isinstance(value := record.get(name), str)), None)
 
 
-def _optional_id(record: Record) -> int | str | None:
-    if any(name in record for name in ID_KEYS):
-        return id_of(record, ID_KEYS, "question id")
-    # lmms-eval keeps it beside each figure.
+def _inner_id(record: Record) -> int | str | None:
     inner = next(
         (value for name, value in record.items() if name.startswith("pope_") and isinstance(value, dict)), {}
     )

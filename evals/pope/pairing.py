@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from vlmfix.evaluation.files.answers import Answer
 from vlmfix.evaluation.files.readers import examples, shown
 
-from .files import Answer, Label
-from .parsers import asked_object
+from .files import Label
+from .questions import asked_object
 
 Join = Literal["position", "id", "question"]
 

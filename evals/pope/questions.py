@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,6 @@ from vlmfix.evaluation.files.readers import (
     text_of,
 )
 from vlmfix.evaluation.tasks.yes_no import yes_or_no
-
-from .parsers import asked_object
 
 
 @dataclass(frozen=True)
@@ -199,3 +198,9 @@ def _filled(record: Record, names: tuple[str, ...], what: str) -> str:
     if not text or not text.strip():
         raise ValueError(f"{record.where}: the {what} is {shown(text)}; it must be a text")
     return text
+
+
+def asked_object(question: str) -> str | None:
+    """The object in a question of the form "Is there a dog in the image?"; None for other forms."""
+    found = re.search(r"\bis there (?:an?|the) (.+?) in the \w+\?", question, re.IGNORECASE)
+    return found[1].lower() if found else None

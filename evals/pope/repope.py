@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmfix.evaluation.files.answers import Answer
 from vlmfix.evaluation.files.readers import examples, sha256_of
 from vlmfix.evaluation.tasks.ratios import ratio
-from vlmfix.evaluation.tasks.yes_no import Verdict
+from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, Verdict
 
-from . import parsers as pope
-from .files import Answer, Label, read_labels
-from .parsers import Score
+from . import scores as pope
+from .files import Label, read_labels
+from .scores import Score
 
 Judged = tuple[Answer, Label, Verdict | None]
 
@@ -83,7 +84,7 @@ def corrected(name: str, folder: str | Path, judged: Mapping[str, Sequence[Judge
     }
     again = {
         parser: [
-            None if answer.text is None else pope.PARSERS[parser](answer.text, label.label)
+            None if answer.text is None else PARSERS[parser](answer.text, label.label)
             for answer, _, label, _ in each
         ]
         for parser, each in rows.items()

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmfix.evaluation.files.answers import Answer, Keys
 from vlmfix.evaluation.files.readers import sha256_of
 from vlmfix.evaluation.tasks.ratios import object_errors, ratio
-from vlmfix.evaluation.tasks.yes_no import Verdict
+from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, Verdict, parser_named
 
-from . import parsers as pope
-from .files import Answer, Label, llava_splits, read_answers, read_labels
+from . import scores as pope
+from .files import Label, llava_splits, read_answers, read_labels
 from .pairing import Join, Pairing, check_pairs, ids_on_both, pair
-from .parsers import Score
 from .repope import Corrected, Judged, corrected
+from .scores import Score
 
 PAIRINGS = ("auto", "position", "id", "question")
 
@@ -105,7 +106,7 @@ def score_files(
     Args:
         answers: answer files, one a split; or LLaVA's one file of several splits, which its ids tell apart.
         labels: POPE question files, as many; of LLaVA's file, one for each split that is scored.
-        parsers: names in `pope.PARSERS`.
+        parsers: names in `PARSERS`.
         pairing: "auto" pairs by position under `official` and joins by question id under the others
             where both files carry ids; "question" joins by image and asked object.
         allow_partial: leave out and count what has no partner, instead of refusing it.
@@ -123,7 +124,7 @@ def score_files(
     if pairing not in PAIRINGS:
         raise ValueError(f"unknown pairing {pairing!r}; choose from {', '.join(PAIRINGS)}")
     for name in parsers:
-        pope.parser_named(name)
+        parser_named(name)
     names = _split_names(labels)
     splits = []
     for name, label_path, (answer_path, given) in zip(
@@ -202,7 +203,7 @@ def _answers(
     questions: str | Path | None,
 ) -> list[tuple[str | Path, list[Answer]]]:
     """File and answers for each label file."""
-    read = [read_answers(path, key) for path in paths]
+    read = [read_answers(path, Keys(answer=key)) for path in paths]
     whole = llava_splits(read[0], questions) if len(read) == 1 else {}
     if questions is not None and not whole:
         raise ValueError(
@@ -236,7 +237,7 @@ def _join(parser: str, answers: Sequence[Answer], labels: Sequence[Label], pairi
 
 
 def _verdict(parser: str, answer: Answer, target: Verdict) -> Verdict | None:
-    return None if answer.text is None else pope.PARSERS[parser](answer.text, target)
+    return None if answer.text is None else PARSERS[parser](answer.text, target)
 
 
 def _score(parser: str, rows: Sequence[Judged], beyond: Sequence[Verdict | None] = ()) -> Score:

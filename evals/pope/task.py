@@ -9,10 +9,10 @@ from typing import ClassVar
 from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.sample import Sample
-from vlmfix.evaluation.tasks.yes_no import Verdict, YesNoTask, yes_no_metrics, yes_no_settings
+from vlmfix.evaluation.tasks.yes_no import YesNoTask, yes_no_metrics, yes_no_settings
+from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, Verdict
 
 from .dataset import pope_rows, pope_samples
-from .parsers import PARSERS
 
 
 class Pope(YesNoTask):

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from vlmfix.evals.pope.parsers import PARSERS, score
+from vlmfix.evals.pope.scores import score
 from vlmfix.evals.pope.task import Pope
 
 from tests.support.outcomes import metrics_of
@@ -14,6 +14,7 @@ from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.tasks.base import Sample, TaskMetrics
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
+from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS
 
 ANSWERS = [
     ("random", "yes", "dog", "Yes."),

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vlmfix.evals.pope.parsers import PARSERS
 
 from tests.support import jobs
 from tests.support.benchmarks import SHAPES, write_task
@@ -34,6 +33,7 @@ from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.sample import UNREACHED
 from vlmfix.evaluation.tasks import scoring
 from vlmfix.evaluation.tasks.registry import get_task
+from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS
 
 KEY = {"model": {"id": "tiny-llava"}, "methods": [{"name": "var", "parameters": {"moved_fraction": 0.4}}]}
 

@@ -132,6 +132,25 @@ class DataFolder:
             raise FileNotFoundError(self._missing(name, task))
         return path
 
+    def find_file(self, task: str, *patterns: str) -> Path:
+        """A file of a benchmark that lays its files out in its own way.
+
+        Args:
+            task: that needs it.
+            patterns: of its path below the root; the first that a file fits counts.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: no root was given.
+        """
+        if self.root is None:
+            raise ValueError(f"{task} looks for {patterns[0]} below a folder; give it with --data DIR")
+        found = (path for pattern in patterns for path in sorted(self.root.glob(pattern)) if path.is_file())
+        path = next(found, None)
+        if path is None:
+            raise FileNotFoundError(f"{self.root} has no {' or '.join(patterns)}, which {task} needs; check --data")
+        return path
+
     def image(self, name: str, task: str) -> Path:
         """The file of a picture; it need not exist.
 

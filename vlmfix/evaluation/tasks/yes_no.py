@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,30 +14,7 @@ from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import length_metrics
 from vlmfix.evaluation.tasks.protocols import JOIN, TEXT, Setting, one_of
 from vlmfix.evaluation.tasks.ratios import object_errors
-
-Verdict = Literal["yes", "no"]
-Parser = Callable[[str, Verdict], Verdict | None]
-"""What reads an answer, given the right one; None is unparsed."""
-
-_DECISIVE = {"yes": "yes", "no": "no", "not": "no", "nope": "no", "cannot": "no"}
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032\uff07\u00b4`", "'"))
-
-
-def strict(text: str, target: Verdict) -> Verdict | None:
-    """The first word among yes, no, not, nope, cannot and contractions in n't decides; words have letters of
-    any script, and apostrophes may be typographic."""
-    for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower().translate(_APOSTROPHES)):
-        decided = "no" if word.endswith("n't") else _DECISIVE.get(word)
-        if decided is not None:
-            return exactly(decided)
-    return None
-
-
-def exactly(text: str) -> Verdict | None:
-    """The word itself."""
-    if text == "yes":
-        return "yes"
-    return "no" if text == "no" else None
+from vlmfix.evaluation.tasks.yes_no_parsers import Parser, Verdict, exactly, strict
 
 
 def yes_or_no(label: Any, where: str) -> Verdict:

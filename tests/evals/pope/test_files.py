@@ -1,4 +1,4 @@
-"""POPE's parsers, figures and files."""
+"""POPE's figures and files."""
 
 from __future__ import annotations
 
@@ -8,71 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vlmfix.evals.pope import parsers
-from vlmfix.evals.pope.parsers import PARSERS
+from vlmfix.evals.pope import scores
+from vlmfix.evals.pope.questions import asked_object
 from vlmfix.evals.pope.score_command import as_json, score_files
 
 from tests.support.paths import OFFICIAL
 from vlmfix.evaluation.tasks.ratios import object_errors
-from vlmfix.evaluation.tasks.yes_no import Verdict
+from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, Verdict
 
 DATA = OFFICIAL / "pope"
-NAMES = ["official", "opera", "vcd", "lmms_eval", "vlmevalkit", "mme", "strict"]
 WORDS: dict[str, Verdict | None] = {"y": "yes", "n": "no", "u": None}
-
-
-@pytest.mark.parametrize(
-    ("answer", "target", "expected"),
-    [
-        ("I can see no truck here", "no", "n n n u n u n"),
-        ("no way to tell", "yes", "n n n u n n n"),
-        ("It's hard to say; no", "no", "n n n u n u n"),
-        ("Never", "no", "y y y u u u u"),
-        ("Sure. Yes", "yes", "y y y u y u y"),
-        ("Yes and no", "no", "n n n u u y y"),
-        ("The notebook is open", "no", "y y n u u u u"),
-        ("n", "no", "y y y u u n u"),
-        ("No truck. Yes, a car", "no", "n n n u u n n"),
-        ("Correct", "yes", "y y n u u u u"),
-        ("No-one is there", "no", "y y n u n n n"),
-        ("Yes... I do not doubt it", "yes", "y n y u y y y"),
-        ("no/yes", "no", "y y n u u n n"),
-        ("   ", "yes", "y y n u u u u"),
-        ("No.", "no", "n n n u n n n"),
-        ("NO", "no", "y n n n n n n"),
-        ("There isn't one", "no", "y n y u u u n"),
-        ("I know this dog", "no", "y y n u u u u"),
-        ("", "no", "y y y u u u u"),
-        ("no\n", "no", "y y n n n n n"),
-        ("Yes", "yes", "y y y y y y y"),
-        ("1,000 no-one", "no", "y y n u u u n"),
-        ("There isn\u2019t a dog in the image.", "no", "y y y u u u n"),
-        ("I cannot see a dog in the image.", "no", "y y n u u u n"),
-        ("I can\u2019t say; yes", "yes", "y y y u y u n"),
-        ("Cannot tell, yes", "yes", "y y y u y u n"),
-        ("don\u00b4t know", "no", "y y n u u u n"),
-        ("\u2018Yes\u2019", "yes", "y y y u u y y"),
-        ("N\u00e3o", "no", "y y y u u u u"),
-        ("no\u00e9 yes", "yes", "y y y u y n y"),
-        ("dont know", "no", "y y n u u u u"),
-    ],
-)
-def test_parsers(answer: str, target: Verdict, expected: str) -> None:
-    assert list(PARSERS) == NAMES
-    found = {name: PARSERS[name](answer, target) for name in NAMES}
-    assert found == {name: WORDS[letter] for name, letter in zip(NAMES, expected.split(), strict=True)}
-
-
-def test_parsers_are_registered_once() -> None:
-    with pytest.raises(ValueError, match="there is a parser 'official' already"):
-        parsers.register_parser("official")(parsers.official)
-    with pytest.raises(ValueError, match="unknown parser 'oficial'; choose from official, opera"):
-        parsers.parser_named("oficial")
 
 
 def test_figures_of_the_example() -> None:
     labels: list[Verdict] = ["yes", "no", "yes", "no", "yes", "no", "no", "yes"]
-    score = parsers.score([WORDS[letter] for letter in "yynnynny"], labels)
+    score = scores.score([WORDS[letter] for letter in "yynnynny"], labels)
     assert (score.tp, score.fp, score.tn, score.fn) == (3, 1, 3, 1)
     figures = (score.accuracy, score.precision, score.recall, score.f1, score.yes_ratio)
     assert figures == (0.75, 0.75, 0.75, 0.75, 0.5)
@@ -82,7 +32,7 @@ def test_figures_of_the_example() -> None:
 def test_figures_of_forty_and_six() -> None:
     verdicts: list[Verdict | None] = ["yes"] * 46 + ["no"] * 54
     labels: list[Verdict] = ["yes"] * 40 + ["no"] * 6 + ["no"] * 44 + ["yes"] * 10
-    score = parsers.score(verdicts, labels)
+    score = scores.score(verdicts, labels)
     figures = (score.accuracy, score.precision, score.recall, score.f1, score.yes_ratio)
     assert [f"{figure:.6f}" for figure in figures] == [
         "0.840000",
@@ -96,7 +46,7 @@ def test_figures_of_forty_and_six() -> None:
 def test_unparsed_answers_are_wrong_and_no_yes() -> None:
     verdicts: list[Verdict | None] = ["yes", None, None, "no"]
     labels: list[Verdict] = ["yes", "yes", "no", "no"]
-    score = parsers.score(verdicts, labels)
+    score = scores.score(verdicts, labels)
     assert (score.tp, score.fp, score.tn, score.fn, score.unparsed_yes, score.unparsed_no) == (
         1,
         0,
@@ -106,35 +56,35 @@ def test_unparsed_answers_are_wrong_and_no_yes() -> None:
         1,
     )
     assert (score.accuracy, score.recall, score.yes_ratio, score.unparsed_share) == (0.5, 0.5, 0.25, 0.5)
-    lenient = parsers.score(verdicts, labels, parser="lmms_eval")
+    lenient = scores.score(verdicts, labels, parser="lmms_eval")
     assert (lenient.accuracy, lenient.recall, lenient.f1) == (0.5, 1.0, 1.0)
 
 
 def test_zero_denominators_are_flagged() -> None:
-    score = parsers.score(["no", "no"], ["no", "no"])
+    score = scores.score(["no", "no"], ["no", "no"])
     assert (score.accuracy, score.precision, score.recall, score.f1) == (1.0, 0.0, 0.0, 0.0)
     assert score.undefined == ("precision", "recall", "f1")
 
 
 def test_official_counts_a_surplus_in_the_yes_ratio_only() -> None:
-    score = parsers.score(["yes", "no", "yes", "yes"], ["yes", "no"], parser="official")
+    score = scores.score(["yes", "no", "yes", "yes"], ["yes", "no"], parser="official")
     assert (score.paired, score.answers, score.accuracy, score.yes_ratio) == (2, 4, 1.0, 0.75)
     with pytest.raises(ValueError, match="2 verdicts for 1 labels"):
-        parsers.score(["yes", "no"], ["yes"])
+        scores.score(["yes", "no"], ["yes"])
 
 
 def test_mean_of_splits_is_unweighted() -> None:
-    score = parsers.score(["yes"], ["yes"])
+    score = scores.score(["yes"], ["yes"])
     splits = [dataclasses.replace(score, accuracy=accuracy) for accuracy in (0.87, 0.86, 0.84)]
-    assert f"{parsers.mean_of_splits(splits)['accuracy']:.8f}" == "0.85666667"
+    assert f"{scores.mean_of_splits(splits)['accuracy']:.8f}" == "0.85666667"
     with pytest.raises(ValueError, match="no splits"):
-        parsers.mean_of_splits([])
+        scores.mean_of_splits([])
 
 
 def test_objects() -> None:
-    assert parsers.asked_object("Is there a dining table in the image?") == "dining table"
-    assert parsers.asked_object("Is there an apple in the imange?") == "apple"
-    assert parsers.asked_object("What is this?") is None
+    assert asked_object("Is there a dining table in the image?") == "dining table"
+    assert asked_object("Is there an apple in the imange?") == "apple"
+    assert asked_object("What is this?") is None
     errors = object_errors([("car", True), ("dog", False), ("car", False), ("dog", False)])
     assert list(errors.items()) == [("dog", (2, 2)), ("car", (1, 2))]
 
@@ -238,7 +188,7 @@ def test_files_of_other_questions_are_refused(rows: int, wrong: int, refused: bo
         for row, text in enumerate(asked)
     ]
     files = [file(tmp_path / "answers", answers)], [file(tmp_path / "labels", labels)]
-    for parser in NAMES:
+    for parser in list(PARSERS):
         if refused:
             with pytest.raises(
                 ValueError, match=rf"do not belong together: {wrong} of {rows} pairs .*line 1"
@@ -278,7 +228,7 @@ def llava(tmp_path: Path) -> tuple[Path, Path, list[Path]]:
     return file(tmp_path / "answers", answers), file(tmp_path / "questions", asked), labels
 
 
-@pytest.mark.parametrize("parser", NAMES)
+@pytest.mark.parametrize("parser", list(PARSERS))
 def test_the_one_file_of_llava_is_told_apart_by_its_ids(parser: str, tmp_path: Path) -> None:
     answers, questions, labels = llava(tmp_path)
     for given in ({}, {"questions": questions}, {"questions": questions, "pairing": "question"}):
@@ -389,7 +339,7 @@ def test_answers_under_corrected_labels(
             for id, word in labels.items()
         ]
 
-    def cells(score: parsers.Score) -> tuple[int, ...]:
+    def cells(score: scores.Score) -> tuple[int, ...]:
         return score.tp, score.fp, score.tn, score.fn
 
     words = {"y": "yes", "n": "no"}
@@ -400,7 +350,7 @@ def test_answers_under_corrected_labels(
     file(tmp_path / "coco_repope_random.json", turned)
     said = [words[letter] for letter in given_answers.split()]
     answers = file(tmp_path / "answers", given(said, question_id=list(range(1, 7))))
-    for parser in NAMES:
+    for parser in list(PARSERS):
         report = score_files([answers], [asked], [parser], repope=tmp_path)
         [found] = report.corrected
         assert cells(report.splits[0].scores[parser]) == pope
@@ -448,8 +398,8 @@ def test_lists_of_different_length(labels: Path, tmp_path: Path) -> None:
 
 def test_null_answers_are_unparsed_under_every_parser(labels: Path, tmp_path: Path) -> None:
     answers = file(tmp_path / "answers", given([None, "no", "yes", ""]))
-    report = score_files([answers], [labels], NAMES)
-    for name in NAMES:
+    report = score_files([answers], [labels], list(PARSERS))
+    for name in list(PARSERS):
         assert report.splits[0].scores[name].unparsed_yes == 1
         assert report.splits[0].counts[name]["null_answers"] == 1
         assert report.splits[0].counts[name]["empty_answers"] == 1
@@ -500,7 +450,7 @@ def test_official_files(tmp_path: Path) -> None:
         )
         for path, each in zip(splits, rows, strict=True)
     ]
-    report = score_files(answers, splits, NAMES)
+    report = score_files(answers, splits, list(PARSERS))
     for split in report.splits:
         assert (split.data["rows"], split.data["images"], split.data["yes_share"]) == (3000, 500, 0.5)
         assert all(score.accuracy == 1.0 and score.unparsed_share == 0 for score in split.scores.values())
