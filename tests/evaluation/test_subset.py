@@ -66,7 +66,7 @@ def test_neither_order_nor_folders_matter() -> None:
 def test_limits_are_images(limit: int | float | None, images: int) -> None:
     found = subset(POPE, limit)
     assert found.images == images
-    assert found.words == ("" if images == 10 else f"{images} of 10 images")
+    assert found.words == ("" if images == 10 else f"{images} of 10 images, {18 * images} samples")
     assert len(found.samples) == 18 * images
 
 

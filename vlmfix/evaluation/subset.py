@@ -31,8 +31,10 @@ class Subset:
 
     @property
     def words(self) -> str:
-        """Such as `83 of 500 images`; "" for all of them."""
-        return "" if self.images == self.of else f"{self.images:,} of {self.of:,} images"
+        """Such as `83 of 500 images, 498 samples`; "" for all of them."""
+        if self.images == self.of:
+            return ""
+        return f"{self.images:,} of {self.of:,} images, {len(self.samples):,} samples"
 
 
 def subset(

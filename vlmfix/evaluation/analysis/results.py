@@ -82,7 +82,7 @@ class Outcome:
         parameters: the complete configuration of the method.
         samples: one each, in order of their ids; with several repeats of a sample, they follow each other.
         repeats: which repeat of its sample each is, `(samples,)` int.
-        subset: which part of the images the samples are about, such as "83 of 500 images"; "" for all.
+        subset: which part of the images the samples are about, such as "83 of 500 images, 498 samples"; "" for all.
         baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
             tested.
         metrics: the headline figure first. Failed samples add nothing to them.

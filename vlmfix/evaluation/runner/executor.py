@@ -100,9 +100,8 @@ def execute(
                 if method.attaches:
                     stack.enter_context(method(model, processor))
     for part in task_plan:
-        if part.subset:
-            note = f" ({part.note})" if part.note else ""
-            progress.note(f"{part.task.name}: {len(part.samples):,} samples, of {part.subset}{note}")
+        if part.note:
+            progress.note(f"{part.task.name}, {part.subset}: {part.note}")
     work = _Work(job, model, processor, shard, progress, _answer_ids(rows, processor))
     _warm_up(model, processor)
     starter = RunStarter(job, model, processor, shard, progress.note)
