@@ -24,6 +24,9 @@ def caveats(comparison: Comparison) -> list[str]:
             f"Two parsers differ by more than {100 * NOTABLE_GAP:g} points for {len(gaps)} of "
             f"{len(comparison.rows)} methods, most for {method}: {text}."
         )
+    for method, mark in comparison.main_marks.items():
+        if mark.contradicts:
+            found.append(f"{method}: no mark, as {mark.reason}.")
     images = len(set(comparison.rows[0].outcome.clusters))
     if images < FEW_IMAGES:
         found.append(f"Few images ({images}): intervals are wide and can be somewhat too short.")
