@@ -9,9 +9,14 @@ from pathlib import Path
 
 def write_text(path: Path, text: str) -> None:
     """Write a text; the file is either whole or as it was, whenever the process is killed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes; the file is either whole or as it was, whenever the process is killed."""
     partial = beside(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

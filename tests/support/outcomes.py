@@ -106,7 +106,9 @@ def yes_no(
             "new tokens per sample": 2.0,
             "peak memory": 15.2 * 2**30,
         },
-        "activity": {} if method == "greedy" else {"rows": count, "site_share": 0.25, "size": None},
+        "activity": {}
+        if method == "greedy"
+        else {method: {"samples": count, "site share": 0.25, "kl_max": None}},
         "details": {"model": "tiny-llava", "data": {"rows": len(samples)}},
     }
     return Outcome(**(base | changes))

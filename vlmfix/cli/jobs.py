@@ -17,9 +17,12 @@ from rich.markup import escape
 
 from vlmfix.cli.console import err, out, progress_bar
 from vlmfix.cli.loading import load_model
+from vlmfix.evaluation.analysis.comparison import compare
 from vlmfix.evaluation.datasets.sources import scene_count
-from vlmfix.evaluation.report.collect import COSTS, METRICS, REPORT, gather, publish
+from vlmfix.evaluation.files.atomic import check_writable
+from vlmfix.evaluation.report.collect import COSTS, METRICS, REPORT, gather, publish, write_page
 from vlmfix.evaluation.report.console_tables import tables
+from vlmfix.evaluation.report.several_runs import COMPARISON, labelled_by_run
 from vlmfix.evaluation.runner.config import make_job, read_job
 from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
@@ -85,6 +88,29 @@ def resumable(*, quiet: bool) -> Iterator[None]:
 def report_again(output: Path, *, trust: bool) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
     _finish(output, read_plans(output, trust=trust), quiet=False, partial=True, trust=trust)
+
+
+def compare_runs(outputs: Sequence[Path], page: Path | None, *, trust: bool) -> None:
+    """Write one page on the latest jobs of several folders.
+
+    Args:
+        outputs: of jobs; differences are to the first method of the first one.
+        page: an HTML file, or a folder for `report.html`; None: `comparison.html` in the first output.
+        trust: whether records and manifests that somebody edited count.
+
+    Raises:
+        ValueError: a folder is given twice.
+    """
+    folders = [output.resolve() for output in outputs]
+    if twice := next((each for each in folders if folders.count(each) > 1), None):
+        raise ValueError(f"{twice} is given twice; name each run once")
+    gathered = {each: gather(read_plans(each, trust=trust), trust=trust).outcomes for each in outputs}
+    comparisons = compare(labelled_by_run(gathered))
+    path = outputs[0] / COMPARISON if page is None else page if page.suffix == ".html" else page / REPORT
+    check_writable(path.parent)
+    write_page(path, comparisons)
+    out.print(tables(comparisons, width=out.width))
+    out.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
 def _finish(

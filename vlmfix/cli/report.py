@@ -7,16 +7,30 @@ from typing import Annotated
 
 import typer
 
-from vlmfix.cli.options import given_path
+from vlmfix.cli.options import given_path, path_option
 
 
 def report(
-    output: Annotated[Path, typer.Argument(parser=given_path, help="The --output of 'vlmfix eval'.")],
+    outputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            parser=given_path,
+            help="The --output of 'vlmfix eval'; several are compared on one page.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        path_option("Where the page goes: an HTML file or a folder. (default: into the first run)"),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Take records and manifests as they are, also edited ones.")
     ] = False,
 ) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
-    from vlmfix.cli.jobs import report_again
+    from vlmfix.cli.jobs import compare_runs, report_again
 
-    report_again(output, trust=trust)
+    if output is None and len(outputs) == 1:
+        report_again(outputs[0], trust=trust)
+    else:
+        compare_runs(outputs, output, trust=trust)

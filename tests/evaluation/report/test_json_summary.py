@@ -102,7 +102,7 @@ def test_costs_are_relative_to_the_first_method() -> None:
     assert [each["method"] for each in content["methods"]] == ["greedy", "var", "greedy", "vcd"]
     var, vcd = content["methods"][1], content["methods"][3]
     assert var["relative"]["seconds per sample"] == pytest.approx(0.13 / 0.11)
-    assert var["activity"]["site_share"] == 0.25
+    assert var["activity"]["var"]["site share"] == 0.25
     assert var["inactive"] is False
     assert vcd["relative"]["peak memory"] is None
     assert rounded(content)

@@ -14,8 +14,18 @@ NOTABLE_GAP = 0.005
 
 
 def caveats(comparison: Comparison) -> list[str]:
-    """Unfinished and unpaired methods, failed samples, methods that are no better than the best of their
-    baselines, undefined figures and parsers that disagree."""
+    """Methods that are no better than the best of their baselines, and all of `warnings_of`."""
+    verdicts = [
+        f"{row.outcome.method}: {row.best.words} by {row.best.figures[0].metric.name}."
+        for row in comparison.rows
+        if row.best is not None and row.best.verdict != "better than"
+    ]
+    return [*verdicts, *warnings_of(comparison)]
+
+
+def warnings_of(comparison: Comparison) -> list[str]:
+    """Unfinished and unpaired methods, failed samples, undefined figures, parsers that disagree, and tests that
+    contradict intervals."""
     found = [note for row in comparison.rows for note in _caveats(row)]
     gaps = {row.outcome.method: gap for row in comparison.rows if (gap := _parser_gap(row))}
     if gaps:
@@ -61,8 +71,6 @@ def _caveats(row: Row) -> list[str]:
         found.append(f"{count:,} answers were not reached, as the reasoning did not end within the limit")
     if row.unpaired:
         found.append(f"no paired differences: {row.unpaired}")
-    if row.best is not None and row.best.verdict != "better than":
-        found.append(f"{row.best.words} by {row.best.figures[0].metric.name}")
     undefined = [_place(each.metric.name, each.metric.group) for each in row.figures if not each.is_defined]
     if undefined:
         found.append(f"undefined for a zero denominator: {', '.join(undefined)}")

@@ -168,7 +168,7 @@ def _parameters(key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[Comparison]:
-    """Write `metrics.json`, `costs.json` and `report.html` of a job, and the scores of each run.
+    """Write `metrics.json`, `costs.json`, `report.html` and `figures/` of a job, and the scores of each run.
 
     Args:
         gathered: from `gather`.
@@ -186,13 +186,17 @@ def publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[C
         row = rows[outcome.task, outcome.method]
         _write_scores(plan, [each for each in comparisons if row in each.rows])
         _write_samples(plan, outcome)
-    caveats = (
-        [SYNTHETIC_CAVEAT] if any("/synthetic" in outcome.protocol for outcome in gathered.outcomes) else []
-    )
-    tasks = ", ".join(dict.fromkeys(outcome.task.upper() for outcome in gathered.outcomes))
-    model = gathered.outcomes[0].details["key"]["model"]["id"]
-    write_report(output / REPORT, comparisons, title=f"{tasks}: {model}", caveats=caveats)
+    write_page(output / REPORT, comparisons)
     return comparisons
+
+
+def write_page(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write the HTML report of some comparisons, and its plots beside it."""
+    outcomes = [row.outcome for comparison in comparisons for row in comparison.rows]
+    caveats = [SYNTHETIC_CAVEAT] if any("/synthetic" in each.protocol for each in outcomes) else []
+    tasks = ", ".join(dict.fromkeys(each.task.upper() for each in outcomes))
+    models = ", ".join(dict.fromkeys(each.details["key"]["model"]["id"] for each in outcomes))
+    write_report(path, comparisons, title=f"{tasks}: {models}", caveats=caveats)
 
 
 def _write_scores(plan: RunPlan, comparisons: Sequence[Comparison]) -> None:

@@ -1,4 +1,4 @@
-"""Samples on which methods disagree, and their pictures, small."""
+"""Samples on which methods disagree, samples that none has right, and their pictures, small."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ class Disagreement:
     same: list[str]
 
 
+@dataclass(frozen=True)
+class SharedFailure:
+    """A sample that no method has right.
+
+    Args:
+        sample: as the first method answered it.
+        repeat: number of the repeat; None if each sample has one only.
+        answers: each verdict and answer once, with the methods that gave it.
+    """
+
+    sample: SampleResult
+    repeat: int | None
+    answers: list[tuple[list[str], SampleResult]]
+
+
 def disagreements(comparison: Comparison) -> list[Disagreement]:
     """Samples with different verdicts or scores, in a fixed order that is as good as random.
 
@@ -79,9 +94,35 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
                 same.append(method)
         if len(answers) > 1:
             found.append(Disagreement(before, repeat if several else None, answers, same))
-    return sorted(
-        found, key=lambda each: (hashlib.sha256(each.sample.id.encode()).digest(), each.repeat or 0)
-    )
+    return sorted(found, key=_shuffled)
+
+
+def shared_failures(comparison: Comparison) -> list[SharedFailure]:
+    """Samples that every method answered and none has wholly right, the lowest mean score first.
+
+    The methods are those of `disagreements`; with a single one there is nothing to share. Equal scores stand
+    in a fixed order that is as good as random.
+    """
+    first = comparison.rows[0].outcome
+    asked = [
+        (outcome.method, _by_key(outcome)) for outcome in (first, *(row.outcome for row in comparison.others))
+    ]
+    if len(asked) < 2:
+        return []
+    several = len(set(first.repeats.tolist())) > 1
+    found: list[tuple[float, SharedFailure]] = []
+    for (id_, repeat), before in asked[0][1].items():
+        given = [(method, samples.get((id_, repeat))) for method, samples in asked]
+        scores, answers = [], {}
+        for method, sample in given:
+            if sample is None or sample.prompt != before.prompt:
+                break
+            scores.append(sample.score or 0.0)
+            answers.setdefault((sample.verdict, sample.answer), ([], sample))[0].append(method)
+        if len(scores) == len(asked) and max(scores) < 1:
+            failure = SharedFailure(before, repeat if several else None, list(answers.values()))
+            found.append((sum(scores), failure))
+    return [failure for _, failure in sorted(found, key=lambda each: (each[0], _shuffled(each[1])))]
 
 
 def thumbnail(path: Path) -> Picture | None:
@@ -104,6 +145,11 @@ def _by_key(outcome: Outcome) -> dict[tuple[str, int], SampleResult]:
         for sample, repeat in zip(outcome.samples, outcome.repeats, strict=True)
         if sample.score is not None
     }
+
+
+def _shuffled(found: Disagreement | SharedFailure) -> tuple[bytes, int]:
+    """A fixed order that is as good as random."""
+    return hashlib.sha256(found.sample.id.encode()).digest(), found.repeat or 0
 
 
 def _change(before: SampleResult, after: SampleResult) -> str:

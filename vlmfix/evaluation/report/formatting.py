@@ -50,9 +50,9 @@ def signed_texts(difference: Estimate, *, percent: bool) -> tuple[str, str]:
     return _texts(difference, percent=percent, signed=True, further=further)
 
 
-def _texts(estimate: Estimate, **style: Any) -> tuple[str, str]:
+def _texts(estimate: Estimate, *, signed: bool = False, **style: Any) -> tuple[str, str]:
     ends = [number(end, **style) for end in (estimate.low, estimate.high) if end is not None]
-    return number(estimate.value, **style), f"[{', '.join(ends)}]" if ends else "[-]"
+    return number(estimate.value, signed=signed, **style), f"[{', '.join(ends)}]" if ends else "[-]"
 
 
 def _touches_zero(estimate: Estimate, percent: bool, further: int) -> bool:
@@ -126,6 +126,8 @@ def _companions(row: Row, group: str) -> dict[str, str]:
     main = next((each for each in row.figures if each.metric.group == group and each.metric.better), None)
     if main and main.spread:
         texts = {f"{main.metric.name} over {len(main.spread.values)} repeats": spread_text(main)} | texts
+    if row.outcome.calibration is not None:
+        texts["calibration error, %"] = number(row.outcome.calibration.error, percent=True)
     known = {each.metric.name for each in row.figures}
     counts = row.outcome.counts
     for name in ("unparsed", "truncated"):

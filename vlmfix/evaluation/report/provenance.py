@@ -33,15 +33,23 @@ def run_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return {name: text for name, text in provenance.items() if text}
 
 
-def task_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Facts of one task, by name; those that no outcome knows are left out."""
+def task_facts(outcomes: Sequence[Outcome]) -> list[str]:
+    """What was asked in one task and how; what no outcome knows is left out."""
     samples = outcomes[0].samples
     images = len({sample.cluster for sample in samples})
     protocols = _found(outcomes, "key", "protocol")
-    provenance = {
-        "samples": f"{len(samples):,} about {images:,} image{'' if images == 1 else 's'}",
-        "decoding": _words(map(_decoding, protocols)),
-        "scored by": _words(each.get("parser") or each.get("scorer") for each in protocols),
+    scored = _words(each.get("parser") or each.get("scorer") for each in protocols)
+    facts = (
+        f"{len(samples):,} samples about {images:,} image{'' if images == 1 else 's'}",
+        _words(map(_decoding, protocols)),
+        f"scored by {scored}" if scored else "",
+    )
+    return [fact for fact in facts if fact]
+
+
+def task_sources(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What one task was made from, by name; what no outcome knows is left out."""
+    sources = {
         "first prompt": _words(_found(outcomes[:1], "info", "first_prompt")),
         "data": "\n".join(
             f"{role}: {_data(used)}"
@@ -49,7 +57,18 @@ def task_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
             for role, used in roles.items()
         ),
     }
-    return {name: text for name, text in provenance.items() if text}
+    return {name: text for name, text in sources.items() if text}
+
+
+def unlike(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not the same in another mapping, at any depth."""
+    found: dict[str, Any] = {}
+    for name, each in value.items():
+        theirs = other.get(name)
+        if each != theirs:
+            both = isinstance(each, Mapping) and isinstance(theirs, Mapping)
+            found[name] = unlike(each, theirs) if both else each
+    return found
 
 
 def _found(outcomes: Sequence[Outcome], *path: str) -> list[Any]:

@@ -1,35 +1,37 @@
-// Filters and pages the list of samples; without it the list is complete and plain.
-(() => {
-  const form = document.getElementById("filter");
-  if (!form) return;
-  const samples = [...document.querySelectorAll(".samples > li")];
+// Filters and pages lists of samples; without it the lists are complete and plain.
+for (const browser of document.querySelectorAll(".browser")) {
+  const form = browser.querySelector(".filter");
+  const samples = [...browser.querySelectorAll(".samples > li")];
   const texts = samples.map((sample) => sample.textContent.toLowerCase());
-  const found = document.getElementById("found");
-  const pages = document.getElementById("pages");
+  const found = browser.querySelector(".found");
+  const pages = browser.querySelector(".pages");
   const size = 20;
   let page = 0;
 
+  const chosen = (name) => form.elements[name]?.value ?? "";
+
   function matches(sample, text) {
-    const { task, method, change, text: wanted } = form.elements;
-    if (task.value && sample.dataset.task !== task.value) return false;
+    if (chosen("task") && sample.dataset.task !== chosen("task")) return false;
+    if (!text.includes(chosen("text").trim().toLowerCase())) return false;
+    const [method, change] = [chosen("method"), chosen("change")];
+    if (!method && !change) return true;
     const changes = sample.dataset.changes.trim().split(" ").map((each) => each.split(":"));
-    const fits = ([by, kind]) => (!method.value || by === method.value) && (!change.value || kind === change.value);
-    return changes.some(fits) && text.includes(wanted.value.trim().toLowerCase());
+    return changes.some(([by, kind]) => (!method || by === method) && (!change || kind === change));
   }
 
   function show() {
-    const chosen = samples.filter((sample, index) => matches(sample, texts[index]));
-    const count = Math.max(1, Math.ceil(chosen.length / size));
+    const fitting = samples.filter((sample, index) => matches(sample, texts[index]));
+    const count = Math.max(1, Math.ceil(fitting.length / size));
     page = Math.min(Math.max(page, 0), count - 1);
     const start = page * size;
-    const visible = new Set(chosen.slice(start, start + size));
+    const visible = new Set(fitting.slice(start, start + size));
     samples.forEach((sample) => { sample.hidden = !visible.has(sample); });
-    const method = form.elements.method.value;
-    document.querySelectorAll(".samples [data-method]").forEach((answer) => {
+    const method = chosen("method");
+    browser.querySelectorAll("[data-method]").forEach((answer) => {
       answer.hidden = method !== "" && answer.dataset.method !== method;
     });
-    const range = chosen.length > size ? `, ${start + 1} to ${start + visible.size} below` : "";
-    found.textContent = `${chosen.length} of ${samples.length} samples${range}`;
+    const range = fitting.length > size ? `, ${start + 1} to ${start + visible.size} below` : "";
+    found.textContent = `${fitting.length} of ${samples.length} samples${range}`;
     pages.hidden = count === 1;
     pages.querySelector("span").textContent = `page ${page + 1} of ${count}`;
     const [previous, next] = pages.querySelectorAll("button");
@@ -43,8 +45,8 @@
     if (event.target.tagName !== "BUTTON") return;
     page += Number(event.target.value);
     show();
-    document.getElementById("samples").scrollIntoView();
+    browser.scrollIntoView();
   });
   form.hidden = found.hidden = false;
   show();
-})();
+}
