@@ -28,6 +28,9 @@ from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.failures import printable, words
 
+SAMPLES_FAILED = 3
+"""Exit code where all was done, and samples have no answer."""
+
 
 def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) -> None:
     """Run a job, or this process's share of it, and write its report when all samples are there.
@@ -59,7 +62,9 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
             allow_missing=job.allow_missing,
         )
         runs = execute(job, tasks, *loaded, own, progress)
-        _finish(job.output, runs, quiet=quiet, partial=False)
+        failed = _finish(job.output, runs, quiet=quiet, partial=False)
+    if failed:
+        raise SystemExit(SAMPLES_FAILED)
 
 
 @contextmanager
@@ -87,11 +92,10 @@ def report_again(output: Path, *, trust: bool) -> None:
     _finish(output, read_plans(output, trust=trust), quiet=False, partial=True, trust=trust)
 
 
-def _finish(
-    output: Path, runs: Sequence[RunPlan], *, quiet: bool, partial: bool, trust: bool = False
-) -> None:
-    """Figures and report, when all samples are there or a partial report was asked for."""
+def _finish(output: Path, runs: Sequence[RunPlan], *, quiet: bool, partial: bool, trust: bool = False) -> int:
+    """Figures and report, when all samples are there or a partial report was asked for; how many failed."""
     gathered = gather(runs, trust=trust)
+    failed = sum(outcome.counts["failed"] for outcome in gathered.outcomes)
     if gathered.missing and not partial:
         if not quiet:
             out.print(
@@ -101,10 +105,18 @@ def _finish(
                 highlight=False,
                 markup=False,
             )
-        return
+        return failed
     comparisons = publish(gathered, output, runs)
     out.print(tables(comparisons, width=out.width))
     out.print(f"{output / REPORT}, {METRICS}, {COSTS}", soft_wrap=True, highlight=False, markup=False)
+    if failed and not quiet:
+        err.print(
+            f"{failed:,} samples failed and have no answer; the report names the reasons, the same command "
+            "tries them again",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return failed
 
 
 def device_of(device: str, shard: Shard) -> str:
