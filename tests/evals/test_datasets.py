@@ -320,6 +320,15 @@ def test_limits(scenes):
     assert len(limited(samples, 0.001)) == 1
 
 
+def test_limits_of_units(scenes):
+    samples = chair_samples(scenes, load_protocol("chair.tiny"))
+    units = {sample.id: str(number // 3) for number, sample in enumerate(samples)}
+    few = limited(samples, 8, lambda sample: units[sample.id])
+    assert few == [sample for sample in samples if units[sample.id] in {units[each.id] for each in few}]
+    assert 6 <= len(few) <= 8
+    assert 1 <= len(limited(samples, 1, lambda sample: units[sample.id])) <= 3
+
+
 @pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5, float("nan"), True])
 def test_wrong_limits_are_refused(limit):
     with pytest.raises(ValueError, match="limit must be a count of at least 1 or a share"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,18 @@ def in_order(samples: Iterable[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.id)
 
 
-def limited(samples: Sequence[Sample], limit: int | float) -> list[Sample]:
+def limited(
+    samples: Sequence[Sample],
+    limit: int | float,
+    unit: Callable[[Sample], str] = lambda sample: sample.id,
+) -> list[Sample]:
     """A stable subset: the first samples in the order of the SHA-256 of their ids, in their own order again.
 
     Args:
         samples: with different ids.
         limit: how many, or as a float in (0, 1] which share; more than there are means all.
+        unit: what samples that stay together share; the SHA-256 is then that of their unit, and there are
+            fewer than `limit` where the next unit is too large, but at least one unit.
 
     Raises:
         ValueError: `limit` is neither.
@@ -69,6 +76,11 @@ def limited(samples: Sequence[Sample], limit: int | float) -> list[Sample]:
             f"limit must be a count of at least 1 or a share in (0, 1] such as 0.1, got {limit!r}"
         )
     count = max(1, round(limit * len(samples))) if share else int(limit)
-    first = sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())[:count]
-    chosen = {sample.id for sample in first}
-    return [sample for sample in samples if sample.id in chosen]
+    sizes = Counter(map(unit, samples))
+    chosen: set[str] = set()
+    for each in sorted(sizes, key=lambda each: hashlib.sha256(each.encode()).digest()):
+        count -= sizes[each]
+        if chosen and count < 0:
+            break
+        chosen.add(each)
+    return [sample for sample in samples if unit(sample) in chosen]

@@ -88,7 +88,7 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Tas
         samples = task.samples(job.output / "data" / "pope")
         _check_samples(task, samples)
         if job.limit is not None:
-            samples = limited(samples, job.limit)
+            samples = limited(samples, job.limit, task.unit)
         if not samples:
             raise ValueError(f"{name} has no samples in the data; check --data and --limit")
         tasks.append(TaskPlan(task, samples, dict(data.used)))

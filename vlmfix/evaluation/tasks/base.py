@@ -126,6 +126,10 @@ class Task(ABC):
             scores: what `judge` made of each answer, its `parsed` as JSON holds it; None: the sample failed.
         """
 
+    def unit(self, sample: Sample) -> str:
+        """What a limit of samples keeps together: the name that questions which only count together share."""
+        return sample.id
+
     def target(self, sample: Sample) -> str:
         """What is right, in words."""
         return str(sample.target)
