@@ -16,6 +16,7 @@ from vlmfix.evaluation.runner.config import (
     parse_protocol,
     read_job,
 )
+from vlmfix.evaluation.tasks.registry import task_names
 
 BASE = {"tasks": ["pope"], "output": "out"}
 
@@ -102,9 +103,9 @@ def test_batch_sizes(value: Any, size: int) -> None:
 WRONG: list[tuple[str, Any, str]] = [
     ("nope", 1, "a job has no nope; it has allow_environment_change, allow_missing, baselines, batch_size"),
     (1, 2, "a job has no 1"),
-    ("tasks", [], "no task to evaluate; name one or more of chair, pope, vqa"),
+    ("tasks", [], f"no task to evaluate; name one or more of {', '.join(task_names())}"),
     ("tasks", None, "no task to evaluate"),
-    ("tasks", "mme", "unknown task 'mme'; tasks are chair, pope, vqa"),
+    ("tasks", "nothing", f"unknown task 'nothing'; tasks are {', '.join(task_names())}"),
     ("tasks", ["POPE"], "unknown task 'POPE'"),
     ("tasks", [None], "unknown task None"),
     ("tasks", [["pope"]], r"unknown task \['pope'\]"),

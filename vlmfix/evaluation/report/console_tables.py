@@ -86,7 +86,7 @@ def _fitting(
         head: max(_NARROWEST, *map(_breadth, cells), *map(cell_len, head.split()))
         for head, cells in columns.items()
     }
-    for heads in _even_chunks(sizes, width - breadth - 2 * _GAP):
+    for heads in even_chunks(sizes, width - breadth - 2 * _GAP):
         table = Table(box=SIMPLE_HEAD)
         table.add_column("method", overflow="fold", width=breadth)
         for head in heads:
@@ -99,8 +99,13 @@ def _fitting(
         name = f"{name.removesuffix(', continued')}, continued"
 
 
-def _even_chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
-    """The fewest chunks that fit, none wider than it must be."""
+def even_chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    """Columns in the fewest chunks that fit, none wider than it must be.
+
+    Args:
+        sizes: widths by column.
+        room: for the columns of a chunk and the gaps between them.
+    """
     fewest = _chunks(sizes, room)
     narrower = (_chunks(sizes, smaller) for smaller in range(1, room))
     return next((chunks for chunks in narrower if len(chunks) == len(fewest)), fewest)
