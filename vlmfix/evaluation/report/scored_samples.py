@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,11 @@ from vlmfix.evaluation.report.formatting import title, value_texts
 from vlmfix.evaluation.report.json_summary import summarise
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task
+from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles
+
+# So many figures with their intervals fit beside each other in a terminal of 80 columns.
+_ABREAST = 4
 
 
 def score_samples(
@@ -22,6 +26,7 @@ def score_samples(
     samples: Sequence[Sample],
     texts: Sequence[str | None],
     *,
+    parsers: Collection[str] | None = None,
     notes: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
 ) -> ScoredFiles:
@@ -31,6 +36,7 @@ def score_samples(
         task: with the protocol whose parser or scorer counts.
         samples: what was asked.
         texts: the raw answer to each; None: there is none, and the sample counts in no figure.
+        parsers: which of the task's parsers or scorers are shown; None: all.
         notes: what the reader has to know.
         files: paths and SHA-256 of what was read.
     """
@@ -40,6 +46,7 @@ def score_samples(
         for sample, text in zip(samples, texts, strict=True)
     ]
     found = task.metrics(samples, texts, truncated, scores)
+    shown = {name: each for name, each in found.parsers.items() if parsers is None or name in parsers}
     outcome = Outcome(
         task=task.name,
         protocol=task.protocol.id,
@@ -60,7 +67,7 @@ def score_samples(
         ],
         repeats=np.zeros(len(samples), dtype=int),
         metrics=found.metrics,
-        parsers=found.parsers if len(found.parsers) > 1 else {},
+        parsers=shown if len(shown) > 1 else {},
         objects=found.objects,
         yes_no=task.yes_no,
         counts={
@@ -75,27 +82,34 @@ def score_samples(
         {"id": each.id, "answer": each.answer, "target": each.target, "verdict": each.verdict}
         for each in comparison.rows[0].outcome.samples
     ]
-    return ScoredFiles(document, list(_tables(comparison)), list(notes))
+    return ScoredFiles(document, _tables(comparison, task.protocol), list(notes))
 
 
-def _tables(comparison: Comparison) -> list[Table]:
+def _tables(comparison: Comparison, protocol: Protocol) -> list[Table]:
     [row] = comparison.rows
-    ways = row.parsers or {comparison.protocol: row.figures}
+    ways = row.parsers or {protocol.parser or protocol.scorer: row.figures}
     tables = []
     for way, figures in ways.items():
-        groups = list(dict.fromkeys(each.metric.group for each in figures))
-        names = {each.metric.name: each.metric for each in figures}
-        table = Table(Column("group", no_wrap=True), title=f"{comparison.task} by {way}")
-        for metric in names.values():
-            table.add_column(title(metric), justify="right")
-        for group in groups:
-            own = {each.metric.name: each for each in figures if each.metric.group == group}
-            table.add_row(group or "all", *(_cell(own.get(name)) for name in names))
-        tables.append(table)
+        names = list(dict.fromkeys(each.metric.name for each in figures))
+        for start in range(0, len(names), _ABREAST):
+            tables.append(_table(f"{protocol.name} by {way}", figures, names[start : start + _ABREAST]))
     return tables
+
+
+def _table(head: str, figures: Sequence[Figure], names: Sequence[str]) -> Table:
+    """Some of the figures, a row for each group that has one of them."""
+    shown = [each for each in figures if each.metric.name in names]
+    metrics = {each.metric.name: each.metric for each in shown}
+    table = Table(Column("group", no_wrap=True), title=head)
+    for metric in metrics.values():
+        table.add_column(title(metric), justify="right")
+    for group in dict.fromkeys(each.metric.group for each in shown):
+        own = {each.metric.name: each for each in shown if each.metric.group == group}
+        table.add_row(group or "all", *(_cell(own.get(name)) for name in metrics))
+    return table
 
 
 def _cell(figure: Figure | None) -> str:
     if figure is None:
         return ""
-    return "undefined" if not figure.is_defined else " ".join(value_texts(figure))
+    return "undefined" if not figure.is_defined else "\n".join(value_texts(figure))
