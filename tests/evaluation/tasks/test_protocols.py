@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from tests.support.paths import BENCHMARKS
 from vlmfix.evaluation.tasks.protocol_files import default_protocol, load_protocol, protocols
-from vlmfix.evaluation.tasks.registry import task_names
 
 SHORT = "Answer the question using a single word or phrase."
 ONE_WORD = "Please answer this question with one word."
@@ -59,7 +59,9 @@ def decoding(protocol):
 
 
 def test_all_shipped_protocols_are_known_here():
-    assert sorted(protocols()) == sorted([*POPE, *CHAIR, *VQA, *GREEDY_ONES])
+    known = [name for name, protocol in protocols().items() if protocol.task in ("pope", "chair", "vqa")]
+    assert sorted(known) == sorted([*POPE, *CHAIR, *VQA])
+    assert {protocol.task for protocol in protocols().values()} == set(BENCHMARKS)
     assert all(protocol.mirrors for protocol in protocols().values())
 
 
@@ -204,7 +206,7 @@ def test_a_protocol_of_the_user(tmp_path):
         ("task: [", "is no YAML"),
         ("- pope", "is no protocol file"),
         ("task: pope", "is no protocol file"),
-        ("task: nothing\nprotocols: {}", f"task is 'nothing'; use one of {', '.join(task_names())}"),
+        ("task: birds\nprotocols: {}", f"task is 'birds'; use one of {', '.join(BENCHMARKS)}"),
         ("task: pope\nprotocols: {}", "holds 0 protocols"),
         ("task: pope\nid: x\nprotocols: {}", "unknown keys: id"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ QUESTION_KEYS = ("query", "question", "prompt", "input", "text")
 IMAGE_KEYS = ("image", "image_name", "image_source")
 ID_KEYS = ("question_id", "id", "qid")
 LABEL_KEYS = ("label", "target", "gt", "gt_answer", "ground_truth")
+
+# Of pairs that can be compared, so many may be about something else: public releases differ in a few words.
+_MOST_WRONG, _FEWEST_WRONG = 0.02, 2
+_REMEDY = "give the data that were asked about"
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,49 @@ def texts_of(
     if same:
         notes.append(f"{same} rows repeat another one and count once")
     return {own: found.get(own) for own in wanted}, notes
+
+
+def check_pairs(
+    pairs: Sequence[tuple[Answer, str, str]], label_of: Callable[[Answer], str], *, of: str
+) -> list[str]:
+    """Refuse answers to other questions than those that they are paired with, or with other labels.
+
+    Args:
+        pairs: each answer, and the question and label of the data.
+        label_of: the label that an answer carries, in the words of the data; it has one.
+        of: the data, for messages.
+
+    Returns:
+        Sentences: that there was nothing to compare, or how many questions differ where they are few.
+
+    Raises:
+        ValueError: a label differs, or more than 2 % of the questions and at least two do.
+    """
+    labels = [(answer, label) for answer, _, label in pairs if answer.label is not None]
+    wrong = [answer for answer, label in labels if label_of(answer) != label]
+    if wrong:
+        raise ValueError(f"{_of_another('carry another label', wrong, labels, of)}; {_REMEDY}")
+    asked = [(answer, question) for answer, question, _ in pairs if answer.question is not None]
+    others = [answer for answer, question in asked if not _asks(answer.question or "", question)]
+    if not others:
+        return [] if asked or labels else ["pairing unchecked: the answers carry neither question nor label"]
+    told = _of_another("have another question", others, asked, of)
+    if len(others) >= _FEWEST_WRONG and len(others) > _MOST_WRONG * len(asked):
+        raise ValueError(f"{told}; {_REMEDY}")
+    return [told]
+
+
+def _of_another(what: str, answers: Sequence[Answer], compared: Sequence[object], of: str) -> str:
+    """How many answers differ from the data, and which, in words."""
+    file = answers[0].where.rpartition(", ")[0]
+    places = examples(answer.where.rpartition(", ")[2] for answer in answers)
+    return f"{file}: {len(answers)} of {len(compared)} answers {what} than {of} ({places})"
+
+
+def _asks(prompt: str, question: str) -> bool:
+    """Whether a prompt, which may have a suffix, has the words of the question in it."""
+    words = [re.sub(r"\W+", " ", text.lower()).strip() for text in (question, prompt)]
+    return words[0] in words[1]
 
 
 def _optional(record: Record, names: Sequence[str]) -> str | None:

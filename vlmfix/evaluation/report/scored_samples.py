@@ -16,6 +16,7 @@ from vlmfix.evaluation.report.formatting import title, value_texts
 from vlmfix.evaluation.report.json_summary import summarise
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task
+from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 
 _WIDTH, _GAP = 80, 4
@@ -83,13 +84,13 @@ def score_samples(
         {"id": each.id, "answer": each.answer, "target": each.target, "verdict": each.verdict}
         for each in comparison.rows[0].outcome.samples
     ]
-    return ScoredFiles(document, list(_tables(comparison)), list(notes))
+    return ScoredFiles(document, list(_tables(comparison, task.protocol)), list(notes))
 
 
-def _tables(comparison: Comparison) -> Iterator[Table]:
+def _tables(comparison: Comparison, protocol: Protocol) -> Iterator[Table]:
     """The figures of each way to read the answers, in as many tables as a narrow terminal needs."""
     [row] = comparison.rows
-    ways = row.parsers or {comparison.protocol: row.figures}
+    ways = row.parsers or {protocol.parser or protocol.scorer: row.figures}
     for way, figures in ways.items():
         cells: dict[str, dict[str, str]] = {}
         for each in figures:
@@ -99,7 +100,7 @@ def _tables(comparison: Comparison) -> Iterator[Table]:
             head: max(map(len, (*head.split(), *"\n".join(column.values()).split("\n"))))
             for head, column in cells.items()
         }
-        name = f"{comparison.task} by {way}, with 95 % intervals"
+        name = f"{protocol.name} by {way}, with 95 % intervals"
         for heads in even_chunks(sizes, _WIDTH - max(len("group"), *map(len, groups)) - _GAP):
             table = Table(Column("group", no_wrap=True), title=name)
             for head in heads:

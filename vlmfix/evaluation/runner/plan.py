@@ -97,7 +97,7 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Tas
             )
         protocol = (protocol or default_protocol(name, data_set, job.tasks_from)).on(data_set)
         data.used = {}
-        task = get_task(name, job.tasks_from)(data, protocol)
+        task = get_task(name, job.tasks_from)(data, protocol, job.seed)
         samples = task.samples(job.output / "data" / "pope")
         _check_samples(task, samples)
         if not samples:
