@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -306,10 +307,12 @@ def _answered(outcome: Outcome) -> np.ndarray:
 
 
 def _mcnemar(first: Outcome, other: Outcome, members: np.ndarray) -> McNemar:
-    seen: dict[tuple[str, str], float] = {}
+    seen: dict[tuple[str, Path | None, str], float] = {}
     for before, after, member in zip(first.samples, other.samples, members, strict=True):
         if member:
-            seen.setdefault((after.cluster, after.prompt), (after.score or 0) - (before.score or 0))
+            # a cluster may have several pictures, about which the same is asked
+            question = (after.cluster, after.image, after.prompt)
+            seen.setdefault(question, (after.score or 0) - (before.score or 0))
     changes = np.sign(list(seen.values()))
     better, worse = int((changes > 0).sum()), int((changes < 0).sum())
     return McNemar(better, worse, mcnemar(better, worse))
