@@ -75,5 +75,5 @@ def test_benchmarks(tmp_path: Path) -> None:
 
 def test_commands() -> None:
     assert offered("vlmfix ge") == ["generate"]
-    assert offered("vlmfix score ") == ["chair", "pope", "vqa"]
+    assert offered("vlmfix score ") == task_names()
     assert "--answers" in offered("vlmfix score pope --a")

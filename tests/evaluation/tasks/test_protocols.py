@@ -47,7 +47,8 @@ def decoding(protocol):
 
 
 def test_all_shipped_protocols_are_known_here():
-    assert sorted(protocols()) == sorted([*POPE, *CHAIR, *VQA])
+    known = [name for name, each in protocols().items() if each.task in ("pope", "chair", "vqa")]
+    assert sorted(known) == sorted([*POPE, *CHAIR, *VQA])
     assert all(protocol.mirrors for protocol in protocols().values())
 
 
@@ -184,7 +185,7 @@ def test_a_protocol_of_the_user(tmp_path):
         ("task: [", "is no YAML"),
         ("- pope", "is no protocol file"),
         ("task: pope", "is no protocol file"),
-        ("task: mme\nprotocols: {}", "task is 'mme'; use one of chair, pope, vqa"),
+        ("task: none\nprotocols: {}", "task is 'none'; use one of .*chair, .*pope, .*vqa"),
         ("task: pope\nprotocols: {}", "holds 0 protocols"),
         ("task: pope\nid: x\nprotocols: {}", "unknown keys: id"),
         (

@@ -24,6 +24,7 @@ def score_samples(
     *,
     notes: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
+    ways: Sequence[str] = (),
 ) -> ScoredFiles:
     """Judge answers as the task judges those of its own runs.
 
@@ -33,6 +34,7 @@ def score_samples(
         texts: the raw answer to each; None: there is none, and the sample counts in no figure.
         notes: what the reader has to know.
         files: paths and SHA-256 of what was read.
+        ways: parsers or scorers whose tables are shown, of a task with several; none: all.
     """
     truncated = [False] * len(samples)
     scores = [
@@ -75,24 +77,37 @@ def score_samples(
         {"id": each.id, "answer": each.answer, "target": each.target, "verdict": each.verdict}
         for each in comparison.rows[0].outcome.samples
     ]
-    return ScoredFiles(document, list(_tables(comparison)), list(notes))
+    return ScoredFiles(document, list(_tables(comparison, ways)), list(notes))
 
 
-def _tables(comparison: Comparison) -> list[Table]:
+def _tables(comparison: Comparison, shown: Sequence[str]) -> list[Table]:
     [row] = comparison.rows
     ways = row.parsers or {comparison.protocol: row.figures}
     tables = []
-    for way, figures in ways.items():
+    for way in shown or ways:
+        figures = ways[way]
         groups = list(dict.fromkeys(each.metric.group for each in figures))
-        names = {each.metric.name: each.metric for each in figures}
-        table = Table(Column("group", no_wrap=True), title=f"{comparison.task} by {way}")
-        for metric in names.values():
-            table.add_column(title(metric), justify="right")
-        for group in groups:
-            own = {each.metric.name: each for each in figures if each.metric.group == group}
-            table.add_row(group or "all", *(_cell(own.get(name)) for name in names))
+        table = _by_figure(figures) if len(groups) == 1 else _by_group(figures, groups)
+        table.title = f"{comparison.task} by {way}"
         tables.append(table)
     return tables
+
+
+def _by_figure(figures: Sequence[Figure]) -> Table:
+    table = Table("figure", Column("value", justify="right"), Column("95 %", justify="right"))
+    for each in figures:
+        table.add_row(title(each.metric), *(value_texts(each) if each.is_defined else ("undefined", "")))
+    return table
+
+
+def _by_group(figures: Sequence[Figure], groups: Sequence[str]) -> Table:
+    names = {each.metric.name: each.metric for each in figures}
+    heads = (Column(title(metric), justify="right") for metric in names.values())
+    table = Table(Column("group", no_wrap=True), *heads)
+    for group in groups:
+        own = {each.metric.name: each for each in figures if each.metric.group == group}
+        table.add_row(group or "all", *(_cell(own.get(name)) for name in names))
+    return table
 
 
 def _cell(figure: Figure | None) -> str:
