@@ -40,6 +40,9 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
     if not err.is_terminal:
         datasets.disable_progress_bars()
     settings = read_job(config) if config is not None else {}
+    for one, other in (("limit", "limit_images"), ("limit_images", "limit")):
+        if given.get(one) is not None:  # one takes the place of the other
+            settings.pop(other, None)
     job = make_job(settings | {name: value for name, value in given.items() if value is not None})
     own = Shard.from_environment() if shard is None else Shard.parse(shard)
     quiet = shard is None and own.index > 0  # of workers that were started together, one speaks

@@ -114,6 +114,12 @@ class Comparison:
     rows: list[Row]
 
     @property
+    def title(self) -> str:
+        """Task, protocol and, of a part of the images, which."""
+        subset = self.rows[0].outcome.subset
+        return f"{self.task} ({self.protocol}{f', {subset}' if subset else ''})"
+
+    @property
     def groups(self) -> list[str]:
         """Groups of the headline metrics in their order, the whole task ("") first."""
         found = [figure.metric.group for row in self.rows for figure in row.figures]

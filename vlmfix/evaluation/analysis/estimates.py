@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +29,7 @@ class Estimates:
     """
 
     def __init__(self, outcome: Outcome, kept: np.ndarray) -> None:
+        self._drawn: tuple[Estimates, dict[Key, np.ndarray]] | None = None
         self.clusters = np.unique(outcome.clusters, return_inverse=True)[1]
         self.metrics = {
             Key(parser, each.group, each.name): each
@@ -57,15 +57,22 @@ class Estimates:
             return None
         if is_by_sample(metric, other):
             return paired_estimate(metric, other, self.clusters)
-        draws = self._draws[key] - first._draws[key]
+        draws = self._drawn_differences(first)[key]
         samples, clusters = map(min, zip(self._size(key), first._size(key), strict=True))
         return percentile_estimate(metric.value - other.value, draws, samples=samples, clusters=clusters)
 
-    @cached_property
-    def _draws(self) -> dict[Key, np.ndarray]:
-        """Every metric on the same resampled images, `(resamples,)` each."""
-        draws = resampled_ratios(list(self.metrics.values()), self.clusters)
-        return dict(zip(self.metrics, draws.T, strict=True))
+    def _drawn_differences(self, first: Estimates) -> dict[Key, np.ndarray]:
+        """The differences of all ratios of counts on the same resampled images, `(resamples,)` each."""
+        if self._drawn is None or self._drawn[0] is not first:
+            pairs = {
+                key: (metric, other)
+                for key, metric in self.metrics.items()
+                if (other := first.metrics.get(key)) is not None and not is_by_sample(metric, other)
+            }
+            both = [metric for pair in zip(*pairs.values(), strict=True) for metric in pair]
+            own, others = np.split(resampled_ratios(both, self.clusters), 2, axis=1)
+            self._drawn = first, dict(zip(pairs, (own - others).T, strict=True))
+        return self._drawn[1]
 
     def _size(self, key: Key) -> tuple[int, int]:
         """Samples with a share in a denominator, and images with a share in each of the denominators."""

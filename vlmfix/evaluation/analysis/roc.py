@@ -78,7 +78,8 @@ def auc_swap_test(
     both, answers = np.concatenate([own, theirs]), np.concatenate([is_yes, is_yes])
     changes = _placements(own, is_yes, both, answers) - _placements(theirs, is_yes, both, answers)
     terms = totals((changes / np.where(is_yes, is_yes.sum(), (~is_yes).sum()))[None], clusters)[0]
-    differing = terms[np.abs(terms) > EQUAL]
+    # Nothing depends on what images are called, nor on which of the two methods comes first.
+    differing = np.sort(np.sign(terms.sum()) * terms[np.abs(terms) > EQUAL])
     p = swapped(lambda swaps: differing.sum() - 2 * (swaps @ differing), len(differing))
     return SwapTest(p, len(terms), len(differing))
 

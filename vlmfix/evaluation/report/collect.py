@@ -112,6 +112,7 @@ def outcome_of(plan: RunPlan, *, trust: bool = False) -> Outcome:
         task=task.name,
         protocol=task.protocol.id,
         method=plan.variant.label,
+        subset=plan.subset,
         baseline_of=plan.variant.baseline_of,
         parameters=_parameters(manifest["key"]),
         samples=results,

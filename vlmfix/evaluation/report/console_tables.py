@@ -43,7 +43,7 @@ def tables(comparisons: Sequence[Comparison], *, width: int = 100) -> Group:
 
 def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     rows, groups = comparison.rows, comparison.groups
-    name = f"{comparison.task} ({comparison.protocol})"
+    name = comparison.title
     if groups and (headline := comparison.headline(groups[0])):
         cells = {_head(each): [_cell(row.figure(each.name, groups[0])) for row in rows] for each in headline}
         yield from _fitting(f"{name}, {groups[0]}" if groups[0] else name, rows, cells, width)

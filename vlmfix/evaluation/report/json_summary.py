@@ -42,6 +42,7 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
                 {
                     "task": comparison.task,
                     "protocol": comparison.protocol,
+                    "subset": comparison.rows[0].outcome.subset or None,
                     "first_method": comparison.rows[0].outcome.method,
                     "methods": [_method(row) for row in comparison.rows],
                     "caveats": caveats(comparison),

@@ -99,6 +99,9 @@ def execute(
             for method in variant.methods:
                 if method.attaches:
                     stack.enter_context(method(model, processor))
+    for part in task_plan:
+        if part.note:
+            progress.note(f"{part.task.name}, {part.subset}: {part.note}")
     work = _Work(job, model, processor, shard, progress, _answer_ids(rows, processor))
     _warm_up(model, processor)
     starter = RunStarter(job, model, processor, shard, progress.note)
