@@ -72,5 +72,5 @@ def dash_rows(data: HubData, protocol: Protocol, cache: Path) -> list[Sample]:
 def _sample(id: str, source: str, name: str, label: Verdict, image: Path, protocol: Protocol) -> Sample:
     question = protocol.prompt.replace(_OBJECT, name).replace(_WITH_ARTICLE, with_article(name))
     # The pictures of an object were found by similarity: objects are what is independent.
-    meta = {"source": source, "object": name, "question": question}
+    meta = {"stratum": source, "object": name, "question": question}
     return Sample(id, name, image, protocol.ask(question), label, meta)

@@ -32,7 +32,7 @@ def dash_metrics(
     says_no = np.array([verdict == "no" for verdict in verdicts], dtype=float)
     tnr = Metric("TNR", says_no * false_yes.wholes, false_yes.wholes, better="higher")
     main = [found.pop("accuracy"), tnr, dataclasses.replace(yes, name="TPR")]
-    sources = [sample.meta["source"] for sample in samples]
+    sources = [sample.meta["stratum"] for sample in samples]
     by_source = [each for metric in main for each in of_each_group(metric, sources)]
     return [*main, *_over_objects(tnr, samples), false_yes, *found.values(), *by_source]
 

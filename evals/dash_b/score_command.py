@@ -72,7 +72,6 @@ def score_file(
         tables += [_figures(parser, intervals[parser]), *_by_source(parser, metrics)]
     document = {
         **found.document,
-        "intervals": {**found.document["intervals"], "clusters": "object"},
         "both_intervals": rounded(intervals),
         "tnr_by_object": rounded(by_object),
     }

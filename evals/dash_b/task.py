@@ -21,6 +21,7 @@ class DashB(YesNoTask):
     """One question about each picture; the cluster of a sample is its object, not its picture."""
 
     name: ClassVar = "dash_b"
+    unit: ClassVar = "object"
     parsers: ClassVar = PARSERS
     settings: ClassVar = {"prompt": PROMPT, **yes_no_settings(PARSERS)}
     tradeoff: ClassVar = ("false-yes rate", "TPR")

@@ -87,8 +87,12 @@ def relation_samples(folder: DataFolder, protocol: Protocol, built: Path | None)
             f"other ({examples(unmarked)})"
         )
         if not samples:
-            raise ValueError(f"{told}; choose marking=official, which marks them all the same")
-        warnings.warn(f"{told} and are left out; marking=official keeps them", stacklevel=2)
+            raise ValueError(
+                f"{told}; choose --protocol {protocol.name}+marking=official, which marks them anyhow"
+            )
+        warnings.warn(
+            f"{told} and are left out; --protocol {protocol.name}+marking=official keeps them", stacklevel=2
+        )
     return in_order(samples)
 
 

@@ -66,7 +66,7 @@ def test_figures_and_both_intervals(data: Path, tmp_path: Path) -> None:
         assert widths["object"] > 2 * widths["image"], name
     assert (found["accuracy"]["object"]["clusters"], found["accuracy"]["image"]["clusters"]) == (5, 100)
     assert "image" not in found["macro TNR"]
-    assert document["intervals"]["clusters"] == "object"
+    assert document["tasks"][0]["clusters"] == "object"
     assert document["tnr_by_object"]["substring_yes"] == {name: float(name > "thing 1") for name in OBJECTS}
     assert document["notes"] == [
         "the lists are not the present ones of DASH-B: figures compare with no published ones"

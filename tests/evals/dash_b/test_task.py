@@ -57,7 +57,7 @@ def test_figures_of_the_spec(parser: str, tmp_path: Path) -> None:
     labels = ["no", "no", "no", "yes", "yes", "yes", "yes"]
     said: list[str | None] = ["No.", "yes", "Nope", "Yes, a cup", "no", "", "Yes"]
     asked = [
-        Sample(f"{number}", "cup", None, "?", label, {"object": "cup", "source": "s"})
+        Sample(f"{number}", "cup", None, "?", label, {"object": "cup", "stratum": "s"})
         for number, label in enumerate(labels)
     ]
     own = DashB(DataFolder(), load_protocol("dash_b.published/custom").with_(parser=parser))
@@ -258,6 +258,9 @@ def test_a_job(
     jobs.evaluate(tmp_path, *arguments)
     before = jobs.metrics(tmp_path)
     found = jobs.results(tmp_path)
+    [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
+    assert task["clusters"] == "object"
+    assert task["subset"].endswith(" objects, 12 samples")
     names = [each["name"] for each in found["metrics"]]
     assert names[:3] == ["accuracy", "TNR", "TPR"]
     assert set(found["parsers"]) == {"strict", "substring_yes"}

@@ -186,7 +186,7 @@ def test_questions_that_cannot_be_marked(tmp_path: Path) -> None:
         assert len(own.samples(tmp_path)) == 1
     official = task(root, "rbench.instance-box", marking="official").samples(tmp_path)
     assert official[1].prompt == ("Is the dog in green bounding box in red bounding box there?")
-    with pytest.raises(ValueError, match="choose marking=official"):
+    with pytest.raises(ValueError, match=r"choose --protocol rbench.instance-box\+marking=official"):
         task(data(tmp_path, "instance", unclear), "rbench.instance-box").samples(tmp_path)
 
 

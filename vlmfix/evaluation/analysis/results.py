@@ -82,7 +82,9 @@ class Outcome:
         parameters: the complete configuration of the method.
         samples: one each, in order of their ids; with several repeats of a sample, they follow each other.
         repeats: which repeat of its sample each is, `(samples,)` int.
-        subset: which part of the images the samples are about, such as "83 of 500 images, 498 samples"; "" for all.
+        subset: which part of the images the samples are about, such as "83 of 500 images, 498 samples"; ""
+            for all.
+        unit: what the samples of a cluster share, see `vlmfix.evaluation.tasks.base.Task`.
         baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
             tested.
         metrics: the headline figure first. Failed samples add nothing to them.
@@ -108,6 +110,7 @@ class Outcome:
     repeats: np.ndarray
     metrics: list[Metric]
     subset: str = ""
+    unit: str = "image"
     baseline_of: str | None = None
     tradeoff: tuple[str, str] | None = None
     parsers: Mapping[str, list[Metric]] = field(default_factory=dict)

@@ -24,9 +24,10 @@ def caveats(comparison: Comparison) -> list[str]:
             f"Two parsers differ by more than {100 * NOTABLE_GAP:g} points for {len(gaps)} of "
             f"{len(comparison.rows)} methods, most for {method}: {text}."
         )
-    images = len(set(comparison.rows[0].outcome.clusters))
-    if images < FEW_IMAGES:
-        found.append(f"Few images ({images}): intervals are wide and can be somewhat too short.")
+    outcome = comparison.rows[0].outcome
+    units = len(set(outcome.clusters))
+    if units < FEW_IMAGES:
+        found.append(f"Few {outcome.unit}s ({units}): intervals are wide and can be somewhat too short.")
     return found
 
 

@@ -37,12 +37,13 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = rounded(
         {
-            "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "clusters": "image"},
+            "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
             "tasks": [
                 {
                     "task": comparison.task,
                     "protocol": comparison.protocol,
                     "subset": comparison.rows[0].outcome.subset or None,
+                    "clusters": comparison.rows[0].outcome.unit,
                     "first_method": comparison.rows[0].outcome.method,
                     "methods": [_method(row) for row in comparison.rows],
                     "caveats": caveats(comparison),

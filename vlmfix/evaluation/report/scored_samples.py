@@ -46,6 +46,7 @@ def score_samples(
         task=task.name,
         protocol=task.protocol.id,
         method="answers",
+        unit=task.unit,
         parameters={},
         samples=[
             SampleResult(

@@ -64,6 +64,8 @@ class Task(ABC):
     beside it."""
     running: ClassVar[str] = "mean score"
     """What the mean score of the samples so far is called."""
+    unit: ClassVar[str] = "image"
+    """What the samples of a cluster share, in words: intervals are clustered by it, and parts drawn of it."""
     yes_no: ClassVar[bool] = False
     """Whether an answer is yes or no, and so right or wrong."""
     baselines: ClassVar[tuple[str, ...]] = ()
