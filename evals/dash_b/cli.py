@@ -12,7 +12,6 @@ from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 from vlmfix.evaluation.tasks.yes_no_parsers import chosen_parsers
 
 from .parsers import PARSERS
-from .score_command import score_file
 
 
 def score(
@@ -48,5 +47,7 @@ def score(
     ] = None,
 ) -> ScoredFiles:
     """Objects that models see where they are not (DASH-B, arXiv 2503.23573)."""
+    from .score_command import score_file  # statistics take a while to import, and the help needs none
+
     parsers = chosen_parsers(parser or ["strict"], PARSERS)
     return score_file(answers, data, parsers, Keys(answer_key, id_key), partial=allow_partial)

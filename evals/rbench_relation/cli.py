@@ -11,7 +11,7 @@ from vlmfix.evaluation.files.answers import Keys
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, chosen_parsers
 
-from .score_command import LEVELS, VARIANTS, score_file
+from .questions import LEVELS, VARIANTS
 
 
 def score(
@@ -42,6 +42,8 @@ def score(
     ] = None,
 ) -> ScoredFiles:
     """Yes/no answers about relations between objects (R-Bench, arXiv 2406.16449)."""
+    from .score_command import score_file  # statistics take a while to import, and the help needs none
+
     if variant == "official" and parser:
         raise ValueError("--variant official has a parser of its own; leave --parser out")
     return score_file(

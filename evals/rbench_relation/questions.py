@@ -27,6 +27,8 @@ FILES = {
     "web": "web_v1.json",
 }
 SUBSETS = 5
+VARIANTS = ("all", "official")
+"""Lists of question ids, and what figures are of: every question once, or the mean over these lists."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom as fractions of width and height."""

@@ -19,13 +19,11 @@ from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 
 from .dataset import relation_samples
 from .official import FIGURES, mean_of_subsets, official_figures
-from .questions import SUBSETS, read_subsets
+from .questions import LEVELS, SUBSETS, VARIANTS, read_subsets
 from .task import RBenchRelation
 
-LEVELS = {"image": "rbench.image", "instance": "rbench.instance-box", "web": "rbench.web"}
-"""Whose questions they are, and a protocol of the level; boxes and masks have the same questions."""
-
-VARIANTS = ("all", "official")
+PROTOCOLS = dict(zip(LEVELS, ("rbench.image", "rbench.instance-box", "rbench.web"), strict=True))
+"""A protocol of each level; boxes and masks have the same questions."""
 
 # Of the answers, so many may be to other questions: releases differ in a few words.
 _MOST_WRONG, _FEWEST_WRONG = 0.02, 2
@@ -58,11 +56,11 @@ def score_file(
         ValueError: a file is not what it should be, the answers are to other questions, a question is not
             answered, or one of the five lists is not answered at all.
     """
-    for value, known, option in ((level, tuple(LEVELS), "level"), (variant, VARIANTS, "variant")):
+    for value, known, option in ((level, LEVELS, "level"), (variant, VARIANTS, "variant")):
         if value not in known:
             raise ValueError(f"unknown {option} {value!r}; choose from {', '.join(known)}")
     folder = DataFolder.find(data)
-    task = RBenchRelation(folder, load_protocol(LEVELS[level]).with_(parser=parsers[0]))
+    task = RBenchRelation(folder, load_protocol(PROTOCOLS[level]).with_(parser=parsers[0]))
     samples = relation_samples(folder, task.protocol, None)
     given = read_answers(answers, keys)
     notes = _check_questions(answers, given, samples)

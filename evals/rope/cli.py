@@ -12,7 +12,6 @@ from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 
 from .dataset import DEFAULT, SETTINGS
 from .entries import PARTS, SPLITS
-from .score_command import score_files
 
 
 def score(
@@ -45,5 +44,7 @@ def score(
     ] = None,
 ) -> ScoredFiles:
     """Classes of five marked objects (ROPE, arXiv 2407.06192)."""
+    from .score_command import score_files  # statistics take a while to import, and the help needs none
+
     keys = Keys(answer_key, id_key)
     return score_files(answers, setting or [DEFAULT], data, part, split, keys, partial=allow_partial)

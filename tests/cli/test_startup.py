@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from vlmfix.evaluation.tasks.registry import task_names
 
 HEAVY = ("torch", "transformers", "datasets", "scipy", "accelerate")
 """Packages that take long to import."""
@@ -71,7 +72,7 @@ print(json.dumps(found), file=sys.stderr)
 
 def test_help() -> None:
     """Of all commands, one after the other in a process."""
-    commands = ["", *COMMANDS, "score pope", "score chair", "score vqa"]
+    commands = ["", *COMMANDS, *(f"score {name}" for name in task_names())]
     done = subprocess.run(
         [sys.executable, "-c", HELP, json.dumps(commands), json.dumps(HEAVY)],
         capture_output=True,
