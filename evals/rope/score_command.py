@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.files.answers import Answer, Keys, answer_of, texts_of
+from vlmfix.evaluation.files.answers import ANSWER_KEYS, Answer, Keys, answer_of, texts_of
 from vlmfix.evaluation.files.readers import read_records, sha256_of, text_of
 from vlmfix.evaluation.report.formatting import signed_texts
 from vlmfix.evaluation.report.json_summary import rounded
@@ -25,7 +25,7 @@ from .dataset import DEFAULT, SINGLE, STUDENT, TEACHER, samples_of
 from .entries import PARTS, SPLITS, picture_name, read_part
 from .metrics import Classes, Macro, gap, macro, official_classes
 from .slots import normalized
-from .task import OFFICIAL, Rope, classes_of
+from .task import NORMALIZED, OFFICIAL, Rope, classes_of
 
 PROTOCOLS = {
     DEFAULT: "rope.default",
@@ -100,7 +100,7 @@ def score_files(
     document: dict[str, Any] = {"task": "rope", "part": part, "split": split, "settings": {}}
     for setting, each in scored.items():
         official = setting in OFFICIAL
-        secondary = {"default": _default_figures(each)} | (
+        secondary = {NORMALIZED: _own_figures(each)} | (
             {"official": _official_figures(each)} if official else {}
         )
         document["settings"][setting] = {**each.found.document, "secondary": rounded(secondary)}
@@ -119,11 +119,15 @@ def score_files(
 def _score(path: str | Path, task: Rope, samples: Sequence[Sample], keys: Keys, partial: bool) -> _Scored:
     single = len(samples[0].target) == 1
     wanted = [_name(sample) for sample in samples]
-    answers = _read(path, keys, set(wanted), single)
+    answers = _read(path, keys)
     found, notes = texts_of(
         answers, wanted, lambda answer: _key(answer, single), by="picture", partial=partial
     )
     texts = [found[name] for name in wanted]
+    if not any(text is not None for text in texts):
+        raise ValueError(
+            f"{path}: no answer is of a picture of this split; check --split, --part and --setting"
+        )
     scores = [
         None if text is None else task.judge(sample, text, truncated=False)
         for sample, text in zip(samples, texts, strict=True)
@@ -140,19 +144,19 @@ def _score(path: str | Path, task: Rope, samples: Sequence[Sample], keys: Keys, 
         texts,
         notes=notes,
         files=files,
-        ways=("default",) if task.protocol.own["setting"] in OFFICIAL else (),
+        ways=(NORMALIZED,) if task.protocol.own["setting"] in OFFICIAL else (),
     )
     return _Scored(samples, texts, classes_of(scores), scored)
 
 
-def _read(path: str | Path, keys: Keys, wanted: Set[str], single: bool) -> list[Answer]:
+def _read(path: str | Path, keys: Keys) -> list[Answer]:
     """The answers of one object from names to texts, or of records."""
     records = read_records(path)
-    [first, *others] = records
-    if not others and any(_named(key, single) in wanted for key in first):
+    first = records[0]
+    if len(records) == 1 and keys.answer is None and first.keys().isdisjoint(ANSWER_KEYS):
         return [
-            Answer(text_of(first, (key,), "answer"), key, None, None, None, f"{path}, {key}", first)
-            for key in first
+            Answer(text_of(first, (name,), "answer"), name, None, None, None, f"{path}, {name}", first)
+            for name in first
         ]
     return [answer_of(record, keys) for record in records]
 
@@ -168,7 +172,7 @@ def _key(answer: Answer, single: bool) -> str:
 
 def _name(sample: Sample) -> str:
     """What answers are joined by: the picture, and the number of the object where one was asked about."""
-    name: str = sample.meta["picture"]
+    name = _without_zeros(sample.meta["picture"])
     return name if len(sample.target) > 1 else f"{name}-{sample.meta['slots'][0] + 1}"
 
 
@@ -176,10 +180,17 @@ def _named(key: str, single: bool) -> str:
     """The same as a file spells it, with or without folder and ending."""
     name = picture_name(key)
     numbered = re.fullmatch(r"(.+)-([1-5])", name) if single else None
-    return name if numbered is None else f"{picture_name(numbered[1])}-{numbered[2]}"
+    if numbered is None:
+        return _without_zeros(name)
+    return f"{_without_zeros(picture_name(numbered[1]))}-{numbered[2]}"
 
 
-def _default_figures(scored: _Scored) -> dict[str, float]:
+def _without_zeros(name: str) -> str:
+    """A name that is a number as it is where files have numbers."""
+    return str(int(name)) if name.isdecimal() else name
+
+
+def _own_figures(scored: _Scored) -> dict[str, float]:
     answered = [
         (each, said) for each, said in zip(scored.samples, scored.said, strict=True) if said is not None
     ]

@@ -24,6 +24,9 @@ _READERS: dict[str, Callable[[str], Slots]] = {
 }
 """How the answers of each setting are read."""
 
+NORMALIZED = "normalized"
+"""Our own way to compare classes, beside the official one."""
+
 OFFICIAL = (DEFAULT, SINGLE)
 """Settings with official figures; the official reader of the others goes beyond what an answer is."""
 
@@ -59,11 +62,11 @@ class Rope(Task):
         scores: Sequence[Score | None],
     ) -> TaskMetrics:
         said = classes_of(scores)
-        ways = {"default": rope_metrics(samples, said)}
+        ways = {NORMALIZED: rope_metrics(samples, said)}
         if self.protocol.own["setting"] in OFFICIAL:
             ways["official"] = official_metrics(samples, texts)
         return TaskMetrics(
-            metrics=[*ways["default"], *length_metrics(texts, truncated)],
+            metrics=[*ways[NORMALIZED], *length_metrics(texts, truncated)],
             parsers=ways,
             unparsed=sum(classes is not None and not any(classes) for classes in said),
         )

@@ -56,11 +56,11 @@ def scored(data: Path, content: Any, setting: str = "default", **options: Any) -
 def test_figures_of_the_spec(data: Path) -> None:
     document = scored(data, TOGETHER)
     found = document["settings"]["default"]["secondary"]
-    assert [found["default"][name] for name in ("right", "slots counted", "accuracy")] == [14, 20, 0.7]
+    assert [found["normalized"][name] for name in ("right", "slots counted", "accuracy")] == [14, 20, 0.7]
     assert [found["official"][name] for name in ("right", "slots counted", "accuracy")] == [9, 25, 0.36]
     # cup, tie, cell phone, wine glass, tv, dog: of what was said, of what is there
-    assert found["default"]["macro precision"] == pytest.approx((9 / 10 + 1 + 1 + 1 + 2 / 3 + 0) / 6)
-    assert found["default"]["macro recall"] == pytest.approx((9 / 12 + 1 / 3 + 1 + 1 + 1 + 0) / 6)
+    assert found["normalized"]["macro precision"] == pytest.approx((9 / 10 + 1 + 1 + 1 + 2 / 3 + 0) / 6)
+    assert found["normalized"]["macro recall"] == pytest.approx((9 / 12 + 1 / 3 + 1 + 1 + 1 + 0) / 6)
     assert document["notes"] == [
         "default: 1 answers without obj1: and so on, whose five fields were taken in order"
     ]
@@ -70,6 +70,8 @@ def test_names_as_files_spell_them(data: Path) -> None:
     expected = scored(data, TOGETHER)["settings"]["default"]["secondary"]
     plain = {f"images/{name.removesuffix('.png')}": text for name, text in TOGETHER.items()}
     assert scored(data, plain)["settings"]["default"]["secondary"] == expected
+    numbers = [{"id": 4 if "4" in name else name, "answer": text} for name, text in TOGETHER.items()]
+    assert scored(data, numbers)["settings"]["default"]["secondary"] == expected
     records = [{"image": name, "answer": text} for name, text in TOGETHER.items()]
     assert scored(data, records)["settings"]["default"]["secondary"] == expected
 
@@ -79,15 +81,15 @@ def test_single(ending: str, data: Path) -> None:
     given = {f"{key}{ending}": text for key, text in ALONE.items()}
     given[f"COCO_1-1{ending}"] = "Cup."
     found = scored(data, given, "single")["settings"]["single"]["secondary"]
-    assert (found["default"]["accuracy"], found["official"]["accuracy"]) == (1, 0.95)
+    assert (found["normalized"]["accuracy"], found["official"]["accuracy"]) == (1, 0.95)
 
 
 @pytest.mark.parametrize("setting", ["teacher_forcing", "student_forcing"])
 def test_forced_settings(setting: str, data: Path) -> None:
     given = {key: f" {text}, obj{1 + int(key[-1])}: dog" for key, text in ALONE.items()}
     found = scored(data, given, setting)["settings"][setting]
-    assert found["secondary"]["default"]["accuracy"] == 1
-    assert list(found["secondary"]) == ["default"]
+    assert found["secondary"]["normalized"]["accuracy"] == 1
+    assert list(found["secondary"]) == ["normalized"]
 
 
 def test_the_gap(data: Path) -> None:
@@ -107,8 +109,16 @@ def test_answers_that_do_not_fit(data: Path) -> None:
         ValueError, match=r"20 questions without an answer .*; 4 answers with an unknown pict"
     ):
         scored(data, [{"image": name, "answer": text} for name, text in TOGETHER.items()], "single")
+    with pytest.raises(
+        ValueError, match=r"4 questions without an answer .*; 20 answers with an unknown pict"
+    ):
+        scored(data, ALONE)
+    with pytest.raises(
+        ValueError, match="no answer is of a picture of this split; check --split, --part and"
+    ):
+        scored(data, ALONE, partial=True)
     partial = scored(data, {"COCO_1.png": TOGETHER["COCO_1.png"]}, partial=True)
-    assert partial["settings"]["default"]["secondary"]["default"]["accuracy"] == 1
+    assert partial["settings"]["default"]["secondary"]["normalized"]["accuracy"] == 1
     with pytest.raises(ValueError, match="no name of a picture to join by"):
         scored(data, [{"answer": "cup"}])
 

@@ -203,7 +203,7 @@ def test_teacher_forcing(tmp_path: Path) -> None:
     assert asked[4].target == ["tie"]
     found = metrics_of(own, asked, ["cup, obj2: cup"] * 20, [False] * 20)
     assert figures(found.metrics)["slot accuracy"] == 0.6
-    assert list(found.parsers) == ["default"]
+    assert list(found.parsers) == ["normalized"]
 
 
 def test_student_forcing_is_refused(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_job(
     jobs.evaluate(tmp_path, *options)
     before, found = jobs.metrics(tmp_path), jobs.results(tmp_path)
     assert found["metrics"][0]["name"] == "slot accuracy"
-    assert set(found["parsers"]) == {"default", "official"}
+    assert set(found["parsers"]) == {"normalized", "official"}
     assert (found["counts"]["answered"], found["counts"]["failed"]) == (2, 0)
     assert (tmp_path / "report.html").is_file()
     jobs.evaluate(tmp_path, *options)
