@@ -24,6 +24,9 @@ def caveats(comparison: Comparison) -> list[str]:
             f"Two parsers differ by more than {100 * NOTABLE_GAP:g} points for {len(gaps)} of "
             f"{len(comparison.rows)} methods, most for {method}: {text}."
         )
+    for method, mark in comparison.main_marks.items():
+        if mark.contradicts:
+            found.append(f"{method}: no mark, as {mark.reason}.")
     outcome = comparison.rows[0].outcome
     units = len(set(outcome.clusters))
     if units < FEW_IMAGES:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from rich.table import Column, Table
 
-from vlmfix.evaluation.analysis.comparison import Comparison, Figure, compare
+from vlmfix.evaluation.analysis.comparison import Comparison, compare
+from vlmfix.evaluation.analysis.estimates import Figure
 from vlmfix.evaluation.analysis.results import Outcome, SampleResult
 from vlmfix.evaluation.report.formatting import title, value_texts
 from vlmfix.evaluation.report.json_summary import summarise

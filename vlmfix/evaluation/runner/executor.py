@@ -171,7 +171,6 @@ class _Work:
         def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
             return score_fields(task, sample, text, truncated=truncated)
 
-        gives_margins = task.yes_no and baselines.is_greedy(plan.variant, task.protocol)
         worker = Worker(
             self.model,
             self.processor,
@@ -180,7 +179,7 @@ class _Work:
             judge,
             str(self.shard),
             _batch_size(job, task, self.model),
-            self.answer_ids if gives_margins else None,
+            self.answer_ids if task.yes_no else None,
             plan.variant.decoding,
         )
         title = f"{task.name} · {plan.variant.label}"
