@@ -102,7 +102,7 @@ def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[Tas
         _check_samples(task, samples)
         if not samples:
             raise ValueError(f"{name} has no samples in the data; check --data")
-        part = subset(samples, job.limit, images=job.limit_images)
+        part = subset(samples, job.limit, images=job.limit_images, unit=task.unit)
         tasks.append(TaskPlan(task, part.samples, dict(data.used), part.words, part.note))
     return tasks
 
