@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from transformers import CLIPConfig, CLIPModel
 
 from tests.support import jobs
+from tests.support.tinycoco import name_of, pope_rows, write_root
 from vlmfix.evaluation import reproduction
 from vlmfix.evaluation.reproduction import Table, load_table, tables
 
@@ -142,3 +145,29 @@ def test_every_table_can_be_tried(name: str, world: Path, tmp_path: Path) -> Non
     assert len(content["figures"]) == sum(len(row.figures) for row in table.rows)
     [task] = jobs.read(tmp_path / "out" / "metrics.json")["tasks"]
     assert all(method["counts"]["answered"] for method in task["methods"])
+
+
+def test_the_published_conditions(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On files that are called as the published ones, under the protocol of the table."""
+    root, output = write_root(tmp_path / "coco"), tmp_path / "out"
+    for path in root.glob("pope/coco/*.json"):
+        rows = [row | {"image": name_of(id)} for row, id in zip(pope_rows(), (9, 42, 133) * 2, strict=True)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    folder = tmp_path / "llava-1.5-7b-hf"
+    folder.mkdir()
+    monkeypatch.setattr("vlmfix.cli.jobs.load_model", lambda name, *_, **__: loaded)
+    result = jobs.cli("reproduce", "vhr/pope", "--data", root, "--model", folder, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    assert "vhr/pope: published beside measured\n" in re.sub(" +\n", "\n", result.stdout)
+    assert "not comparable" not in result.stdout
+    content = jobs.read(output / "reproduction.json")
+    assert content["comparable"] is True
+    [task] = jobs.read(output / "metrics.json")["tasks"]
+    assert task["protocol"] == "pope.llava/coco"
+    for line in content["figures"]:
+        low, high = line["low"], line["high"]
+        value = line["published"]["low"]
+        expected = "below" if value < low else "above" if value > high else "in"
+        assert line["published_is"] == expected
