@@ -16,7 +16,7 @@ from vlmfix.settings import closest, configs_directory, read_yaml
 
 if TYPE_CHECKING:
     from vlmfix.evaluation.analysis.comparison import Comparison
-    from vlmfix.evaluation.analysis.comparison import Figure as Measured
+    from vlmfix.evaluation.analysis.estimates import Figure as Measured
 
 CONDITIONS = ("data", "prompt", "max_new_tokens", "decoding", "scorer", "seed", "dtype")
 """What has to be known to repeat a table; null where it is not published."""
