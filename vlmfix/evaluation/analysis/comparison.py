@@ -81,6 +81,12 @@ class Comparison:
         """Whose answers are shown beside the answers of the first: tested methods; without any, baselines."""
         return [row for row in self.rows[1:] if row.outcome.baseline_of is None] or self.rows[1:]
 
+    def main_of(self, group: str) -> AnyMetric | None:
+        """The metric that a table by group shows of it: the headline metric, or the first that there is."""
+        found = self.headline(group)
+        same = (each for each in found if self.main is not None and each.name == self.main.name)
+        return next(same, next(iter(found), None))
+
     @property
     def main(self) -> AnyMetric | None:
         """The one headline metric, whose differences are marked."""

@@ -55,9 +55,13 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
             for each in headline
         }
         yield from _fitting(f"{name}, {groups[0]}" if groups[0] else name, rows, cells, width)
-        main = headline[0].name
-        cells = {group: [_cell(row.figure(main, group)) for row in rows] for group in groups[1:]}
-        yield from _fitting(f"{name}: {main} by group", rows, cells, width)
+        by_group: dict[str, dict[str, list[Text]]] = {}
+        for group in groups[1:]:
+            if main := comparison.main_of(group):
+                cell = [_cell(row.figure(main.name, group)) for row in rows]
+                by_group.setdefault(main.name, {})[group] = cell
+        for main_name, cells in by_group.items():
+            yield from _fitting(f"{name}: {main_name} by group", rows, cells, width)
     if tested := [row for row in rows if row.best]:
         labels = [Text(f"{row.outcome.method}\n{row.best.words}") for row in tested if row.best]
         yield from _fitting(f"{name}: beside the best baseline", tested, _gains(tested), width, labels)
