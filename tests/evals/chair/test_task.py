@@ -225,14 +225,19 @@ def test_a_scorer_whose_package_is_missing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_hallucinations_by_sentence(tmp_path: Path) -> None:
     chair = task(write(tmp_path))
-    captions: list[str | None] = ["A dog. And a cat! A car and a bus. A chair. A dog?", "A cat", None, None]
+    captions: list[str | None] = [
+        "A dog. And a cat! A car and a person. A chair. A dog?",
+        "A cat",
+        None,
+        None,
+    ]
     found = {each.group: each for each in scores(chair, captions).metrics if each.group}
     judged = chair.judge(samples(chair)[0], captions[0] or "", truncated=False).parsed
-    assert judged["mentions"] == ["dog", "cat", "car", "bus", "chair", "dog"]
+    assert judged["mentions"] == ["dog", "cat", "car", "person", "chair", "dog"]
     assert judged["sentences"] == [0, 1, 2, 2, 3, 4]
     assert list(found) == ["sentence 1", "sentence 2", "sentence 3", "later sentences"]
     assert {each.name for each in found.values()} == {"CHAIRi"}
     wrong = judged["not there"]
-    assert found["sentence 3"].parts[0, 0] == sum(name in wrong for name in ("car", "bus"))
+    assert found["sentence 3"].parts[0, 0] == sum(name in wrong for name in ("car", "person"))
     assert found["sentence 3"].wholes[0, 0] == 2
     assert found["later sentences"].wholes[0, 0] == 2
