@@ -148,7 +148,9 @@ class DataFolder:
         found = (path for pattern in patterns for path in sorted(self.root.glob(pattern)) if path.is_file())
         path = next(found, None)
         if path is None:
-            raise FileNotFoundError(f"{self.root} has no {' or '.join(patterns)}, which {task} needs; check --data")
+            raise FileNotFoundError(
+                f"{self.root} has no {' or '.join(patterns)}, which {task} needs; check --data"
+            )
         return path
 
     def image(self, name: str, task: str) -> Path:
