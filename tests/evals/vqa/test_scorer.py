@@ -11,6 +11,8 @@ from vlmfix.evals.vqa import scorer
 from vlmfix.evals.vqa.normalize import CONTRACTIONS, normalized
 from vlmfix.evals.vqa.score_command import as_json, score_files
 
+from vlmfix.evaluation.files.pairs import UNCHECKED
+
 
 def ten(first: str, count: int, second: str = "") -> list[str]:
     return [first] * count + [second] * (10 - count)
@@ -173,7 +175,11 @@ def test_a_part_of_the_questions(annotations: Path, tmp_path: Path) -> None:
     results = saved(tmp_path / "results.json", [{"question_id": "1", "answer": "Cat"}])
     report = score_files(results, annotations)
     assert (report.score.overall.accuracy, report.share_answered, report.counts["missing"]) == (1.0, 0.5, 1)
-    assert report.notes == ["1 questions without an answer, left out"]
+    assert report.notes == [
+        "read as: results of VQA; answer from 'answer', joined by question_id",
+        UNCHECKED,
+        "1 questions without an answer, left out",
+    ]
     with pytest.raises(
         ValueError, match=r"questions without an answer, which the variant official wants.*: 1 \(2\)"
     ):
@@ -186,21 +192,25 @@ def test_odd_answers_are_counted(tmp_path: Path) -> None:
     )
     rows = [{"question_id": number, "answer": answer} for number, answer in enumerate([None, 2, "", 2.0])]
     report = score_files(saved(tmp_path / "results.json", rows), target)
-    assert [each.accuracy for each in report.judged] == [0, 1, 0, 0]
-    assert (
-        report.counts["null_answers"],
-        report.counts["number_answers"],
-        report.counts["empty_answers"],
-    ) == (1, 2, 1)
-    assert len(report.notes) == 3
+    assert [each.accuracy for each in report.judged] == [1, 0, 0]
+    assert [report.counts[name] for name in ("missing", "null_answers", "empty_answers")] == [1, 1, 1]
+    assert "2 answers that are numbers, read as texts" in report.notes
+    with pytest.raises(ValueError, match=r"which the variant official wants.*: 1 \(0\)"):
+        score_files(tmp_path / "results.json", target, mode="official")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question_id": 1, "answer": "x"}] * 2, r"repeated question ids: 1 \(1\)"),
+        (
+            [{"question_id": 1, "answer": "x"}, {"question_id": "1", "answer": "y"}],
+            r"different answers to the same question ids: 1 \(1\)",
+        ),
         ([{"question_id": 7, "answer": "x"}], r"answers to questions that .* lacks: 1 \(7\)"),
-        ([{"question_id": 1, "answer": ["x"]}], r'record 1: the answer is \["x"\]; it must be a text'),
+        (
+            [{"question_id": 1, "answer": ["x", "y"]}],
+            r"record 1: the answer is a list of 2 texts; choose one with --sample",
+        ),
         ([{"question_id": 1, "answer": True}], "record 1: the answer is true"),
         ([{"question_id": 1}], "record 1: no answer; expected the key 'answer'"),
         ([{"answer": "x"}], "record 1: no question id; expected the key 'question_id'"),
