@@ -80,7 +80,7 @@ def pair(
         pairs = _without_null(pairs, partial)
         return Pairing(join, pairs, surplus, missing, 0, 0, 0, 0, _disagreeing(pairs))
     first_answers, more = _by_key(answers, join)
-    repeated = [key for key, answer in more if answer.text != first_answers[key].text]
+    repeated = [key for key, answer in more if _said(answer) != _said(first_answers[key])]
     first_labels, more_labels = _by_key(labels, join)
     repeated_labels = [key for key, _ in more_labels]
     unknown = [key for key in first_answers if key not in first_labels]
@@ -149,6 +149,11 @@ def _by_key(rows: Sequence[_Row], join: Join) -> tuple[dict[int | str, _Row], li
         else:
             first[key] = row
     return first, repeated
+
+
+def _said(answer: Answer) -> tuple[str | None, ...]:
+    """What is the same in rows that stand in a file twice."""
+    return answer.text, answer.question, answer.image
 
 
 def _question_key(row: Answer | Label) -> str | None:

@@ -190,7 +190,7 @@ def _texts_by_id(
     repeated = []
     for answer in read:
         key = _question_id(answer, index)
-        if key in found and found[key].text != answer.text:
+        if key in found and (found[key].text, found[key].question) != (answer.text, answer.question):
             repeated.append(key)
         counts["repeated"] += key in found
         counts["null_answers"] += answer.text is None

@@ -11,6 +11,7 @@ from vlmfix.evals.vqa import scorer
 from vlmfix.evals.vqa.normalize import CONTRACTIONS, normalized
 from vlmfix.evals.vqa.score_command import as_json, score_files
 
+from vlmfix.evaluation.files.answers import Keys
 from vlmfix.evaluation.files.pairs import UNCHECKED
 
 
@@ -253,3 +254,66 @@ def test_images_as_ids(tmp_path: Path) -> None:
     )
     results = saved(tmp_path / "results.json", [{"image": "VizWiz_val_00000000.jpg", "answer": "Tea"}])
     assert score_files(results, target).score.overall.accuracy == 1.0
+
+
+def test_samples_of_lmms_eval(annotations: Path, tmp_path: Path) -> None:
+    """With ids in the submission; and with running numbers only, which an index turns into ids."""
+    sample = {
+        "doc_id": 0,
+        "target": "cat",
+        "filtered_resps": "Cat",
+        "input": "What is it?\nAnswer in a word.",
+    }
+    named = [{**sample, "submission": {"question_id": 1, "answer": "cat"}}]
+    report = score_files(saved(tmp_path / "named.json", named), annotations)
+    assert (report.score.overall.accuracy, report.judged[0].answer) == (1.0, "Cat")
+    numbered = saved(tmp_path / "numbered.json", [{**sample, "exact_match": 1.0}])
+    with pytest.raises(
+        ValueError, match="record 1: no question id, and 0 only counts the rows of a run; say"
+    ):
+        score_files(numbered, annotations)
+    index = saved(tmp_path / "index.json", [{"doc_id": 0, "question_id": 1, "question": "What is it?"}])
+    report = score_files(numbered, annotations, index=index)
+    assert report.score.overall.accuracy == 1.0
+    assert "joined by the numbers in index.json" in report.notes[0]
+    assert UNCHECKED not in report.notes
+
+
+def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
+    ids = range(10)
+    target = saved(tmp_path / "target.json", [annotation(id, ["cat"] * 10) for id in ids])
+    questions = saved(
+        tmp_path / "questions.json", [{"question_id": id, "question": f"What is {id}?"} for id in ids]
+    )
+    for wrong in (0, 1, 2):
+        rows = [
+            {"question_id": id, "question": "Why?" if id < wrong else f"What is {id}?", "answer": "Cat"}
+            for id in ids
+        ]
+        results = saved(tmp_path / "results.json", rows)
+        if wrong < 2:
+            assert UNCHECKED not in score_files(results, target, questions).notes
+        else:
+            with pytest.raises(
+                ValueError, match=r"2 of 10 answers are to another question \(record 1: \"Why"
+            ):
+                score_files(results, target, questions)
+
+
+def test_submissions_that_are_normalised_already_are_told(tmp_path: Path) -> None:
+    target = saved(tmp_path / "target.json", [annotation(id, ["cat"] * 10) for id in range(20)])
+    for last, told in (("cat", True), ("Cat", False)):
+        rows = [{"question_id": id, "answer": last if id == 19 else "cat"} for id in range(20)]
+        notes = score_files(saved(tmp_path / "results.json", rows), target).notes
+        assert any("every answer is normalised already" in note for note in notes) == told
+
+
+def test_keys_of_results_and_annotations(tmp_path: Path) -> None:
+    target = saved(tmp_path / "target.json", [{"nr": 1, "people": [{"answer": "cat"}] * 10}])
+    results = saved(tmp_path / "results.json", [{"nr": 1, "said": "Cat", "answer": "dog"}])
+    report = score_files(results, target, keys=Keys("said", "nr", "people"))
+    assert report.score.overall.accuracy == 1.0
+    with pytest.raises(ValueError, match="no list of people's answers; expected the key 'persons'"):
+        score_files(results, target, keys=Keys("said", "nr", "persons"))
+    twice = saved(tmp_path / "results.json", [{"nr": 1, "said": "Cat"}] * 2)
+    assert score_files(twice, target, keys=Keys("said", "nr", "people")).counts["repeated"] == 1
