@@ -17,6 +17,7 @@ from vlmfix.evaluation.tasks.ratios import object_errors
 
 from . import scorer
 from .ground_truth import count_images
+from .image_list import USUAL_IMAGES
 from .scorer import (
     CaptionJudgement,
     GroundTruth,
@@ -26,8 +27,6 @@ from .scorer import (
 
 # From so many captions on, ids that count them are told from ids of COCO, which are sparse.
 _FEWEST_IDS = 20
-# Images of the usual lists.
-_USUAL_IMAGES = 500
 # Mean words from which captions have paragraphs, as a rule.
 _PARAGRAPHS = 60
 
@@ -67,9 +66,9 @@ class Report:
         }
         found = list(self.read)
         found += [f"{self.counts[key]} {text}" for key, text in told.items() if self.counts[key]]
-        if self.counts["scored"] < _USUAL_IMAGES:
+        if self.counts["scored"] < USUAL_IMAGES:
             found.append(
-                f"{self.counts['scored']} images: published figures are over {_USUAL_IMAGES} or more, and "
+                f"{self.counts['scored']} images: published figures are over {USUAL_IMAGES} or more, and "
                 "those of fewer vary widely"
             )
         if self.counts["unfinished"] > self.counts["scored"] / 2:

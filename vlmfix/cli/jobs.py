@@ -20,6 +20,7 @@ from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets.sources import scene_count
 from vlmfix.evaluation.report.collect import COSTS, METRICS, REPORT, gather, publish
 from vlmfix.evaluation.report.console_tables import tables
+from vlmfix.evaluation.report.export import check_exports, export
 from vlmfix.evaluation.runner.config import make_job, read_job
 from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
@@ -45,8 +46,11 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
     quiet = shard is None and own.index > 0  # of workers that were started together, one speaks
     progress = ConsoleProgress(err, quiet=quiet)
     with resumable(quiet=quiet):
+        left_out: list[str] = []
         with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
-            tasks = prepare(job, advance)
+            tasks = prepare(job, advance, left_out.append)
+        for why in left_out:
+            progress.note(why)
         share_cores(own)
         loaded = load_model(
             job.model,
@@ -57,6 +61,10 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
         )
         runs = execute(job, tasks, *loaded, own, progress)
         _finish(job.output, runs, quiet=quiet, partial=False)
+    if left_out:
+        for why in left_out:
+            progress.note(why)
+        raise SystemExit(3)
 
 
 @contextmanager
@@ -79,15 +87,29 @@ def resumable(*, quiet: bool) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def report_again(output: Path, *, trust: bool) -> None:
-    """Score the latest job of a folder again and write its report, also of a job that is not finished."""
-    _finish(output, read_plans(output, trust=trust), quiet=False, partial=True, trust=trust)
+def report_again(output: Path, *, trust: bool, exports: Sequence[Path] = ()) -> None:
+    """Score the latest job of a folder again and write its report, also of a job that is not finished.
+
+    Args:
+        output: the folder.
+        trust: whether records and manifests that somebody edited count.
+        exports: further files or folders of results, see `vlmfix.evaluation.report.export`.
+    """
+    check_exports(exports)
+    plans = read_plans(output, trust=trust)
+    _finish(output, plans, quiet=False, partial=True, trust=trust, exports=exports)
 
 
 def _finish(
-    output: Path, runs: Sequence[RunPlan], *, quiet: bool, partial: bool, trust: bool = False
+    output: Path,
+    runs: Sequence[RunPlan],
+    *,
+    quiet: bool,
+    partial: bool,
+    trust: bool = False,
+    exports: Sequence[Path] = (),
 ) -> None:
-    """Figures and report, when all samples are there or a partial report was asked for."""
+    """Figures, report and exports, when all samples are there or a partial report was asked for."""
     gathered = gather(runs, trust=trust)
     if gathered.missing and not partial:
         if not quiet:
@@ -102,6 +124,9 @@ def _finish(
     comparisons = publish(gathered, output, runs)
     out.print(tables(comparisons, width=out.width))
     out.print(f"{output / REPORT}, {METRICS}, {COSTS}", soft_wrap=True, highlight=False, markup=False)
+    for path in exports:
+        for written in export(path, comparisons, runs, gathered.outcomes):
+            out.print(str(written), soft_wrap=True, highlight=False, markup=False)
 
 
 def device_of(device: str, shard: Shard) -> str:
