@@ -81,10 +81,18 @@ def loaded() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of six synthetic scenes, which tests must not change."""
-    from vlmfix.evaluation.datasets import write_coco
+    """A data folder of six synthetic scenes with a yes and a no about each in each split of POPE, which tests
+    must not change."""
+    from vlmfix.evals.pope.questions import build_pope, write_pope
 
-    return write_coco(tmp_path_factory.mktemp("world") / "scenes", count=6, seed=77)
+    from vlmfix.evaluation.datasets import write_coco
+    from vlmfix.evaluation.datasets.annotations import read_instances
+
+    folder = write_coco(tmp_path_factory.mktemp("world") / "scenes", count=6, seed=77)
+    instances = read_instances(folder / "instances.json")
+    objects = {instances.file_names[image]: names for image, names in instances.objects.items()}
+    write_pope(build_pope(objects, images=6, per_image=1, min_objects=1), folder, "synthetic")
+    return folder
 
 
 @pytest.fixture

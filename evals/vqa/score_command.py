@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmfix.evaluation.files.answers import ID_KEYS, Answer, Answers, Keys, read_answers
 from vlmfix.evaluation.files.index import Index
-from vlmfix.evaluation.files.pairs import UNCHECKED, refuse_other_questions
+from vlmfix.evaluation.files.pairs import check_questions
 from vlmfix.evaluation.files.readers import (
     Record,
     examples,
@@ -134,7 +134,7 @@ def score_files(
     pairs = [
         (answer, text) for key, answer in given.items() if (text := _asked(answer, asked.get(key), numbered))
     ]
-    is_checked = refuse_other_questions(pairs, f"{results} and {questions or index}")
+    checked = check_questions(pairs, of=str(questions or index))
     missing = [key for key in annotated if key not in given]
     if chosen == "official":
         _refuse(
@@ -151,7 +151,7 @@ def score_files(
     ]
     words = [len(each.answer.split()) for each in judged]
     by = "id" if index is None else f"the numbers in {Path(index).name}"
-    told = [read.reading(by), *read.notes, *([] if is_checked else [UNCHECKED])]
+    told = [read.reading(by), *read.notes, *checked]
     hashes = {f"{name}_sha256": sha256_of(path) for name, path in files.items()}
     return Report(
         mode=chosen,

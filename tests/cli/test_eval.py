@@ -28,7 +28,8 @@ pytestmark = pytest.mark.slow
 
 TASKS = ("pope", "chair", "vqa")
 METHODS = ("--method", "greedy", "--method", "var", "--no-baselines")
-SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit", "4", "--batch-size", "2")
+SAMPLES = {"pope": 18, "chair": 3, "vqa": 24}
+SHORT = ("--protocol", "chair.tiny+max_new_tokens=12", "--limit-images", "3", "--batch-size", "4")
 
 
 @pytest.fixture(autouse=True)
@@ -63,24 +64,23 @@ def test_three_tasks_from_end_to_end(whole: tuple[Path, Any]) -> None:
         "metrics.json",
         "costs.json",
         "report.html",
-        "data",
     }
     found = jobs.read(output / "metrics.json")["tasks"]
     assert [each["task"] for each in found] == list(TASKS)
     for task in found:
         assert [method["method"] for method in task["methods"]] == ["greedy", "var"]
         for method in task["methods"]:
-            assert method["counts"]["samples"] == method["counts"]["answered"] == 4
+            assert method["counts"]["samples"] == method["counts"]["answered"] == SAMPLES[task["task"]]
     for name in (
-        "pope (pope.tiny/synthetic)",
-        "chair (chair.tiny/synthetic+max_new_tokens=12)",
+        "pope (pope.tiny/synthetic, 3 of 6 images, 18 samples)",
+        "chair (chair.tiny/synthetic+max_new_tokens=12, 3 of 6 images, 3 samples)",
         "greedy",
         "var",
     ):
         assert name in result.stdout
     lines = [line for line in result.stderr.splitlines() if " of " in line]
     assert len(lines) == 6
-    assert lines[0].startswith("pope · greedy: 4 of 4, ")
+    assert lines[0].startswith("pope · greedy: 18 of 18, ")
     assert "report.html, metrics.json, costs.json" in result.stdout
 
 
@@ -214,14 +214,14 @@ def test_going_on_or_not(world: Path, tmp_path: Path) -> None:
     assert "there is no run" in jobs.refused("eval", *command, 3, "--resume", "always")
     assert jobs.cli("eval", *command, 3, "--resume", "never").exit_code == 0
     assert "holds such a run already" in jobs.refused("eval", *command, 3, "--resume", "never")
-    result = jobs.cli("eval", *command, 5, "--resume", "always")
+    result = jobs.cli("eval", *command, 10, "--resume", "always")
     assert result.exit_code == 0
-    assert "pope · greedy: 3 of 5 samples are there" in result.stderr
-    assert len(jobs.records(tmp_path)) == 5
+    assert "pope · greedy: 6 of 12 samples are there" in result.stderr
+    assert len(jobs.records(tmp_path)) == 12
 
 
 def test_a_higher_limit_goes_on(world: Path, tmp_path: Path) -> None:
-    for limit, answered in (("3", 3), ("0.25", 9), ("1e2", 36)):
+    for limit, answered in (("3", 6), ("0.25", 12), ("1e2", 36)):
         jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", limit)
         assert jobs.results(tmp_path)["counts"]["answered"] == answered
     assert len(jobs.records(tmp_path)) == 36
@@ -261,14 +261,14 @@ def test_figures_go_where_nobody_said(world: Path, tmp_path: Path, monkeypatch: 
 
 def test_synthetic_scenes_are_drawn_once(tmp_path: Path) -> None:
     config = jobs.job_file(
-        tmp_path / "job.yaml", tasks=["vqa"], data={"synthetic": {"count": 3, "seed": 1}}, limit=5
+        tmp_path / "job.yaml", tasks=["vqa"], data={"synthetic": {"count": 3, "seed": 1}}, limit_images=1
     )
     jobs.evaluate(tmp_path / "out", "--config", config)
     [scenes] = (tmp_path / "out" / "data").iterdir()
     drawn = {path: path.stat().st_mtime_ns for path in scenes.rglob("*")}
-    jobs.evaluate(tmp_path / "out", "--config", config, "--limit", "9")
+    jobs.evaluate(tmp_path / "out", "--config", config, "--limit-images", "2")
     assert {path: path.stat().st_mtime_ns for path in scenes.rglob("*")} == drawn
-    assert jobs.results(tmp_path / "out")["counts"]["answered"] == 9
+    assert jobs.results(tmp_path / "out")["counts"]["answered"] == 16
 
 
 def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
         methods=["greedy", {"var": {"moved_fraction": 0.6}}, {"var+vhr": {"vhr": {"head_scale": 1.5}}}],
         protocol=["pope.llava+max_new_tokens=3+parser=vlmevalkit", "vqa.tiny"],
         baselines=False,
-        limit=4,
+        limit_images=1,
         batch_size=2,
         max_errors=0,
         seed=3,
@@ -297,7 +297,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
         "var(moved_fraction=0.6)",
         "var+vhr(head_scale=1.5)",
     ]
-    assert {each["counts"]["answered"] for task in found for each in task["methods"]} == {4}
+    assert {each["counts"]["answered"] for task in found for each in task["methods"]} == {6, 8}
     assert {record["seed"] for record in jobs.records(tmp_path / "from file")} == {3}
     assert max(record["batch_size"] for record in jobs.records(tmp_path / "from file")) == 2
     options = (
@@ -316,7 +316,7 @@ def test_a_job_file_and_options_that_take_its_place(world: Path, tmp_path: Path)
     [task] = jobs.read(tmp_path / "from options" / "metrics.json")["tasks"]
     assert [each["method"] for each in task["methods"]] == ["vhr"]
     records = jobs.records(tmp_path / "from options")
-    assert [(record["seed"], record["batch_size"]) for record in records] == [(4, 3)] * 3
+    assert [(record["seed"], record["batch_size"]) for record in records] == [(4, 8)] * 8
 
 
 def test_methods_with_settings_on_the_command_line(world: Path, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_several_repeats_of_each_sample(world: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         found.append(jobs.metrics(tmp_path / name))
     assert found[0] == found[1]
-    assert jobs.results(tmp_path / "a")["counts"]["samples"] == 12
+    assert jobs.results(tmp_path / "a")["counts"]["samples"] == 18
     assert jobs.results(tmp_path / "a")["metrics"][0]["repeats"] is not None
 
 
@@ -412,7 +412,7 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
     command = [*TASKS, *METHODS, *SHORT, "--data", str(world), "--output", str(tmp_path / "an output")]
     monkeypatch.setattr(sys, "argv", ["vlmfix", "eval", *command])
     with monkeypatch.context() as patched:
-        interrupting(patched, 3)
+        interrupting(patched, 6)
         result = jobs.cli("eval", *command)
     assert result.exit_code == 130
     assert isinstance(result.exception, SystemExit)
@@ -420,11 +420,11 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
     typed = f"vlmfix eval {' '.join(command[:-1])} '{tmp_path}/an output'"
     assert lines[-1] == f"stopped; what was answered is safe. To go on: {typed}"
     assert sum(line.startswith("stopped") for line in lines) == 1
-    assert lines[-2].startswith("pope · var: 2 of 4")
-    assert len(jobs.records(tmp_path)) == 6
+    assert lines[-2].startswith("pope · var: 4 of 18")
+    assert len(jobs.records(tmp_path)) == 22
     again = jobs.cli("eval", *command)
     assert again.exit_code == 0
-    assert "pope · var: 2 of 4 samples are there" in again.stderr
+    assert "pope · var: 4 of 18 samples are there" in again.stderr
     assert jobs.metrics(tmp_path / "an output") == jobs.metrics(whole[0])
 
 
@@ -495,7 +495,7 @@ def test_killed_at_ten_moments_and_resumed_with_other_numbers_of_workers(
         assert jobs.cli(*command, "--shard", share).exit_code == 0
     assert jobs.metrics(tmp_path / "out") == jobs.metrics(whole[0])
     ids = [(record["id"], record["repeat"]) for record in jobs.records(tmp_path / "out" / "vqa")]
-    assert len(ids) == len(set(ids)) * 2 == 8
+    assert len(ids) == len(set(ids)) * 2 == 48
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

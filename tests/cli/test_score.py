@@ -294,7 +294,7 @@ def test_bad_results(content: str | bytes | None, message: str, folder: Path) ->
             ["vqa", "--results", "{results}", "--annotations", "{annotations}", "--leave-one-out", "ids"],
             "unknown leave_one_out 'ids'",
         ),
-        (["mme"], "mme"),
+        (["nothing"], "nothing"),
         (["pope", "--wrong"], "--wrong"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

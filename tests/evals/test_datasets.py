@@ -20,7 +20,6 @@ from tests.support.tinycoco import (
 from vlmfix.evaluation.datasets import write_coco
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.files.hashing import digest, shard
-from vlmfix.evaluation.sample import limited
 from vlmfix.evaluation.tasks.protocol_files import default_protocol, load_protocol
 
 POPE = OFFICIAL / "pope"
@@ -306,21 +305,3 @@ def test_shards():
     assert shard("pope/coco/random/1", 4) == 1
     assert shard("pope/coco/random/2", 4) == 0
     assert shard("chair/000000000042", 4) == 0
-
-
-def test_limits(scenes):
-    samples = chair_samples(scenes, load_protocol("chair.tiny"))
-    ten = limited(samples, 10)
-    assert [sample.id for sample in ten] == sorted(sample.id for sample in ten)
-    assert len(ten) == 10
-    assert limited(samples, 0.25) == ten
-    assert set(map(id, limited(samples, 5))) < set(map(id, ten))
-    assert {sample.id for sample in limited(samples[::-1], 10)} == {sample.id for sample in ten}
-    assert limited(samples, 10_000) == limited(samples, 1.0) == samples
-    assert len(limited(samples, 0.001)) == 1
-
-
-@pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5, float("nan"), True])
-def test_wrong_limits_are_refused(limit):
-    with pytest.raises(ValueError, match="limit must be a count of at least 1 or a share"):
-        limited([], limit)

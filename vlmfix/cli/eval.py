@@ -64,7 +64,13 @@ def evaluate(
     ] = None,
     limit: Annotated[
         str | None,
-        typer.Option(help="Number, or share below 1, of the samples of each task; a stable subset."),
+        typer.Option(
+            help="About how many samples of each task, or a share below 1 of its images: whole images, the "
+            "same ones each time."
+        ),
+    ] = None,
+    limit_images: Annotated[
+        int | None, typer.Option(help="How many images of each task, in the place of --limit.")
     ] = None,
     batch_size: Annotated[
         str | None, typer.Option(help="Prompts per forward pass, or auto; halved where memory runs out.")
@@ -127,6 +133,7 @@ def evaluate(
         "data": data,
         "protocol": protocol or None,
         "limit": limit,
+        "limit_images": limit_images,
         "batch_size": batch_size,
         "output": None if output is None else str(output),
         "seed": seed,

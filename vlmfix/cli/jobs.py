@@ -29,6 +29,9 @@ from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.failures import printable, words
 
+SAMPLES_FAILED = 3
+"""Exit code where all was done that could be, and samples have no answer or a task had no data."""
+
 
 def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) -> None:
     """Run a job, or this process's share of it, and write its report when all samples are there.
@@ -41,6 +44,9 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
     if not err.is_terminal:
         datasets.disable_progress_bars()
     settings = read_job(config) if config is not None else {}
+    for one, other in (("limit", "limit_images"), ("limit_images", "limit")):
+        if given.get(one) is not None:  # one takes the place of the other
+            settings.pop(other, None)
     job = make_job(settings | {name: value for name, value in given.items() if value is not None})
     own = Shard.from_environment() if shard is None else Shard.parse(shard)
     quiet = shard is None and own.index > 0  # of workers that were started together, one speaks
@@ -60,11 +66,11 @@ def run_job(given: Mapping[str, Any], config: Path | None, shard: str | None) ->
             allow_missing=job.allow_missing,
         )
         runs = execute(job, tasks, *loaded, own, progress)
-        _finish(job.output, runs, quiet=quiet, partial=False)
-    if left_out:
-        for why in left_out:
-            progress.note(why)
-        raise SystemExit(3)
+        failed = _finish(job.output, runs, quiet=quiet, partial=False)
+    for why in left_out:
+        progress.note(why)
+    if failed or left_out:
+        raise SystemExit(SAMPLES_FAILED)
 
 
 @contextmanager
@@ -108,9 +114,11 @@ def _finish(
     partial: bool,
     trust: bool = False,
     exports: Sequence[Path] = (),
-) -> None:
-    """Figures, report and exports, when all samples are there or a partial report was asked for."""
+) -> int:
+    """Figures, report and exports, when all samples are there or a partial report was asked for; how many
+    samples failed."""
     gathered = gather(runs, trust=trust)
+    failed = sum(outcome.counts["failed"] for outcome in gathered.outcomes)
     if gathered.missing and not partial:
         if not quiet:
             out.print(
@@ -120,13 +128,21 @@ def _finish(
                 highlight=False,
                 markup=False,
             )
-        return
+        return failed
     comparisons = publish(gathered, output, runs)
     out.print(tables(comparisons, width=out.width))
     out.print(f"{output / REPORT}, {METRICS}, {COSTS}", soft_wrap=True, highlight=False, markup=False)
     for path in exports:
         for written in export(path, comparisons, runs, gathered.outcomes):
             out.print(str(written), soft_wrap=True, highlight=False, markup=False)
+    if failed and not quiet:
+        err.print(
+            f"{failed:,} samples failed and have no answer; the report names the reasons, the same command "
+            "tries them again",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return failed
 
 
 def device_of(device: str, shard: Shard) -> str:

@@ -1,9 +1,8 @@
-"""One question about one image, and the choice of some of many."""
+"""One question about one image."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,24 +50,3 @@ def content_hash(sample: Sample) -> str:
 def in_order(samples: Iterable[Sample]) -> list[Sample]:
     """The samples in the order of their ids."""
     return sorted(samples, key=lambda sample: sample.id)
-
-
-def limited(samples: Sequence[Sample], limit: int | float) -> list[Sample]:
-    """A stable subset: the first samples in the order of the SHA-256 of their ids, in their own order again.
-
-    Args:
-        samples: with different ids.
-        limit: how many, or as a float in (0, 1] which share; more than there are means all.
-
-    Raises:
-        ValueError: `limit` is neither.
-    """
-    share = isinstance(limit, float)
-    if isinstance(limit, bool) or not (0 < limit <= 1 if share else limit >= 1):
-        raise ValueError(
-            f"limit must be a count of at least 1 or a share in (0, 1] such as 0.1, got {limit!r}"
-        )
-    count = max(1, round(limit * len(samples))) if share else int(limit)
-    first = sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())[:count]
-    chosen = {sample.id for sample in first}
-    return [sample for sample in samples if sample.id in chosen]

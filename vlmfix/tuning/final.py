@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlmfix.evaluation.analysis.comparison import Row, compare
-from vlmfix.evaluation.analysis.marks import Mark, mark, marks
+from vlmfix.evaluation.analysis.marks import Mark, mark
 from vlmfix.evaluation.analysis.roc import auc_difference, auc_swap_test
 from vlmfix.evaluation.analysis.significance import holm
 from vlmfix.evaluation.analysis.statistics import Estimate
@@ -100,7 +100,7 @@ def final_table(data: str, answered: Mapping[str, Answered], metrics: Sequence[s
     areas = _areas(answered) if AUC in metrics else {}
     found = {label: each[1] for label, each in areas.items() if each[1] is not None}
     if metrics[0] != AUC:
-        found = marks(comparison, metrics[0])
+        found = comparison.marks(metrics[0])
     rows = []
     for row in comparison.rows:
         label = row.outcome.method

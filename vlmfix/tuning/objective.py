@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.results import AnyMetric
 from vlmfix.evaluation.tasks.base import Task
 
 COST = "cost"
@@ -41,7 +41,7 @@ def find_metric(name: str, metrics: Mapping[str, str]) -> str:
     return found[0]
 
 
-def directions(metrics: Sequence[Metric], *, yes_no: bool) -> dict[str, str]:
+def directions(metrics: Sequence[AnyMetric], *, yes_no: bool) -> dict[str, str]:
     """The metrics that a search can look at, and which direction is better ("": neither)."""
     found: dict[str, str] = {each.name: each.better for each in metrics if not each.group}
     return {**found, COST: "lower"} | ({AUC: "higher"} if yes_no else {})

@@ -295,7 +295,8 @@ def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
             assert UNCHECKED not in score_files(results, target, questions).notes
         else:
             with pytest.raises(
-                ValueError, match=r"2 of 10 answers are to another question \(record 1: \"Why"
+                ValueError,
+                match=r"2 of 10 answers have another question than .*questions.json \(record 1, record 2\)",
             ):
                 score_files(results, target, questions)
 

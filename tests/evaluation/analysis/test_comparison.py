@@ -248,4 +248,4 @@ def test_parsers_that_agree_are_not_noted() -> None:
     [comparison] = compare(
         [dataclasses.replace(outcome, parsers={"a": outcome.metrics, "b": outcome.metrics})]
     )
-    assert caveats(comparison) == []
+    assert not any("parsers" in note for note in caveats(comparison))

@@ -91,3 +91,11 @@ def test_holm() -> None:
 )
 def test_mcnemar(better: int, worse: int, p: float) -> None:
     assert mcnemar(better, worse) == pytest.approx(p, abs=1e-6)
+
+
+def test_names_of_images_do_not_matter() -> None:
+    generator = np.random.default_rng(3)
+    wholes = generator.integers(1, 6, 80)
+    own, other = means(generator.integers(0, 2, 80), wholes), means(generator.integers(0, 2, 80), wholes)
+    renamed = generator.permutation(80)
+    assert swap_test(own, other, np.arange(80)) == swap_test(own, other, renamed)

@@ -102,3 +102,14 @@ def test_spread_over_repeats() -> None:
     assert found.values == (0.7, 0.8, 0.9)
     assert found.mean == pytest.approx(0.8)
     assert found.deviation == pytest.approx(0.1)
+
+
+def test_names_of_images_do_not_matter() -> None:
+    generator = np.random.default_rng(3)
+    wholes = generator.integers(1, 6, 90).astype(float)
+    clusters, renamed = np.arange(90) // 3, generator.permutation(30)
+    one, other = (
+        Metric(name, generator.integers(0, 2, 90)[None].astype(float), wholes[None]) for name in ("a", "b")
+    )
+    drawn = resampled_ratios([one, other], clusters, resamples=50)
+    assert (drawn == resampled_ratios([one, other], renamed[clusters], resamples=50)).all()

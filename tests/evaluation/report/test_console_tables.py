@@ -14,7 +14,7 @@ def test_headline_and_companions() -> None:
     for head in ("CHAIRs, %", "(lower is", "recall, %", "words", "truncated,"):
         assert head in text
     assert "]*" in text
-    assert "* marks those that exclude 0" in " ".join(text.split())
+    assert "* at the first figure: more than chance" in " ".join(text.split())
     assert "2.1 (x1.00)" in text
     assert "McNemar" not in text
 

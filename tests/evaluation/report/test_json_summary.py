@@ -54,7 +54,8 @@ def test_every_score_is_there(tmp_path: Path) -> None:
     assert var["failures"] == {"OSError": 1}
     assert var["parameters"] == {"moved_fraction": 0.4, "layers": [1, 2]}
     assert chair["methods"][1]["unpaired"] is None
-    assert "parsers differ" in pope["caveats"][-1]
+    assert "parsers differ" in pope["caveats"][-2]
+    assert "Few images (12)" in pope["caveats"][-1]
 
 
 def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:

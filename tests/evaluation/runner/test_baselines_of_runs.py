@@ -146,18 +146,21 @@ def test_the_output_shift_says_yes_as_often_as_the_method(whole: tuple[Job, list
     said = [
         {id for id, record in each.items() if record["parsed"] == "yes"} for each in (greedy, shifted, method)
     ]
-    assert list(map(len, said)) == [21, 30, 30]
+    assert len(said[0]) < len(said[1]) == len(said[2]) < 36
     assert said[0] < said[1]
     manifest = read_manifest(whole[1][2].path)["key"]
     [baseline] = manifest["methods"]
     margins = [record["margin"] for record in greedy.values()]
     assert baseline["name"] == "baseline.output_shift"
-    assert baseline["parameters"]["delta"] == pytest.approx(output_shift.calibrate_shift(margins, 30 / 36))
+    assert baseline["parameters"]["delta"] == pytest.approx(
+        output_shift.calibrate_shift(margins, len(said[2]) / 36)
+    )
     assert baseline["parameters"]["yes_ids"]
     names = {"share of yes": whole[1][3].path.name, "margins": whole[1][0].path.name}
     assert manifest["calibrated_on"] == names
     assert all((record["margin"] > 0) == (record["parsed"] == "yes") for record in greedy.values())
-    assert "margin" not in shifted.popitem()[1]
+    for record in shifted.values():  # the margins after the shift
+        assert (record["margin"] > 0) == (record["parsed"] == "yes")
 
 
 def test_margins_are_those_of_the_model(whole: tuple[Job, list[RunPlan]], loaded: tuple[Any, Any]) -> None:
@@ -337,8 +340,8 @@ def test_a_tokenizer_without_yes_is_refused_before_any_work(
 def test_stock_decoding_beside_a_sampling_protocol(
     whole: tuple[Job, list[RunPlan]], loaded: tuple[Any, Any], world: Path, tmp_path: Path
 ) -> None:
-    protocol = "pope.tiny+temperature=3.0+seeds=[0, 1]"
-    sampled = job(tmp_path, world, protocol=protocol, methods=["greedy", "vhr", "baseline.sample"], limit=12)
+    protocol = "pope.tiny+temperature=9.0+seeds=[0, 1]"
+    sampled = job(tmp_path, world, protocol=protocol, methods=["greedy", "vhr", "baseline.sample"])
     runs = run(sampled, loaded)
     assert labels(runs)[:3] == ["sampling", "baseline.sample", "baseline.greedy"]
     plain, repeat, greedy = ({} for _ in range(3))
@@ -348,7 +351,7 @@ def test_stock_decoding_beside_a_sampling_protocol(
     stock = {id: record["text"] for id, record in answers(whole[1][0]).items()}
     assert greedy == {(id, number): stock[id] for id, number in greedy}
     assert len({plain[key] for key in plain}) > len(set(greedy.values()))
-    assert plain != repeat != greedy  # temperature 3, 1 and none
+    assert plain != repeat != greedy  # temperature 9, 1 and none
     assert gather(runs).missing == 0
 
 

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.estimates import Estimates, Key
-from vlmfix.evaluation.analysis.results import Metric, Outcome
-from vlmfix.evaluation.analysis.significance import mcnemar
-from vlmfix.evaluation.analysis.statistics import Estimate, Spread, spread
-from vlmfix.evaluation.files.hashing import differences
-
-
-@dataclass(frozen=True, eq=False)
-class Figure:
-    """A metric of one method.
-
-    Args:
-        metric: what it is made from.
-        estimate: its value and interval.
-        difference: to the first method on the samples that both answered; None for the first method itself
-            and where there is no pairing or an undefined value.
-        spread: over the repeats of the task; None if there is only one.
-    """
-
-    metric: Metric
-    estimate: Estimate
-    difference: Estimate | None
-    spread: Spread | None
-
-    @property
-    def is_defined(self) -> bool:
-        """Whether no denominator is zero; if one is, the value 0.0 means nothing."""
-        return self.metric.is_defined
-
-    @property
-    def gain(self) -> float:
-        """The difference, in the better direction; 0.0 without one."""
-        if self.difference is None:
-            return 0.0
-        return self.difference.value if self.metric.better == "higher" else -self.difference.value
+from vlmfix.evaluation.analysis.best import Best, best_baselines
+from vlmfix.evaluation.analysis.estimates import Estimates, Figure, Key
+from vlmfix.evaluation.analysis.marks import Mark, corrected, unanswered
+from vlmfix.evaluation.analysis.pairing import paired, why_unpaired
+from vlmfix.evaluation.analysis.results import AnyMetric, Metric, Outcome
+from vlmfix.evaluation.analysis.significance import SwapTest, mcnemar, swap_test
+from vlmfix.evaluation.analysis.statistics import Estimate, Spread
+from vlmfix.evaluation.analysis.statistics import spread as spread_of
 
 
 @dataclass(frozen=True)
@@ -54,28 +27,6 @@ class McNemar:
     better: int
     worse: int
     p: float
-
-
-@dataclass(frozen=True, eq=False)
-class Best:
-    """A tested method beside the best of its baselines.
-
-    Args:
-        baseline: label of the baseline with the best headline figure.
-        figures: the headline figures of the method, with their paired differences to this baseline.
-        verdict: how the method stands to it: "better than", "worse than" or "not distinguishable from", by
-            whether the interval of the first difference excludes 0; "only partly better than" where captions
-            have fewer hallucinations of one kind at more of the other, or at less recall.
-    """
-
-    baseline: str
-    figures: list[Figure]
-    verdict: str
-
-    @property
-    def words(self) -> str:
-        """Such as "not distinguishable from greedy"."""
-        return f"{self.verdict} {self.baseline}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +64,12 @@ class Comparison:
     rows: list[Row]
 
     @property
+    def title(self) -> str:
+        """Task, protocol and, of a part of the images, which."""
+        subset = self.rows[0].outcome.subset
+        return f"{self.task} ({self.protocol}{f', {subset}' if subset else ''})"
+
+    @property
     def groups(self) -> list[str]:
         """Groups of the headline metrics in their order, the whole task ("") first."""
         found = [figure.metric.group for row in self.rows for figure in row.figures]
@@ -123,7 +80,49 @@ class Comparison:
         """Whose answers are shown beside the answers of the first: tested methods; without any, baselines."""
         return [row for row in self.rows[1:] if row.outcome.baseline_of is None] or self.rows[1:]
 
-    def headline(self, group: str) -> list[Metric]:
+    @property
+    def main(self) -> AnyMetric | None:
+        """The one headline metric, whose differences are marked."""
+        return next(iter(self.headline(self.groups[0])), None) if self.groups else None
+
+    @cached_property
+    def main_marks(self) -> dict[str, Mark]:
+        """The marks on the headline metric, by method; see `marks`."""
+        return {} if self.main is None else self.marks(self.main.name, self.main.group)
+
+    def marks(self, name: str, group: str = "") -> dict[str, Mark]:
+        """The marks on the one headline metric of a table, corrected for the number of methods in it.
+
+        The metric is chosen before the methods are run. Methods that cannot be compared are not counted.
+
+        Args:
+            name: of the metric.
+            group: of the metric.
+
+        Returns:
+            For each method but the first, by its label.
+
+        Raises:
+            ValueError: it is a figure of a ranking, for which there is no such test.
+        """
+        base, *others = self.rows
+        found: dict[str, Mark] = {}
+        tested: dict[str, tuple[Estimate, SwapTest]] = {}
+        for row in others:
+            first, figure = base.figure(name, group), row.figure(name, group)
+            if reason := row.unpaired or unanswered(base.outcome, row.outcome):
+                found[row.outcome.method] = Mark(False, reason, None)
+            elif first is None or figure is None or figure.difference is None:
+                found[row.outcome.method] = Mark(False, f"{name} is undefined for one of the two", None)
+            elif not isinstance(figure.metric, Metric) or not isinstance(first.metric, Metric):
+                raise ValueError(f"{name} is no ratio of sums, and gets no mark")
+            else:
+                test = swap_test(figure.metric, first.metric, np.array(row.outcome.clusters))
+                tested[row.outcome.method] = figure.difference, test
+        found |= corrected(tested)
+        return {row.outcome.method: found[row.outcome.method] for row in others}
+
+    def headline(self, group: str) -> list[AnyMetric]:
         """The metrics of a group that have a better direction, once each."""
         metrics = (figure.metric for row in self.rows for figure in row.figures)
         return list({each.name: each for each in metrics if each.group == group and each.better}.values())
@@ -162,16 +161,14 @@ def compare(outcomes: Sequence[Outcome]) -> list[Comparison]:
 
 def _rows(outcomes: list[Outcome]) -> list[Row]:
     first, rows = outcomes[0], []
-    base: Estimates | None = None
-    baselines: list[tuple[Outcome, Estimates]] = []
-    for outcome in outcomes:
-        whole = Estimates(outcome, np.ones(len(outcome.samples), dtype=bool))
-        base = base or whole
-        unpaired = _why_unpaired(first, outcome)
+    wholes = [Estimates(outcome, np.ones(len(outcome.samples), dtype=bool)) for outcome in outcomes]
+    best = best_baselines(outcomes, wholes)
+    for outcome, whole in zip(outcomes, wholes, strict=True):
+        unpaired = why_unpaired(first, outcome)
         differences: dict[Key, Estimate | None] = {}
         tests: dict[str, McNemar] = {}
         if outcome is not first and not unpaired:
-            here, there = _paired(outcome, whole, first, base)
+            here, there = paired(outcome, whole, first, wholes[0])
             differences = {key: here.difference(key, there) for key in here.metrics}
             if outcome.yes_no and len(np.unique(outcome.repeats)) == 1:
                 tests = {
@@ -179,67 +176,14 @@ def _rows(outcomes: list[Outcome]) -> list[Row]:
                     for (parser, group), members in here.members.items()
                     if not parser
                 }
-        figures = {
-            key: Figure(metric, whole.estimate(key), differences.get(key), _spread(metric, outcome.repeats))
-            for key, metric in whole.metrics.items()
-        }
-        if outcome.baseline_of is not None:
-            baselines.append((outcome, whole))
-            best = None
-        else:
-            own = [each for each in baselines if each[0].baseline_of in ("", outcome.method)]
-            best = _best(outcome, whole, figures, own)
         parsers: dict[str, list[Figure]] = {}
-        for key, figure in figures.items():
+        for key, metric in whole.metrics.items():
+            spread = _spread(metric, outcome.repeats)
+            figure = Figure(metric, whole.estimate(key), differences.get(key), spread)
             parsers.setdefault(key.parser, []).append(figure)
-        rows.append(Row(outcome, parsers.pop("", []), parsers, tests, unpaired, best))
+        own = parsers.pop("", [])
+        rows.append(Row(outcome, own, parsers, tests, unpaired, best.get(outcome.method)))
     return rows
-
-
-def _paired(
-    outcome: Outcome, whole: Estimates, other: Outcome, base: Estimates
-) -> tuple[Estimates, Estimates]:
-    """Both on the samples that both answered."""
-    kept = _answered(other) & _answered(outcome)
-    return (whole, base) if kept.all() else (Estimates(outcome, kept), Estimates(other, kept))
-
-
-def _best(
-    outcome: Outcome,
-    whole: Estimates,
-    figures: Mapping[Key, Figure],
-    baselines: list[tuple[Outcome, Estimates]],
-) -> Best | None:
-    """The baseline with the best headline figure, the first of equals; None if there is no such figure."""
-    group = min((metric.group for metric in outcome.metrics), key=bool, default="")
-    headline = [key for key in figures if key[:2] == ("", group) and figures[key].metric.better]
-    comparable = [
-        (other, base)
-        for other, base in baselines
-        if headline and base.metrics[headline[0]].is_defined and not _why_unpaired(outcome, other)
-    ]
-    if not comparable:
-        return None
-    sign = 1 if figures[headline[0]].metric.better == "higher" else -1
-    other, base = max(comparable, key=lambda each: sign * each[1].metrics[headline[0]].value)
-    here, there = _paired(outcome, whole, other, base)
-    beside = [dataclasses.replace(figures[key], difference=here.difference(key, there)) for key in headline]
-    return Best(other.method, beside, _verdict(outcome, beside))
-
-
-def _verdict(outcome: Outcome, figures: Sequence[Figure]) -> str:
-    """How a method stands to a baseline; see `Best`."""
-    gains = {each.metric.name: each.gain for each in figures}
-    main = figures[0].difference
-    if main is None or not main.excludes_zero:
-        return "not distinguishable from"
-    if gains[figures[0].metric.name] < 0:
-        return "worse than"
-    if outcome.tradeoff is not None and not outcome.yes_no:
-        fewer_wrong, recall = (gains.get(name, 0.0) for name in outcome.tradeoff)
-        if fewer_wrong <= 0 or recall < 0:
-            return "only partly better than"
-    return "better than"
 
 
 def _sorted(outcome: Outcome) -> Outcome:
@@ -260,49 +204,11 @@ def _sorted(outcome: Outcome) -> Outcome:
     )
 
 
-def _taken(metrics: list[Metric], order: list[int], outcome: Outcome) -> list[Metric]:
+def _taken(metrics: Sequence[AnyMetric], order: list[int], outcome: Outcome) -> list[AnyMetric]:
     names = [(each.name, each.group) for each in metrics]
     if len(set(names)) < len(names):
         raise ValueError(f"{outcome.method} on {outcome.task} has a metric twice: {names}")
-    return [
-        dataclasses.replace(each, parts=each.parts[:, order], wholes=each.wholes[:, order])
-        for each in metrics
-    ]
-
-
-def _why_unpaired(first: Outcome, other: Outcome) -> str:
-    own, others = _settings(first), _settings(other)
-    if own and others and (lines := differences(own, others)):
-        return f"the runs differ in {'; '.join(lines)}"
-    asked = [
-        {
-            (sample.id, int(repeat)): (sample.prompt, sample.target, sample.cluster)
-            for sample, repeat in zip(outcome.samples, outcome.repeats, strict=True)
-        }
-        for outcome in (first, other)
-    ]
-    if asked[0].keys() != asked[1].keys():
-        alone = len(asked[0].keys() ^ asked[1].keys())
-        return f"only one of the two has {alone:,} of the samples"
-    differing = sum(question != asked[1][key] for key, question in asked[0].items())
-    return f"{differing:,} samples differ in prompt, target answer or image" if differing else ""
-
-
-def _settings(outcome: Outcome) -> dict[str, Any]:
-    """What must be equal in the keys of two runs that are compared: all but the methods, what they ask and
-    how they decode."""
-    key = {
-        name: value
-        for name, value in outcome.details.get("key", {}).items()
-        if name not in ("methods", "decoding", "calibrated_on")
-    }
-    if "protocol" in key:
-        key["protocol"] = {name: value for name, value in key["protocol"].items() if name != "id"}
-    return key
-
-
-def _answered(outcome: Outcome) -> np.ndarray:
-    return np.array([sample.score is not None for sample in outcome.samples], dtype=bool)
+    return [each.in_order(order) for each in metrics]
 
 
 def _mcnemar(first: Outcome, other: Outcome, members: np.ndarray) -> McNemar:
@@ -315,9 +221,8 @@ def _mcnemar(first: Outcome, other: Outcome, members: np.ndarray) -> McNemar:
     return McNemar(better, worse, mcnemar(better, worse))
 
 
-def _spread(metric: Metric, repeats: np.ndarray) -> Spread | None:
+def _spread(metric: AnyMetric, repeats: np.ndarray) -> Spread | None:
     several = np.unique(repeats)
     if len(several) < 2:
         return None
-    chosen = (repeats == repeat for repeat in several)
-    return spread([Metric("", metric.parts[:, each], metric.wholes[:, each]).value for each in chosen])
+    return spread_of([metric.only(repeats == repeat).value for repeat in several])

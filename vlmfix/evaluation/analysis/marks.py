@@ -1,13 +1,12 @@
-"""Marks in a table of methods: which differences to the first method are more than chance."""
+"""Marks in a table of methods: which differences of its one headline metric are more than chance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from vlmfix.evaluation.analysis.comparison import Comparison, Row
-from vlmfix.evaluation.analysis.significance import SwapTest, holm, swap_test
+from vlmfix.evaluation.analysis.results import Outcome
+from vlmfix.evaluation.analysis.significance import SwapTest, holm
 from vlmfix.evaluation.analysis.statistics import Estimate
 
 SIGNIFICANT = 0.05
@@ -24,11 +23,13 @@ class Mark:
         marked: whether it is.
         reason: in words.
         p: of the swap test, corrected for the number of methods; None where nothing was tested.
+        contradicts: whether interval and test disagree, so that there is no mark and both must be shown.
     """
 
     marked: bool
     reason: str
     p: float | None
+    contradicts: bool = False
 
 
 def mark(difference: Estimate, test: SwapTest, p: float) -> Mark:
@@ -45,42 +46,26 @@ def mark(difference: Estimate, test: SwapTest, p: float) -> Mark:
         return Mark(False, f"they differ on {test.differing} images; a mark needs {FEWEST_DIFFERING}", p)
     interval = f"the interval {'excludes' if difference.excludes_zero else 'includes'} 0"
     significant = p < SIGNIFICANT
-    joint = "and" if difference.excludes_zero == significant else "but"
-    return Mark(difference.excludes_zero and significant, f"{interval} {joint} the corrected p is {p:.2g}", p)
+    contradicts = difference.excludes_zero != significant
+    reason = f"{interval} {'but' if contradicts else 'and'} the corrected p is {p:.2g}"
+    return Mark(difference.excludes_zero and significant, reason, p, contradicts)
 
 
-def marks(comparison: Comparison, name: str, group: str = "") -> dict[str, Mark]:
-    """The marks of a table on its one headline metric, corrected for the number of methods in it.
-
-    The metric is chosen before the methods are run. Methods that cannot be compared are not counted.
+def corrected(tested: Mapping[str, tuple[Estimate, SwapTest]]) -> dict[str, Mark]:
+    """The marks of several methods, by Holm's correction for all of them.
 
     Args:
-        comparison: the table; all methods are compared with its first.
-        name: of the metric.
-        group: of the metric.
-
-    Returns:
-        For each method but the first, by its label.
+        tested: difference and test of each, by its label.
     """
-    base, *others = comparison.rows
-    found: dict[str, Mark] = {}
-    tested: dict[str, tuple[Estimate, SwapTest]] = {}
-    for row in others:
-        first, figure = base.figure(name, group), row.figure(name, group)
-        if reason := row.unpaired or _unanswered(base, row):
-            found[row.outcome.method] = Mark(False, reason, None)
-        elif first is None or figure is None or figure.difference is None:
-            found[row.outcome.method] = Mark(False, f"{name} is undefined for one of the two", None)
-        else:
-            test = swap_test(figure.metric, first.metric, np.array(row.outcome.clusters))
-            tested[row.outcome.method] = figure.difference, test
     adjusted = holm([test.p for _, test in tested.values()])
-    for (method, (difference, test)), p in zip(tested.items(), adjusted, strict=True):
-        found[method] = mark(difference, test, p)
-    return {row.outcome.method: found[row.outcome.method] for row in others}
+    return {
+        method: mark(difference, test, p)
+        for (method, (difference, test)), p in zip(tested.items(), adjusted, strict=True)
+    }
 
 
-def _unanswered(*rows: Row) -> str:
-    counts = {row.outcome.method: sum(each.score is None for each in row.outcome.samples) for row in rows}
+def unanswered(*outcomes: Outcome) -> str:
+    """Which methods have samples without an answer, and so no mark; "" if none has."""
+    counts = {each.method: sum(sample.score is None for sample in each.samples) for each in outcomes}
     texts = [f"{method} has {count:,} samples without an answer" for method, count in counts.items() if count]
     return ", ".join(texts)

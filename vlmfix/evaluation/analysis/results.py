@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from vlmfix.evaluation.analysis.ranks import MEASURES
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,92 @@ class Metric:
         wholes = self.wholes.sum(axis=1).astype(float)
         parts = self.parts.sum(axis=1)
         return float(np.divide(parts, wholes, out=np.zeros_like(wholes), where=wholes > 0).mean())
+
+    def only(self, kept: np.ndarray) -> Metric:
+        """The metric over some of the samples, `(samples,)` bool; the others add nothing."""
+        return dataclasses.replace(self, parts=self.parts * kept, wholes=self.wholes * kept)
+
+    def in_order(self, order: Sequence[int]) -> Metric:
+        """The metric with its samples in another order."""
+        return dataclasses.replace(self, parts=self.parts[:, order], wholes=self.wholes[:, order])
+
+
+@dataclass(frozen=True, eq=False)
+class RankMetric:
+    """How well the margins between yes and no rank the questions, or the unweighted mean over several sets.
+
+    Args:
+        name: of `vlmfix.evaluation.analysis.ranks.MEASURES`.
+        margins: how far yes is above no at the first token of each answer, `(samples,)` float.
+        is_yes: whether yes is right, `(samples,)` bool.
+        members: which samples are in each set, `(sets, samples)` bool.
+        group: the split or type that it is restricted to; "" for the whole task.
+    """
+
+    name: str
+    margins: np.ndarray
+    is_yes: np.ndarray
+    members: np.ndarray
+    group: str = ""
+    better: Literal["higher", "lower", ""] = "higher"
+    percent: bool = True
+
+    @property
+    def wholes(self) -> np.ndarray:
+        """Which samples count in each set, as numbers."""
+        return self.members.astype(float)
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether both answers occur in each set."""
+        return bool(
+            (self.members & self.is_yes).any(axis=1).all() and (self.members & ~self.is_yes).any(axis=1).all()
+        )
+
+    @property
+    def value(self) -> float:
+        """The mean over the sets; 0.0 where one of them lacks an answer."""
+        return float(self.shares()[0]) if self.is_defined else 0.0
+
+    def shares(self) -> tuple[float, np.ndarray]:
+        """The mean over the sets, and by how much each sample moves it to first order, `(samples,)`; defined
+        where both answers occur in each set."""
+        value, shares = 0.0, np.zeros(len(self.margins))
+        for member in self.members:
+            own, moves = MEASURES[self.name](self.margins[member], self.is_yes[member])
+            value += own / len(self.members)
+            shares[member] += moves / len(self.members)
+        return value, shares
+
+    def only(self, kept: np.ndarray) -> RankMetric:
+        """The metric over some of the samples, `(samples,)` bool."""
+        return dataclasses.replace(self, members=self.members & kept)
+
+    def in_order(self, order: Sequence[int]) -> RankMetric:
+        """The metric with its samples in another order."""
+        return dataclasses.replace(
+            self, margins=self.margins[order], is_yes=self.is_yes[order], members=self.members[:, order]
+        )
+
+
+AnyMetric = Metric | RankMetric
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far the probability of yes that margins claim agrees with what is right.
+
+    Args:
+        claimed: mean probability of yes in each bin, `(bins,)`; bins hold equally many answers.
+        right: share of answers in each bin where yes is right, `(bins,)`.
+        counts: answers in each bin.
+        error: the expected calibration error: their mean difference, weighted by the counts.
+    """
+
+    claimed: tuple[float, ...]
+    right: tuple[float, ...]
+    counts: tuple[int, ...]
+    error: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +173,8 @@ class Outcome:
         parameters: the complete configuration of the method.
         samples: one each, in order of their ids; with several repeats of a sample, they follow each other.
         repeats: which repeat of its sample each is, `(samples,)` int.
+        subset: which part of the images the samples are about, such as "83 of 500 images, 498 samples"; ""
+            for all.
         baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
             tested.
         metrics: the headline figure first. Failed samples add nothing to them.
@@ -91,6 +182,7 @@ class Outcome:
         parsers: for each parser or scorer the metrics that it gives, by its name; the one of the protocol
             gave `metrics`. Empty where there is one way only.
         objects: for each object the wrong answers and the number of times it was asked about or named.
+        calibration: how far the margins of yes/no answers agree with what is right; None without margins.
         yes_no: whether samples are right or wrong, so that McNemar's test applies.
         counts: numbers of samples: "samples", "answered", "failed", "unparsed", "truncated".
         failures: numbers of failed samples by reason.
@@ -107,11 +199,13 @@ class Outcome:
     parameters: Mapping[str, Any]
     samples: list[SampleResult]
     repeats: np.ndarray
-    metrics: list[Metric]
+    metrics: Sequence[AnyMetric]
+    subset: str = ""
     baseline_of: str | None = None
     tradeoff: tuple[str, str] | None = None
-    parsers: Mapping[str, list[Metric]] = field(default_factory=dict)
+    parsers: Mapping[str, Sequence[AnyMetric]] = field(default_factory=dict)
     objects: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    calibration: Calibration | None = None
     yes_no: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)

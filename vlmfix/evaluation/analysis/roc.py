@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmfix.evaluation.analysis.intervals import Linearized, t_estimate
+from vlmfix.evaluation.analysis.ranks import area, below, placements
 from vlmfix.evaluation.analysis.significance import EQUAL, SwapTest, swapped
 from vlmfix.evaluation.analysis.statistics import Estimate, totals
 
@@ -24,8 +25,7 @@ def auc(margins: np.ndarray, is_yes: np.ndarray) -> float:
         ValueError: all right answers are the same, or a margin is NaN.
     """
     _check(margins, is_yes)
-    yes, no = margins[is_yes], margins[~is_yes]
-    return float(_below(yes, no).mean()) / len(no)
+    return area(margins, is_yes)[0]
 
 
 def auc_difference(
@@ -45,10 +45,11 @@ def auc_difference(
     Raises:
         ValueError: all right answers are the same, or a margin is NaN.
     """
-    value = auc(margins, is_yes) - auc(others, is_yes)
-    sizes = np.where(is_yes, is_yes.sum(), (~is_yes).sum())  # of the questions with the same answer
-    changes = _placements(margins, is_yes, margins, is_yes) - _placements(others, is_yes, others, is_yes)
-    shares = totals(((changes - value) / sizes)[None], clusters)[0]
+    _check(margins, is_yes)
+    _check(others, is_yes)
+    (own, own_shares), (other, other_shares) = (area(each, is_yes) for each in (margins, others))
+    value = own - other
+    shares = totals((own_shares - other_shares)[None], clusters)[0]
     return t_estimate(Linearized(value, shares, len(margins), len(shares)), (-1.0, 1.0))
 
 
@@ -76,9 +77,10 @@ def auc_swap_test(
     _check(others, is_yes)
     own, theirs = _ranks(margins), _ranks(others)
     both, answers = np.concatenate([own, theirs]), np.concatenate([is_yes, is_yes])
-    changes = _placements(own, is_yes, both, answers) - _placements(theirs, is_yes, both, answers)
+    changes = placements(own, is_yes, both, answers) - placements(theirs, is_yes, both, answers)
     terms = totals((changes / np.where(is_yes, is_yes.sum(), (~is_yes).sum()))[None], clusters)[0]
-    differing = terms[np.abs(terms) > EQUAL]
+    # Nothing depends on what images are called, nor on which of the two methods comes first.
+    differing = np.sort(np.sign(terms.sum()) * terms[np.abs(terms) > EQUAL])
     p = swapped(lambda swaps: differing.sum() - 2 * (swaps @ differing), len(differing))
     return SwapTest(p, len(terms), len(differing))
 
@@ -91,30 +93,6 @@ def _check(margins: np.ndarray, is_yes: np.ndarray) -> None:
         raise ValueError(f"{int(np.isnan(margins).sum()):,} of {len(margins):,} margins are NaN")
 
 
-def _placements(
-    margins: np.ndarray, is_yes: np.ndarray, among: np.ndarray, among_is_yes: np.ndarray
-) -> np.ndarray:
-    """For each question the share of those with the other right answer that it is on the right side of.
-
-    Args:
-        margins: `(samples,)`.
-        is_yes: `(samples,)` bool.
-        among: what they are compared with, `(others,)`.
-        among_is_yes: `(others,)` bool.
-
-    Returns:
-        `(samples,)` in [0, 1]; ties count half.
-    """
-    yes, no = among[among_is_yes], among[~among_is_yes]
-    return np.where(is_yes, _below(margins, no) / len(no), 1 - _below(margins, yes) / len(yes))
-
-
-def _below(margins: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How many of the others are smaller than each margin, `(samples,)`; those that are equal count half."""
-    ordered = np.sort(others)
-    return (np.searchsorted(ordered, margins, "left") + np.searchsorted(ordered, margins, "right")) / 2
-
-
 def _ranks(margins: np.ndarray) -> np.ndarray:
     """The rank of each margin among all; equal ones share the middle of theirs."""
-    return _below(margins, margins)
+    return below(margins, margins)

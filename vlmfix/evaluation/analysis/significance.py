@@ -68,11 +68,14 @@ def swap_test(metric: Metric, other: Metric, clusters: np.ndarray) -> SwapTest:
         )
     if not metric.is_defined or not other.is_defined:
         return SwapTest(1.0, 0, 0)
+    if metric.value < other.value:  # which of the two is called the first is no matter
+        metric, other = other, metric
     ratios = len(metric.parts)
     own, others = (totals(np.concatenate([each.parts, each.wholes]), clusters) for each in (metric, other))
     images = int((own[ratios:] + others[ratios:] > 0).any(axis=0).sum())
     change = others - own
     change = change[:, (change != 0).any(axis=0)]
+    change = change[:, np.lexsort(change)]  # nothing depends on what images are called
     own_sums, other_sums = own.sum(axis=1), others.sum(axis=1)
 
     def differences(swaps: np.ndarray) -> np.ndarray:

@@ -82,13 +82,14 @@ def resampled_ratios(
 ) -> np.ndarray:
     """Every metric on the same resampled images.
 
-    Samples are first summed by image, so that a resample is a row of a matrix product.
+    Samples are first summed by image, so that a resample is a row of a matrix product; images are taken in
+    the order of their sums, so that nothing depends on what they are called.
 
     Args:
         metrics: of the same samples.
         clusters: label of the image of each sample, `(samples,)`.
         resamples: number of resamples.
-        seed: of the random generator; with the same images and seed, the values of two methods are paired.
+        seed: of the random generator.
 
     Returns:
         `(resamples, metrics)`; NaN where a denominator is zero.
@@ -97,6 +98,8 @@ def resampled_ratios(
         return np.full((resamples, len(metrics)), np.nan)
     parts = totals(np.concatenate([metric.parts for metric in metrics]), clusters)
     wholes = totals(np.concatenate([metric.wholes for metric in metrics]), clusters)
+    order = np.lexsort(np.concatenate([parts, wholes]))
+    parts, wholes = parts[:, order], wholes[:, order]
     ratios = [len(metric.parts) for metric in metrics]
     starts = np.cumsum([0, *ratios[:-1]])
     blocks = [

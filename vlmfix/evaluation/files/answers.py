@@ -16,6 +16,7 @@ from vlmfix.evaluation.files.answer_layouts import (
     recognised,
 )
 from vlmfix.evaluation.files.answer_records import Answer, AnswerReader, Keys
+from vlmfix.evaluation.files.pairs import check_pairs
 from vlmfix.evaluation.files.readers import Record, examples, read_records
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Answers",
     "Keys",
     "answer_of",
+    "check_pairs",
     "read_answers",
     "texts_of",
 ]

@@ -6,6 +6,9 @@ from vlmfix.evaluation.analysis.comparison import Comparison, Row
 from vlmfix.evaluation.analysis.results import Outcome
 from vlmfix.evaluation.sample import UNREACHED
 
+FEW_IMAGES = 30
+"""Below that, intervals are wide, and can be somewhat too short."""
+
 NOTABLE_GAP = 0.005
 """Two parsers that differ by more than half a point are worth a note."""
 
@@ -21,6 +24,12 @@ def caveats(comparison: Comparison) -> list[str]:
             f"Two parsers differ by more than {100 * NOTABLE_GAP:g} points for {len(gaps)} of "
             f"{len(comparison.rows)} methods, most for {method}: {text}."
         )
+    for method, mark in comparison.main_marks.items():
+        if mark.contradicts:
+            found.append(f"{method}: no mark, as {mark.reason}.")
+    images = len(set(comparison.rows[0].outcome.clusters))
+    if images < FEW_IMAGES:
+        found.append(f"Few images ({images}): intervals are wide and can be somewhat too short.")
     return found
 
 

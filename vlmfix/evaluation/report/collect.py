@@ -16,7 +16,8 @@ import numpy as np
 from vlmfix.atomic import write_text
 from vlmfix.engine.kl import Divergence
 from vlmfix.evaluation.analysis.comparison import Comparison, compare
-from vlmfix.evaluation.analysis.results import Outcome, SampleResult
+from vlmfix.evaluation.analysis.margins import calibration, margin_metrics
+from vlmfix.evaluation.analysis.results import AnyMetric, Outcome, SampleResult
 from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.html import write_report
 from vlmfix.evaluation.report.json_summary import costs, summarise
@@ -108,16 +109,27 @@ def outcome_of(plan: RunPlan, *, trust: bool = False) -> Outcome:
             )
         )
     answered = [record for record in found if record is not None]
+    figures: list[AnyMetric] = list(metrics.metrics)
+    calibrated = None
+    if task.yes_no and answered and all("margin" in record for record in answered):
+        margins = np.array([np.nan if record is None else record["margin"] for record in found])
+        is_yes = np.array([sample.target == "yes" for sample in samples])
+        splits = [str(sample.meta.get("split", "all")) for sample in samples]
+        added = margin_metrics(margins, is_yes, [sample.cluster for sample in samples], splits)
+        figures = _after(figures, added)
+        calibrated = calibration(margins, is_yes)
     activity, inactive = _activity(answered)
     return Outcome(
         task=task.name,
         protocol=task.protocol.id,
         method=plan.variant.label,
+        subset=plan.subset,
         baseline_of=plan.variant.baseline_of,
         parameters=_parameters(manifest["key"]),
         samples=results,
         repeats=np.array([repeat for _, repeat in identities]),
-        metrics=metrics.metrics,
+        metrics=figures,
+        calibration=calibrated,
         tradeoff=task.tradeoff,
         parsers=metrics.parsers if len(metrics.parsers) > 1 else {},
         objects=metrics.objects,
@@ -139,6 +151,15 @@ def outcome_of(plan: RunPlan, *, trust: bool = False) -> Outcome:
             "environments": manifest["environments"],
         },
     )
+
+
+def _after(metrics: Sequence[AnyMetric], added: Sequence[AnyMetric]) -> list[AnyMetric]:
+    """Each group's metrics with those that were added after its last one with a better direction."""
+    found = list(metrics)
+    for each in added:
+        places = [index for index, metric in enumerate(found) if metric.group == each.group and metric.better]
+        found.insert(places[-1] + 1 if places else len(found), each)
+    return found
 
 
 def _parameters(key: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vlmfix.evaluation.analysis.comparison import Comparison, Figure, Row
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.comparison import Comparison, Row
+from vlmfix.evaluation.analysis.estimates import Figure
+from vlmfix.evaluation.analysis.results import AnyMetric
 from vlmfix.evaluation.report.caveats import caveats, progress
 from vlmfix.evaluation.report.formatting import (
     companions,
@@ -43,9 +44,16 @@ def tables(comparisons: Sequence[Comparison], *, width: int = 100) -> Group:
 
 def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     rows, groups = comparison.rows, comparison.groups
-    name = f"{comparison.task} ({comparison.protocol})"
+    name = comparison.title
     if groups and (headline := comparison.headline(groups[0])):
-        cells = {_head(each): [_cell(row.figure(each.name, groups[0])) for row in rows] for each in headline}
+        marked = {method for method, mark in comparison.main_marks.items() if mark.marked}
+        cells = {
+            _head(each): [
+                _cell(row.figure(each.name, groups[0]), each is headline[0] and row.outcome.method in marked)
+                for row in rows
+            ]
+            for each in headline
+        }
         yield from _fitting(f"{name}, {groups[0]}" if groups[0] else name, rows, cells, width)
         main = headline[0].name
         cells = {group: [_cell(row.figure(main, group)) for row in rows] for group in groups[1:]}
@@ -78,7 +86,7 @@ def _fitting(
         head: max(_NARROWEST, *map(_breadth, cells), *map(cell_len, head.split()))
         for head, cells in columns.items()
     }
-    for heads in _even_chunks(sizes, width - breadth - 2 * _GAP):
+    for heads in even_chunks(sizes, width - breadth - 2 * _GAP):
         table = Table(box=SIMPLE_HEAD)
         table.add_column("method", overflow="fold", width=breadth)
         for head in heads:
@@ -91,8 +99,13 @@ def _fitting(
         name = f"{name.removesuffix(', continued')}, continued"
 
 
-def _even_chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
-    """The fewest chunks that fit, none wider than it must be."""
+def even_chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    """Columns in the fewest chunks that fit, none wider than it must be.
+
+    Args:
+        sizes: widths by column.
+        room: for the columns of a chunk and the gaps between them.
+    """
     fewest = _chunks(sizes, room)
     narrower = (_chunks(sizes, smaller) for smaller in range(1, room))
     return next((chunks for chunks in narrower if len(chunks) == len(fewest)), fewest)
@@ -119,33 +132,41 @@ def _label(row: Row) -> Text:
     return label
 
 
-def _head(metric: Metric) -> str:
+def _head(metric: AnyMetric) -> str:
     return title(metric) if metric.better == "higher" else f"{title(metric)} (lower is better)"
 
 
-def _cell(figure: Figure | None) -> Text:
-    """The value with its interval; below it the difference with its own, marked if that excludes 0."""
+def _cell(figure: Figure | None, marked: bool = False) -> Text:
+    """The value with its interval; below it the difference with its own."""
     if figure is None:
         return Text("-")
     if not figure.is_defined:
         return Text("undefined")
     text = Text(f"{' '.join(value_texts(figure))} ")
-    return text if figure.difference is None else Text("\n").join((text, _difference(figure)))
+    return text if figure.difference is None else Text("\n").join((text, _difference(figure, marked)))
 
 
-def _difference(figure: Figure) -> Text:
-    """The difference with its interval, marked if that excludes 0."""
+def _difference(figure: Figure, marked: bool) -> Text:
+    """The difference with its interval, and a mark if it is more than chance."""
     if figure.difference is None:
         return Text("-")
-    mark = "*" if figure.difference.excludes_zero else " "
-    style = {"better": "green", "worse": "red"}.get(verdict(figure), "")
-    return Text(f"{' '.join(difference_texts(figure))}{mark}", style=style)
+    style = {"better": "green", "worse": "red"}.get(verdict(figure), "") if marked else ""
+    return Text(f"{' '.join(difference_texts(figure))}{'*' if marked else ' '}", style=style)
 
 
 def _gains(rows: list[Row]) -> dict[str, list[Text]]:
     """The differences of each method to the best of its baselines."""
-    columns = zip(*(row.best.figures for row in rows if row.best), strict=True)
-    return {_head(column[0].metric): [_difference(figure) for figure in column] for column in columns}
+    best = [row.best for row in rows if row.best]
+    names = dict.fromkeys(each.metric.name for one in best for each in one.figures)
+    found = {}
+    for name in names:
+        column = [next((each for each in one.figures if each.metric.name == name), None) for one in best]
+        head = _head(next(each.metric for each in column if each is not None))
+        found[head] = [
+            Text("-") if each is None else _difference(each, one.mark.marked and each is one.figures[0])
+            for each, one in zip(column, best, strict=True)
+        ]
+    return found
 
 
 def _test(row: Row, group: str) -> Text:
@@ -158,8 +179,9 @@ def _legend(comparisons: Sequence[Comparison]) -> list[Text]:
     lines = ["[a, b]: 95 % interval, clustered by image."]
     if any(figure.difference for row in rows for figure in row.figures):
         lines[0] += (
-            " Second line: difference to the first method on the same samples, with its paired interval; "
-            "* marks those that exclude 0."
+            " Second line: difference to the first method on the same samples, with its paired interval. * "
+            "at the first figure: more than chance by interval and swap test, corrected for the number of "
+            "methods (Holm); other figures carry no marks."
         )
     if any(row.best for row in rows):
         lines.append(

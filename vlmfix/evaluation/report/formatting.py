@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmfix.evaluation.analysis.comparison import Comparison, Figure, Row
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.comparison import Comparison, Row
+from vlmfix.evaluation.analysis.estimates import Figure
+from vlmfix.evaluation.analysis.results import AnyMetric
 from vlmfix.evaluation.analysis.statistics import Estimate
 from vlmfix.evaluation.report.json_summary import relative_costs
 
@@ -25,7 +26,7 @@ def number(value: float, *, percent: bool = False, signed: bool = False, further
     return f"{rounded:{'+' if signed and rounded else ''},.{decimals}f}"
 
 
-def title(metric: Metric) -> str:
+def title(metric: AnyMetric) -> str:
     """The head of a metric's column, with its unit."""
     return f"{metric.name}, %" if metric.percent else metric.name
 

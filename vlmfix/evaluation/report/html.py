@@ -18,7 +18,7 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from vlmfix.evaluation.analysis.comparison import Comparison, find
-from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
+from vlmfix.evaluation.analysis.results import AnyMetric, Outcome, SampleResult
 from vlmfix.evaluation.analysis.statistics import RESAMPLES
 from vlmfix.evaluation.report import formatting
 from vlmfix.evaluation.report.caveats import caveats as caveats_of
@@ -57,7 +57,7 @@ class _Section:
     plots: list[Plot]
     companions: list[dict[str, str]]
     tested: list[str]
-    parsers: list[Metric]
+    parsers: list[AnyMetric]
     objects: dict[str, list[_Share | None]]
     further_objects: int
     costs: dict[str, list[str]]
@@ -149,7 +149,7 @@ def _others(comparisons: Sequence[Comparison]) -> list[str]:
     return list(dict.fromkeys(row.outcome.method for each in comparisons for row in each.others))
 
 
-def _parsed(comparison: Comparison) -> list[Metric]:
+def _parsed(comparison: Comparison) -> list[AnyMetric]:
     """The metrics of the whole task that parsers give, once each."""
     figures = (each for row in comparison.rows for several in row.parsers.values() for each in several)
     metrics = (each.metric for each in figures if each.metric.group == comparison.groups[0])

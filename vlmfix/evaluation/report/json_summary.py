@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.comparison import (
-    Best,
-    Comparison,
-    Figure,
-    Row,
-)
+from vlmfix.evaluation.analysis.best import Best
+from vlmfix.evaluation.analysis.comparison import Comparison, Row
+from vlmfix.evaluation.analysis.estimates import Figure
+from vlmfix.evaluation.analysis.marks import Mark
 from vlmfix.evaluation.analysis.results import Outcome
 from vlmfix.evaluation.analysis.statistics import (
     LEVEL,
@@ -42,8 +40,10 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
                 {
                     "task": comparison.task,
                     "protocol": comparison.protocol,
+                    "subset": comparison.rows[0].outcome.subset or None,
                     "first_method": comparison.rows[0].outcome.method,
-                    "methods": [_method(row) for row in comparison.rows],
+                    "headline": None if comparison.main is None else comparison.main.name,
+                    "methods": [_method(row, comparison.main_marks) for row in comparison.rows],
                     "caveats": caveats(comparison),
                 }
                 for comparison in comparisons
@@ -82,7 +82,7 @@ def relative_costs(outcome: Outcome, first: Outcome) -> dict[str, float | None]:
     }
 
 
-def _method(row: Row) -> dict[str, Any]:
+def _method(row: Row, marks: Mapping[str, Mark]) -> dict[str, Any]:
     outcome = row.outcome
     return {
         "method": outcome.method,
@@ -94,7 +94,9 @@ def _method(row: Row) -> dict[str, Any]:
         "objects": {name: {"wrong": wrong, "of": of} for name, (wrong, of) in outcome.objects.items()},
         "baseline_of": outcome.baseline_of,
         "best_baseline": None if row.best is None else _best(row.best),
+        "mark": marks.get(outcome.method),
         "mcnemar": row.mcnemar,
+        "calibration": outcome.calibration,
         "unpaired": row.unpaired or None,
     }
 
@@ -103,6 +105,7 @@ def _best(best: Best) -> dict[str, Any]:
     return {
         "method": best.baseline,
         "verdict": best.verdict,
+        "mark": best.mark,
         "differences": {
             each.metric.name: None if each.difference is None else _difference(each.difference)
             for each in best.figures

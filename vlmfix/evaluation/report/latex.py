@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vlmfix.evaluation.analysis.comparison import Comparison, Row
-from vlmfix.evaluation.analysis.marks import Mark, marks
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.marks import Mark
+from vlmfix.evaluation.analysis.results import AnyMetric
 from vlmfix.evaluation.report.caveats import caveats
 from vlmfix.evaluation.report.formatting import title, value_texts
 
@@ -33,9 +33,9 @@ def latex_tables(comparisons: Sequence[Comparison]) -> str:
 def _table(comparison: Comparison) -> Iterator[str]:
     group = comparison.groups[0]
     headline = comparison.headline(group)
-    found = marks(comparison, headline[0].name, group) if headline else {}
+    found = comparison.main_marks
     first = comparison.rows[0].outcome.method
-    caption = f"{comparison.task} ({comparison.protocol}). In brackets: 95 % intervals, clustered by image."
+    caption = f"{comparison.title}. In brackets: 95 % intervals, clustered by image."
     if found:
         caption += (
             f" *: {headline[0].name} differs from that of {first}: the interval of the paired difference "
@@ -58,7 +58,7 @@ def _table(comparison: Comparison) -> Iterator[str]:
     yield r"\end{table}"
 
 
-def _cells(row: Row, headline: Sequence[Metric], group: str, found: dict[str, Mark]) -> Iterator[str]:
+def _cells(row: Row, headline: Sequence[AnyMetric], group: str, found: dict[str, Mark]) -> Iterator[str]:
     for place, metric in enumerate(headline):
         figure = row.figure(metric.name, group)
         if figure is None or not figure.is_defined:

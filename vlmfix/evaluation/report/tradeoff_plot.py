@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmfix.evaluation.analysis.comparison import Comparison, Figure
+from vlmfix.evaluation.analysis.comparison import Comparison
+from vlmfix.evaluation.analysis.estimates import Figure
 from vlmfix.evaluation.analysis.statistics import Estimate
 from vlmfix.evaluation.report.axes import Axis, Labelled, Obstacles, make_axis, place_labels
 from vlmfix.evaluation.report.formatting import number, title

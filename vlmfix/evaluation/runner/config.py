@@ -58,7 +58,9 @@ class Job:
         protocols: by task; a task without one gets its default.
         data: "synthetic", or paths and names for `vlmfix.evaluation.datasets`: a root, single files, or a
             data set with a column map.
-        limit: number or share of the samples of each task; None: all.
+        limit: about how many samples of each task, or which share of its images; whole images, see
+            `vlmfix.evaluation.subset`; None: all.
+        limit_images: how many images of each task, in the place of `limit`.
         batch_size: prompts per forward pass; 0 finds one by itself.
         output: folder of all runs of the job; by default `runs/` and the name of the model.
         seed: of sampling protocols.
@@ -82,6 +84,7 @@ class Job:
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     data: Mapping[str, Any] | str = SYNTHETIC
     limit: int | float | None = None
+    limit_images: int | None = None
     batch_size: int = 0
     output: Path
     seed: int = 0
@@ -181,6 +184,10 @@ def make_job(settings: Mapping[str, Any]) -> Job:
     for name in ("limit", "max_errors"):
         if name in given:
             given[name] = _count_or_share(name, given[name], least=1 if name == "limit" else 0)
+    if "limit_images" in given:
+        given["limit_images"] = _count("limit_images", given["limit_images"])
+        if "limit" in given:
+            raise ValueError("a job has both limit and limit_images; give one of them")
     if given.get("resume", RESUME[0]) not in RESUME:
         raise ValueError(f"resume is {given['resume']!r}; it must be one of {', '.join(RESUME)}")
     if not isinstance(given.get("data", SYNTHETIC), str | Mapping):

@@ -99,6 +99,9 @@ def execute(
             for method in variant.methods:
                 if method.attaches:
                     stack.enter_context(method(model, processor))
+    for part in task_plan:
+        if part.note:
+            progress.note(f"{part.task.name}, {part.subset}: {part.note}")
     work = _Work(job, model, processor, shard, progress, _answer_ids(rows, processor))
     _warm_up(model, processor)
     starter = RunStarter(job, model, processor, shard, progress.note)
@@ -168,7 +171,6 @@ class _Work:
         def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
             return score_fields(task, sample, text, truncated=truncated)
 
-        gives_margins = task.yes_no and baselines.is_greedy(plan.variant, task.protocol)
         worker = Worker(
             self.model,
             self.processor,
@@ -177,7 +179,7 @@ class _Work:
             judge,
             str(self.shard),
             _batch_size(job, task, self.model),
-            self.answer_ids if gives_margins else None,
+            self.answer_ids if task.yes_no else None,
             plan.variant.decoding,
         )
         title = f"{task.name} · {plan.variant.label}"

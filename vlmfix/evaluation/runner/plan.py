@@ -19,7 +19,8 @@ from vlmfix.evaluation.runner import baselines, run_key
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.sample import Sample, limited
+from vlmfix.evaluation.sample import Sample
+from vlmfix.evaluation.subset import subset
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.evaluation.tasks.registry import get_task
@@ -32,11 +33,21 @@ _NAMED_PICTURES = 10
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """A task of a job, its samples in order of ids, and the data files that they are made of."""
+    """A task of a job.
+
+    Args:
+        task: with data and protocol.
+        samples: in order of ids.
+        used: the data files that they are made of.
+        subset: which part of the images they are about, in words; "" for all.
+        note: what a reader has to know of this choice; "" if nothing.
+    """
 
     task: Task
     samples: list[Sample]
     used: dict[str, dict[str, Any]]
+    subset: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,14 @@ class RunPlan:
         samples: of the job, in order of ids.
         variant: the methods.
         path: of its directory.
+        subset: which part of the images the samples are about, in words; "" for all.
     """
 
     task: Task
     samples: list[Sample]
     variant: Variant
     path: Path
+    subset: str = ""
 
     @property
     def identities(self) -> Iterator[tuple[Sample, int]]:
@@ -108,14 +121,13 @@ def _task_plan(job: Job, name: str, data: DataFolder | HubData) -> TaskPlan:
         )
     protocol = (protocol or default_protocol(name, data_set, job.tasks_from)).on(data_set)
     data.used = {}
-    task = get_task(name, job.tasks_from)(data, protocol)
+    task = get_task(name, job.tasks_from)(data, protocol, job.seed)
     samples = task.samples(job.output / "data" / "pope")
     _check_samples(task, samples)
-    if job.limit is not None:
-        samples = limited(samples, job.limit)
     if not samples:
-        raise ValueError(f"{name} has no samples in the data; check --data and --limit")
-    return TaskPlan(task, samples, dict(data.used))
+        raise ValueError(f"{name} has no samples in the data; check --data")
+    part = subset(samples, job.limit, images=job.limit_images)
+    return TaskPlan(task, part.samples, dict(data.used), part.words, part.note)
 
 
 def _check_pictures(task: str, samples: Sequence[Sample]) -> None:
@@ -200,7 +212,7 @@ def read_plans(output: Path, *, trust: bool = False) -> list[RunPlan]:
             lines = differences({part: known.get(part) for part in asked}, asked)
             if lines:
                 raise ResumeError(f"{path} is about other data or another protocol ({'; '.join(lines)})")
-            runs.append(RunPlan(each.task, each.samples, variant, path))
+            runs.append(RunPlan(each.task, each.samples, variant, path, each.subset))
     return runs
 
 

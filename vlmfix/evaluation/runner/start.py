@@ -123,7 +123,7 @@ class RunStarter:
         parts += [f"{argument}={value}" for argument, value in variant.decoding.items()]
         name = "+".join(parts) or variant.label.replace(" ", "-")
         path = job.output / task.name / f"{name}-{digest(key)[:8]}"
-        plan = RunPlan(task, task_plan.samples, variant, path)
+        plan = RunPlan(task, task_plan.samples, variant, path, task_plan.subset)
         if job.resume == "never":
             _refuse_records(path, self.shard)
         if calibrated_on is None:

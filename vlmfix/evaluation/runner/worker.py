@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
 import warnings
@@ -41,6 +42,7 @@ _LENGTHS = 2000
 _WARPING = ("temperature", "top_p", "top_k")
 # Of margins: what lies below may depend on the batch.
 _DIGITS = 4
+_WIDEST = 1e4  # of a margin, where a method rules out one of the two answers
 
 
 class TooManyErrorsError(RuntimeError):
@@ -250,11 +252,13 @@ class Worker:
 
     def _margins(self, samples: int) -> list[dict[str, float]]:
         """By how much a yes is likelier than a no at the first step of each sample, where that is wanted."""
-        if self.answer_ids is None:
+        if self.answer_ids is None or any(isinstance(each, MultiPassMethod) for each in self.methods):
             return [{}] * samples
         assert self._passes.logits is not None
-        margins = answer_margins(self._passes.logits, *self.answer_ids).tolist()
-        return [{"margin": round(margin, _DIGITS)} for margin in margins]
+        logits = self._passes.logits[:: len(self._passes.logits) // samples]  # beams begin alike
+        margins = answer_margins(logits, *self.answer_ids).clamp(-_WIDEST, _WIDEST).tolist()
+        # Where a method rules out yes and no, there is none.
+        return [{} if math.isnan(margin) else {"margin": round(margin, _DIGITS)} for margin in margins]
 
     def _judged(self, sample: Sample, answer: Answer) -> dict[str, Any]:
         """The score of an answer; without one where the scorer fails, which comes out when all is scored."""

@@ -53,6 +53,7 @@ class Task(ABC):
     Args:
         data: which it asks about.
         protocol: on that data set.
+        seed: of the job, for what a benchmark draws.
     """
 
     name: ClassVar[str]
@@ -72,9 +73,10 @@ class Task(ABC):
     tradeoff: ClassVar[tuple[str, str] | None] = None
     """The metric of hallucination, and the recall beside which it has to be read."""
 
-    def __init__(self, data: DataFolder | HubData, protocol: Protocol) -> None:
+    def __init__(self, data: DataFolder | HubData, protocol: Protocol, seed: int = 0) -> None:
         self.data = data
         self.protocol = protocol
+        self.seed = seed
 
     @property
     def folder(self) -> DataFolder:

@@ -42,7 +42,7 @@ class YesNoTask(Task):
     `meta["object"]`, where there is one.
     """
 
-    running: ClassVar = "accuracy"
+    running: ClassVar = "right so far"
     yes_no: ClassVar = True
     baselines: ClassVar = ("baseline.prompt_bias", "baseline.output_shift")
     tradeoff: ClassVar = ("false-yes rate", "recall")
