@@ -14,7 +14,6 @@ from vlmfix.evaluation.datasets.amber import read_texts
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.files.answers import Keys
 from vlmfix.evaluation.files.readers import sha256_of
-from vlmfix.evaluation.report.scored_samples import score_samples
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles
@@ -51,6 +50,10 @@ def score(
     ] = None,
 ) -> ScoredFiles:
     """Yes/no answers about objects, attributes and relations (AMBER, arXiv 2311.07397)."""
+    from vlmfix.evaluation.report.scored_samples import (  # takes a while, and the help needs none
+        score_samples,
+    )
+
     wanted = list(dict.fromkeys(parser or [_DEFAULT]))
     wanted = list(PARSERS) if "all" in wanted else wanted
     protocols = [load_protocol("amber.yes-no/custom").with_(parser=name) for name in wanted]

@@ -13,7 +13,6 @@ from vlmfix.evaluation.datasets.amber import read_texts
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.files.answers import Keys
 from vlmfix.evaluation.files.readers import sha256_of
-from vlmfix.evaluation.report.scored_samples import score_samples
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 
@@ -40,6 +39,10 @@ def score(
     ] = None,
 ) -> ScoredFiles:
     """Objects in descriptions that are not in the picture (AMBER, arXiv 2311.07397)."""
+    from vlmfix.evaluation.report.scored_samples import (  # takes a while, and the help needs none
+        score_samples,
+    )
+
     folder = DataFolder.find(data)
     protocol = load_protocol("amber_generative.512").on(folder.data_set(NAME))
     task = AmberGenerative(folder, protocol)

@@ -11,7 +11,6 @@ import typer
 from rich.table import Column, Table
 
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.report.scored_samples import score_samples
 from vlmfix.evaluation.tasks.protocol_files import load_protocol
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles
 
@@ -41,6 +40,10 @@ def score(
     ] = None,
 ) -> ScoredFiles:
     """Pairs of yes/no questions about images (MME, arXiv 2306.13394)."""
+    from vlmfix.evaluation.report.scored_samples import (  # takes a while, and the help needs none
+        score_samples,
+    )
+
     wanted = list(dict.fromkeys(parser or [_DEFAULT]))
     wanted = list(PARSERS) if "all" in wanted else wanted
     protocols = [load_protocol("mme.official/custom").with_(parser=name) for name in wanted]

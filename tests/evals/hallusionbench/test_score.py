@@ -100,7 +100,7 @@ def test_parsers_side_by_side(data: Path, tmp_path: Path) -> None:
     assert list(method["parsers"]) == ["official", "strict"]
     assert found.document["tasks"][0]["protocol"].endswith("+parser=official")
     assert headline(found.document)["aAcc"] == pytest.approx(5 / 6)  # "Perhaps." is a yes, which is right
-    assert found.tables[0].title == "hallusionbench.parse_all by official"
+    assert found.tables[0].title == "hallusionbench.parse_all by official, with 95 % intervals"
 
 
 def test_verdicts_of_a_judge_stand_beside(data: Path, tmp_path: Path) -> None:

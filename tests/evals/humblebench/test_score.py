@@ -49,7 +49,7 @@ def test_both_parsers_on_a_file_with_its_questions(answers: Path) -> None:
     assert (first["acc"], first["share_NA"]) == (0.75, 0.0)  # "A cat": the text of option A
     assert "raw E accuracy" not in first
     assert found.document["tasks"][0]["protocol"] == "humblebench.humble/custom"
-    assert found.tables[0].title == "humblebench.humble by letter_first"
+    assert found.tables[0].title == "humblebench.humble by letter_first, with 95 % intervals"
     [note] = found.notes
     assert "8 questions of the 22,831 published" in note
 

@@ -175,6 +175,7 @@ class Outcome:
         repeats: which repeat of its sample each is, `(samples,)` int.
         subset: which part of the images the samples are about, such as "83 of 500 images, 498 samples"; ""
             for all.
+        unit: what the samples of a cluster share, see `vlmfix.evaluation.tasks.base.Task`.
         baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
             tested.
         metrics: the headline figure first. Failed samples add nothing to them.
@@ -201,6 +202,7 @@ class Outcome:
     repeats: np.ndarray
     metrics: Sequence[AnyMetric]
     subset: str = ""
+    unit: str = "image"
     baseline_of: str | None = None
     tradeoff: tuple[str, str] | None = None
     parsers: Mapping[str, Sequence[AnyMetric]] = field(default_factory=dict)

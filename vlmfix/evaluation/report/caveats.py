@@ -27,9 +27,10 @@ def caveats(comparison: Comparison) -> list[str]:
     for method, mark in comparison.main_marks.items():
         if mark.contradicts:
             found.append(f"{method}: no mark, as {mark.reason}.")
-    images = len(set(comparison.rows[0].outcome.clusters))
-    if images < FEW_IMAGES:
-        found.append(f"Few images ({images}): intervals are wide and can be somewhat too short.")
+    outcome = comparison.rows[0].outcome
+    units = len(set(outcome.clusters))
+    if units < FEW_IMAGES:
+        found.append(f"Few {outcome.unit}s ({units}): intervals are wide and can be somewhat too short.")
     return found
 
 

@@ -124,6 +124,7 @@ def outcome_of(plan: RunPlan, *, trust: bool = False) -> Outcome:
         protocol=task.protocol.id,
         method=plan.variant.label,
         subset=plan.subset,
+        unit=task.unit,
         baseline_of=plan.variant.baseline_of,
         parameters=_parameters(manifest["key"]),
         samples=results,

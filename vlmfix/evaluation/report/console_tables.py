@@ -176,7 +176,8 @@ def _test(row: Row, group: str) -> Text:
 
 def _legend(comparisons: Sequence[Comparison]) -> list[Text]:
     rows = [row for comparison in comparisons for row in comparison.rows]
-    lines = ["[a, b]: 95 % interval, clustered by image."]
+    units = dict.fromkeys(row.outcome.unit for row in rows) or ("image",)
+    lines = [f"[a, b]: 95 % interval, clustered by {' or '.join(units)}."]
     if any(figure.difference for row in rows for figure in row.figures):
         lines[0] += (
             " Second line: difference to the first method on the same samples, with its paired interval. * "

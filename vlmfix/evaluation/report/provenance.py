@@ -36,10 +36,10 @@ def run_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
 def task_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Facts of one task, by name; those that no outcome knows are left out."""
     samples = outcomes[0].samples
-    images = len({sample.cluster for sample in samples})
+    units, unit = len({sample.cluster for sample in samples}), outcomes[0].unit
     protocols = _found(outcomes, "key", "protocol")
     provenance = {
-        "samples": f"{len(samples):,} about {images:,} image{'' if images == 1 else 's'}",
+        "samples": f"{len(samples):,} about {units:,} {unit}{'' if units == 1 else 's'}",
         "decoding": _words(map(_decoding, protocols)),
         "scored by": _words(each.get("parser") or each.get("scorer") for each in protocols),
         "first prompt": _words(_found(outcomes[:1], "info", "first_prompt")),

@@ -53,6 +53,7 @@ def score_samples(
         task=task.name,
         protocol=task.protocol.id,
         method="answers",
+        unit=task.unit,
         parameters={},
         samples=[
             SampleResult(
@@ -96,6 +97,9 @@ def _tables(comparison: Comparison, protocol: Protocol) -> Iterator[Table]:
         for each in figures:
             cells.setdefault(title(each.metric), {})[each.metric.group] = _cell(each)
         groups = list(dict.fromkeys(each.metric.group for each in figures))
+        if len(groups) == 1:
+            yield _by_figure(f"{protocol.name} by {way}", figures)
+            continue
         sizes = {
             head: max(map(len, (*head.split(), *"\n".join(column.values()).split("\n"))))
             for head, column in cells.items()
@@ -111,6 +115,14 @@ def _tables(comparison: Comparison, protocol: Protocol) -> Iterator[Table]:
                     table.add_row(group or "all", *row_cells)
             yield table
             name = f"{name.removesuffix(', continued')}, continued"
+
+
+def _by_figure(head: str, figures: Sequence[Figure]) -> Table:
+    """The figures of a benchmark without groups, one a row."""
+    table = Table("figure", Column("value", justify="right"), Column("95 %", justify="right"), title=head)
+    for each in figures:
+        table.add_row(title(each.metric), *(value_texts(each) if each.is_defined else ("undefined", "")))
+    return table
 
 
 def _cell(figure: Figure) -> str:

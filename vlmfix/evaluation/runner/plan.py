@@ -126,7 +126,7 @@ def _task_plan(job: Job, name: str, data: DataFolder | HubData) -> TaskPlan:
     _check_samples(task, samples)
     if not samples:
         raise ValueError(f"{name} has no samples in the data; check --data")
-    part = subset(samples, job.limit, images=job.limit_images)
+    part = subset(samples, job.limit, images=job.limit_images, unit=task.unit)
     return TaskPlan(task, part.samples, dict(data.used), part.words, part.note)
 
 

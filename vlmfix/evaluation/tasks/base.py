@@ -61,10 +61,11 @@ class Task(ABC):
     settings: ClassVar[Mapping[str, Setting]] = {}
     """The settings that its protocols may have beside the decoding, by name."""
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Its protocols by name, the default first, in the form of `protocols.yaml`; empty where that file lies
-    beside it."""
+    """Its protocols by name, the default first, as in `protocols.yaml`; empty where that is beside it."""
     running: ClassVar[str] = "mean score"
     """What the mean score of the samples so far is called."""
+    unit: ClassVar[str] = "image"
+    """What the samples of a cluster share, in words: intervals are clustered by it, and parts drawn of it."""
     yes_no: ClassVar[bool] = False
     """Whether an answer is yes or no, and so right or wrong."""
     baselines: ClassVar[tuple[str, ...]] = ()
