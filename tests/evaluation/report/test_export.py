@@ -32,7 +32,7 @@ SAID: dict[str, Callable[[int], str]] = {
     "chair": lambda number: f"A dog and a cup, {number} cars.",
     "vqa": lambda number: ("Yes", "2", "red", "no,")[number % 4],
 }
-Job = tuple[Path, list[RunPlan], list[Outcome], list[Comparison]]
+Job = tuple[list[RunPlan], list[Outcome], list[Comparison]]
 
 
 def answered(plan: RunPlan, *, method: str, shift: int = 0, failed: int | None = None) -> RunPlan:
@@ -81,7 +81,7 @@ def job(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
         for place, variant in enumerate(made.variants)
     ]
     outcomes = gather(plans).outcomes
-    return output, plans, outcomes, compare(outcomes)
+    return plans, outcomes, compare(outcomes)
 
 
 def value(outcome: Outcome, name: str, group: str = "", parser: str | None = None) -> float:
@@ -91,7 +91,7 @@ def value(outcome: Outcome, name: str, group: str = "", parser: str | None = Non
 
 
 def test_samples_of_lmms_eval_come_back_to_the_same_figures(job: Job, world: Path, tmp_path: Path) -> None:
-    output, plans, outcomes, comparisons = job
+    plans, outcomes, comparisons = job
     written = export(tmp_path / "lmms", comparisons, plans, outcomes)
     assert len(written) == 2 * (3 + 1 + 1)
     assert written[0].relative_to(tmp_path).as_posix() == (
@@ -102,7 +102,7 @@ def test_samples_of_lmms_eval_come_back_to_the_same_figures(job: Job, world: Pat
             path for path in written if path.parent.name == outcome.method and f"_{outcome.task}" in path.name
         ]
         if outcome.task == "pope":
-            labels = [output / "data" / "pope" / f"synthetic_{path.stem[24:]}.json" for path in own]
+            labels = [world / f"synthetic_{path.stem[24:]}.json" for path in own]
             for report in (score_pope(own, labels, ["strict", "official"]), score_pope(own, [], ["strict"])):
                 for split in report.splits:
                     name = split.name.rpartition("_")[2]
@@ -123,7 +123,7 @@ def test_samples_of_lmms_eval_come_back_to_the_same_figures(job: Job, world: Pat
 
 
 def test_a_line_of_lmms_eval(job: Job, tmp_path: Path) -> None:
-    _, plans, outcomes, comparisons = job
+    plans, outcomes, comparisons = job
     written = {path.name[24:]: path for path in export(tmp_path / "lmms", comparisons, plans, outcomes)}
     lines = [json.loads(line) for line in written["pope_random.jsonl"].read_text().splitlines()]
     assert [line["doc_id"] for line in lines] == list(range(len(lines)))
@@ -176,7 +176,7 @@ def test_failed_samples_and_repeats(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["all.csv", "sub/all.parquet"])
 def test_tables_of_all_answers(name: str, job: Job, tmp_path: Path) -> None:
-    _, plans, outcomes, comparisons = job
+    plans, outcomes, comparisons = job
     [path] = export(tmp_path / name, comparisons, plans, outcomes)
     if path.suffix == ".csv":
         with path.open(newline="") as file:
@@ -194,7 +194,7 @@ def test_tables_of_all_answers(name: str, job: Job, tmp_path: Path) -> None:
 
 
 def test_tables_of_latex(job: Job, tmp_path: Path) -> None:
-    _, plans, outcomes, comparisons = job
+    plans, outcomes, comparisons = job
     [path] = export(tmp_path / "table.tex", comparisons, plans, outcomes)
     text = path.read_text()
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 3
@@ -207,7 +207,7 @@ def test_tables_of_latex(job: Job, tmp_path: Path) -> None:
 
 def test_marks_in_latex(job: Job) -> None:
     """Of a difference on each of thirty images, and names with special characters."""
-    _, _, outcomes, _ = job
+    _, outcomes, _ = job
     result = outcomes[0].samples[0]
 
     def outcome(method: str, right: float) -> Outcome:
