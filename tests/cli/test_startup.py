@@ -34,6 +34,7 @@ COMMANDS = (
     "scenes",
     "eval",
     "report",
+    "reproduce",
     "score",
     "tune",
 )
@@ -81,6 +82,10 @@ def test_help() -> None:
     )
     assert json.loads(done.stderr) == {command: [] for command in commands}
     assert done.stdout.count("Usage:") == len(commands)
+
+
+def test_list_of_published_tables() -> None:
+    assert heavy_after("reproduce") == []
 
 
 def test_version() -> None:
