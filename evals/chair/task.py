@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.results import Metric, SampleResult
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
@@ -19,6 +20,7 @@ from vlmfix.evaluation.tasks.protocols import JOIN, PROMPT, SWITCH, TEXT, count,
 from vlmfix.evaluation.tasks.ratios import object_errors
 
 from .dataset import chair_samples
+from .image_list import USUAL_IMAGES
 from .scorer import GroundTruth, judge
 from .tokens import tokens_of_sentences
 from .vocabulary import VARIANTS, Vocabulary
@@ -62,6 +64,13 @@ class Chair(Task):
         truncated: Sequence[bool],
         scores: Sequence[Score | None],
     ) -> TaskMetrics:
+        images = len({sample.cluster for sample in samples})
+        if self.protocol.data_set == "coco" and images < USUAL_IMAGES:
+            warnings.warn(
+                f"CHAIR on {images} images: published figures are over {USUAL_IMAGES} or more, and those of "
+                "fewer vary widely",
+                stacklevel=2,
+            )
         own = self.protocol.scorer
         parsed: dict[str, list[Any]] = {own: [None if score is None else score.parsed for score in scores]}
         for scorer in self._other_scorers:
@@ -85,6 +94,14 @@ class Chair(Task):
 
     def target(self, sample: Sample) -> str:
         return ", ".join(sorted(self._there(self.protocol.scorer, sample)))
+
+    def lmms_fields(self, sample: Sample, result: SampleResult) -> dict[str, Any]:
+        own = {
+            "answer": sorted(self._there(self.protocol.scorer, sample)),
+            "pred": result.parsed["mentions"],
+            "image_id": sample.meta["image_id"],
+        }
+        return {f"coco_cap_{name}": own for name in ("chair_i", "chair_s", "recall")}
 
     def _there(self, scorer: str, sample: Sample) -> Collection[str]:
         """The classes in the image."""

@@ -95,6 +95,22 @@ def test_the_same_command_again_repeats_the_figures(world: Path, tmp_path: Path)
     assert again.stdout.split("seconds")[0] == first.stdout.split("seconds")[0]
 
 
+def test_a_task_without_data_does_not_stop_the_others(copy: Path, tmp_path: Path) -> None:
+    (copy / "captions.json").unlink()
+    output = tmp_path / "out"
+    options = ("--data", copy, "--limit", 2, "--no-baselines", "--output", output)
+    result = jobs.cli("eval", "chair", "pope", "--method", "greedy", *options)
+    assert result.exit_code == 3
+    told = [line for line in result.stderr.splitlines() if "chair is left out: chair needs captions" in line]
+    assert len(told) == 2
+    assert jobs.results(output, "pope")["counts"]["answered"] == 2
+    before = jobs.metrics(output)
+    assert jobs.cli("report", output, "--export", tmp_path / "all.csv").exit_code == 0
+    assert jobs.metrics(output) == before
+    assert (tmp_path / "all.csv").read_text().count("\n") == 3
+    assert "is none of .csv" in jobs.refused("report", output, "--export", tmp_path / "all.doc")
+
+
 def test_shares_in_any_order_come_to_the_same(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
     order = ("2/3", "0/3", "1/3")
     for number, share in enumerate(order):

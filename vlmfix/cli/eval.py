@@ -158,7 +158,9 @@ def evaluate(
         "dtype": dtype,
         "allow_missing": allow_missing,
     }
-    exit_if_failed(run_job(given, config, shard, steal=steal, trackers=tracker or ()))
+    left_out: list[str] = []
+    found = run_job(given, config, shard, steal=steal, trackers=tracker or (), left_out=left_out)
+    exit_if_failed(found, left_out)
 
 
 def _entries(names: list[str] | None, settings: list[str]) -> list[Any] | None:

@@ -23,6 +23,7 @@ from vlmfix.evaluation.files.atomic import check_writable
 from vlmfix.evaluation.report.collect import COSTS, METRICS, Gathered, gather, publish
 from vlmfix.evaluation.report.collect import REPORT as REPORT_PAGE
 from vlmfix.evaluation.report.console_tables import tables
+from vlmfix.evaluation.report.export import check_exports, export
 from vlmfix.evaluation.report.trackers import check_trackers, log_report
 from vlmfix.evaluation.runner.config import make_job, read_job
 from vlmfix.evaluation.runner.executor import execute
@@ -35,7 +36,7 @@ from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.failures import printable, words
 
 SAMPLES_FAILED = 3
-"""Exit code where all was done, and samples have no answer."""
+"""Exit code where all was done that could be, and samples have no answer or a task had no data."""
 
 
 def run_job(
@@ -45,6 +46,7 @@ def run_job(
     *,
     steal: bool = False,
     trackers: Sequence[str] = (),
+    left_out: list[str] | None = None,
 ) -> Sequence[Comparison]:
     """Run a job, or this process's share of it, and write its report when all samples are there.
 
@@ -54,6 +56,7 @@ def run_job(
         shard: `i/n`; None: as a launcher says.
         steal: whether this process goes on with what others leave.
         trackers: that receive the report, by name.
+        left_out: receives why of several tasks one cannot run, whose data are missing; None: none may be.
 
     Returns:
         What the report compares; nothing where another process writes it.
@@ -76,7 +79,9 @@ def run_job(
         if shard is None and own.of > 1:
             progress.note(f"share {own.index}/{own.of}, as the launcher says; --shard 0/1 is all the work")
         with progress_bar("drawing scenes", scene_count(job.data), quiet=quiet) as advance:
-            tasks = prepare(job, advance)
+            tasks = prepare(job, advance, None if left_out is None else left_out.append)
+        for why in left_out or ():
+            progress.note(why)
         share_cores(own)
         loaded = load_model(
             job.model,
@@ -127,10 +132,21 @@ def resumable(*, quiet: bool) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def report_again(output: Path, *, trust: bool) -> None:
-    """Score the latest job of a folder again and write its report, also of a job that is not finished."""
+def report_again(output: Path, *, trust: bool, exports: Sequence[Path] = ()) -> None:
+    """Score the latest job of a folder again and write its report, also of a job that is not finished.
+
+    Args:
+        output: the folder.
+        trust: whether records and manifests that somebody edited count.
+        exports: further files or folders of results, see `vlmfix.evaluation.report.export`.
+    """
+    check_exports(exports)
     runs = read_plans(output, trust=trust)
-    _publish(gather(runs, trust=trust), output, runs)
+    gathered = gather(runs, trust=trust)
+    comparisons = _publish(gathered, output, runs)
+    for path in exports:
+        for written in export(path, comparisons, runs, gathered.outcomes):
+            out.print(str(written), soft_wrap=True, highlight=False, markup=False)
 
 
 def _publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[Comparison]:
@@ -141,13 +157,19 @@ def _publish(gathered: Gathered, output: Path, runs: Sequence[RunPlan]) -> list[
     return comparisons
 
 
-def exit_if_failed(comparisons: Sequence[Comparison]) -> None:
-    """End a job that did all it could and has samples without an answer.
+def exit_if_failed(comparisons: Sequence[Comparison], left_out: Sequence[str] = ()) -> None:
+    """End a job that did all it could and has samples without an answer, or tasks without data.
+
+    Args:
+        comparisons: of the job.
+        left_out: why tasks could not run.
 
     Raises:
         SystemExit: with the code for it, after a line that says so.
     """
     failed = sum(row.outcome.counts["failed"] for each in comparisons for row in each.rows)
+    for why in left_out if comparisons else ():  # where another process writes the report, it tells, too
+        err.print(why, soft_wrap=True, highlight=False, markup=False)
     if failed:
         err.print(
             f"{failed:,} samples failed and have no answer; the report names the reasons, and the same "
@@ -155,6 +177,7 @@ def exit_if_failed(comparisons: Sequence[Comparison]) -> None:
             soft_wrap=True,
             highlight=False,
         )
+    if failed or left_out:
         raise SystemExit(SAMPLES_FAILED)
 
 

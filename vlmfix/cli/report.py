@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlmfix.cli.options import given_path
+from vlmfix.cli.options import given_path, path_option
 
 
 def report(
@@ -15,8 +15,16 @@ def report(
     trust: Annotated[
         bool, typer.Option("--trust", help="Take records and manifests as they are, also edited ones.")
     ] = False,
+    export: Annotated[
+        list[Path] | None,
+        path_option(
+            "Write the results there, too; repeatable. NAME.csv and NAME.parquet get all answers, NAME.tex "
+            "the headline table, a folder the samples as lmms-eval writes them.",
+            "--export",
+        ),
+    ] = None,
 ) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
     from vlmfix.cli.jobs import report_again
 
-    report_again(output, trust=trust)
+    report_again(output, trust=trust, exports=export or [])

@@ -154,7 +154,7 @@ def test_answers_that_are_missing(data: Path, tmp_path: Path) -> None:
         ),
         ({"gpt4v_output_gpt_check": ["3", *JUDGED[1:]]}, "it must be 0"),
         ({"answer": [*ANSWERS[:5], None]}, "1 null answers"),
-        ({"prediction": ANSWERS}, "could both be the answer; choose with --answer-key"),
+        ({"prediction": ["Never"] * 6}, "could both be the answer; choose with --answer-key"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(

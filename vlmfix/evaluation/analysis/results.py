@@ -148,6 +148,7 @@ class SampleResult:
         answer: raw text of the model; None if the sample failed.
         verdict: what the scorer made of it in a few words, such as "yes", "unparsed", "not there: knife".
         score: 1.0 for right, 0.0 for wrong, or a share between; None if the sample failed.
+        parsed: what the scorer read in it, as a JSON value; None if the sample failed, too.
     """
 
     id: str
@@ -158,6 +159,7 @@ class SampleResult:
     answer: str | None
     verdict: str
     score: float | None
+    parsed: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
