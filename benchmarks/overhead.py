@@ -42,7 +42,8 @@ import vlmfix
 from vlmfix.engine.caches import read_cache
 from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.models.directions import write_directions
-from vlmfix.models.profiles import Profile, configs_directory
+from vlmfix.models.profiles import Profile
+from vlmfix.settings import configs_directory
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {

@@ -16,6 +16,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 import vlmfix
 from tests.support.paths import ROOT
+from vlmfix.evaluation.reproduction import tables
 from vlmfix.models.embedded import EMBEDDED
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,7 @@ def run(project: Path, site: Path, *command: str | Path) -> str:
 def test_it_holds_what_it_needs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"vlmfix/py.typed", "vlmfix/evals/pope/task.py", "vlmfix/configs/models/llava-1.5-7b.yaml"}
+    expected |= {f"vlmfix/configs/reproductions/{name}.yaml" for name in tables()}
     expected |= {f"vlmfix/configs/recipes/{name}.yaml" for name in EMBEDDED}
     expected |= {f"vlmfix/models/{name}/model.safetensors" for name in EMBEDDED}
     assert expected <= names

@@ -21,9 +21,9 @@ from vlmfix.methods.registry import make_method
 from vlmfix.methods.validation import shown
 from vlmfix.models.digest import weights_digest
 from vlmfix.models.match import file_name, match_of, mismatch
-from vlmfix.models.profiles import configs_directory, find_profile, user_directory
+from vlmfix.models.profiles import find_profile, user_directory
 from vlmfix.recipe_files import FIELDS, check_fields, fields_of, plain
-from vlmfix.settings import dump_yaml, read_yaml, user_path
+from vlmfix.settings import configs_directory, dump_yaml, read_yaml, user_path
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,13 @@ _Loader.add_constructor(_NUMBERS[0], _Loader.construct_int)
 _Loader.add_constructor(_NUMBERS[1], _Loader.construct_finite)
 
 
+def configs_directory() -> Path:
+    """`configs/`: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
+from vlmfix.cli.options import AnswerKeyOption, IdKeyOption, SampleOption, StripPromptOption
+from vlmfix.evaluation.files.answers import Keys
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles, counts_table
 
 from .score_command import as_json, score_file
@@ -15,7 +17,9 @@ from .vocabulary import VARIANTS, Vocabulary
 
 
 def score(
-    captions: Annotated[Path, typer.Option(help="JSON or JSON Lines with image_id and caption.")],
+    captions: Annotated[
+        Path, typer.Option(help="JSON, JSON Lines, CSV, TSV or XLSX with image_id and caption.")
+    ],
     instances: Annotated[
         list[Path], typer.Option(help="COCO instances that have the images; repeatable (train and val).")
     ],
@@ -45,6 +49,14 @@ def score(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Leave out and count null, repeated and unknown captions.")
     ] = False,
+    index: Annotated[
+        Path | None,
+        typer.Option(help="File from the running numbers of the captions to their images, where ids count."),
+    ] = None,
+    answer_key: AnswerKeyOption = None,
+    id_key: IdKeyOption = None,
+    sample: SampleOption = None,
+    strip_prompt: StripPromptOption = False,
 ) -> ScoredFiles:
     """Objects in captions that are not in the image (CHAIR, arXiv 1809.02156)."""
     vocabulary = Vocabulary(variant=variant) if synonyms is None else Vocabulary.from_file(synonyms, variant)
@@ -55,6 +67,8 @@ def score(
         vocabulary=vocabulary,
         allow_partial=allow_partial,
         drop_incomplete=drop_incomplete,
+        keys=Keys(answer_key, id_key, None, sample, strip_prompt),
+        index=index,
     )
     found = report.score
     shares = {

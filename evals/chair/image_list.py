@@ -21,6 +21,8 @@ RULE = "vlmfix-500"
 """The list that is drawn from the image ids of the instances; any other is a file of ids."""
 
 VAL2014_IMAGES = 40_504
+USUAL_IMAGES = 500
+"""Images of the usual lists, over which published figures are."""
 
 
 def draw(image_ids: Collection[int], size: int) -> list[int]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmfix.evaluation.files.readers import (
-    Record,
-    examples,
-    image_number,
-    read_records,
-    sha256_of,
-    text_of,
-)
+from vlmfix.evaluation.files.answers import IMAGE_KEYS, Answer, Answers, Keys, read_answers
+from vlmfix.evaluation.files.index import Index
+from vlmfix.evaluation.files.readers import Record, examples, image_number, sha256_of
 from vlmfix.evaluation.tasks import lengths
 from vlmfix.evaluation.tasks.ratios import object_errors
 
 from . import scorer
 from .ground_truth import count_images
+from .image_list import USUAL_IMAGES
 from .scorer import (
     CaptionJudgement,
     GroundTruth,
@@ -28,19 +25,10 @@ from .scorer import (
     Vocabulary,
 )
 
-IMAGE_KEYS = ("image_id", "image", "image_name", "file_name", "question_id", "id")
-CAPTION_KEYS = (
-    "caption",
-    "answer",
-    "response",
-    "output",
-    "prediction",
-    "filtered_resps",
-    "text",
-)
-
 # From so many captions on, ids that count them are told from ids of COCO, which are sparse.
 _FEWEST_IDS = 20
+# Mean words from which captions have paragraphs, as a rule.
+_PARAGRAPHS = 60
 
 
 @dataclass(frozen=True)
@@ -51,7 +39,7 @@ class Report:
         vocabulary: with which captions were read.
         has_references: whether reference captions took part in the ground truth.
         files: paths with SHA-256.
-        image_keys: under which the images stand in the records.
+        read: how the captions were read, in sentences.
         counts: captions in the file, scored, and left out by reason.
         judgements: of the scored captions, in the order of their file.
         score: their figures.
@@ -60,7 +48,7 @@ class Report:
     vocabulary: Vocabulary
     has_references: bool
     files: Mapping[str, str]
-    image_keys: Sequence[str]
+    read: Sequence[str]
     counts: Mapping[str, int]
     judgements: Sequence[CaptionJudgement]
     score: Score
@@ -76,12 +64,23 @@ class Report:
             "shortened": "captions without their incomplete last sentence",
             "empty_captions": "empty captions, scored as captions without objects",
         }
-        found = [f"{self.counts[key]} {text}" for key, text in told.items() if self.counts[key]]
-        found.append(f"images by the key {' or '.join(map(repr, self.image_keys))}")
+        found = list(self.read)
+        found += [f"{self.counts[key]} {text}" for key, text in told.items() if self.counts[key]]
+        if self.counts["scored"] < USUAL_IMAGES:
+            found.append(
+                f"{self.counts['scored']} images: published figures are over {USUAL_IMAGES} or more, and "
+                "those of fewer vary widely"
+            )
         if self.counts["unfinished"] > self.counts["scored"] / 2:
             found.append(
                 f"{self.counts['unfinished']} of {self.counts['scored']} captions end within a sentence, so "
                 "that CHAIR, recall and length are those of cut captions; see --drop-incomplete"
+            )
+        long = self.score.mean_words > _PARAGRAPHS and self.counts["scored"] >= _FEWEST_IDS
+        if long and not self.counts["with_blank_lines"]:
+            found.append(
+                "no caption has a blank line, so that a stop text may have cut them at the end of their "
+                "first paragraph"
             )
         if not self.has_references:
             found.append(
@@ -106,8 +105,10 @@ def score_file(
     vocabulary: Vocabulary,
     allow_partial: bool = False,
     drop_incomplete: bool = False,
+    keys: Keys | None = None,
+    index: str | Path | None = None,
 ) -> Report:
-    """Score a file of captions: a JSON array, JSON Lines, or an object with a list of them.
+    """Score a file of captions in any of the forms of `read_answers`.
 
     Args:
         captions: file with an image and a caption in each record.
@@ -117,24 +118,29 @@ def score_file(
         allow_partial: leave out and count captions that are null, of unknown images, or second ones of
             an image, instead of refusing them.
         drop_incomplete: judge captions without an incomplete last sentence.
+        keys: of the records.
+        index: file from running numbers, by which the captions are named, to images.
 
     Raises:
         OSError: if a file cannot be read.
         ValueError: if a file is not what it should be, captions do not fit the images, or their ids are
             running numbers.
     """
-    read = [(record, *_caption(record)) for record in read_records(captions)]
-    image_keys = list(dict.fromkeys(_image_key(record) for record, _, _ in read))
-    truth = GroundTruth.from_files(
-        instances, references, vocabulary=vocabulary, image_ids={image_id for _, image_id, _ in read}
-    )
-    _check_ids(captions, image_keys, {image_id for _, image_id, _ in read}, truth)
+    given = read_answers(captions, keys, what="caption")
+    images = None if index is None else Index(index, IMAGE_KEYS)
+    key = None if keys is None else keys.id
+    read = [(each.where, _image_id(each, images, key), each.text) for each in given]
+    image_ids = {image_id for _, image_id, _ in read}
+    truth = GroundTruth.from_files(instances, references, vocabulary=vocabulary, image_ids=image_ids)
+    by = _image_keys(given) if key is None else [key]
+    if index is None:
+        _check_ids(captions, by, image_ids, truth)
     counts: Counter[str] = Counter(captions=len(read))
     kept: dict[int, str] = {}
     problems: dict[str, list[str]] = {"duplicates": [], "unknown": [], "null_captions": []}
-    for record, image_id, text in read:
+    for where, image_id, text in read:
         if text is None:
-            problems["null_captions"].append(record.where)
+            problems["null_captions"].append(where)
         elif kept.get(image_id) == text:
             counts["repeated"] += 1
         elif image_id in kept:
@@ -156,15 +162,19 @@ def score_file(
     counts["unfinished"] = sum(not lengths.is_finished(text) for text in shortened.values())
     counts["empty_captions"] = sum(not text.strip() for text in shortened.values())
     counts["without_objects"] = sum(not each.mentions for each in judgements)
+    counts["with_blank_lines"] = sum(bool(re.search(r"\n\s*\n", text)) for text in shortened.values())
     files = {
         "captions": captions,
+        **({} if index is None else {"index": index}),
         **_numbered("instances", instances),
         **_numbered("coco_captions", references),
     }
     hashes = {f"{name}_sha256": sha256_of(path) for name, path in files.items()}
     named = {name: str(path) for name, path in files.items()} | hashes
     score = scorer.score(judgements)
-    return Report(vocabulary, truth.has_captions, named, image_keys, counts, judgements, score)
+    joined = " or ".join(by) if index is None else f"the numbers in {Path(index).name}"
+    told = [given.reading(joined), *given.notes]
+    return Report(vocabulary, truth.has_captions, named, told, counts, judgements, score)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -187,7 +197,6 @@ def as_json(report: Report) -> dict[str, Any]:
             "classes": len(vocabulary.classes),
         },
         "files": report.files,
-        "image_keys": report.image_keys,
         "counts": report.counts,
         "scores": vars(report.score),
         "objects": {
@@ -198,8 +207,10 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _image_key(record: Record) -> str:
-    return next(key for key in IMAGE_KEYS if key in record)
+def _image_keys(given: Answers) -> list[str]:
+    """The keys under which the images stand."""
+    ids = given.used.get("id", []) if any(each.image is None for each in given) else []
+    return [*given.used.get("image", []), *ids]
 
 
 def _check_ids(path: str | Path, keys: Sequence[str], ids: Collection[int], truth: GroundTruth) -> None:
@@ -212,13 +223,30 @@ def _check_ids(path: str | Path, keys: Sequence[str], ids: Collection[int], trut
         return
     raise ValueError(
         f"{path}: the image ids under {' or '.join(map(repr, keys))} go from {min(ids)} to {max(ids)} for "
-        f"{len(ids)} images, so that they count the captions, and the COCO files have other ids; give these, "
-        "or the names of the pictures"
+        f"{len(ids)} images, so that they count the captions, and the COCO files have other ids; say with "
+        "--index FILE which image each number stands for"
     )
 
 
-def _caption(record: Record) -> tuple[int, str | None]:
-    return image_number(record, IMAGE_KEYS), text_of(record, CAPTION_KEYS, "caption")
+def _image_id(answer: Answer, index: Index | None, key: str | None = None) -> int:
+    """The COCO id of a caption's image.
+
+    Args:
+        answer: with the caption.
+        index: of running numbers; None: the file names the images themselves.
+        key: of the image in the record, where it is not the usual one.
+    """
+    if index is not None:
+        return image_number(index[answer], IMAGE_KEYS)
+    value = answer.id if key is not None or answer.image is None else answer.image
+    if value is None and answer.number is not None:
+        raise ValueError(
+            f"{answer.where}: no image id, and {answer.number} only counts; say with --index FILE which "
+            "image each number stands for"
+        )
+    if value is None:  # there may be what is none, which is told
+        return image_number(answer.record, IMAGE_KEYS)
+    return image_number(Record({"image": value}, answer.where), ("image",))
 
 
 def _refuse(path: str | Path, problems: Mapping[str, Sequence[str]], allow_partial: bool) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.results import Metric, SampleResult
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
@@ -17,8 +20,12 @@ from vlmfix.evaluation.tasks.protocols import JOIN, PROMPT, SWITCH, TEXT, count,
 from vlmfix.evaluation.tasks.ratios import object_errors
 
 from .dataset import chair_samples
+from .image_list import USUAL_IMAGES
 from .scorer import GroundTruth, judge
+from .tokens import tokens_of_sentences
 from .vocabulary import VARIANTS, Vocabulary
+
+_SENTENCES = ("sentence 1", "sentence 2", "sentence 3", "later sentences")
 
 
 class Chair(Task):
@@ -57,6 +64,13 @@ class Chair(Task):
         truncated: Sequence[bool],
         scores: Sequence[Score | None],
     ) -> TaskMetrics:
+        images = len({sample.cluster for sample in samples})
+        if self.protocol.data_set == "coco" and images < USUAL_IMAGES:
+            warnings.warn(
+                f"CHAIR on {images} images: published figures are over {USUAL_IMAGES} or more, and those of "
+                "fewer vary widely",
+                stacklevel=2,
+            )
         own = self.protocol.scorer
         parsed: dict[str, list[Any]] = {own: [None if score is None else score.parsed for score in scores]}
         for scorer in self._other_scorers:
@@ -81,16 +95,26 @@ class Chair(Task):
     def target(self, sample: Sample) -> str:
         return ", ".join(sorted(self._there(self.protocol.scorer, sample)))
 
+    def lmms_fields(self, sample: Sample, result: SampleResult) -> dict[str, Any]:
+        own = {
+            "answer": sorted(self._there(self.protocol.scorer, sample)),
+            "pred": result.parsed["mentions"],
+            "image_id": sample.meta["image_id"],
+        }
+        return {f"coco_cap_{name}": own for name in ("chair_i", "chair_s", "recall")}
+
     def _there(self, scorer: str, sample: Sample) -> Collection[str]:
         """The classes in the image."""
         return self.truth(scorer).objects[sample.meta["image_id"]]
 
-    def _parsed(self, scorer: str, sample: Sample, text: str, truncated: bool) -> dict[str, list[str]]:
-        """Mentions in order, classes named, and the classes named that are not there."""
+    def _parsed(self, scorer: str, sample: Sample, text: str, truncated: bool) -> dict[str, list[Any]]:
+        """Mentions in order, the number of the sentence of each, classes named, and those not there."""
         caption = drop_incomplete(text) if truncated and self.protocol.own["drop_incomplete"] else text
         judged = judge(caption, sample.meta["image_id"], self.truth(scorer))
+        ends = list(accumulate(map(len, tokens_of_sentences(caption))))
         return {
             "mentions": [mention.category for mention in judged.mentions],
+            "sentences": [bisect_right(ends, mention.index) for mention in judged.mentions],
             "named": list(judged.classes),
             "not there": list(dict.fromkeys(mention.category for mention in judged.hallucinated)),
         }
@@ -146,7 +170,8 @@ def _metrics(parsed: Sequence[Mapping[str, Sequence[str]] | None], there: Sequen
     ) -> Metric:
         return Metric(name, parts[None], wholes[None], better=better, percent=percent)
 
-    return [
+    by_sentence = _mentions_by_sentence(parsed)
+    found_metrics = [
         metric("CHAIRs", (wrong > 0).astype(float), answered, "lower"),
         metric("CHAIRi", wrong, mentions, "lower"),
         metric("recall", found, classes, "higher"),
@@ -154,3 +179,24 @@ def _metrics(parsed: Sequence[Mapping[str, Sequence[str]] | None], there: Sequen
         metric("F1", 2 * found, named + classes, "higher"),
         metric("mentions", mentions, answered, "", percent=False),
     ]
+    for group, (own_wrong, own_mentions) in by_sentence.items():
+        found_metrics.append(Metric("CHAIRi", own_wrong[None], own_mentions[None], group, "lower"))
+    return found_metrics
+
+
+def _mentions_by_sentence(
+    parsed: Sequence[Mapping[str, Sequence[Any]] | None],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Hallucinated mentions and mentions of each caption, by the sentence that they stand in; captions go on
+    inventing as they go on. Sentences without any mention are left out."""
+    counts = np.zeros((2, len(_SENTENCES), len(parsed)))
+    for index, each in enumerate(parsed):
+        if each is not None:
+            for name, sentence in zip(each["mentions"], each["sentences"], strict=True):
+                place = min(sentence, len(_SENTENCES) - 1)
+                counts[:, place, index] += name in each["not there"], 1
+    return {
+        group: (counts[0, place], counts[1, place])
+        for place, group in enumerate(_SENTENCES)
+        if counts[1, place].any()
+    }

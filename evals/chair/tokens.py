@@ -25,15 +25,20 @@ def tokenize(caption: str) -> list[str]:
     A sentence ends at a full stop, exclamation or question mark before white space, quotes, brackets or
     other marks, the closing ones included. Only its final dot is a token of its own: `cat.the` is one.
     """
-    tokens = []
+    return [token for sentence in tokens_of_sentences(caption) for token in sentence]
+
+
+def tokens_of_sentences(caption: str) -> list[list[str]]:
+    """The same, sentence by sentence."""
+    found = []
     for sentence in sentences(caption.lower()):
         text = _OPENING_APOSTROPHE.sub("' ", sentence)
         text = _FINAL_DOT.sub(" . ", text)
         text = _ALONE.sub(r" \g<0> ", text)
         text = _CLOSING_APOSTROPHE.sub(" ' ", text)
         text = _CLITIC.sub(r" \g<0>", text)
-        tokens += _CANNOT.sub(" can not ", text).split()
-    return tokens
+        found.append(_CANNOT.sub(" can not ", text).split())
+    return found
 
 
 def token_starts(caption: str) -> list[int]:

@@ -10,6 +10,14 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from vlmfix.cli.options import (
+    AnswerKeyOption,
+    IdKeyOption,
+    LabelKeyOption,
+    SampleOption,
+    StripPromptOption,
+)
+from vlmfix.evaluation.files.answers import Keys
 from vlmfix.evaluation.tasks.scored_files import ScoredFiles, counts_table
 from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS
 
@@ -21,16 +29,17 @@ def score(
     answers: Annotated[
         list[Path],
         typer.Option(
-            help="JSON or JSON Lines with the answers of a split; repeatable. Or LLaVA's one file of all "
-            "splits."
+            help="JSON, JSON Lines, CSV, TSV or XLSX with the answers of a split; repeatable. Or one file of "
+            "all splits, such as LLaVA's, lmms-eval's or VLMEvalKit's."
         ),
     ],
     labels: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
-            help="POPE question file of that split; as many as --answers, or as many as LLaVA's file has."
+            help="POPE question file of that split; as many as --answers, or as splits in its one file.",
+            show_default="the labels beside the answers",
         ),
-    ],
+    ] = None,
     questions: Annotated[
         Path | None, typer.Option(help="LLaVA's llava_pope_test.jsonl, which names the split of each id.")
     ] = None,
@@ -53,21 +62,26 @@ def score(
         ),
     ] = "auto",
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Leave out and count missing, unknown and repeated ids.")
+        bool,
+        typer.Option(
+            "--allow-partial", help="Leave out and count null answers, and missing, unknown and repeated ids."
+        ),
     ] = False,
-    answer_key: Annotated[
-        str | None, typer.Option(help="Key of the answer in its record.", show_default="the one in use")
-    ] = None,
+    answer_key: AnswerKeyOption = None,
+    id_key: IdKeyOption = None,
+    label_key: LabelKeyOption = None,
+    sample: SampleOption = None,
+    strip_prompt: StripPromptOption = False,
 ) -> ScoredFiles:
     """Yes/no answers about objects (POPE, arXiv 2305.10355)."""
     wanted = parser or [DEFAULT_PARSER]
     report = score_files(
         answers,
-        labels,
+        labels or [],
         list(PARSERS) if "all" in wanted else list(dict.fromkeys(wanted)),
         pairing=pairing,
         allow_partial=allow_partial,
-        answer_key=answer_key,
+        keys=Keys(answer_key, id_key, label_key, sample, strip_prompt),
         questions=questions,
         repope=repope,
     )

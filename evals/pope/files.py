@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmfix.evaluation.files import answers
-from vlmfix.evaluation.files.answers import ID_KEYS, IMAGE_KEYS, Answer, Keys
-from vlmfix.evaluation.files.readers import (
-    Record,
-    field_of,
-    id_of,
-    read_records,
-    shown,
-    text_of,
-)
+from vlmfix.evaluation.files.answers import ID_KEYS, IMAGE_KEYS, Answer, Answers, Keys
+from vlmfix.evaluation.files.readers import Record, field_of, id_of, read_records, shown
 from vlmfix.evaluation.tasks.yes_no import yes_or_no
 from vlmfix.evaluation.tasks.yes_no_parsers import Verdict
 
@@ -24,14 +17,11 @@ from .questions import asked_object
 
 LABEL_KEYS = ("label", "answer", "gt", "gt_answer", "ground_truth")
 
-# In LLaVA's one answer file, ids of each split begin here.
-_LLAVA_RANGE = 10_000_000
-LLAVA_SPLITS = ("adversarial", "random", "popular")
-
 
 @dataclass(frozen=True)
 class Label:
-    """One question and what is right; `rewritten` if the file spells the label otherwise."""
+    """One question and what is right; `rewritten` if the file spells the label otherwise, and `conversation`
+    if it is asked in one."""
 
     label: Verdict
     rewritten: bool
@@ -40,88 +30,100 @@ class Label:
     image: str | None
     object: str | None
     where: str
+    conversation: int | str | None = None
 
 
-def read_answers(path: str | Path, keys: Keys | None = None) -> list[Answer]:
+def read_answers(path: str | Path, keys: Keys | None = None) -> Answers:
     """The answers of a file, their labels as yes or no; see `vlmfix.evaluation.files.answers.read_answers`.
-
-    lmms-eval's samples have the question's id beside each figure.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not what it should be, several keys could hold the answer, or a label is neither
             yes nor no.
     """
-    return [
-        dataclasses.replace(
-            answer,
-            id=_inner_id(answer.record) if answer.id is None else answer.id,
-            label=None if answer.label is None else yes_or_no(answer.label, answer.where),
+    keys = keys or Keys()
+    found = answers.read_answers(path, dataclasses.replace(keys, label=None))
+    if keys.label is not None:  # that of the labels, which answers may have, too
+        found = found.with_(
+            dataclasses.replace(each, label=each.record.get(keys.label, each.label)) for each in found
         )
-        for answer in answers.read_answers(path, keys)
-    ]
+    return found.with_(
+        dataclasses.replace(
+            answer, label=None if answer.label is None else yes_or_no(answer.label, answer.where)
+        )
+        for answer in found
+    )
 
 
-def read_labels(path: str | Path) -> list[Label]:
-    """The labels of a POPE question file, or of a log with labels inside; yes and no may be in any case, or
-    be 1 and 0.
+def read_labels(path: str | Path, keys: Keys | None = None) -> list[Label]:
+    """The labels of a POPE question file, of a list of conversations, or of a log with labels inside; yes and
+    no may be in any case, or be 1 and 0.
+
+    Args:
+        path: file.
+        keys: of label and id, where they are not the usual ones.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not what it should be, or a label is neither yes nor no.
     """
-    return [_label(record) for record in read_records(path)]
+    keys = keys or Keys()
+    return [label for record in read_records(path) for label in _labels(record, keys)]
 
 
-def llava_splits(given: Sequence[Answer], questions: str | Path | None = None) -> dict[str, list[Answer]]:
-    """LLaVA's answers by split, with the ids of POPE; empty where ids are not of several of its ranges.
-
-    Its ids begin at 1 (adversarial), 10000001 (random) and 20000001 (popular).
-
-    Args:
-        given: of its one file.
-        questions: its question file (`llava_pope_test.jsonl`), which must name the same split for each id;
-            images are from it.
+def labels_inside(given: Sequence[Answer]) -> list[Label]:
+    """The labels that stand beside answers.
 
     Raises:
-        OSError: if the question file cannot be read.
-        ValueError: if it lacks an id, or names another split.
+        ValueError: an answer has none.
     """
-    ids = [answer.id for answer in given if isinstance(answer.id, int)]
-    places = {id // _LLAVA_RANGE for id in ids}
-    if len(ids) < len(given) or len(places) < 2 or not places <= set(range(len(LLAVA_SPLITS))):
-        return {}
-    known = {}
-    if questions is not None:
-        for record in read_records(questions):
-            known[id_of(record, ID_KEYS, "question id")] = record
-    found: dict[str, list[Answer]] = {}
-    for answer, id in zip(given, ids, strict=True):
-        place, own = divmod(id, _LLAVA_RANGE)
-        split, image = LLAVA_SPLITS[place], answer.image
-        if questions is not None:
-            if id not in known:
-                raise ValueError(f"{answer.where}: question id {id} is not in {questions}; give its file")
-            named = text_of(known[id], ("category",), "category")
-            if named != split:
-                raise ValueError(
-                    f"{known[id].where}: the category of question id {id} is {shown(named)}, and by its "
-                    f"number it is {split}; these are not LLaVA's questions"
-                )
-            image = text_of(known[id], IMAGE_KEYS, "image")
-        found.setdefault(split, []).append(dataclasses.replace(answer, id=own, image=image))
-    return {split: found[split] for split in LLAVA_SPLITS if split in found}
+    without = next((answer for answer in given if answer.label is None), None)
+    if without is not None:
+        raise ValueError(f"{without.where}: no label beside the answer; give the files of --labels")
+    return [
+        Label(
+            label=answer.label,
+            rewritten=False,
+            id=answer.id,
+            question=answer.question,
+            image=answer.image,
+            object=asked_object(answer.question or ""),
+            where=answer.where,
+        )
+        for answer in given
+    ]
 
 
-def _label(record: Record) -> Label:
-    raw = field_of(record, LABEL_KEYS, "label")
+def _labels(record: Record, keys: Keys) -> list[Label]:
+    """The label of a record, or those of a conversation, whose ids count the questions of all of them."""
+    questions, labels = record.get("text"), record.get("label")
+    if not (isinstance(questions, list) and isinstance(labels, list)):
+        return [_label(record, keys)]
+    if len(questions) != len(labels) or not questions:
+        raise ValueError(
+            f"{record.where}: {len(questions)} questions with {len(labels)} labels; give one each"
+        )
+    chat = id_of(record, ("chat_id",), "chat id")
+    if not isinstance(chat, int):
+        raise ValueError(f"{record.where}: the chat id is {shown(chat)}; it must be a whole number")
+    found = []
+    for turn, (question, label) in enumerate(zip(questions, labels, strict=True), 1):
+        own = {**record, "text": question, "label": label, "question_id": chat * len(questions) + turn}
+        each = _label(Record(own, f"{record.where}, round {turn}"), Keys())
+        found.append(dataclasses.replace(each, conversation=chat))
+    return found
+
+
+def _label(record: Record, keys: Keys) -> Label:
+    raw = field_of(record, LABEL_KEYS if keys.label is None else [keys.label], "label")
+    ids = [name for name in (keys.id or "", *ID_KEYS) if name in record]
     label = yes_or_no(raw, record.where)
     question = _optional(record, ("query", "text", "question", "prompt"))
     target = _optional(record, ("target_object", "object"))
     return Label(
         label=label,
         rewritten=raw != label,
-        id=id_of(record, ID_KEYS, "question id") if any(name in record for name in ID_KEYS) else None,
+        id=id_of(record, ids, "question id") if ids else None,
         question=question,
         image=_optional(record, IMAGE_KEYS),
         object=target.lower() if target else asked_object(question or ""),
@@ -132,10 +134,3 @@ def _label(record: Record) -> Label:
 def _optional(record: Record, names: Sequence[str]) -> str | None:
     """The first text under these keys; what is no text only helps to compare, so it does not matter."""
     return next((value for name in names if isinstance(value := record.get(name), str)), None)
-
-
-def _inner_id(record: Record) -> int | str | None:
-    inner = next(
-        (value for name, value in record.items() if name.startswith("pope_") and isinstance(value, dict)), {}
-    )
-    return id_of(Record(inner, record.where), ID_KEYS, "question id") if "question_id" in inner else None

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from vlmfix.evaluation.files.answers import Answer
-from vlmfix.evaluation.files.readers import examples, shown
+from vlmfix.evaluation.files.pairs import are_mixed_up, asks, place_of
+from vlmfix.evaluation.files.readers import examples
 
 from .files import Label
 from .questions import asked_object
 
 Join = Literal["position", "id", "question"]
-
-# Of pairs that can be compared, so many may be about something else: public releases differ in a few words.
-_MOST_WRONG, _FEWEST_WRONG = 0.02, 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,8 @@ class Pairing:
         surplus: by position, the answers beyond the last label.
         missing: labels without an answer.
         unknown: answers whose id is of no label.
-        duplicates: answers whose id had occurred.
+        duplicates: other answers to an id that had occurred.
+        repeated: the same answers to an id that had occurred, which count once.
         duplicate_labels: labels whose id had occurred.
         disagreeing: pairs whose ids, questions or images differ.
     """
@@ -40,6 +39,7 @@ class Pairing:
     missing: int
     unknown: int
     duplicates: int
+    repeated: int
     duplicate_labels: int
     disagreeing: int
 
@@ -61,8 +61,8 @@ def pair(
         answers: in the order of their file.
         labels: in the order of theirs.
         join: by position, by id, or by image and asked object.
-        partial: let missing, unknown and duplicate ids be, or at a position what one list lacks; of
-            duplicates the first counts.
+        partial: let missing, unknown and duplicate ids and null answers be, or at a position what one list
+            lacks; of duplicates the first counts.
         truncate: by position, let one list be longer, as the official script does.
 
     Raises:
@@ -77,9 +77,12 @@ def pair(
         pairs = list(zip(answers, labels, strict=False))
         surplus = list(answers[len(labels) :])
         missing = len(labels) - len(pairs)
-        return Pairing(join, pairs, surplus, missing, 0, 0, 0, _disagreeing(pairs))
-    first_answers, repeated = _by_key(answers, join)
-    first_labels, repeated_labels = _by_key(labels, join)
+        pairs = _without_null(pairs, partial)
+        return Pairing(join, pairs, surplus, missing, 0, 0, 0, 0, _disagreeing(pairs))
+    first_answers, more = _by_key(answers, join)
+    repeated = [key for key, answer in more if _said(answer) != _said(first_answers[key])]
+    first_labels, more_labels = _by_key(labels, join)
+    repeated_labels = [key for key, _ in more_labels]
     unknown = [key for key in first_answers if key not in first_labels]
     missing_ids = [key for key in first_labels if key not in first_answers]
     problems = {
@@ -95,7 +98,9 @@ def pair(
             " use --pairing position, or pass --allow-partial"
         )
     pairs = [(first_answers[key], label) for key, label in first_labels.items() if key in first_answers]
-    counts = (len(missing_ids), len(unknown), len(repeated), len(repeated_labels))
+    pairs = _without_null(pairs, partial)
+    same = len(more) - len(repeated)
+    counts = (len(missing_ids), len(unknown), len(repeated), same, len(repeated_labels))
     return Pairing(join, pairs, [], *counts, _disagreeing(pairs))
 
 
@@ -115,8 +120,23 @@ def ids_on_both(answers: Sequence[Answer], labels: Sequence[Label]) -> bool:
     return bool(carrying) and all(label.id is not None for label in labels)
 
 
-def _by_key(rows: Sequence[_Row], join: Join) -> tuple[dict[int | str, _Row], list[int | str]]:
-    """The first row of each id or question, and the ids or questions of the others."""
+def _without_null(pairs: Sequence[tuple[Answer, Label]], partial: bool) -> list[tuple[Answer, Label]]:
+    """The pairs that have an answer.
+
+    Raises:
+        ValueError: some have none, and must not be left out.
+    """
+    null = [answer.where for answer, _ in pairs if answer.text is None]
+    if null and not partial:
+        raise ValueError(
+            f"{len(null)} null answers ({examples(null)}); complete the file, or leave these out with "
+            "--allow-partial"
+        )
+    return [(answer, label) for answer, label in pairs if answer.text is not None]
+
+
+def _by_key(rows: Sequence[_Row], join: Join) -> tuple[dict[int | str, _Row], list[tuple[int | str, _Row]]]:
+    """The first row of each id or question, and the others with theirs."""
     first: dict[int | str, _Row] = {}
     repeated = []
     for row in rows:
@@ -125,10 +145,15 @@ def _by_key(rows: Sequence[_Row], join: Join) -> tuple[dict[int | str, _Row], li
             lacks = "no question id" if join == "id" else "no image and question of POPE's form"
             raise ValueError(f"{row.where}: {lacks} to join by; add it or use --pairing position")
         if key in first:
-            repeated.append(key)
+            repeated.append((key, row))
         else:
             first[key] = row
     return first, repeated
+
+
+def _said(answer: Answer) -> tuple[str | None, ...]:
+    """What is the same in rows that stand in a file twice."""
+    return answer.text, answer.question, answer.image
 
 
 def _question_key(row: Answer | Label) -> str | None:
@@ -137,12 +162,15 @@ def _question_key(row: Answer | Label) -> str | None:
     return None if row.image is None or asked is None else f"{asked} in {_stem(row.image)}"
 
 
-def check_pairs(pairing: Pairing, files: str) -> None:
+def check_pairs(pairing: Pairing, files: str) -> bool:
     """Refuse pairs of which many are about another image or object.
 
     Args:
         pairing: of the answers and labels.
         files: both, in words.
+
+    Returns:
+        Whether there was anything to compare.
 
     Raises:
         ValueError: more than 2 % of those that can be compared are, two at least; names the first.
@@ -153,8 +181,8 @@ def check_pairs(pairing: Pairing, files: str) -> None:
         if (answer.question and label.question) or (answer.image and label.image) or answer.label
     ]
     wrong = [(answer, label) for answer, label in comparable if _is_of_another(answer, label)]
-    if len(wrong) < _FEWEST_WRONG or len(wrong) <= _MOST_WRONG * len(comparable):
-        return
+    if not are_mixed_up(len(wrong), len(comparable)):
+        return bool(comparable)
     found = examples(f"{_told(answer)} with {_told(label)}" for answer, label in wrong)
     remedy = "give the label file of these answers"
     if pairing.join == "id":
@@ -168,7 +196,7 @@ def check_pairs(pairing: Pairing, files: str) -> None:
 
 
 def _told(row: Answer | Label) -> str:
-    return f"{row.where.rpartition(', ')[2]}: {shown((row.question or row.image or '').strip())}"
+    return place_of(row.where, row.question or row.image)
 
 
 def _disagreeing(pairs: Sequence[tuple[Answer, Label]]) -> int:
@@ -181,7 +209,7 @@ def _disagreeing(pairs: Sequence[tuple[Answer, Label]]) -> int:
 
 def _is_of_another(answer: Answer, label: Label) -> bool:
     """Whether image, object or label differ; of questions in other words, objects are compared."""
-    if answer.question and label.question and not _asks(answer.question, label.question):
+    if answer.question and label.question and not asks(answer.question, label.question):
         asked = asked_object(answer.question)
         if asked is None or asked != label.object:
             return True
@@ -190,14 +218,8 @@ def _is_of_another(answer: Answer, label: Label) -> bool:
     return bool(answer.image and label.image and _stem(answer.image) != _stem(label.image))
 
 
-def _asks(prompt: str, question: str) -> bool:
-    """Whether the question is in the prompt, whatever stands around it."""
-    words = (re.sub(r"\W+", " ", text.lower()).strip() for text in (question, prompt))
-    return next(words) in next(words)
-
-
 def _stem(path: str) -> str:
     """`"val2014/COCO_val2014_000000000042.jpg"` and `"000000000042.png"` have the same."""
     name = re.split(r"[/\\]", path)[-1]
     stem = name.rpartition(".")[0] or name
-    return stem[-12:] if stem[-12:].isdigit() else stem
+    return stem[-12:].zfill(12) if stem[-12:].isdigit() else stem

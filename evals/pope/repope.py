@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmfix.evaluation.datasets.layouts import SPLITS
 from vlmfix.evaluation.files.answers import Answer
 from vlmfix.evaluation.files.readers import examples, sha256_of
+from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.ratios import ratio
 from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, Verdict
 
@@ -43,6 +45,41 @@ class Corrected:
     scores: Mapping[str, Score]
     turned: int
     turned_right: Mapping[str, int]
+
+
+def corrected_labels(root: Path | None, samples: Sequence[Sample]) -> dict[str, Verdict]:
+    """RePOPE's labels of the samples of COCO that it keeps, from `coco_repope_<split>.json` below a folder.
+
+    They are no part of what is asked: answers of a run are judged by them, too, and stay valid.
+
+    Args:
+        root: of the data.
+        samples: of POPE, with `pope/coco/<split>/<question id>` as ids.
+
+    Returns:
+        Labels by the id of the sample; none where a file is missing.
+
+    Raises:
+        ValueError: a file is not what it should be, or asks other questions under POPE's ids.
+    """
+    if root is None or not any(sample.id.startswith("pope/coco/") for sample in samples):
+        return {}
+    found: dict[str, Verdict] = {}
+    asked = {sample.id: sample for sample in samples}
+    for split in SPLITS:
+        path = next(iter(sorted(root.glob(f"**/coco_repope_{split}.json"))), None)
+        if path is None:
+            return {}
+        for label in read_labels(path):
+            id = f"pope/coco/{split}/{label.id}"
+            sample = asked.get(id)
+            if sample is None or (label.image, label.question) != (sample.cluster, sample.meta["question"]):
+                raise ValueError(
+                    f"{label.where}: question {label.id} is another one than in POPE's {split} file; these "
+                    "labels are of another release of POPE: move them away"
+                )
+            found[id] = label.label
+    return found
 
 
 def corrected(name: str, folder: str | Path, judged: Mapping[str, Sequence[Judged]]) -> Corrected:

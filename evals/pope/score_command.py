@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.files.answers import Answer, Keys
+from vlmfix.evaluation.files.pairs import UNCHECKED
 from vlmfix.evaluation.files.readers import sha256_of
 from vlmfix.evaluation.tasks.ratios import object_errors, ratio
 from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, Verdict, parser_named
 
 from . import scores as pope
-from .files import Label, llava_splits, read_answers, read_labels
+from .files import Label
 from .pairing import Join, Pairing, check_pairs, ids_on_both, pair
 from .repope import Corrected, Judged, corrected
 from .scores import Score
+from .splits import Pair, read_pairs
 
 PAIRINGS = ("auto", "position", "id", "question")
+_JOINED = {"question": "image and object"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Split:
         counts: what was found while pairing, for each parser.
         scores: for each parser.
         judged: for each parser the answers with their labels, and what it made of them.
+        told: how its files were read and joined.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Split:
     counts: Mapping[str, Mapping[str, float | str]]
     scores: Mapping[str, Score]
     judged: Mapping[str, Sequence[Judged]]
+    told: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """What a reader has to know beside the figures, in sentences."""
-        found = []
+        found = list(dict.fromkeys(note for split in self.splits for note in split.told))
         for split in self.splits:
             for counts in {each["pairing"]: each for each in split.counts.values()}.values():
                 told = [f"{value} {_TOLD[key]}" for key, value in counts.items() if key in _TOLD and value]
@@ -82,35 +86,38 @@ _TOLD = {
     "missing": "labels without an answer",
     "unknown": "answers with an unknown id left out",
     "duplicates": "answers with a repeated id left out",
+    "repeated": "answers that stand there twice, taken once",
     "duplicate_labels": "labels with a repeated id left out",
     "surplus": "answers beyond the labels",
     "disagreeing": "PAIRS WHOSE ID, QUESTION OR IMAGE DIFFER",
-    "null_answers": "null answers",
+    "null_answers": "null answers left out",
     "rewritten_labels": "labels not in lower case",
 }
 
 
 def score_files(
     answers: Sequence[str | Path],
-    labels: Sequence[str | Path],
+    labels: Sequence[str | Path] = (),
     parsers: Sequence[str] = (pope.DEFAULT_PARSER,),
     *,
     pairing: str = "auto",
     allow_partial: bool = False,
-    answer_key: str | None = None,
+    keys: Keys | None = None,
     questions: str | Path | None = None,
     repope: str | Path | None = None,
 ) -> Report:
     """Score answer files against label files, the first with the first and so on.
 
     Args:
-        answers: answer files, one a split; or LLaVA's one file of several splits, which its ids tell apart.
-        labels: POPE question files, as many; of LLaVA's file, one for each split that is scored.
+        answers: answer files, one a split; or one file of several splits, which its ids or a field tell
+            apart.
+        labels: POPE question files, as many; of a file of several splits, one for each that is scored. None:
+            the labels beside the answers.
         parsers: names in `PARSERS`.
         pairing: "auto" pairs by position under `official` and joins by question id under the others
             where both files carry ids; "question" joins by image and asked object.
         allow_partial: leave out and count what has no partner, instead of refusing it.
-        answer_key: see `read_answers`.
+        keys: of the records; see `read_answers`.
         questions: LLaVA's question file, which names split and image of each id of its answer file.
         repope: folder of RePOPE's label files, by which the same answers are scored, too.
 
@@ -119,44 +126,16 @@ def score_files(
         ValueError: if a file is not what it should be, or answers and labels do not fit: more than 2 % of the
             pairs are about another image or object.
     """
-    if not answers or not labels:
+    if not answers:
         raise ValueError("no files to score; give --answers and --labels")
     if pairing not in PAIRINGS:
         raise ValueError(f"unknown pairing {pairing!r}; choose from {', '.join(PAIRINGS)}")
     for name in parsers:
         parser_named(name)
-    names = _split_names(labels)
-    splits = []
-    for name, label_path, (answer_path, given) in zip(
-        names, labels, _answers(answers, labels, answer_key, questions), strict=True
-    ):
-        target = read_labels(label_path)
-        judged: dict[str, list[Judged]] = {}
-        counts: dict[str, Mapping[str, float | str]] = {}
-        scores = {}
-        for parser in parsers:
-            join = _join(parser, given, target, pairing)
-            paired = pair(given, target, join, partial=allow_partial, truncate=parser == "official")
-            check_pairs(paired, f"{answer_path} and {label_path}")
-            judged[parser] = [
-                (each, label, _verdict(parser, each, label.label)) for each, label in paired.pairs
-            ]
-            # only the official script reads answers without a label, for its yes ratio
-            beyond = [_verdict(parser, each, "yes") for each in paired.surplus if parser == "official"]
-            scores[parser] = _score(parser, judged[parser], beyond)
-            counts[parser] = _counts(paired, given, target)
-        data = {
-            "rows": len(target),
-            "images": len({label.image for label in target}),
-            "yes_share": sum(label.label == "yes" for label in target) / len(target),
-        }
-        files = {
-            "answers": str(answer_path),
-            "answers_sha256": sha256_of(answer_path),
-            "labels": str(label_path),
-            "labels_sha256": sha256_of(label_path),
-        }
-        splits.append(Split(name, files, data, counts, scores, judged))
+    splits = [
+        _scored(each, parsers, pairing, allow_partial=allow_partial)
+        for each in read_pairs(answers, labels, keys or Keys(), questions)
+    ]
     every = {parser: [row for split in splits for row in split.judged[parser]] for parser in parsers}
     return Report(
         splits=splits,
@@ -164,6 +143,40 @@ def score_files(
         pooled={name: _score(name, rows) for name, rows in every.items()},
         corrected=[] if repope is None else [corrected(each.name, repope, each.judged) for each in splits],
     )
+
+
+def _scored(given: Pair, parsers: Sequence[str], pairing: str, *, allow_partial: bool) -> Split:
+    """The figures of one split."""
+    target = given.labels
+    judged: dict[str, list[Judged]] = {}
+    counts: dict[str, Mapping[str, float | str]] = {}
+    scores = {}
+    told = list(given.answers.notes) + list(given.notes)
+    for parser in parsers:
+        join = given.join if given.join and pairing == "auto" else None
+        join = join or _join(parser, given.answers, target, pairing)
+        paired = pair(given.answers, target, join, partial=allow_partial, truncate=parser == "official")
+        is_checked = check_pairs(paired, " and ".join(map(str, given.paths)))
+        told.append(given.answers.reading(_JOINED.get(join, join)))
+        if not is_checked:
+            told.append(UNCHECKED)
+        judged[parser] = [(each, label, _verdict(parser, each, label.label)) for each, label in paired.pairs]
+        # only the official script reads answers without a label, for its yes ratio
+        beyond = [_verdict(parser, each, "yes") for each in paired.surplus if parser == "official"]
+        scores[parser] = _score(parser, judged[parser], beyond)
+        counts[parser] = _counts(paired, given.answers, target)
+    data = {
+        "rows": len(target),
+        "images": len({label.image for label in target}),
+        "yes_share": sum(label.label == "yes" for label in target) / len(target),
+    }
+    files = {
+        "answers": str(given.paths[0]),
+        "answers_sha256": sha256_of(given.paths[0]),
+        "labels": str(given.paths[1]),
+        "labels_sha256": sha256_of(given.paths[1]),
+    }
+    return Split(given.name, files, data, counts, scores, judged, told)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -196,38 +209,6 @@ def _as_fields(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     return {name: vars(each) for name, each in scores.items()}
 
 
-def _answers(
-    paths: Sequence[str | Path],
-    labels: Sequence[str | Path],
-    key: str | None,
-    questions: str | Path | None,
-) -> list[tuple[str | Path, list[Answer]]]:
-    """File and answers for each label file."""
-    read = [read_answers(path, Keys(answer=key)) for path in paths]
-    whole = llava_splits(read[0], questions) if len(read) == 1 else {}
-    if questions is not None and not whole:
-        raise ValueError(
-            f"--questions is {str(questions)!r}, and the answers are not LLaVA's one file of several splits; "
-            "leave it out"
-        )
-    if whole:
-        found = []
-        for path in labels:
-            split = next((each for each in whole if Path(path).stem.endswith(each)), None)
-            if split is None:
-                raise ValueError(
-                    f"{paths[0]} holds the splits {', '.join(whole)}, by its ids, and the name of "
-                    f"{Path(path).name} ends in none of them; rename it, such as coco_pope_random.json"
-                )
-            found.append((paths[0], whole[split]))
-        return found
-    if len(paths) != len(labels):
-        raise ValueError(
-            f"{len(paths)} --answers for {len(labels)} --labels; give them in pairs, one a split"
-        )
-    return list(zip(paths, read, strict=True))
-
-
 def _join(parser: str, answers: Sequence[Answer], labels: Sequence[Label], pairing: str) -> Join:
     if pairing == "question":
         return "question"
@@ -255,6 +236,7 @@ def _counts(paired: Pairing, answers: Sequence[Answer], labels: Sequence[Label])
         "missing": paired.missing,
         "unknown": paired.unknown,
         "duplicates": paired.duplicates,
+        "repeated": paired.repeated,
         "duplicate_labels": paired.duplicate_labels,
         "surplus": len(paired.surplus),
         "disagreeing": paired.disagreeing,
@@ -281,14 +263,3 @@ def _sample(answer: Answer, label: Label, verdict: Verdict | None) -> dict[str, 
         "answer": answer.text,
         "verdict": verdict,
     }
-
-
-def _split_names(labels: Sequence[str | Path]) -> list[str]:
-    """Stems without what all POPE files share; repeated ones are numbered."""
-    stems = [Path(path).stem.removeprefix("coco_pope_") for path in labels]
-    seen: Counter[str] = Counter()
-    names = []
-    for stem in stems:
-        seen[stem] += 1
-        names.append(stem if seen[stem] == 1 else f"{stem} {seen[stem]}")
-    return names

@@ -88,12 +88,12 @@ def accuracy(
 
 @dataclass(frozen=True)
 class Judged:
-    """The accuracy of one question; `answer` is None where there was no answer to judge."""
+    """The accuracy of the answer to one question."""
 
     question_id: int | str
     question_type: str | None
     answer_type: str | None
-    answer: str | None
+    answer: str
     accuracy: float
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.paths import BENCHMARKS
 from vlmfix.cli.app import app
 from vlmfix.evaluation.tasks.registry import task_names
 from vlmfix.methods.registry import method_names
@@ -75,5 +76,5 @@ def test_benchmarks(tmp_path: Path) -> None:
 
 def test_commands() -> None:
     assert offered("vlmfix ge") == ["generate"]
-    assert offered("vlmfix score ") == ["chair", "pope", "vqa"]
+    assert offered("vlmfix score ") == BENCHMARKS
     assert "--answers" in offered("vlmfix score pope --a")

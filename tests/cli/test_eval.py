@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.support import jobs
 from tests.support.forks import Fork
+from tests.support.leases import dead_process, held
 from tests.support.paths import ROOT
 from vlmfix.cli import jobs as module
 from vlmfix.cli.app import app
@@ -94,6 +95,22 @@ def test_the_same_command_again_repeats_the_figures(world: Path, tmp_path: Path)
     assert again.stdout.split("seconds")[0] == first.stdout.split("seconds")[0]
 
 
+def test_a_task_without_data_does_not_stop_the_others(copy: Path, tmp_path: Path) -> None:
+    (copy / "captions.json").unlink()
+    output = tmp_path / "out"
+    options = ("--data", copy, "--limit", 2, "--no-baselines", "--output", output)
+    result = jobs.cli("eval", "chair", "pope", "--method", "greedy", *options)
+    assert result.exit_code == 3
+    told = [line for line in result.stderr.splitlines() if "chair is left out: chair needs captions" in line]
+    assert len(told) == 2
+    assert jobs.results(output, "pope")["counts"]["answered"] == 2
+    before = jobs.metrics(output)
+    assert jobs.cli("report", output, "--export", tmp_path / "all.csv").exit_code == 0
+    assert jobs.metrics(output) == before
+    assert (tmp_path / "all.csv").read_text().count("\n") == 3
+    assert "is none of .csv" in jobs.refused("report", output, "--export", tmp_path / "all.doc")
+
+
 def test_shares_in_any_order_come_to_the_same(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
     order = ("2/3", "0/3", "1/3")
     for number, share in enumerate(order):
@@ -124,6 +141,48 @@ def test_shares_that_a_launcher_gives(
         "0-of-2-000.jsonl",
         "1-of-2-000.jsonl",
     }
+
+
+def test_a_job_that_is_at_work_already_is_not_done_twice(world: Path, tmp_path: Path) -> None:
+    lease = held(tmp_path)
+    said = jobs.refused("eval", "pope", "--data", world, "--output", tmp_path)
+    assert f"another job is at work in {tmp_path} (host elsewhere, process 4, last sign of life" in said
+    assert jobs.records(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["leases"]
+    os.utime(lease, (1, 1))
+    jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2)
+    assert not lease.parent.exists()
+
+
+def test_a_worker_that_steals_does_all_that_the_others_left(
+    whole: tuple[Path, Any], world: Path, tmp_path: Path
+) -> None:
+    held(tmp_path, "0-of-2", host=os.uname().nodename, pid=dead_process())
+    command = (*TASKS, *METHODS, *SHORT, "--data", world, "--shard", "1/2", "--steal")
+    result = jobs.evaluate(tmp_path, *command)
+    assert result.stderr.count("note: takes over what is left of share 0/2") == 1
+    assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
+    said = jobs.refused("eval", *command, "--resume", "never", "--output", tmp_path)
+    assert "--steal goes on with what others began, which --resume never refuses; drop one" in said
+
+
+def test_the_report_is_written_by_one_of_several_workers(world: Path, tmp_path: Path) -> None:
+    held(tmp_path, "report")
+    result = jobs.evaluate(tmp_path, "pope", "--data", world, "--limit", 2)
+    assert "note: another worker writes the report" in result.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_jobs_of_an_array_share_the_work_and_say_so(
+    whole: tuple[Path, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
+    for id in ("1", "2"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", id)
+        result = jobs.evaluate(tmp_path, *TASKS, *METHODS, *SHORT, "--data", world)
+        assert f"note: share {int(id) - 1}/2, as the launcher says; --shard 0/1 is all the" in result.stderr
+    assert jobs.metrics(tmp_path) == jobs.metrics(whole[0])
 
 
 def test_signals_are_as_before(world: Path, tmp_path: Path) -> None:

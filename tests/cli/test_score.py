@@ -129,7 +129,8 @@ BAD_POPE = {
     "blank": ("\n \n", "is empty"),
     "latin-1": (b'{"answer": "caf\xe9"}', "is not UTF-8"),
     "malformed line": (ROW + '\n{"question_id": 2, "answer"\n', "line 2: not valid JSON"),
-    "CSV": ("question_id,answer\n1,yes\n", "line 1: not valid JSON"),
+    "CSV with a row too short": ("question_id,answer\n1\n", "line 2: 1 cells under 2 columns"),
+    "CSV of nothing known": ("number,said\n1,yes\n", "line 1: not valid JSON"),
     "no samples": ("[]", "holds no records"),
     "list of texts": ('["yes", "no"]', 'record 1: "yes" is no object'),
     "list of lists": ('[["yes"], ["no"]]', 'record 1: ["yes"] is no object'),
@@ -141,7 +142,11 @@ BAD_POPE = {
     "boolean answer": ('{"question_id": 1, "answer": true}', "the answer is true"),
     "null id": ('{"question_id": null, "answer": "Yes"}', "the question id is null"),
     "list id": ('{"question_id": [1], "answer": "Yes"}', "the question id is [1]"),
-    "duplicate ids": (f"{ROW}\n{ROW}", "1 answers with a repeated id (1)"),
+    "duplicate ids": (f"{ROW}\n{ROW.replace('Yes', 'No')}", "1 answers with a repeated id (1)"),
+    "null answer": (
+        '{"question_id": 1, "answer": null}\n{"question_id": 2, "answer": "no"}',
+        "1 null answers",
+    ),
     "unknown id": (ROW.replace("1", "7"), "1 answers with an unknown id (7)"),
     "text id": ('{"question_id": "one", "answer": "Yes"}', "1 answers with an unknown id (one)"),
     "missing sample": (ROW, "1 labels without an answer (2)"),
@@ -166,7 +171,7 @@ BAD_CAPTIONS = {
     "empty": ("", "is empty"),
     "latin-1": (b'[{"image_id": 1, "caption": "caf\xe9"}]', "is not UTF-8"),
     "malformed line": ('{"image_id": 1, "caption": "A"}\n{"image_id": 2', "line 2: not valid JSON"),
-    "no samples": ("{}", "no image id"),
+    "no samples": ("{}", "no caption"),
     "no captions": ('{"captions": []}', "holds no records"),
     "list of texts": ('["A dog"]', 'record 1: "A dog" is no object'),
     "wrong keys": ('[{"image_id": 1, "sentence": "A dog"}]', "no caption; expected the key 'caption'"),
@@ -186,7 +191,7 @@ BAD_RESULTS = {
     "folder": ("/", "is a folder"),
     "empty": ("", "is empty"),
     "no samples": ("[]", "holds no records"),
-    "duplicates": ('[{"question_id": 1, "answer": "x"}, {"question_id": "1", "answer": "x"}]', "repeated"),
+    "duplicates": ('[{"question_id": 1, "answer": "x"}, {"question_id": "1", "answer": "y"}]', "different"),
     "unknown": ('[{"question_id": 3, "answer": "x"}]', "lacks: 1 (3)"),
     "list": ('[{"question_id": 1, "answer": []}]', "the answer is []"),
     "NaN": ('[{"question_id": 1, "answer": NaN}]', "NaN is no JSON number"),
@@ -289,7 +294,7 @@ def test_bad_results(content: str | bytes | None, message: str, folder: Path) ->
             ["vqa", "--results", "{results}", "--annotations", "{annotations}", "--leave-one-out", "ids"],
             "unknown leave_one_out 'ids'",
         ),
-        (["mme"], "mme"),
+        (["nothing"], "nothing"),
         (["pope", "--wrong"], "--wrong"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -301,11 +306,11 @@ def test_bad_options(arguments: list[str], message: str, folder: Path) -> None:
 
 def test_null_answers_are_counted(folder: Path) -> None:
     content = '{"question_id": 1, "answer": null}\n{"question_id": 2, "answer": "no"}'
-    result = pope(folder, answers=put(folder, content))
+    result = pope(folder, "--allow-partial", answers=put(folder, content))
     assert result.exit_code == 0
-    assert "1 null answers" in result.stdout
+    assert "1 null answers left out" in result.stdout
     result = vqa(folder, results=put(folder, content))
-    assert "1 null answers, scored 0" in result.stdout
+    assert "1 null answers, left out" in result.stdout
 
 
 def test_upper_case_labels_are_counted(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import BENCHMARKS, ROOT
 
 HEAVY = ("torch", "transformers", "datasets", "scipy", "accelerate")
 """Packages that take long to import."""
@@ -34,6 +34,7 @@ COMMANDS = (
     "scenes",
     "eval",
     "report",
+    "reproduce",
     "score",
     "tune",
 )
@@ -71,7 +72,7 @@ print(json.dumps(found), file=sys.stderr)
 
 def test_help() -> None:
     """Of all commands, one after the other in a process."""
-    commands = ["", *COMMANDS, "score pope", "score chair", "score vqa"]
+    commands = ["", *COMMANDS, *(f"score {name}" for name in BENCHMARKS)]
     done = subprocess.run(
         [sys.executable, "-c", HELP, json.dumps(commands), json.dumps(HEAVY)],
         capture_output=True,
@@ -81,6 +82,10 @@ def test_help() -> None:
     )
     assert json.loads(done.stderr) == {command: [] for command in commands}
     assert done.stdout.count("Usage:") == len(commands)
+
+
+def test_list_of_published_tables() -> None:
+    assert heavy_after("reproduce") == []
 
 
 def test_version() -> None:
@@ -127,3 +132,11 @@ def test_scores(tmp_path: Path) -> None:
     ):
         places = [tmp_path / each if each in contents else each for each in options]
         assert heavy_after("score", *places) == []
+
+
+def test_scores_with_intervals(tmp_path: Path) -> None:
+    """They need scipy, and nothing of the models."""
+    question = "What?\nA. a\nB. b\nC. c\nD. d\nE. None of the above"
+    row = {"question": question, "label": "A", "type": "Object", "image": "1.jpg", "prediction": "A"}
+    (tmp_path / "humble").write_text(json.dumps([row | {"question_id": number} for number in range(3)]))
+    assert heavy_after("score", "humblebench", "--answers", tmp_path / "humble") == ["scipy"]

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support import jobs
+from tests.support.paths import BENCHMARKS
 
 pytestmark = pytest.mark.slow
 
@@ -451,8 +452,8 @@ def test_a_data_set_with_a_missing_picture(tmp_path: Path) -> None:
 
 
 OPTIONS: list[tuple[list[str], str]] = [
-    ([], "no task to evaluate; name one or more of chair, pope, vqa"),
-    (["mme"], "unknown task 'mme'"),
+    ([], f"no task to evaluate; name one or more of {', '.join(BENCHMARKS)}"),
+    (["birds"], "unknown task 'birds'"),
     (["pope", "--method", "varr"], "did you mean 'var'"),
     (["pope", "--method", "var", "--method", "var"], "var is named twice"),
     (["pope", "--method", "fastv+divprune"], "one method that drops or merges tokens at a time"),

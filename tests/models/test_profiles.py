@@ -18,7 +18,8 @@ from vlmfix.calibration.results import Calibration
 from vlmfix.models.digest import weights_digest
 from vlmfix.models.embedded import EMBEDDED
 from vlmfix.models.loading import resolve
-from vlmfix.models.profiles import Profile, configs_directory, find_profile, user_directory
+from vlmfix.models.profiles import Profile, find_profile, user_directory
+from vlmfix.settings import configs_directory
 
 NEEDED = {
     vlmfix.VAR: "sink_dimensions",

@@ -16,9 +16,8 @@ from vlmfix.calibration.results import PROMPT, Calibration, Progress, prompt_inp
 from vlmfix.engine.context import DecodeContext
 from vlmfix.inference.pictures import ImageLike
 from vlmfix.methods.base import Method
-from vlmfix.models.profiles import configs_directory
 from vlmfix.models.structure import attention_of, text_decoder
-from vlmfix.settings import closest
+from vlmfix.settings import closest, configs_directory
 
 PURSUIT_STEPS = 50
 """Words that a pursuit takes at most."""

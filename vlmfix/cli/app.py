@@ -17,6 +17,7 @@ from vlmfix.cli.eval import evaluate
 from vlmfix.cli.generate import generate
 from vlmfix.cli.methods import methods
 from vlmfix.cli.report import report
+from vlmfix.cli.reproduce import reproduce
 from vlmfix.cli.scenes import scenes
 from vlmfix.cli.score import score_app
 from vlmfix.cli.tune import tune
@@ -64,4 +65,5 @@ app.command()(scenes)
 app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(report)
+app.command()(reproduce)
 app.add_typer(score_app, name="score")

@@ -80,8 +80,16 @@ def evaluate(
         path_option("Folder of the runs, figures and report. (default: runs/MODEL)"),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(help="i/n: this process takes share i of n; accelerate sets it by itself.")
+        str | None,
+        typer.Option(
+            help="i/n: this process takes share i of n; accelerate, mpirun, srun and job arrays set it by "
+            "themselves."
+        ),
     ] = None,
+    steal: Annotated[
+        bool,
+        typer.Option("--steal", help="Go on with shares that nobody is at work on, until all is answered."),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of protocols that sample.")] = None,
     resume: Annotated[
         str | None, typer.Option(help="if_possible, always, never. (default: if_possible)")
@@ -119,9 +127,13 @@ def evaluate(
         bool | None,
         typer.Option("--allow-missing", help="Go on where weights are missing, unexpected or not finite."),
     ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="wandb, mlflow, tensorboard, trackio: give it figures and report; repeatable."),
+    ] = None,
 ) -> None:
-    """Measure methods on POPE, CHAIR and VQA; start the same command again to go on after a stop."""
-    from vlmfix.cli.jobs import run_job
+    """Measure methods on benchmarks; start the same command again to go on after a stop."""
+    from vlmfix.cli.jobs import exit_if_failed, run_job
 
     given: dict[str, Any] = {
         "tasks": tasks or None,
@@ -146,7 +158,9 @@ def evaluate(
         "dtype": dtype,
         "allow_missing": allow_missing,
     }
-    run_job(given, config, shard)
+    left_out: list[str] = []
+    found = run_job(given, config, shard, steal=steal, trackers=tracker or (), left_out=left_out)
+    exit_if_failed(found, left_out)
 
 
 def _entries(names: list[str] | None, settings: list[str]) -> list[Any] | None:

@@ -82,3 +82,23 @@ TasksOption = Annotated[
     list[Path] | None,
     path_option("Folder with a folder for each benchmark of yours; repeatable.", "--tasks", is_eager=True),
 ]
+AnswerKeyOption = Annotated[
+    str | None,
+    typer.Option("--answer-key", help="Key of the answer in its record.", show_default="that of the layout"),
+]
+IdKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--id-key", help="Key of the id by which answers are joined.", show_default="that of the layout"
+    ),
+]
+LabelKeyOption = Annotated[
+    str | None,
+    typer.Option("--label-key", help="Key of what is right.", show_default="that of the layout"),
+]
+SampleOption = Annotated[
+    int | None, typer.Option("--sample", min=1, help="Of several answers to one question take this one.")
+]
+StripPromptOption = Annotated[
+    bool, typer.Option("--strip-prompt", help="Leave out a prompt that stands before the answer.")
+]

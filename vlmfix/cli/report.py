@@ -26,11 +26,16 @@ def report(
     trust: Annotated[
         bool, typer.Option("--trust", help="Take records and manifests as they are, also edited ones.")
     ] = False,
+    export: Annotated[
+        list[Path] | None,
+        path_option(
+            "Write the results there, too; repeatable. NAME.csv and NAME.parquet get all answers, NAME.tex "
+            "the headline table, a folder the samples as lmms-eval writes them.",
+            "--export",
+        ),
+    ] = None,
 ) -> None:
     """Score the latest job of a folder again and write its report, also of a job that is not finished."""
-    from vlmfix.cli.jobs import compare_runs, report_again
+    from vlmfix.cli.jobs import report_again
 
-    if output is None and len(outputs) == 1:
-        report_again(outputs[0], trust=trust)
-    else:
-        compare_runs(outputs, output, trust=trust)
+    report_again(outputs, output, trust=trust, exports=export or [])

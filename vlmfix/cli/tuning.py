@@ -67,8 +67,9 @@ def run_tuning(settings: TuneSettings, shard: str | None) -> None:
         settings: what is asked for.
         shard: `i/n`; None: as a launcher says.
     """
-    own = Shard.from_environment() if shard is None else Shard.parse(shard)
-    quiet = shard is None and own.index > 0  # of workers that were started together, one speaks
+    # The workers of a search wait for each other, which jobs of an array cannot.
+    own = Shard.from_environment(arrays=False) if shard is None else Shard.parse(shard)
+    quiet = own.is_quiet  # of workers that were started together, one speaks
     progress = TuneProgress(quiet=quiet)
     task = get_task(settings.task)
     check_writable(settings.output)

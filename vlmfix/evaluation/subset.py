@@ -21,12 +21,14 @@ class Subset:
         samples: in their own order.
         images: how many are taken; of benchmarks whose unit is another, such as an object, how many of these.
         of: how many there are.
+        unit: what that other unit is.
         note: what a reader has to know of the choice, in words; "" if nothing.
     """
 
     samples: list[Sample]
     images: int
     of: int
+    unit: str = "image"
     note: str = ""
 
     @property
@@ -34,7 +36,7 @@ class Subset:
         """Such as `83 of 500 images, 498 samples`; "" for all of them."""
         if self.images == self.of:
             return ""
-        return f"{self.images:,} of {self.of:,} images, {len(self.samples):,} samples"
+        return f"{self.images:,} of {self.of:,} {self.unit}s, {len(self.samples):,} samples"
 
 
 def subset(
@@ -43,6 +45,7 @@ def subset(
     *,
     images: int | None = None,
     seed: int = 0,
+    unit: str = "image",
 ) -> Subset:
     """Draw whole images: the first in the order of the SHA-256 of seed and file name.
 
@@ -54,6 +57,7 @@ def subset(
         limit: about how many samples, or as a float in (0, 1] which share of the images; None: all.
         images: how many images, in the place of `limit`.
         seed: of the order.
+        unit: what the samples of a cluster share, in words.
 
     Raises:
         ValueError: a number out of its range, or both numbers.
@@ -63,15 +67,15 @@ def subset(
         units.setdefault(sample.cluster, []).append(sample)
     count = _count(len(units), len(samples), limit, images)
     strata: dict[str, list[str]] = {}
-    for unit in sorted(
-        units, key=lambda unit: hashlib.sha256(f"{seed}/{_name(unit, units)}".encode()).digest()
+    for name in sorted(
+        units, key=lambda name: hashlib.sha256(f"{seed}/{_name(name, units)}".encode()).digest()
     ):
-        first = min(str(each.meta.get("stratum", each.meta.get("split", ""))) for each in units[unit])
-        strata.setdefault(first, []).append(unit)
+        first = min(str(each.meta.get("stratum", each.meta.get("split", ""))) for each in units[name])
+        strata.setdefault(first, []).append(name)
     quotas = _quotas({name: len(members) for name, members in strata.items()}, count)
-    chosen = {unit for name, members in strata.items() for unit in members[: quotas[name]]}
+    chosen = {name for stratum, members in strata.items() for name in members[: quotas[stratum]]}
     taken = [sample for sample in samples if sample.cluster in chosen]
-    return Subset(taken, len(chosen), len(units), _note(taken, samples))
+    return Subset(taken, len(chosen), len(units), unit, _note(taken, samples))
 
 
 def _count(units: int, samples: int, limit: int | float | None, images: int | None) -> int:

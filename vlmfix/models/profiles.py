@@ -16,14 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from vlmfix.models.digest import weights_digest
 from vlmfix.models.match import fits
 from vlmfix.models.profile_files import read_profile_file
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def configs_directory() -> Path:
-    """`configs/`: inside an installed package, beside the package in a checkout."""
-    installed = _PACKAGE / "configs"
-    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+from vlmfix.settings import configs_directory
 
 
 def user_directory() -> Path:

@@ -419,7 +419,8 @@ def test_numbers_of_captions_are_no_ids_of_images(
         score_file(captions, [sparse], vocabulary=vocabulary, allow_partial=True)
     coco["images"] = [{"id": place} for place in range(400)]
     own = saved(tmp_path / "own.json", coco)  # a data set whose pictures are counted, too
-    assert "images by the key 'id'" in score_file(captions, [own], vocabulary=vocabulary).notes
+    read = "read as: answers; answer from 'text', joined by id"
+    assert read in score_file(captions, [own], vocabulary=vocabulary).notes
     with pytest.raises(ValueError, match="images that the COCO files lack"):
         score_file(saved(tmp_path / "few.json", rows[:19]), [instances], vocabulary=vocabulary)
 
@@ -457,7 +458,7 @@ def test_incomplete_sentences_are_dropped_on_demand(
     ("row", "message"),
     [
         ({"image_id": 11}, "no caption; expected the key 'caption' or 'answer'"),
-        ({"caption": "A dog"}, "no image id; expected the key 'image_id' or 'image'"),
+        ({"caption": "A dog"}, "no image id; expected the key 'image' or 'image_name'"),
         ({"image_id": "dog.jpg", "caption": "A dog"}, 'the image id is "dog.jpg"'),
         ({"image_id": 11, "caption": ["A dog", "A cat"]}, "the caption is"),
     ],

@@ -71,7 +71,7 @@ def scores(chair: Chair, texts: list[str | None], truncated: list[bool] | None =
 
 def value(metrics: list[Metric], name: str) -> float | None:
     """The value of a metric; None if a denominator is zero."""
-    [found] = [each for each in metrics if each.name == name]
+    [found] = [each for each in metrics if each.name == name and not each.group]
     return found.value if found.is_defined else None
 
 
@@ -169,6 +169,7 @@ def test_judging_one_caption(chair: Chair) -> None:
         assert (judgement.verdict, judgement.value) == (verdict, points)
     assert chair.judge(first, "A cat and a dog.", truncated=False).parsed == {
         "mentions": ["cat", "dog"],
+        "sentences": [0, 0],
         "named": ["cat", "dog"],
         "not there": ["cat"],
     }
@@ -220,3 +221,23 @@ def test_a_scorer_whose_package_is_missing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ImportError, match="needs the package nltk"):
         samples(task(write(tmp_path), scorer="lemma"))
     assert set(scores(task(tmp_path), TEXTS).parsers) == {"official", "corrected"}
+
+
+def test_hallucinations_by_sentence(tmp_path: Path) -> None:
+    chair = task(write(tmp_path))
+    captions: list[str | None] = [
+        "A dog. And a cat! A car and a person. A chair. A dog?",
+        "A cat",
+        None,
+        None,
+    ]
+    found = {each.group: each for each in scores(chair, captions).metrics if each.group}
+    judged = chair.judge(samples(chair)[0], captions[0] or "", truncated=False).parsed
+    assert judged["mentions"] == ["dog", "cat", "car", "person", "chair", "dog"]
+    assert judged["sentences"] == [0, 1, 2, 2, 3, 4]
+    assert list(found) == ["sentence 1", "sentence 2", "sentence 3", "later sentences"]
+    assert {each.name for each in found.values()} == {"CHAIRi"}
+    wrong = judged["not there"]
+    assert found["sentence 3"].parts[0, 0] == sum(name in wrong for name in ("car", "person"))
+    assert found["sentence 3"].wholes[0, 0] == 2
+    assert found["later sentences"].wholes[0, 0] == 2

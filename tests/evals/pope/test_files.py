@@ -13,6 +13,7 @@ from vlmfix.evals.pope.questions import asked_object
 from vlmfix.evals.pope.score_command import as_json, score_files
 
 from tests.support.paths import OFFICIAL
+from vlmfix.evaluation.files.answers import Keys
 from vlmfix.evaluation.tasks.ratios import object_errors
 from vlmfix.evaluation.tasks.yes_no_parsers import PARSERS, Verdict
 
@@ -126,7 +127,7 @@ def test_labels_under_every_key_and_in_any_case(key: str, tmp_path: Path) -> Non
     report = score_files([file(tmp_path / "answers", given(["yes", "no"]))], [target])
     assert report.splits[0].scores["strict"].accuracy == 1.0
     assert report.splits[0].counts["strict"]["rewritten_labels"] == 2
-    assert report.notes == ["labels, paired by position: 2 labels not in lower case"]
+    assert "labels, paired by position: 2 labels not in lower case" in report.notes
 
 
 def test_a_question_under_text_is_no_answer(labels: Path, tmp_path: Path) -> None:
@@ -141,7 +142,8 @@ def test_two_possible_answers_must_be_chosen_between(labels: Path, tmp_path: Pat
     answers = file(tmp_path / "answers", rows)
     with pytest.raises(ValueError, match="line 1: 'answer' and 'response' could both be the answer"):
         score_files([answers], [labels])
-    assert score_files([answers], [labels], answer_key="response").splits[0].scores["strict"].yes_ratio == 0.0
+    [split] = score_files([answers], [labels], keys=Keys(answer="response")).splits
+    assert split.scores["strict"].yes_ratio == 0.0
 
 
 def test_order_does_not_matter_with_ids_but_does_to_the_official_script(labels: Path, tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_labels_and_questions_that_do_not_go_with_llavas_file(tmp_path: Path) ->
     answers, questions, labels = llava(tmp_path)
     other = labels[0].rename(tmp_path / "mine.json")
     with pytest.raises(
-        ValueError, match=r"splits adversarial, random, popular, by its ids, .*mine\.json ends"
+        ValueError, match=r"splits adversarial, random, popular, and the name of mine\.json ends"
     ):
         score_files([answers], [other])
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
@@ -396,14 +398,18 @@ def test_lists_of_different_length(labels: Path, tmp_path: Path) -> None:
     assert (short.counts["official"]["missing"], short.scores["official"].paired) == (3, 1)
 
 
-def test_null_answers_are_unparsed_under_every_parser(labels: Path, tmp_path: Path) -> None:
+def test_null_answers_are_missing_and_empty_ones_are_scored(labels: Path, tmp_path: Path) -> None:
     answers = file(tmp_path / "answers", given([None, "no", "yes", ""]))
-    report = score_files([answers], [labels], list(PARSERS))
+    for parser in list(PARSERS):
+        with pytest.raises(ValueError, match=r"1 null answers \(.*line 1\); complete the file"):
+            score_files([answers], [labels], [parser])
+    report = score_files([answers], [labels], list(PARSERS), allow_partial=True)
     for name in list(PARSERS):
-        assert report.splits[0].scores[name].unparsed_yes == 1
+        assert report.splits[0].scores[name].paired == 3
         assert report.splits[0].counts[name]["null_answers"] == 1
         assert report.splits[0].counts[name]["empty_answers"] == 1
-    assert any("1 null answers" in note for note in report.notes)
+    assert report.splits[0].scores["strict"].unparsed_no == 1
+    assert any("1 null answers left out" in note for note in report.notes)
 
 
 def test_splits_mean_and_all_rows(labels: Path, tmp_path: Path) -> None:
@@ -422,13 +428,14 @@ def test_splits_mean_and_all_rows(labels: Path, tmp_path: Path) -> None:
     assert document["splits"][0]["samples"]["vlmevalkit"][2]["verdict"] == "no"
 
 
-def test_one_answer_file_a_label_file(labels: Path) -> None:
+def test_one_answer_file_a_label_file(labels: Path, tmp_path: Path) -> None:
+    answers = file(tmp_path / "answers", given(["yes"] * 4))
     with pytest.raises(ValueError, match="2 --answers for 1 --labels"):
-        score_files([labels, labels], [labels])
+        score_files([answers, answers], [labels])
     with pytest.raises(ValueError, match="no files to score"):
         score_files([], [])
     with pytest.raises(ValueError, match="unknown pairing 'name'"):
-        score_files([labels], [labels], pairing="name")
+        score_files([answers], [labels], pairing="name")
 
 
 def test_ids_on_some_answers_only(labels: Path, tmp_path: Path) -> None:

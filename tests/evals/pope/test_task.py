@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -209,3 +210,40 @@ def test_samples_are_built_where_there_are_no_files(world: Path, tmp_path: Path)
     ]
     assert [each.target for each in samples].count("yes") == 18
     assert {each.target for each in samples} == {"yes", "no"}
+
+
+def test_the_same_answers_by_corrected_labels(tmp_path: Path) -> None:
+    """The example of the specification, in each split."""
+    rows = [
+        {
+            "question_id": id,
+            "image": f"COCO_val2014_{id:012d}.jpg",
+            "text": f"Is there a {name} in the image?",
+        }
+        for id, name in enumerate(("dog", "cat", "car", "bus", "cup", "fork"), 1)
+    ]
+    kept = {1: "yes", 2: "no", 3: "no", 5: "yes", 6: "yes"}
+    for split in ("random", "popular", "adversarial"):
+        asked = [row | {"label": "yes" if row["question_id"] % 2 else "no"} for row in rows]
+        corrected = [row | {"label": kept[row["question_id"]]} for row in rows if row["question_id"] in kept]
+        for name, content in (("pope", asked), ("repope", corrected)):
+            (tmp_path / f"coco_{name}_{split}.json").write_text("\n".join(map(json.dumps, content)))
+    (tmp_path / "val2014").mkdir()
+    pope = Pope(DataFolder.find(tmp_path), load_protocol("pope.llava/coco").with_(parser="strict"))
+    with pytest.warns(UserWarning, match="6 questions and POPE's present file 3000"):
+        samples = pope.samples(tmp_path / "built")
+    said = dict(zip(range(1, 7), ("Yes", "No", "Yes", "Yes", "No", "Yes"), strict=True))
+    texts: list[str | None] = [said[int(each.id.rpartition("/")[2])] for each in samples]
+    found = metrics_of(pope, samples, texts, [False] * 18).metrics
+    for group in ("", "random", "popular", "adversarial"):
+        assert value(found, "accuracy", group) == pytest.approx(0.5)
+        assert value(found, "F1", group) == pytest.approx(4 / 7)
+    for group in ("RePOPE", "RePOPE random", "RePOPE popular", "RePOPE adversarial"):
+        assert value(found, "accuracy", group) == pytest.approx(0.6)
+        assert value(found, "F1", group) == pytest.approx(2 / 3)
+    (tmp_path / "coco_repope_random.json").write_text(json.dumps(rows[0] | {"label": "no", "image": "x.jpg"}))
+    with (
+        pytest.raises(ValueError, match="these labels are of another release of POPE"),
+        pytest.warns(UserWarning, match="6 questions"),
+    ):
+        pope.samples(tmp_path / "built")

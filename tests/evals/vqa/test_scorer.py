@@ -11,6 +11,9 @@ from vlmfix.evals.vqa import scorer
 from vlmfix.evals.vqa.normalize import CONTRACTIONS, normalized
 from vlmfix.evals.vqa.score_command import as_json, score_files
 
+from vlmfix.evaluation.files.answers import Keys
+from vlmfix.evaluation.files.pairs import UNCHECKED
+
 
 def ten(first: str, count: int, second: str = "") -> list[str]:
     return [first] * count + [second] * (10 - count)
@@ -173,7 +176,11 @@ def test_a_part_of_the_questions(annotations: Path, tmp_path: Path) -> None:
     results = saved(tmp_path / "results.json", [{"question_id": "1", "answer": "Cat"}])
     report = score_files(results, annotations)
     assert (report.score.overall.accuracy, report.share_answered, report.counts["missing"]) == (1.0, 0.5, 1)
-    assert report.notes == ["1 questions without an answer, left out"]
+    assert report.notes == [
+        "read as: results of VQA; answer from 'answer', joined by question_id",
+        UNCHECKED,
+        "1 questions without an answer, left out",
+    ]
     with pytest.raises(
         ValueError, match=r"questions without an answer, which the variant official wants.*: 1 \(2\)"
     ):
@@ -186,21 +193,25 @@ def test_odd_answers_are_counted(tmp_path: Path) -> None:
     )
     rows = [{"question_id": number, "answer": answer} for number, answer in enumerate([None, 2, "", 2.0])]
     report = score_files(saved(tmp_path / "results.json", rows), target)
-    assert [each.accuracy for each in report.judged] == [0, 1, 0, 0]
-    assert (
-        report.counts["null_answers"],
-        report.counts["number_answers"],
-        report.counts["empty_answers"],
-    ) == (1, 2, 1)
-    assert len(report.notes) == 3
+    assert [each.accuracy for each in report.judged] == [1, 0, 0]
+    assert [report.counts[name] for name in ("missing", "null_answers", "empty_answers")] == [1, 1, 1]
+    assert "2 answers that are numbers, read as texts" in report.notes
+    with pytest.raises(ValueError, match=r"which the variant official wants.*: 1 \(0\)"):
+        score_files(tmp_path / "results.json", target, mode="official")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question_id": 1, "answer": "x"}] * 2, r"repeated question ids: 1 \(1\)"),
+        (
+            [{"question_id": 1, "answer": "x"}, {"question_id": "1", "answer": "y"}],
+            r"different answers to the same question ids: 1 \(1\)",
+        ),
         ([{"question_id": 7, "answer": "x"}], r"answers to questions that .* lacks: 1 \(7\)"),
-        ([{"question_id": 1, "answer": ["x"]}], r'record 1: the answer is \["x"\]; it must be a text'),
+        (
+            [{"question_id": 1, "answer": ["x", "y"]}],
+            r"record 1: the answer is a list of 2 texts; choose one with --sample",
+        ),
         ([{"question_id": 1, "answer": True}], "record 1: the answer is true"),
         ([{"question_id": 1}], "record 1: no answer; expected the key 'answer'"),
         ([{"answer": "x"}], "record 1: no question id; expected the key 'question_id'"),
@@ -243,3 +254,67 @@ def test_images_as_ids(tmp_path: Path) -> None:
     )
     results = saved(tmp_path / "results.json", [{"image": "VizWiz_val_00000000.jpg", "answer": "Tea"}])
     assert score_files(results, target).score.overall.accuracy == 1.0
+
+
+def test_samples_of_lmms_eval(annotations: Path, tmp_path: Path) -> None:
+    """With ids in the submission; and with running numbers only, which an index turns into ids."""
+    sample = {
+        "doc_id": 0,
+        "target": "cat",
+        "filtered_resps": "Cat",
+        "input": "What is it?\nAnswer in a word.",
+    }
+    named = [{**sample, "submission": {"question_id": 1, "answer": "cat"}}]
+    report = score_files(saved(tmp_path / "named.json", named), annotations)
+    assert (report.score.overall.accuracy, report.judged[0].answer) == (1.0, "Cat")
+    numbered = saved(tmp_path / "numbered.json", [{**sample, "exact_match": 1.0}])
+    with pytest.raises(
+        ValueError, match="record 1: no question id, and 0 only counts the rows of a run; say"
+    ):
+        score_files(numbered, annotations)
+    index = saved(tmp_path / "index.json", [{"doc_id": 0, "question_id": 1, "question": "What is it?"}])
+    report = score_files(numbered, annotations, index=index)
+    assert report.score.overall.accuracy == 1.0
+    assert "joined by the numbers in index.json" in report.notes[0]
+    assert UNCHECKED not in report.notes
+
+
+def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
+    ids = range(10)
+    target = saved(tmp_path / "target.json", [annotation(id, ["cat"] * 10) for id in ids])
+    questions = saved(
+        tmp_path / "questions.json", [{"question_id": id, "question": f"What is {id}?"} for id in ids]
+    )
+    for wrong in (0, 1, 2):
+        rows = [
+            {"question_id": id, "question": "Why?" if id < wrong else f"What is {id}?", "answer": "Cat"}
+            for id in ids
+        ]
+        results = saved(tmp_path / "results.json", rows)
+        if wrong < 2:
+            assert UNCHECKED not in score_files(results, target, questions).notes
+        else:
+            with pytest.raises(
+                ValueError,
+                match=r"2 of 10 answers have another question than .*questions.json \(record 1, record 2\)",
+            ):
+                score_files(results, target, questions)
+
+
+def test_submissions_that_are_normalised_already_are_told(tmp_path: Path) -> None:
+    target = saved(tmp_path / "target.json", [annotation(id, ["cat"] * 10) for id in range(20)])
+    for last, told in (("cat", True), ("Cat", False)):
+        rows = [{"question_id": id, "answer": last if id == 19 else "cat"} for id in range(20)]
+        notes = score_files(saved(tmp_path / "results.json", rows), target).notes
+        assert any("every answer is normalised already" in note for note in notes) == told
+
+
+def test_keys_of_results_and_annotations(tmp_path: Path) -> None:
+    target = saved(tmp_path / "target.json", [{"nr": 1, "people": [{"answer": "cat"}] * 10}])
+    results = saved(tmp_path / "results.json", [{"nr": 1, "said": "Cat", "answer": "dog"}])
+    report = score_files(results, target, keys=Keys("said", "nr", "people"))
+    assert report.score.overall.accuracy == 1.0
+    with pytest.raises(ValueError, match="no list of people's answers; expected the key 'persons'"):
+        score_files(results, target, keys=Keys("said", "nr", "persons"))
+    twice = saved(tmp_path / "results.json", [{"nr": 1, "said": "Cat"}] * 2)
+    assert score_files(twice, target, keys=Keys("said", "nr", "people")).counts["repeated"] == 1

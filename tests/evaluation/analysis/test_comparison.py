@@ -1,6 +1,7 @@
 """Methods side by side: intervals, pairing, McNemar's test, notes."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,19 @@ def test_tasks_and_protocols_are_kept_apart() -> None:
         ("chair", "chair.512", 1),
         ("pope", "pope.bare/coco", 1),
     ]
+
+
+def test_pictures_of_a_cluster_about_which_the_same_is_asked_all_count_in_mcnemar() -> None:
+    def asked(method: str, scores: list[float | None]) -> Outcome:
+        outcome = plain(method, scores)
+        same = [
+            dataclasses.replace(sample, cluster="cup", prompt="a cup?", image=Path(f"{number}.png"))
+            for number, sample in enumerate(outcome.samples)
+        ]
+        return dataclasses.replace(outcome, samples=same)
+
+    row = rows(asked("greedy", [0, 0, 1]), asked("var", [1, 1, 0]))[1]
+    assert (row.mcnemar[""].better, row.mcnemar[""].worse) == (2, 1)
 
 
 def test_questions_that_splits_share_count_once_in_mcnemar() -> None:

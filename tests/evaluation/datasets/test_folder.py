@@ -117,6 +117,17 @@ def test_pictures_may_lie_in_the_root_itself(tmp_path, write):
     assert folder.image(name_of(9), "chair") == tmp_path / name_of(9)
 
 
+def test_pictures_of_2017_go_by_names_of_2014(tmp_path, write):
+    write("annotations/instances_val2017.json", instances())
+    write("val2017/000000000042.jpg", "a picture")
+    folder = DataFolder.find(tmp_path)
+    for name in ("COCO_val2014_000000000042.jpg", "COCO_train2014_000000000042.jpg", "000000000042.jpg"):
+        assert folder.image(name, "pope") == tmp_path / "val2017/000000000042.jpg"
+    assert folder.image(name_of(74), "pope") == tmp_path / "val2017" / name_of(74)
+    write(f"val2017/{name_of(42)}", "that of this very name")
+    assert folder.image(name_of(42), "pope") == tmp_path / "val2017" / name_of(42)
+
+
 def test_a_picture_need_not_exist(coco_root):
     (coco_root / "images").mkdir()
     (coco_root / "images" / name_of(74)).write_bytes(b"")

@@ -93,6 +93,48 @@ def test_a_parquet_file_and_a_folder_of_them(tmp_path):
     ]
 
 
+def public_pope(**changes):
+    """Rows in the form of lmms-lab/POPE."""
+    columns = {
+        "id": ["0", "1", "2"],
+        "question_id": ["1", "2", "1"],
+        "question": ROWS["text"],
+        "answer": ["yes", "no", "no"],
+        "image_source": ["COCO_val2014_000000000042"] * 3,
+        "image": [{"bytes": picture(0), "path": None}] * 3,
+        "category": ["adversarial", "adversarial", "popular"],
+    }
+    return datasets.Dataset.from_dict(columns | changes).cast_column("image", datasets.Image())
+
+
+def test_columns_of_public_data_sets_are_known(tmp_path):
+    path = tmp_path / "test-00000-of-00001.parquet"
+    public_pope().to_parquet(path)
+    data = HubData(str(path), "test")
+    samples = pope_rows(data, POPE, tmp_path / "pictures")
+    assert [(sample.id, sample.target) for sample in samples] == [
+        ("pope/custom/adversarial/1", "yes"),
+        ("pope/custom/adversarial/2", "no"),
+        ("pope/custom/popular/1", "no"),
+    ]
+    assert samples[0].image.read_bytes() == picture(0)
+    twice = tmp_path / "twice.parquet"
+    public_pope(category=["popular"] * 3).to_parquet(twice)
+    with pytest.raises(
+        ValueError, match="comes twice; ids must be unique in their group, so name another col"
+    ):
+        pope_rows(HubData(str(twice), "test"), POPE, tmp_path / "pictures")
+
+
+def test_columns_that_are_not_known_must_be_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    data_set().to_parquet(path)
+    with pytest.raises(
+        ValueError, match=r"no column for image, question, answer under a usual name; .*picture"
+    ):
+        samples_of(str(path), tmp_path, columns={})
+
+
 def test_json_with_paths_beside_it(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = {"picture": ["a.png", "b.png", str(tmp_path / "c.png")]} | ROWS

@@ -56,6 +56,16 @@ def test_single_files(world: Path, tmp_path: Path) -> None:
     assert found.pope == {"custom": {"own": pope}}
 
 
+def test_files_of_parquet_are_data_sets(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "test-00000-of-00001.parquet"
+    file.write_bytes(b"")
+    for path in (file, file.parent, tmp_path):
+        found = open_data(str(path), tmp_path / "cache")
+        assert isinstance(found, HubData)
+        assert (found.name, found.split, found.columns) == (str(path), "test", {})
+
+
 def test_a_data_set_by_name(tmp_path: Path) -> None:
     found = open_data({"dataset": "org/name", "columns": COLUMNS}, tmp_path)
     assert found == HubData("org/name", "test", COLUMNS)
@@ -84,7 +94,6 @@ def test_a_data_set_by_name(tmp_path: Path) -> None:
         ({"synthetic": {"count": 0}}, "count must be at least 1, got 0"),
         ({"synthetic": {"seed": -1}}, "seed"),
         ({"dataset": "x", "root": "y", "columns": COLUMNS}, "data has root; beside dataset it has columns"),
-        ({"dataset": "x"}, "the columns of x lack image, question, answer"),
         ({"dataset": "x", "columns": ["i"]}, r"columns are \['i'\]; they must be a mapping"),
         ({"dataset": "x", "columns": 5}, "columns are 5"),
         ({"dataset": "x", "columns": {"image": "i"}}, "the columns of x lack question, answer"),

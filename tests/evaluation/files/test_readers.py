@@ -78,7 +78,8 @@ def test_objects_that_hold_records_and_compressed_files(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"overall": {}, "imgToEval": {}}', "holds no records"),
+        (b'{"overall": {}, "imgToEval": {}}', "imgToEval is empty, so there are no captions"),
+        (b'{"imgToEval": {"42": {"image_id": 43, "caption": "A"}}}', 'imgToEval "42": its image_id is 43'),
         (b"\x1f\x8b and nothing", "is compressed and cannot be read"),
         (gzip.compress(b'{"id": 1}')[:-9], "is compressed and cannot be read"),
         (b"", "is empty"),
@@ -157,7 +158,8 @@ def test_texts_may_be_null_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(7, 7), ("7", 7), (" 007 ", 7), (7.0, 7), ("pope/7", "pope/7"), ("7.5", "7.5")]
+    ("value", "expected"),
+    [(7, 7), ("7", 7), (" 007 ", 7), (7.0, 7), ("7.0", 7), ("pope/7", "pope/7"), ("7.5", "7.5")],
 )
 def test_ids(value: object, expected: int | str) -> None:
     assert id_of(Record({"id": value}, "here"), ("id",)) == expected
@@ -174,6 +176,7 @@ def test_what_is_no_id(value: object) -> None:
     [
         391895,
         "391895",
+        "391895.0",
         "000000391895",
         "COCO_val2014_000000391895",
         "COCO_val2014_000000391895.jpg",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import vlmfix
-from tests.support.paths import ROOT
+from tests.support.paths import BENCHMARKS, ROOT
 from vlmfix.evaluation.runner.config import (
     Variant,
     make_job,
@@ -102,9 +102,9 @@ def test_batch_sizes(value: Any, size: int) -> None:
 WRONG: list[tuple[str, Any, str]] = [
     ("nope", 1, "a job has no nope; it has allow_environment_change, allow_missing, baselines, batch_size"),
     (1, 2, "a job has no 1"),
-    ("tasks", [], "no task to evaluate; name one or more of chair, pope, vqa"),
+    ("tasks", [], f"no task to evaluate; name one or more of {', '.join(BENCHMARKS)}"),
     ("tasks", None, "no task to evaluate"),
-    ("tasks", "mme", "unknown task 'mme'; tasks are chair, pope, vqa"),
+    ("tasks", "birds", f"unknown task 'birds'; tasks are {', '.join(BENCHMARKS)}"),
     ("tasks", ["POPE"], "unknown task 'POPE'"),
     ("tasks", [None], "unknown task None"),
     ("tasks", [["pope"]], r"unknown task \['pope'\]"),

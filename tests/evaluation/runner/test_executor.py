@@ -56,38 +56,55 @@ def finished(job: Job, runs: Sequence[RunPlan]) -> bytes:
     return jobs.metrics(job.output)
 
 
-FOUR = {"tasks": ["pope", "vqa"], "methods": ["greedy", "var"], "limit": 5}
+FOUR = {"tasks": ["pope", "vqa"], "methods": ["greedy", "var"], "limit": None}
 TWO = FOUR | {"tasks": ["pope"]}
-SAMPLES = 5
+SAMPLES = 6
 
 
 @pytest.fixture(scope="module")
-def undisturbed(loaded: tuple[Any, Any], world: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def small(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world with one question of each task about each image, so that several workers have few samples."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("images", "instances.json", "captions.json"):
+        (folder / name).symlink_to(world / name)
+    for name, key in (("questions", "questions"), ("answers", "annotations")):
+        content = jobs.read(world / f"{name}.json")
+        content[key] = [each for each in content[key] if each["question_id"] % 1000 == 0]
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    for number, split in enumerate(("random", "popular", "adversarial")):
+        path = f"synthetic_pope_{split}.json"
+        lines = (world / path).read_text().splitlines()
+        (folder / path).write_text("\n".join(lines[4 * number : 4 * number + 4 : 2]))  # of two images
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(loaded: tuple[Any, Any], small: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The metrics of two tasks and two methods in one go."""
-    whole = job(tmp_path_factory.mktemp("undisturbed"), world, **FOUR)
+    whole = job(tmp_path_factory.mktemp("undisturbed"), small, **FOUR)
     return finished(whole, run(whole, loaded))
 
 
 @pytest.fixture(scope="module")
-def undisturbed_task(loaded: tuple[Any, Any], world: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def undisturbed_task(loaded: tuple[Any, Any], small: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The metrics of one of the tasks alone."""
-    whole = job(tmp_path_factory.mktemp("undisturbed"), world, **TWO)
+    whole = job(tmp_path_factory.mktemp("undisturbed"), small, **TWO)
     return finished(whole, run(whole, loaded))
 
 
 @pytest.mark.parametrize("batch_size", [1, pytest.param("auto", marks=pytest.mark.slow)])
 def test_metrics_do_not_depend_on_batches(
-    batch_size: int | str, undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    batch_size: int | str, undisturbed: bytes, loaded: tuple[Any, Any], small: Path, tmp_path: Path
 ) -> None:
-    other = job(tmp_path, world, **FOUR, batch_size=batch_size)
+    other = job(tmp_path, small, **FOUR, batch_size=batch_size)
     assert finished(other, run(other, loaded)) == undisturbed
 
 
 @pytest.mark.parametrize("order", [(2, 0, 1), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_metrics_do_not_depend_on_workers(
-    order: tuple[int, ...], undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    order: tuple[int, ...], undisturbed: bytes, loaded: tuple[Any, Any], small: Path, tmp_path: Path
 ) -> None:
-    shared = job(tmp_path, world, **FOUR)
+    shared = job(tmp_path, small, **FOUR)
     left = []
     for index in order:
         runs = run(shared, loaded, Shard(index, len(order)))
@@ -165,9 +182,9 @@ class Mortal:
     ],
 )
 def test_killed_at_a_moment_and_resumed_the_rest_is_done_once(
-    moment: str, undisturbed_task: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    moment: str, undisturbed_task: bytes, loaded: tuple[Any, Any], small: Path, tmp_path: Path
 ) -> None:
-    killed = job(tmp_path, world, **TWO)
+    killed = job(tmp_path, small, **TWO)
 
     def work() -> None:
         Mortal(moment, 0 if moment in ("replace", "linked") else 3).patch()
@@ -192,10 +209,10 @@ def test_killed_at_a_moment_and_resumed_the_rest_is_done_once(
 
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_with_other_numbers_of_workers(
-    undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    undisturbed: bytes, loaded: tuple[Any, Any], small: Path, tmp_path: Path
 ) -> None:
     dice = random.Random(0)
-    killed = job(tmp_path, world, **FOUR)
+    killed = job(tmp_path, small, **FOUR)
     done = []
     for _ in range(10):
         of = dice.choice([1, 2, 3])
@@ -216,9 +233,9 @@ def test_killed_ten_times_and_resumed_with_other_numbers_of_workers(
 
 
 def test_workers_at_the_same_time_do_every_sample_once(
-    undisturbed: bytes, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    undisturbed: bytes, loaded: tuple[Any, Any], small: Path, tmp_path: Path
 ) -> None:
-    shared = job(tmp_path, world, **FOUR)
+    shared = job(tmp_path, small, **FOUR)
     children = []
     for index in range(3):
         child = os.fork()
@@ -263,14 +280,14 @@ def test_a_finished_job_is_not_asked_again(loaded: tuple[Any, Any], world: Path,
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
 
 
-def test_a_watcher_is_told(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
-    watched = job(tmp_path, world, limit=10)
+def test_a_watcher_is_told(loaded: tuple[Any, Any], small: Path, tmp_path: Path) -> None:
+    watched = job(tmp_path, small)
     run(watched, loaded, Shard(0, 2))
     there = len(jobs.records(tmp_path))
     progress = Notes()
     runs = run(watched, loaded, progress=progress)
-    assert progress.active == [("pope · greedy", "accuracy", 10, there), ("end", "", 0, 0)]
-    assert progress.statuses == ["ok"] * (10 - there)
+    assert progress.active == [("pope · greedy", "right so far", 6, there), ("end", "", 0, 0)]
+    assert progress.statuses == ["ok"] * (6 - there)
     scores = {sample.id: sample.score for sample in gather(runs).outcomes[0].samples}
     lines = (runs[0].path / "records" / "0-of-1-000.jsonl").read_text().splitlines()
     new = [json.loads(line)["id"] for line in lines]
@@ -307,13 +324,13 @@ def test_a_higher_limit_goes_on_and_a_lower_one_looks_back(
     ids=str,
 )
 def test_changed_settings_start_another_run_and_say_why(
-    change: dict[str, Any], why: str, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    change: dict[str, Any], why: str, loaded: tuple[Any, Any], small: Path, tmp_path: Path
 ) -> None:
     settings = {"methods": ["var"], "limit": 3}
-    [first] = run(job(tmp_path, world, **settings), loaded)
+    [first] = run(job(tmp_path, small, **settings), loaded)
     before = jobs.records(first.path)
     progress = Notes()
-    changed = job(tmp_path, world, **(settings | change))
+    changed = job(tmp_path, small, **(settings | change))
     model = vlmfix.load(dtype="bfloat16") if "dtype" in change else loaded
     [second] = run(changed, model, progress=progress)
     assert second.path != first.path
@@ -344,29 +361,29 @@ def test_runs_of_other_methods_are_nothing_to_explain(
     assert progress.notes == []
 
 
-def test_killed_before_the_manifest_was_written(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
-    [plan] = run(job(tmp_path, world, limit=2), loaded)
+def test_killed_before_the_manifest_was_written(loaded: tuple[Any, Any], small: Path, tmp_path: Path) -> None:
+    [plan] = run(job(tmp_path, small, limit=2), loaded)
     shutil.rmtree(plan.path)
     (plan.path / "records").mkdir(parents=True)
     progress = Notes()
     for seed, resume in ((1, "if_possible"), (0, "never"), (0, "always")):
-        run(job(tmp_path, world, limit=2, seed=seed, resume=resume), loaded, progress=progress)
-    assert len(jobs.records(plan.path)) == 2
+        run(job(tmp_path, small, limit=2, seed=seed, resume=resume), loaded, progress=progress)
+    assert len(jobs.records(plan.path)) == 3  # one image of each split
     assert len(progress.notes) == 1
 
 
-def test_resume_never_and_always(loaded: tuple[Any, Any], world: Path, tmp_path: Path) -> None:
+def test_resume_never_and_always(loaded: tuple[Any, Any], small: Path, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"there is no run .*greedy-\w{8} to go on with; see --output"):
-        run(job(tmp_path, world, resume="always", limit=2), loaded)
-    run(job(tmp_path, world, resume="never", limit=2), loaded)
+        run(job(tmp_path, small, resume="always", limit=2), loaded)
+    run(job(tmp_path, small, resume="never", limit=2), loaded)
     with pytest.raises(ResumeError, match=r"greedy-\w{8} holds such a run already; choose another --output"):
-        run(job(tmp_path, world, resume="never", limit=2), loaded)
+        run(job(tmp_path, small, resume="never", limit=2), loaded)
     with pytest.raises(
         ResumeError, match=r"to go on with; greedy-\w{8} is of other settings \(seed: 0, now 1\)"
     ):
-        run(job(tmp_path, world, resume="always", limit=2, seed=1), loaded)
-    run(job(tmp_path, world, resume="always", limit=4), loaded)
-    run(job(tmp_path, world, resume="never", limit=4, seed=1), loaded)
+        run(job(tmp_path, small, resume="always", limit=2, seed=1), loaded)
+    run(job(tmp_path, small, resume="always", limit=4), loaded)
+    run(job(tmp_path, small, resume="never", limit=4, seed=1), loaded)
     assert len(jobs.records(tmp_path)) == 8
 
 
@@ -384,19 +401,19 @@ def test_resume_never_lets_workers_start_together(
 
 
 def test_another_environment(
-    loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Any, Any], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(job(tmp_path, world, limit=2), loaded)
+    run(job(tmp_path, small, limit=2), loaded)
     found = run_key.environment(loaded[0])
     monkeypatch.setattr(run_key, "environment", lambda model: found | {"torch": "99"})
     with pytest.raises(ResumeError, match=r"begun in another environment \(torch: .*, now \"99\"\)"):
-        run(job(tmp_path, world, limit=4), loaded)
-    [plan] = run(job(tmp_path, world, limit=4, allow_environment_change=True), loaded)
+        run(job(tmp_path, small, limit=4), loaded)
+    [plan] = run(job(tmp_path, small, limit=4, allow_environment_change=True), loaded)
     assert [each["torch"] for each in run_store.read_manifest(plan.path)["environments"]] == [
         found["torch"],
         "99",
     ]
-    assert sorted(record["environment"] for record in jobs.records(tmp_path)) == [0, 0, 1, 1]
+    assert sorted(record["environment"] for record in jobs.records(tmp_path)) == [0, 0, 0, 1]
 
 
 @pytest.fixture
@@ -432,7 +449,7 @@ def test_an_image_that_changes_between_runs_is_refused(
 def test_annotations_that_change_between_runs_start_another_run(
     loaded: tuple[Any, Any], copy: Path, tmp_path: Path
 ) -> None:
-    asked = job(tmp_path / "out", copy, tasks=["vqa"], limit=3)
+    asked = job(tmp_path / "out", copy, tasks=["vqa"], limit_images=1, limit=None)
     run(asked, loaded)
     path = copy / "answers.json"
     path.write_text(path.read_text() + "\n")
@@ -440,7 +457,7 @@ def test_annotations_that_change_between_runs_start_another_run(
     run(asked, loaded, progress=progress)
     [note] = progress.notes
     assert "task.data.answers.sha256: " in note
-    assert len(jobs.records(tmp_path / "out")) == 6
+    assert len(jobs.records(tmp_path / "out")) == 16
 
 
 @pytest.mark.slow
@@ -486,9 +503,9 @@ def test_methods_that_do_not_go_together_are_refused_before_any_work(
 
 
 def test_two_names_of_the_same_settings_share_their_answers(
-    loaded: tuple[Any, Any], world: Path, tmp_path: Path
+    loaded: tuple[Any, Any], small: Path, tmp_path: Path
 ) -> None:
-    twice = job(tmp_path, world, methods=["var", {"var": {"moved_fraction": 0.4}}], limit=3)
+    twice = job(tmp_path, small, methods=["var", {"var": {"moved_fraction": 0.4}}], limit=3)
     runs = run(twice, loaded)
     assert runs[0].path == runs[1].path
     assert len(jobs.records(tmp_path)) == 3
@@ -534,7 +551,8 @@ def test_the_manifest_tells_a_person_what_was_done(
     manifest = jobs.read(plan.path / "manifest.json")
     assert manifest["key"]["library"] == vlmfix.__version__
     assert manifest["key"]["methods"][0]["name"] == "var"
-    assert manifest["info"]["data"]["instances"]["file"] == str(world / "instances.json")
+    path = world / "synthetic_pope_random.json"
+    assert manifest["info"]["data"]["pope synthetic random"]["file"] == str(path)
     assert manifest["info"]["first_prompt"].startswith("USER: <image>")
     assert manifest["info"]["started_at"].endswith("Z")
     assert manifest["info"]["command"] == "vlmfix eval pope"

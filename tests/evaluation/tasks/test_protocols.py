@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from tests.support.paths import BENCHMARKS
 from vlmfix.evaluation.tasks.protocol_files import default_protocol, load_protocol, protocols
 
 SHORT = "Answer the question using a single word or phrase."
@@ -39,6 +40,17 @@ VQA = {
     "textvqa.llava": (f"A?\n{SHORT}", 16, "m4c"),
     "vqa.tiny": ("a?", 4, "always"),
 }
+GREEDY_ONES = {
+    "mme.official": ("?", 16, "mme_official"),
+    "mme.hallucination": ("?", 16, "mme_official"),
+    "mme.tiny": ("?", 4, "strict"),
+    "amber.yes-no": ("? Please answer yes or no.", 16, "strict"),
+    "amber.llava": (f"?\n{SHORT}", 16, "strict"),
+    "amber.tiny": ("?", 4, "strict"),
+    "amber_generative.512": ("?", 512, "corrected"),
+    "amber_generative.tiny": ("?", 80, "corrected"),
+}
+"""What is asked, the length, and the parser or scorer."""
 
 
 def decoding(protocol):
@@ -47,7 +59,9 @@ def decoding(protocol):
 
 
 def test_all_shipped_protocols_are_known_here():
-    assert sorted(protocols()) == sorted([*POPE, *CHAIR, *VQA])
+    known = [name for name, protocol in protocols().items() if protocol.task in ("pope", "chair", "vqa")]
+    assert sorted(known) == sorted([*POPE, *CHAIR, *VQA])
+    assert {protocol.task for protocol in protocols().values()} == set(BENCHMARKS)
     assert all(protocol.mirrors for protocol in protocols().values())
 
 
@@ -72,6 +86,14 @@ def test_vqa(name):
     protocol = load_protocol(name)
     assert (protocol.task, decoding(protocol), protocol.own["ocr_tokens"]) == ("vqa", GREEDY, "none")
     assert (protocol.ask("a?"), protocol.max_new_tokens, protocol.scorer) == VQA[name]
+
+
+@pytest.mark.parametrize("name", GREEDY_ONES)
+def test_greedy_ones(name):
+    protocol = load_protocol(name)
+    assert decoding(protocol) == GREEDY
+    found = (protocol.ask("?"), protocol.max_new_tokens, protocol.parser or protocol.scorer)
+    assert found == GREEDY_ONES[name]
 
 
 def test_defaults():
@@ -184,7 +206,7 @@ def test_a_protocol_of_the_user(tmp_path):
         ("task: [", "is no YAML"),
         ("- pope", "is no protocol file"),
         ("task: pope", "is no protocol file"),
-        ("task: mme\nprotocols: {}", "task is 'mme'; use one of chair, pope, vqa"),
+        ("task: birds\nprotocols: {}", f"task is 'birds'; use one of {', '.join(BENCHMARKS)}"),
         ("task: pope\nprotocols: {}", "holds 0 protocols"),
         ("task: pope\nid: x\nprotocols: {}", "unknown keys: id"),
         (

@@ -53,6 +53,14 @@ def test_parsers(answer: str, target: Verdict, expected: str) -> None:
     assert found == {name: WORDS[letter] for name, letter in zip(NAMES, expected.split(), strict=True)}
 
 
+def test_parsers_that_a_command_names() -> None:
+    known = {"strict": parsers.strict, "official": parsers.official}
+    assert parsers.chosen_parsers(["official", "strict", "official"], known) == ["official", "strict"]
+    assert parsers.chosen_parsers(["official", "all"], known) == ["strict", "official"]
+    with pytest.raises(ValueError, match="unknown parser 'mme'; choose from strict, official, or all"):
+        parsers.chosen_parsers(["all", "mme"], known)
+
+
 def test_parsers_are_registered_once() -> None:
     with pytest.raises(ValueError, match="there is a parser 'official' already"):
         parsers.register_parser("official")(parsers.official)

@@ -16,8 +16,9 @@ from tests.support.methods import values
 from tests.support.stream_reference import Edit, answers, seen
 from vlmfix import RUDDER
 from vlmfix.methods.steering.rudder import evidence_direction, trust
-from vlmfix.models.profiles import Profile, configs_directory
+from vlmfix.models.profiles import Profile
 from vlmfix.models.structure import text_decoder
+from vlmfix.settings import configs_directory
 
 ADDED = torch.tensor([[[3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [1.0, 2.0, 2.0]]])
 

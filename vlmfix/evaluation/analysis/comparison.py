@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -79,6 +80,12 @@ class Comparison:
     def others(self) -> list[Row]:
         """Whose answers are shown beside the answers of the first: tested methods; without any, baselines."""
         return [row for row in self.rows[1:] if row.outcome.baseline_of is None] or self.rows[1:]
+
+    def main_of(self, group: str) -> AnyMetric | None:
+        """The metric that a table by group shows of it: the headline metric, or the first that there is."""
+        found = self.headline(group)
+        same = (each for each in found if self.main is not None and each.name == self.main.name)
+        return next(same, next(iter(found), None))
 
     @property
     def main(self) -> AnyMetric | None:
@@ -212,10 +219,12 @@ def _taken(metrics: Sequence[AnyMetric], order: list[int], outcome: Outcome) -> 
 
 
 def _mcnemar(first: Outcome, other: Outcome, members: np.ndarray) -> McNemar:
-    seen: dict[tuple[str, str], float] = {}
+    seen: dict[tuple[str, Path | None, str], float] = {}
     for before, after, member in zip(first.samples, other.samples, members, strict=True):
         if member:
-            seen.setdefault((after.cluster, after.prompt), (after.score or 0) - (before.score or 0))
+            # a cluster may have several pictures, about which the same is asked
+            question = (after.cluster, after.image, after.prompt)
+            seen.setdefault(question, (after.score or 0) - (before.score or 0))
     changes = np.sign(list(seen.values()))
     better, worse = int((changes > 0).sum()), int((changes < 0).sum())
     return McNemar(better, worse, mcnemar(better, worse))

@@ -148,6 +148,7 @@ class SampleResult:
         answer: raw text of the model; None if the sample failed.
         verdict: what the scorer made of it in a few words, such as "yes", "unparsed", "not there: knife".
         score: 1.0 for right, 0.0 for wrong, or a share between; None if the sample failed.
+        parsed: what the scorer read in it, as a JSON value; None if the sample failed, too.
     """
 
     id: str
@@ -158,6 +159,7 @@ class SampleResult:
     answer: str | None
     verdict: str
     score: float | None
+    parsed: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,7 @@ class Outcome:
         repeats: which repeat of its sample each is, `(samples,)` int.
         subset: which part of the images the samples are about, such as "83 of 500 images, 498 samples"; ""
             for all.
+        unit: what the samples of a cluster share, see `vlmfix.evaluation.tasks.base.Task`.
         baseline_of: of which method it is a baseline, by label; "": of all methods; None: of none, it is
             tested.
         metrics: the headline figure first. Failed samples add nothing to them.
@@ -199,6 +202,7 @@ class Outcome:
     repeats: np.ndarray
     metrics: Sequence[AnyMetric]
     subset: str = ""
+    unit: str = "image"
     baseline_of: str | None = None
     tradeoff: tuple[str, str] | None = None
     parsers: Mapping[str, Sequence[AnyMetric]] = field(default_factory=dict)

@@ -27,6 +27,23 @@ class Instances:
     objects: Mapping[int, tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class BoxedObject:
+    """One annotated object: its category, and its box as left, top, right and bottom in pixels."""
+
+    category: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class BoxedImage:
+    """A picture's file, its width and height in pixels, and its objects in the order of the file."""
+
+    file_name: str
+    size: tuple[int, int]
+    objects: tuple[BoxedObject, ...]
+
+
 def read_instances(path: str | Path) -> Instances:
     """Read a COCO instances file.
 
@@ -59,6 +76,33 @@ def read_instances(path: str | Path) -> Instances:
         for image_id in files
     }
     return Instances(files, objects)
+
+
+def read_boxes(path: str | Path) -> list[BoxedImage]:
+    """Where the objects of a COCO instances file are, image by image.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no instances file, an image of it lacks its size, or an annotation its box.
+    """
+    instances = read_instances(path)
+    content = read_json(path, drop=("segmentation",))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    objects: dict[int, list[BoxedObject]] = {image_id: [] for image_id in instances.file_names}
+    for where, annotation in _rows(path, content, "annotations"):
+        box = annotation.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(type(each) in (int, float) for each in box):
+            raise ValueError(f"{where}: bbox is {shown(box)}; it must be four numbers")
+        left, top, width, height = box
+        corners = (left, top, left + width, top + height)
+        objects[annotation["image_id"]].append(BoxedObject(names[annotation["category_id"]], corners))
+    images = []
+    for where, image in _rows(path, content, "images"):
+        size: tuple[Any, Any] = (image.get("width"), image.get("height"))
+        if not all(type(each) is int and each > 0 for each in size):
+            raise ValueError(f"{where}: width and height are {shown(size)}; they must be whole numbers")
+        images.append(BoxedImage(image["file_name"], size, tuple(objects[image["id"]])))
+    return images
 
 
 def read_captions(path: str | Path) -> dict[int, list[str]]:

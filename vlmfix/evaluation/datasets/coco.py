@@ -25,6 +25,7 @@ from vlmfix.evaluation.datasets.synthetic.scenes import (
     Split,
     sample_scene,
 )
+from vlmfix.evaluation.files.readers import read_json
 
 CAPTIONS_PER_SCENE = 5
 ANSWERS_PER_QUESTION = 10
@@ -106,6 +107,34 @@ def write_coco(
     for name, content in zip(FILES, contents, strict=True):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return folder
+
+
+def read_scenes(path: str | Path) -> dict[str, tuple[SceneObject, ...]]:
+    """The objects in each picture of an instances file that `write_coco` wrote, by the name of the picture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file.
+    """
+    content = read_json(path, drop=("segmentation",))
+    try:
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        files = {image["id"]: image["file_name"] for image in content["images"]}
+        objects: dict[str, list[SceneObject]] = {name: [] for name in files.values()}
+        for each in content["annotations"]:
+            item = SceneObject(
+                names[each["category_id"]],
+                each["color"],
+                tuple(each["bbox"]),
+                each["opacity"],
+                each["visibility"],
+            )
+            objects[files[each["image_id"]]].append(item)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not as 'vlmfix scenes' writes it ({type(error).__name__}: {error}); write it again"
+        ) from error
+    return {name: tuple(items) for name, items in objects.items()}
 
 
 def _annotation(sample: SceneObject) -> dict[str, Any]:

@@ -154,14 +154,14 @@ class DataFolder:
         return path
 
     def image(self, name: str, task: str) -> Path:
-        """The file of a picture; it need not exist.
+        """The file of a picture; it need not exist. Under a name of 2014 it may be one of 2017.
 
         Raises:
             FileNotFoundError: there is no folder of pictures at all.
         """
         if not self.images:
             raise FileNotFoundError(self._missing("images", task))
-        paths = [folder / name for folder in self.images]
+        paths = [folder / each for each in layouts.picture_names(name) for folder in self.images]
         return next((path for path in paths if path.is_file()), paths[0])
 
     def read_instances(self, task: str) -> Instances:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 NEEDED = ("image", "question", "answer")
 OPTIONAL = ("id", "group")
 
+# Columns of public data sets by role; of several, the first that is there.
+_USUAL = {
+    "image": ("image",),
+    "question": ("question",),
+    "answer": ("answers", "answer"),
+    "id": ("question_id", "id"),
+    "group": ("category", "question_type"),
+}
+_SAVED = ("state.json", "dataset_dict.json")
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -36,18 +45,21 @@ class HubData:
         split: such as "test"; a plain file is all of it.
         columns: column names by role. `image`: pictures, or paths (relative ones beside the data);
             `question`; `answer`: yes or no, or the answers of people; `id`: unique within its group, by
-            default the number of the row; `group`: the split of POPE or type of question to report by.
+            default the number of the row; `group`: the split of POPE or type of question to report by. None:
+            those called as in lmms-lab/POPE and lmms-lab/VQAv2, which are known when it is loaded.
         config: configuration of the data set, if it has several.
         used: what was read: name, rows, SHA-256 over the contents of the samples.
     """
 
     name: str
     split: str
-    columns: Mapping[str, str]
+    columns: Mapping[str, str] = field(default_factory=dict)
     config: str | None = None
     used: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.columns:
+            return
         unknown = [role for role in self.columns if role not in (*NEEDED, *OPTIONAL)]
         missing = [role for role in NEEDED if role not in self.columns]
         if unknown or missing:
@@ -105,7 +117,10 @@ def hub_samples(data: HubData, make: Callable[[HubRow], Sample], cache: str | Pa
         where = f"{data.name}, split {data.split}, row {number}"
         sample = make(_row(row, number, where, data, Path(cache)))
         if sample.id in samples:
-            raise ValueError(f"{where}: the id of {sample.id} comes twice; ids must be unique in their group")
+            raise ValueError(
+                f"{where}: the id of {sample.id} comes twice; ids must be unique in their group, so name "
+                "another column for them"
+            )
         samples[sample.id] = sample
     ordered = in_order(samples.values())
     data.used["data set"] = {
@@ -142,6 +157,7 @@ def _rows(data: HubData) -> datasets.Dataset:
         reason = " ".join(str(error).split())
         raise kind(f"cannot load the data set {data.name}, split {data.split}: {reason}") from error
     there = loaded.column_names
+    data.columns = data.columns or _recognised(data.name, there)
     missing = [column for column in data.columns.values() if column not in there]
     if missing:
         raise ValueError(
@@ -153,6 +169,29 @@ def _rows(data: HubData) -> datasets.Dataset:
     return loaded.select_columns(sorted(set(data.columns.values())))
 
 
+def is_data_set(path: Path) -> bool:
+    """Whether a file or folder holds a data set with pictures: Parquet, or what `save_to_disk` writes."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    return any((path / name).is_file() for name in _SAVED) or any(
+        next(path.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet")
+    )
+
+
+def _recognised(name: str, there: Sequence[str]) -> dict[str, str]:
+    """The columns by role, as public data sets call them."""
+    found = {
+        role: next((column for column in usual if column in there), "") for role, usual in _USUAL.items()
+    }
+    missing = [role for role in NEEDED if not found[role]]
+    if missing:
+        raise ValueError(
+            f"{name} has no column for {', '.join(missing)} under a usual name; say which it is in a job "
+            f"file with data: {{dataset: {name}, columns: {{...}}}}; its columns are {', '.join(there)}"
+        )
+    return {role: column for role, column in found.items() if column}
+
+
 def _load(data: HubData) -> datasets.Dataset:
     import datasets
 
@@ -162,7 +201,7 @@ def _load(data: HubData) -> datasets.Dataset:
             raise ValueError(f"a file must be one of {', '.join(_BUILDERS)}")
         files = {data.split: str(path)}
         return datasets.load_dataset(_BUILDERS[path.suffix], data_files=files, split=data.split)
-    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if any((path / name).is_file() for name in _SAVED):
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, datasets.Dataset):
             return saved

@@ -27,6 +27,7 @@ LOOKED_FOR = {
     "answers": "answers.json or v2_mscoco_*_annotations.json, as the questions are called",
 }
 
+_OF_2014 = re.compile(r"COCO_(?:train|val)2014_(?=\d{12}\.)")
 _POPE = re.compile(rf"({'|'.join(DATA_SETS)})_pope_(?:seem_)?({'|'.join(SPLITS)})\.jsonl?")
 
 
@@ -53,6 +54,11 @@ def find_images(root: Path, instances: Path | None) -> tuple[Path, ...]:
     if any(child.suffix.lower() in IMAGE_SUFFIXES for child in root.iterdir()):
         folders.append(root)
     return tuple(folders)
+
+
+def picture_names(name: str) -> list[str]:
+    """What a picture may be called: COCO dropped the part of 2014 from its names in 2017."""
+    return list(dict.fromkeys([name, _OF_2014.sub("", name)]))
 
 
 def find_questions(root: Path) -> Path | None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vlmfix.evaluation.datasets.folder import DataFolder
-from vlmfix.evaluation.datasets.hub import HubData
+from vlmfix.evaluation.datasets.hub import HubData, is_data_set
 from vlmfix.evaluation.datasets.synthetic.synthetic import SCENES, synthetic_folder
 from vlmfix.settings import user_path
 
 SYNTHETIC = "synthetic"
+_SPLIT = "test"
 _SCENE_KEYS = ("count", "seed", "split")
 _HUB_KEYS = {"dataset", "split", "columns", "config"}
 
@@ -22,8 +23,9 @@ def open_data(
     """The data that a job names.
 
     Args:
-        data: "synthetic"; the folder of a data set; or a mapping: paths for `DataFolder.find`, or `dataset`,
-            `split`, `columns` and `config` of a `HubData`, or `synthetic: {count:, seed:, split:}`.
+        data: "synthetic"; the folder of a data set, or a Parquet file; or a mapping: paths for
+            `DataFolder.find`, or `dataset`, `split`, `columns` and `config` of a `HubData`, or
+            `synthetic: {count:, seed:, split:}`.
         cache: folder that keeps drawn scenes.
         progress: called with the number of scenes just drawn.
 
@@ -39,6 +41,8 @@ def open_data(
                 f"no data folder {data!r}: give 'synthetic' or a folder; a data set by name needs a job file "
                 "with data: {dataset: NAME, split: ..., columns: {...}}"
             )
+        if is_data_set(user_path(data)):
+            return HubData(data, _SPLIT)
         return DataFolder.find(data)
     if SYNTHETIC in data:
         settings = data[SYNTHETIC]
@@ -60,7 +64,7 @@ def open_data(
                 raise ValueError(f"data: {key} is {value!r}; it must be a name, in quotes if need be")
         return HubData(
             name=data["dataset"],
-            split=data.get("split") or "test",
+            split=data.get("split") or _SPLIT,
             columns=dict(columns),
             config=data.get("config"),
         )

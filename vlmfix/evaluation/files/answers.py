@@ -2,102 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from vlmfix.evaluation.files.readers import Record, examples, field_of, id_of, read_records, text_of
-
-ANSWER_KEYS = (
-    "answer",
-    "prediction",
-    "response",
-    "output",
-    "caption",
-    "ans",
-    "model_prediction",
-    "model_answer",
-    "filtered_resps",
-    "text",
+from vlmfix.evaluation.files.answer_layouts import (
+    ANSWER_KEYS,
+    ID_KEYS,
+    IMAGE_KEYS,
+    LABEL_KEYS,
+    OTHER,
+    Layout,
+    recognised,
 )
-QUESTION_KEYS = ("query", "question", "prompt", "input", "text")
-IMAGE_KEYS = ("image", "image_name", "image_source")
-ID_KEYS = ("question_id", "id", "qid")
-LABEL_KEYS = ("label", "target", "gt", "gt_answer", "ground_truth")
+from vlmfix.evaluation.files.answer_records import Answer, AnswerReader, Keys
+from vlmfix.evaluation.files.pairs import check_pairs
+from vlmfix.evaluation.files.readers import Record, examples, read_records
+
+__all__ = [
+    "ANSWER_KEYS",
+    "ID_KEYS",
+    "IMAGE_KEYS",
+    "LABEL_KEYS",
+    "Answer",
+    "Answers",
+    "Keys",
+    "answer_of",
+    "check_pairs",
+    "read_answers",
+    "texts_of",
+]
+
+# Word of chat templates after which the answer begins.
+_ASSISTANT = "ASSISTANT:"
 
 
-@dataclass(frozen=True)
-class Keys:
-    """Keys of a record for its answer, its id and what is right; None: the usual one that is there."""
-
-    answer: str | None = None
-    id: str | None = None
-    label: str | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer of a file.
+class Answers(list[Answer]):
+    """The answers of a file.
 
     Args:
-        text: raw; None for null, which is no answer, while "" is an empty one.
-        id: of the question; None where the file has none. So too `question` and `image`.
-        question: what was asked.
-        image: as the file names it.
-        label: what is right, as the file has it; None where it does not tell.
-        where: place in the file, in words.
-        record: all that the file says.
+        answers: in the order of the file.
+        layout: as which it was read.
+        used: the keys that held the fields of the answers, by field.
+        notes: what a reader has to know, in sentences.
     """
 
-    text: str | None
-    id: int | str | None
-    question: str | None
-    image: str | None
-    label: Any
-    where: str
-    record: Record
+    def __init__(
+        self,
+        answers: Iterable[Answer],
+        layout: Layout = OTHER,
+        used: Mapping[str, Sequence[str]] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(answers)
+        self.layout = layout
+        self.used = dict(used or {})
+        self.notes = list(notes)
+
+    def with_(self, answers: Iterable[Answer]) -> Answers:
+        """Others of the same file."""
+        return Answers(answers, self.layout, self.used, self.notes)
+
+    def reading(self, by: str) -> str:
+        """How the file was read, in one line.
+
+        Args:
+            by: what the answers are joined by: a field such as "id", or other words.
+        """
+        answer = " or ".join(map(repr, self.used.get("answer", ())))
+        joined = " or ".join(self.used.get(by, ())) or by
+        return f"read as: {self.layout.title}; answer from {answer}, joined by {joined}"
 
 
-def read_answers(path: str | Path, keys: Keys | None = None) -> list[Answer]:
+def read_answers(
+    path: str | Path, keys: Keys | None = None, *, what: str = "answer", numbers: bool = False
+) -> Answers:
     """The answers of a file in any of the forms of `read_records`.
 
     Args:
         path: file.
         keys: of its records; of the usual ones for the answer, "text" counts last, as it often holds the
             question.
+        what: the answer in words, for errors.
+        numbers: whether an answer may be a number, which is read as a text.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not what it should be, or several keys could hold the answer.
+        ImportError: it is a spreadsheet, and the package openpyxl is missing.
+        ValueError: it is not what it should be, holds labels or questions, or several keys could hold the
+            answer.
     """
-    return [answer_of(record, keys or Keys()) for record in read_records(path)]
+    keys = keys or Keys()
+    records = read_records(path)
+    layout = recognised(records)
+    if layout.refusal:
+        if keys.answer is None:
+            raise ValueError(
+                f"{path} holds {layout.title}: {layout.refusal}; if it is something else, name --answer-key"
+            )
+        layout = OTHER
+    read = AnswerReader(keys, layout, what, numbers)
+    found = [read.answer(record) for record in records]
+    _refuse_labels(path, found, keys)
+    if keys.strip_prompt:
+        found = [_stripped(each) for each in found]
+    _refuse_echo(path, found)
+    if keys.sample is not None:
+        found = _sampled(path, found, keys.sample)
+    notes = [layout.note] if layout.note else []
+    notes += [f"{count} {text}" for text, count in read.counts.items()]
+    prompted = sum(_holds_prompt(each) for each in found)
+    if 2 * prompted > len(found):
+        notes.append(f"{prompted} of {len(found)} texts hold the prompt; see --strip-prompt")
+    return Answers(found, layout, read.used, notes)
 
 
 def answer_of(record: Record, keys: Keys) -> Answer:
-    """The answer in a record.
+    """The answer in a record of no particular layout.
 
     Raises:
         ValueError: there is none, it is no text, or several keys could hold it.
     """
-    found = [name for name in ANSWER_KEYS if name in record and name != "text"]
-    if keys.answer is None and len(found) > 1:
-        raise ValueError(
-            f"{record.where}: {' and '.join(map(repr, found))} could both be the answer; choose with "
-            "--answer-key"
-        )
-    names = (keys.answer,) if keys.answer is not None else (*found, *ANSWER_KEYS)
-    used = next((name for name in names if name in record), None)
-    text = text_of(record, names, "answer")
-    asked = _optional(record, [name for name in QUESTION_KEYS if name != used])
-    labels = (keys.label,) if keys.label is not None else LABEL_KEYS
-    label = next((record[name] for name in labels if name in record and name != used), None)
-    id = None
-    if keys.id is not None or any(name in record for name in ID_KEYS):
-        id = id_of(record, (keys.id,) if keys.id is not None else ID_KEYS, "question id")
-    if keys.label is not None:
-        field_of(record, labels, "label")
-    return Answer(text, id, asked, _optional(record, IMAGE_KEYS), label, record.where, record)
+    return AnswerReader(keys, OTHER).answer(record)
 
 
 def texts_of(
@@ -154,6 +180,57 @@ def texts_of(
     return {own: found.get(own) for own in wanted}, notes
 
 
-def _optional(record: Record, names: Sequence[str]) -> str | None:
-    """The first text under these keys; what is no text only helps to compare, so it does not matter."""
-    return next((value for name in names if isinstance(value := record.get(name), str)), None)
+def _refuse_labels(path: str | Path, answers: Sequence[Answer], keys: Keys) -> None:
+    """Refuse a file whose answers are its labels."""
+    labels = [str(each.label).strip().lower() for each in answers if "label" in each.record]
+    texts = [(each.text or "").strip().lower() for each in answers]
+    if keys.answer is None and labels == texts and set(texts) <= {"yes", "no"}:
+        raise ValueError(
+            f"{path}: every answer is the label beside it, so that this is a file of labels; give what the "
+            "model wrote, or name --answer-key"
+        )
+
+
+def _refuse_echo(path: str | Path, answers: Sequence[Answer]) -> None:
+    same = sum(
+        bool(each.text and each.question and each.text.strip() == each.question.strip()) for each in answers
+    )
+    if 2 * same > len(answers):
+        raise ValueError(
+            f"{path}: {same} of {len(answers)} answers are the question, so that this key holds something "
+            "else; choose with --answer-key"
+        )
+
+
+def _holds_prompt(answer: Answer) -> bool:
+    text = answer.text or ""
+    return _ASSISTANT in text or bool(answer.question and answer.question.strip() in text)
+
+
+def _stripped(answer: Answer) -> Answer:
+    """The answer without the prompt before it."""
+    text = answer.text
+    if text is None:
+        return answer
+    if _ASSISTANT in text:
+        text = text.rpartition(_ASSISTANT)[2]
+    elif answer.question and text.lstrip().startswith(answer.question.strip()):
+        text = text.lstrip()[len(answer.question.strip()) :]
+    return dataclasses.replace(answer, text=text)
+
+
+def _sampled(path: str | Path, answers: Sequence[Answer], number: int) -> list[Answer]:
+    """Of several rows for one question the one of that number, from 1 on."""
+    rows: dict[Hashable, list[Answer]] = {}
+    for each in answers:
+        rows.setdefault((each.id, each.image, each.question), []).append(each)
+    most = max(map(len, rows.values()))
+    if most == 1:
+        return list(answers)
+    few = [own[0].where for own in rows.values() if len(own) < number]
+    if few:
+        raise ValueError(
+            f"{path}: {len(few)} questions have fewer than {number} answers ({examples(few)}); choose "
+            f"--sample 1 to {most}, or complete the file"
+        )
+    return [own[number - 1] for own in rows.values()]

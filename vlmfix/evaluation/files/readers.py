@@ -1,4 +1,4 @@
-"""Reading what others wrote: JSON, JSON Lines, concatenated objects; errors say where and why."""
+"""Reading what others wrote: JSON, JSON Lines, concatenated objects, tables; errors say where and why."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-LISTS = ("annotations", "questions", "results", "data", "captions", "sentences", "answers")
+from vlmfix.evaluation.files.tables import is_spreadsheet, read_spreadsheet, read_table
+
+LISTS = ("annotations", "questions", "results", "data", "captions", "sentences", "answers", "logs")
 """Under which of its keys an object may hold the records of a file."""
 
 _CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANK = re.compile(r"[ \t\r\n]*")
-_NUMBERED = re.compile(r"(?:.*[/\\])?(?:\d+|.*(?<!\d)\d{12})(?:\.[A-Za-z]+)?")
+_NUMBERED = re.compile(r"(?:.*[/\\])?(?:\d+|.*(?<!\d)\d{12})(?:\.(?:[A-Za-z]+|0))?")
 
 
 class Record(dict[str, Any]):
@@ -41,20 +43,22 @@ def read_json(path: str | Path, *, drop: Collection[str] = ()) -> Any:
         IsADirectoryError: if it is a folder.
         ValueError: if it is empty, not UTF-8, not JSON (NaN is not), or holds several values.
     """
-    values = _values(path, drop)
+    values = _values(path, read_text(path), drop)
     if len(values) > 1:
         raise ValueError(f"{path}, line {values[1][0]}: a second JSON value; the file must hold one only")
     return values[0][1]
 
 
 def read_records(path: str | Path, *, lists: Collection[str] = LISTS) -> list[Record]:
-    """The objects of a JSON array, of JSON Lines, of objects one after the other, or of a list in an object.
+    """The objects of a JSON array, of JSON Lines, of objects one after the other, or of a list in an object;
+    or the rows of a table as CSV, TSV or XLSX.
 
     One object from ids, or names of images, to texts gives an `id` and an `answer` for each; that of the
-    official CHAIR code (`imgToEval`) the values of this key. The extension of the file does not matter.
+    official CHAIR code (`imgToEval`) the values of this key; objects in objects in an object, as RePOPE's
+    code writes its splits, the innermost. The extension of the file does not matter.
 
     Args:
-        path: UTF-8 file, with or without byte order mark.
+        path: UTF-8 file, with or without byte order mark, or a spreadsheet.
         lists: keys under which a single object may hold the list; the first one present counts.
 
     Returns:
@@ -63,16 +67,16 @@ def read_records(path: str | Path, *, lists: Collection[str] = LISTS) -> list[Re
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if it is a folder.
+        ImportError: if it is a spreadsheet, and the package openpyxl is missing.
         ValueError: as for `read_json`, and if something is no object or there are none.
     """
-    values = _values(path, ())
-    places = [(f"{path}, line {line}", value) for line, value in values]
-    if len(values) == 1:
-        only = values[0][1]
-        if isinstance(only, dict):
-            only = _list_in(only, lists)
-        if isinstance(only, list):
-            places = [(f"{path}, record {number}", value) for number, value in enumerate(only, 1)]
+    places: list[tuple[str, Any]]
+    if is_spreadsheet(path):
+        places = [*read_spreadsheet(path)]
+    else:
+        text = read_text(path)
+        rows = read_table(path, text)
+        places = _json_records(path, text, lists) if rows is None else [*rows]
     for where, value in places:
         if not isinstance(value, dict):
             raise ValueError(
@@ -83,18 +87,49 @@ def read_records(path: str | Path, *, lists: Collection[str] = LISTS) -> list[Re
     return [Record(value, where) for where, value in places]
 
 
-def _list_in(content: dict[str, Any], lists: Collection[str]) -> Any:
+def _json_records(path: str | Path, text: str, lists: Collection[str]) -> list[tuple[str, Any]]:
+    """What may be the records of a JSON file, each with its place."""
+    values = _values(path, text, ())
+    if len(values) == 1:
+        only = values[0][1]
+        if isinstance(only, dict):
+            only = _list_in(only, lists, path)
+        if isinstance(only, list):
+            return [(f"{path}, record {number}", value) for number, value in enumerate(only, 1)]
+    return [(f"{path}, line {line}", value) for line, value in values]
+
+
+def _list_in(content: dict[str, Any], lists: Collection[str], path: str | Path) -> Any:
     """The records that an object holds in place of being one."""
     found = next((content[key] for key in lists if isinstance(content.get(key), list)), None)
     if found is not None:
         return found
     rated = content.get("imgToEval")
     if isinstance(rated, dict):
-        return [{"image_id": key, **each} if isinstance(each, dict) else each for key, each in rated.items()]
+        return _rated(rated, path)
+    inner = [each for each in content.values() if isinstance(each, dict) and each]
     texts = content and all(isinstance(value, str | None) for value in content.values())
     if texts and all(re.fullmatch(_NUMBERED, key) for key in content):
         return [{"id": key, "answer": value} for key, value in content.items()]
-    return content
+    records = [record for each in inner for record in each.values()]
+    nested = records and len(inner) == len(content) and all(isinstance(record, dict) for record in records)
+    return records if nested else content
+
+
+def _rated(captions: dict[str, Any], path: str | Path) -> list[Any]:
+    """The captions of the official CHAIR code by image id, which stands in each of them again."""
+    if not captions:
+        raise ValueError(f"{path}: imgToEval is empty, so there are no captions; check what wrote it")
+    found = []
+    for key, each in captions.items():
+        if isinstance(each, dict):
+            each = {"image_id": key, **each}
+            where = f"{path}, imgToEval {shown(key)}"
+            own = image_number(Record(each, where), ("image_id",))
+            if own != image_number(Record({"key": key}, where), ("key",)):
+                raise ValueError(f"{where}: its image_id is {own}; correct one of the two")
+        found.append(each)
+    return found
 
 
 def read_text(path: str | Path) -> str:
@@ -177,7 +212,8 @@ def id_of(record: Record, names: Sequence[str], what: str = "id") -> int | str:
     """
     value = field_of(record, names, what)
     if isinstance(value, str) and value.strip():
-        return int(value) if re.fullmatch(r"\s*\d{1,18}\s*", value, re.ASCII) else value
+        number = re.fullmatch(r"\s*(\d{1,18})(?:\.0)?\s*", value, re.ASCII)  # 7.0 in a spreadsheet
+        return int(number[1]) if number else value
     return _whole(value, f"{record.where}: the {what}", "a whole number or a text")
 
 
@@ -191,7 +227,7 @@ def image_number(record: Record, names: Sequence[str]) -> int:
     """
     value = field_of(record, names, "image id")
     if isinstance(value, str) and re.fullmatch(_NUMBERED, value.strip()):
-        return int(re.findall(r"\d+", re.sub(r"\.[A-Za-z]+\s*$", "", value))[-1])
+        return int(re.findall(r"\d+", re.sub(r"\.(?:[A-Za-z]+|0)\s*$", "", value))[-1])
     return _whole(
         value,
         f"{record.where}: the image id",
@@ -223,9 +259,8 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(map(repr, names))
 
 
-def _values(path: str | Path, drop: Collection[str]) -> list[tuple[int, Any]]:
+def _values(path: str | Path, text: str, drop: Collection[str]) -> list[tuple[int, Any]]:
     """All JSON values of a file with the lines on which they start; at least one."""
-    text = read_text(path)
     decoder = json.JSONDecoder(object_pairs_hook=_object(drop), parse_constant=_refuse)
     values: list[tuple[int, Any]] = []
     line, counted, position = 1, 0, _after_blank(text, 0)

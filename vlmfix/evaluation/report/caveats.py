@@ -24,8 +24,8 @@ def caveats(comparison: Comparison) -> list[str]:
 
 
 def warnings_of(comparison: Comparison) -> list[str]:
-    """Unfinished and unpaired methods, failed samples, undefined figures, parsers that disagree, and tests that
-    contradict intervals."""
+    """Unfinished and unpaired methods, failed samples, undefined figures, parsers that disagree, and
+    intervals that tests contradict."""
     found = [note for row in comparison.rows for note in _caveats(row)]
     gaps = {row.outcome.method: gap for row in comparison.rows if (gap := _parser_gap(row))}
     if gaps:
@@ -37,9 +37,10 @@ def warnings_of(comparison: Comparison) -> list[str]:
     for method, mark in comparison.main_marks.items():
         if mark.contradicts:
             found.append(f"{method}: no mark, as {mark.reason}.")
-    images = len(set(comparison.rows[0].outcome.clusters))
-    if images < FEW_IMAGES:
-        found.append(f"Few images ({images}): intervals are wide and can be somewhat too short.")
+    outcome = comparison.rows[0].outcome
+    units = len(set(outcome.clusters))
+    if units < FEW_IMAGES:
+        found.append(f"Few {outcome.unit}s ({units}): intervals are wide and can be somewhat too short.")
     return found
 
 

@@ -105,6 +105,7 @@ def outcome_of(plan: RunPlan, *, trust: bool = False) -> Outcome:
                 answer=text,
                 verdict=verdict if score is None else score.verdict,
                 score=None if score is None else score.value,
+                parsed=None if score is None else score.parsed,
             )
         )
     answered = [record for record in found if record is not None]
@@ -123,6 +124,7 @@ def outcome_of(plan: RunPlan, *, trust: bool = False) -> Outcome:
         protocol=task.protocol.id,
         method=plan.variant.label,
         subset=plan.subset,
+        unit=task.unit,
         baseline_of=plan.variant.baseline_of,
         parameters=_parameters(manifest["key"]),
         samples=results,

@@ -55,9 +55,13 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
             for each in headline
         }
         yield from _fitting(f"{name}, {groups[0]}" if groups[0] else name, rows, cells, width)
-        main = headline[0].name
-        cells = {group: [_cell(row.figure(main, group)) for row in rows] for group in groups[1:]}
-        yield from _fitting(f"{name}: {main} by group", rows, cells, width)
+        by_group: dict[str, dict[str, list[Text]]] = {}
+        for group in groups[1:]:
+            if main := comparison.main_of(group):
+                cell = [_cell(row.figure(main.name, group)) for row in rows]
+                by_group.setdefault(main.name, {})[group] = cell
+        for main_name, cells in by_group.items():
+            yield from _fitting(f"{name}: {main_name} by group", rows, cells, width)
     if tested := [row for row in rows if row.best]:
         labels = [Text(f"{row.outcome.method}\n{row.best.words}") for row in tested if row.best]
         yield from _fitting(f"{name}: beside the best baseline", tested, _gains(tested), width, labels)
@@ -86,7 +90,7 @@ def _fitting(
         head: max(_NARROWEST, *map(_breadth, cells), *map(cell_len, head.split()))
         for head, cells in columns.items()
     }
-    for heads in _even_chunks(sizes, width - breadth - 2 * _GAP):
+    for heads in even_chunks(sizes, width - breadth - 2 * _GAP):
         table = Table(box=SIMPLE_HEAD)
         table.add_column("method", overflow="fold", width=breadth)
         for head in heads:
@@ -99,8 +103,13 @@ def _fitting(
         name = f"{name.removesuffix(', continued')}, continued"
 
 
-def _even_chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
-    """The fewest chunks that fit, none wider than it must be."""
+def even_chunks(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    """Columns in the fewest chunks that fit, none wider than it must be.
+
+    Args:
+        sizes: widths by column.
+        room: for the columns of a chunk and the gaps between them.
+    """
     fewest = _chunks(sizes, room)
     narrower = (_chunks(sizes, smaller) for smaller in range(1, room))
     return next((chunks for chunks in narrower if len(chunks) == len(fewest)), fewest)
@@ -171,7 +180,8 @@ def _test(row: Row, group: str) -> Text:
 
 def _legend(comparisons: Sequence[Comparison]) -> list[Text]:
     rows = [row for comparison in comparisons for row in comparison.rows]
-    lines = ["[a, b]: 95 % interval, clustered by image."]
+    units = dict.fromkeys(row.outcome.unit for row in rows) or ("image",)
+    lines = [f"[a, b]: 95 % interval, clustered by {' or '.join(units)}."]
     if any(figure.difference for row in rows for figure in row.figures):
         lines[0] += (
             " Second line: difference to the first method on the same samples, with its paired interval. * "

@@ -110,6 +110,7 @@ def write_report(
         others=list(dict.fromkeys(row.outcome.method for each in comparisons for row in each.others)),
         longest_list=_UNANSWERED,
         resamples=RESAMPLES,
+        unit=" or ".join(dict.fromkeys(row.outcome.unit for row in rows)),
         paired=any(each.rows[1:] for each in comparisons),
         tested=any(row.best for row in rows),
         has_ranks=any(isinstance(each.metric, RankMetric) for row in rows for each in row.figures),

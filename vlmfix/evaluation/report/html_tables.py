@@ -65,7 +65,7 @@ class Head:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row with its label and what has to be known of it; faint rows are those of methods that never acted."""
+    """A row with its label and what has to be known of it; that of a method that never acted is faint."""
 
     label: str
     cells: Sequence[Cell]

@@ -35,12 +35,13 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = rounded(
         {
-            "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "clusters": "image"},
+            "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
             "tasks": [
                 {
                     "task": comparison.task,
                     "protocol": comparison.protocol,
                     "subset": comparison.rows[0].outcome.subset or None,
+                    "clusters": comparison.rows[0].outcome.unit,
                     "first_method": comparison.rows[0].outcome.method,
                     "headline": None if comparison.main is None else comparison.main.name,
                     "methods": [_method(row, comparison.main_marks) for row in comparison.rows],

@@ -36,11 +36,11 @@ def run_provenance(outcomes: Sequence[Outcome]) -> dict[str, str]:
 def task_facts(outcomes: Sequence[Outcome]) -> list[str]:
     """What was asked in one task and how; what no outcome knows is left out."""
     samples = outcomes[0].samples
-    images = len({sample.cluster for sample in samples})
+    units, unit = len({sample.cluster for sample in samples}), outcomes[0].unit
     protocols = _found(outcomes, "key", "protocol")
     scored = _words(each.get("parser") or each.get("scorer") for each in protocols)
     facts = (
-        f"{len(samples):,} samples about {images:,} image{'' if images == 1 else 's'}",
+        f"{len(samples):,} samples about {units:,} {unit}{'' if units == 1 else 's'}",
         _words(map(_decoding, protocols)),
         f"scored by {scored}" if scored else "",
     )

@@ -174,7 +174,7 @@ def parser_table(comparison: Comparison, selection: Selection) -> tuple[HtmlTabl
 
 
 def object_table(comparison: Comparison, selection: Selection, most: int) -> HtmlTable | None:
-    """Shares of wrong answers of the methods of the first table by object, the most frequent objects first."""
+    """Shares of wrong answers by object, the most frequent first, for the methods of the first table."""
     outcomes = [row.outcome for row in selection.shown]
     totals: dict[str, int] = {}
     for outcome in outcomes:

@@ -48,7 +48,7 @@ class Scale:
 
 
 def scale(intervals: Sequence[Interval]) -> Scale:
-    """The part of an axis that shows the points, without those so far away that they would squeeze the others.
+    """The part of an axis that shows the points, without those so far away that they squeeze the others.
 
     Args:
         intervals: of the points; of those without a bar, three equal values.
@@ -107,8 +107,8 @@ def tradeoff_plot(comparison: Comparison, selection: Selection, name: str) -> Pl
     corner += "right" if across.metric.better == "higher" else "left"
     caption = (
         f"{comparison.task}: {names[1]} against {names[0]}; the {corner} is best. The square is "
-        f"{comparison.rows[0].outcome.method}, open circles are baselines; bars are the 95 % intervals of each "
-        "method by itself."
+        f"{comparison.rows[0].outcome.method}, open circles are baselines; bars are the 95 % intervals of "
+        "each method by itself."
     )
     if any(point.edge != point.at for point in points):
         caption += " Arrows lead to methods beyond the edge, with their values."

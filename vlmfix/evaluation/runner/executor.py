@@ -21,8 +21,9 @@ from vlmfix.evaluation.runner.matched_baselines import (
     matching_baselines,
 )
 from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan, write_job
-from vlmfix.evaluation.runner.run_store import RECORDS, Identity
+from vlmfix.evaluation.runner.run_store import RECORDS, Identity, gone
 from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.runner.shares import answer_shares
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
 from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.runner.worker import Worker, record_head
@@ -68,6 +69,9 @@ def execute(
     processor: ProcessorMixin,
     shard: Shard,
     progress: Progress,
+    *,
+    held: bool = True,
+    steal: bool = False,
 ) -> list[RunPlan]:
     """Answer what is left of a job, as far as it belongs to this process.
 
@@ -81,6 +85,8 @@ def execute(
         processor: with it.
         shard: of this process.
         progress: is told about the progress.
+        held: whether nobody else is at work on this process's share.
+        steal: whether it goes on with what others leave, until all is answered.
 
     Returns:
         The runs, which others may still be at work on; baselines first in each task.
@@ -104,11 +110,16 @@ def execute(
             progress.note(f"{part.task.name}, {part.subset}: {part.note}")
     work = _Work(job, model, processor, shard, progress, _answer_ids(rows, processor))
     _warm_up(model, processor)
+    if not job.output.is_dir():  # the start of a run would make it again, without the data in it
+        raise gone(job.output)
     starter = RunStarter(job, model, processor, shard, progress.note)
     active = [starter.begin(each, variant) for each, variant in rows]
     write_job(job, [each.plan for each in active])
-    for each in active:
-        work.answer(each, shard)
+    if held:
+        for each in active:
+            work.answer(each, shard)
+    if steal:
+        work.answer_shares(active, held=held)
     matched = work.matched(active)
     further = [
         starter.begin(
@@ -120,10 +131,12 @@ def execute(
     runs.sort(key=lambda plan: (job.tasks.index(plan.task.name), plan.variant.baseline_of is None))
     write_job(job, runs)
     for each, (_, baseline) in zip(further, matched, strict=True):
-        if baseline.answers is None:
-            work.answer_all(each)
-        else:
+        if baseline.answers is not None:
             work.copy(each, baseline.answers)
+        elif steal:
+            work.answer_shares([each], held=held)
+        else:
+            work.answer_all(each)
     return runs
 
 
@@ -193,6 +206,25 @@ class _Work:
         """Answer what is left of a run, its own share first."""
         for number in range(self.shard.of):
             self.answer(active, Shard((self.shard.index + number) % self.shard.of, self.shard.of))
+
+    def answer_shares(self, active: Sequence[ActiveRun], *, held: bool) -> None:
+        """Answer runs together with the other workers, whatever becomes of these.
+
+        Args:
+            active: the runs.
+            held: whether nobody else is at work on this process's share.
+        """
+
+        def left() -> set[int]:
+            return {number for each in active for number in each.untried(self.shard.of)}
+
+        def answer(shard: Shard) -> None:
+            for each in active:
+                self.answer(each, shard)
+
+        answer_shares(
+            self.job.output, self.shard, held=held, left=left, answer=answer, note=self.progress.note
+        )
 
     def copy(self, active: ActiveRun, answers: Mapping[Identity, Mapping[str, Any]]) -> None:
         """Write down answers that were made from the answers of other runs."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.datasets.sources import open_data
 from vlmfix.evaluation.files.atomic import check_writable, write_json
 from vlmfix.evaluation.files.hashing import differences, plain
-from vlmfix.evaluation.files.readers import shown
+from vlmfix.evaluation.files.readers import examples, shown
 from vlmfix.evaluation.runner import baselines, run_key
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest
@@ -22,8 +24,11 @@ from vlmfix.evaluation.subset import subset
 from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.evaluation.tasks.registry import get_task
+from vlmfix.failures import words
 
 JOB = "job.json"
+# Missing pictures that a message names.
+_NAMED_PICTURES = 10
 
 
 @dataclass(frozen=True)
@@ -71,40 +76,81 @@ class RunPlan:
                 yield sample, repeat
 
 
-def prepare(job: Job, progress: Callable[[int], None] | None = None) -> list[TaskPlan]:
-    """The tasks of a job with their samples; needs no model.
+def prepare(
+    job: Job,
+    progress: Callable[[int], None] | None = None,
+    left_out: Callable[[str], None] | None = None,
+) -> list[TaskPlan]:
+    """The tasks of a job with their samples; needs no model. Warns of pictures that are missing.
 
     Args:
         job: what to do.
         progress: called with the number of synthetic scenes just drawn.
+        left_out: told why of several tasks one cannot run, whose data are missing; None: none may be.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: a file is missing, or all pictures of a task.
         ValueError: a file is broken, or there is no sample.
         OSError: the output cannot be written.
     """
     check_writable(job.output)
     data = open_data(job.data, job.output / "data", progress)
-    tasks = []
+    tasks: list[TaskPlan] = []
     for name in job.tasks:
-        protocol = job.protocols.get(name)
-        wanted = "" if protocol is None else protocol.data_set
-        data_set = "custom" if isinstance(data, HubData) else data.data_set(name, wanted)
-        if isinstance(data, HubData) and wanted not in ("", data_set):
-            raise ValueError(
-                f"the protocol is for {wanted}, and the data set {data.name} is {data_set}; name the "
-                "protocol without data set"
-            )
-        protocol = (protocol or default_protocol(name, data_set, job.tasks_from)).on(data_set)
-        data.used = {}
-        task = get_task(name, job.tasks_from)(data, protocol)
-        samples = task.samples(job.output / "data" / "pope")
-        _check_samples(task, samples)
-        if not samples:
-            raise ValueError(f"{name} has no samples in the data; check --data")
-        part = subset(samples, job.limit, images=job.limit_images)
-        tasks.append(TaskPlan(task, part.samples, dict(data.used), part.words, part.note))
+        try:
+            plan = _task_plan(job, name, data)
+            _check_pictures(name, plan.samples)
+        except FileNotFoundError as error:
+            if left_out is None or (not tasks and name == job.tasks[-1]):
+                raise
+            left_out(f"{name} is left out: {words(error)}")
+        else:
+            tasks.append(plan)
     return tasks
+
+
+def _task_plan(job: Job, name: str, data: DataFolder | HubData) -> TaskPlan:
+    """A task with its samples."""
+    protocol = job.protocols.get(name)
+    wanted = "" if protocol is None else protocol.data_set
+    data_set = "custom" if isinstance(data, HubData) else data.data_set(name, wanted)
+    if isinstance(data, HubData) and wanted not in ("", data_set):
+        raise ValueError(
+            f"the protocol is for {wanted}, and the data set {data.name} is {data_set}; name the "
+            "protocol without data set"
+        )
+    protocol = (protocol or default_protocol(name, data_set, job.tasks_from)).on(data_set)
+    data.used = {}
+    task = get_task(name, job.tasks_from)(data, protocol, job.seed)
+    samples = task.samples(job.output / "data" / "pope")
+    _check_samples(task, samples)
+    if not samples:
+        raise ValueError(f"{name} has no samples in the data; check --data")
+    part = subset(samples, job.limit, images=job.limit_images, unit=task.unit)
+    return TaskPlan(task, part.samples, dict(data.used), part.words, part.note)
+
+
+def _check_pictures(task: str, samples: Sequence[Sample]) -> None:
+    """Warn of missing pictures before a model is loaded.
+
+    Raises:
+        FileNotFoundError: all are missing.
+    """
+    pictures = list(dict.fromkeys(sample.image for sample in samples if sample.image is not None))
+    missing = [picture for picture in pictures if not picture.is_file()]
+    if not missing:
+        return
+    names = examples((picture.name for picture in missing), _NAMED_PICTURES)
+    if len(missing) == len(pictures):
+        raise FileNotFoundError(
+            f"none of the {len(pictures)} pictures of {task} is in {missing[0].parent} ({names}); give "
+            "data: {images: FOLDER}"
+        )
+    warnings.warn(
+        f"{len(missing)} of {len(pictures)} pictures of {task} are missing ({names}); their samples will be "
+        "recorded as failed",
+        stacklevel=3,
+    )
 
 
 def _check_samples(task: Task, samples: object) -> None:
@@ -148,8 +194,11 @@ def read_plans(output: Path, *, trust: bool = False) -> list[RunPlan]:
     """
     settings, listed = _read_job(output)
     job = make_job(settings | {"output": str(output)})
+    check_writable(output)
+    data = open_data(job.data, output / "data")
     runs = []
-    for each in prepare(job):
+    ran = [name for name in job.tasks if name in {run["task"] for run in listed}]  # others had no data
+    for each in [_task_plan(job, name, data) for name in ran or job.tasks]:
         task = each.task.name
         variants = {variant.label: variant for variant in baselines.rows(job, each.task)}
         own = [run for run in listed if run["task"] == task]

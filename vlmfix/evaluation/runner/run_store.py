@@ -177,10 +177,15 @@ class RunStore:
         try:
             if self._writer is None:
                 self._writer = _open_new(self.path / RECORDS, shard)
+            elif not os.path.exists(self._writer.name):  # what is written to a removed file is lost
+                raise FileNotFoundError
             left = memoryview(lines.encode())
             while left:
                 left = left[self._writer.write(left) :]
             os.fsync(self._writer.fileno())
+        except FileNotFoundError:
+            self.close()
+            raise gone(self.path / RECORDS) from None
         except OSError as error:
             self.close()  # a line may be cut off, and nothing may follow it
             raise OSError(
@@ -242,6 +247,15 @@ def read_manifest(path: Path, *, trust: bool = False) -> dict[str, Any]:
         raise ValueError(
             f"{file} cannot be used ({error}); move the directory away and start again"
         ) from error
+
+
+def gone(path: Path) -> OSError:
+    """What to raise where a folder of a job is not there any more; it names the highest that is missing."""
+    missing = next((each for each in (*reversed(path.parents), path) if not each.exists()), path)
+    return OSError(
+        f"the output folder {missing} is gone: it was removed or moved while the job ran; move it back, or "
+        "start the same command again, which begins anew what was in it"
+    )
 
 
 def _open_new(directory: Path, shard: str) -> Any:

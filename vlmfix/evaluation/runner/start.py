@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.api import prompt_under
 from vlmfix.evaluation.files.hashing import differences, digest, plain
+from vlmfix.evaluation.files.hashing import shard as hashed_shard
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.runner.config import Job
 from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan
@@ -50,6 +51,12 @@ class ActiveRun:
     def read(self) -> Records:
         """What was answered so far."""
         return self.run.read({identity: draw.key for identity, draw in self.draws.items()})
+
+    def untried(self, of: int) -> set[int]:
+        """Which of a number of shares have samples that nobody has tried."""
+        records = self.read()
+        missing = self.draws.keys() - records.done.keys() - records.failed.keys()
+        return {hashed_shard(self.draws[identity].sample.cluster, of) for identity in missing}
 
 
 class RunStarter:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.results import Metric, SampleResult
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.sample import Sample
@@ -53,6 +53,7 @@ class Task(ABC):
     Args:
         data: which it asks about.
         protocol: on that data set.
+        seed: of the job, for what a benchmark draws.
     """
 
     name: ClassVar[str]
@@ -60,10 +61,11 @@ class Task(ABC):
     settings: ClassVar[Mapping[str, Setting]] = {}
     """The settings that its protocols may have beside the decoding, by name."""
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Its protocols by name, the default first, in the form of `protocols.yaml`; empty where that file lies
-    beside it."""
+    """Its protocols by name, the default first, as in `protocols.yaml`; empty where that is beside it."""
     running: ClassVar[str] = "mean score"
     """What the mean score of the samples so far is called."""
+    unit: ClassVar[str] = "image"
+    """What the samples of a cluster share, in words: intervals are clustered by it, and parts drawn of it."""
     yes_no: ClassVar[bool] = False
     """Whether an answer is yes or no, and so right or wrong."""
     baselines: ClassVar[tuple[str, ...]] = ()
@@ -72,9 +74,10 @@ class Task(ABC):
     tradeoff: ClassVar[tuple[str, str] | None] = None
     """The metric of hallucination, and the recall beside which it has to be read."""
 
-    def __init__(self, data: DataFolder | HubData, protocol: Protocol) -> None:
+    def __init__(self, data: DataFolder | HubData, protocol: Protocol, seed: int = 0) -> None:
         self.data = data
         self.protocol = protocol
+        self.seed = seed
 
     @property
     def folder(self) -> DataFolder:
@@ -129,3 +132,13 @@ class Task(ABC):
     def target(self, sample: Sample) -> str:
         """What is right, in words."""
         return str(sample.target)
+
+    def lmms_fields(self, sample: Sample, result: SampleResult) -> dict[str, Any]:
+        """What samples of lmms-eval have of an answer beside its text: a value for each of their metrics.
+
+        Args:
+            sample: what was asked.
+            result: the answer.
+        """
+        own = {"question_id": sample.id.rpartition("/")[2], "score": result.score}
+        return {f"{self.name}_score": {**own, "prediction": result.parsed, "ground_truth": sample.target}}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.results import Metric
+from vlmfix.evaluation.analysis.results import Metric, SampleResult
 from vlmfix.evaluation.files.readers import shown
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
@@ -83,6 +83,11 @@ class YesNoTask(Task):
             objects=object_errors(judged),
             unparsed=sum(score is not None and score.parsed is None for score in scores),
         )
+
+    def lmms_fields(self, sample: Sample, result: SampleResult) -> dict[str, Any]:
+        own = {"question_id": sample.id.rpartition("/")[2], "score": result.score}
+        said = (result.answer or "").lower().strip()
+        return {f"{self.name}_accuracy": {**own, "prediction": said, "ground_truth": sample.target}}
 
     def parser_metrics(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 Verdict = Literal["yes", "no"]
@@ -62,6 +62,18 @@ def parser_named(name: str) -> Parser:
     if name not in PARSERS:
         raise ValueError(f"unknown parser {name!r}; choose from {', '.join(PARSERS)}")
     return PARSERS[name]
+
+
+def chosen_parsers(names: Sequence[str], parsers: Mapping[str, Parser]) -> list[str]:
+    """The parsers that a command names, each once; "all" is all of them.
+
+    Raises:
+        ValueError: there is no parser of a name.
+    """
+    for name in names:
+        if name not in (*parsers, "all"):
+            raise ValueError(f"unknown parser {name!r}; choose from {', '.join(parsers)}, or all")
+    return list(parsers) if "all" in names else list(dict.fromkeys(names))
 
 
 @register_parser("official")

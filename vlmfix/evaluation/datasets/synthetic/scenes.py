@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -199,11 +200,10 @@ def _place(rng: np.random.Generator, names: list[str], width: int, height: int) 
         box_width = round(length * min(1.0, category.aspect))
         box_height = round(length / max(1.0, category.aspect))
         allowed = 0.35 if rng.random() < 0.15 else 0.02
-        boxes.append(_free_box(rng, boxes, max(box_width, 7), max(box_height, 7), width, height, allowed))
+        boxes.append(free_box(rng, boxes, max(box_width, 7), max(box_height, 7), width, height, allowed))
     color_names = list(COLORS)
     objects = []
     for order, (name, box) in enumerate(zip(names, boxes, strict=True)):
-        covered = sum(_overlap(box, later) for later in boxes[order + 1 :])
         opacity = rng.uniform(0.12, 0.4) if rng.random() < 0.14 else rng.uniform(0.85, 1.0)
         objects.append(
             SceneObject(
@@ -211,21 +211,29 @@ def _place(rng: np.random.Generator, names: list[str], width: int, height: int) 
                 color=color_names[int(rng.integers(len(color_names)))],
                 box=box,
                 opacity=round(float(opacity), 3),
-                visibility=round(max(0.0, 1 - covered / (box[2] * box[3])), 3),
+                visibility=visible_share(box, boxes[order + 1 :]),
             )
         )
     return tuple(objects)
 
 
-def _free_box(
+def visible_share(box: tuple[int, int, int, int], later: Sequence[tuple[int, int, int, int]]) -> float:
+    """The share of a box that boxes of later objects leave free; where these overlap, they count each."""
+    covered = sum(_overlap(box, other) for other in later)
+    return round(max(0.0, 1 - covered / (box[2] * box[3])), 3)
+
+
+def free_box(
     rng: np.random.Generator,
-    boxes: list[tuple[int, int, int, int]],
+    boxes: Sequence[tuple[int, int, int, int]],
     box_width: int,
     box_height: int,
     width: int,
     height: int,
     allowed: float,
 ) -> tuple[int, int, int, int]:
+    """A box in a picture of `width` x `height` that overlaps others by no more than `allowed`, as a share of
+    the smaller one; the best of 40 tries, if none does."""
     best, best_overlap = (0, 0, box_width, box_height), float("inf")
     for _ in range(40):
         x = int(rng.integers(1, width - box_width))

@@ -1,0 +1,1 @@
+"""DASH-B: pictures in which models see an object that is not there (arXiv 2503.23573)."""
