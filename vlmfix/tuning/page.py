@@ -11,29 +11,30 @@ from vlmfix.atomic import write_text
 from vlmfix.evaluation.analysis.statistics import Estimate
 from vlmfix.evaluation.report.formatting import cost, direction, p_value, signed_texts
 from vlmfix.evaluation.report.page_style import page_environment, page_style
-from vlmfix.tuning.contributions import charts, row_value
+from vlmfix.tuning.contributions import contributions
 from vlmfix.tuning.final import PLAIN, RECIPE
+from vlmfix.tuning.measure import Measure, mean_of, row_value
 from vlmfix.tuning.objective import AUC, COST, Guard
-from vlmfix.tuning.pareto import Measure, mean_of, pareto_plot
-
-_WIDE, _NARROW = (680, 430), (330, 360)
+from vlmfix.tuning.pareto import pareto_plane
 
 
 def write_page(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write the page.
+    """Write the page, and its plots as files in a folder beside it.
 
     Args:
         path: of the HTML file.
         summary: the content of `results.json`, see `vlmfix.tuning.write.write_results`.
     """
+    from vlmfix.evaluation.report.plots import write_plots
+    from vlmfix.tuning.contribution_plot import contribution_plot
+    from vlmfix.tuning.pareto_plot import pareto_plot
+
     measures = {name: Measure(name, **each) for name, each in summary["metrics"].items()}
     guards = [Guard.parse(text, dict.fromkeys(measures, "")) for text in summary["guards"]]
     guarded = (guard.metric for guard in guards)
-    plots = [
-        plot
-        for width, height in (_WIDE, _NARROW)
-        if (plot := pareto_plot(summary, measures, guards, width=width, height=height))
-    ]
+    plane = pareto_plane(summary, measures, guards)
+    parts = [contribution_plot(each) for each in contributions(summary, measures)]
+    front = None if plane is None else pareto_plot(plane)
     environment = page_environment("vlmfix.tuning", "vlmfix.evaluation.report")
     environment.globals |= {
         "AUC": AUC,
@@ -52,12 +53,13 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
         columns=[name for name in dict.fromkeys((*summary["objective"], *guarded)) if name != COST],
         guards=_guards(summary, guards, measures),
         finalists=_finalists(summary),
-        charts=[charts(summary, measures, width=width) for width, _ in (_WIDE, _NARROW)],
-        plots=plots,
+        parts=parts,
+        front=front,
         importances=_importances(summary["importances"]),
         trials=_best_first(summary["trials"]),
         style=page_style(),
     )
+    write_plots([*parts, *([front] if front else [])], path)
     write_text(path, page)
 
 

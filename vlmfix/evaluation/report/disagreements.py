@@ -113,7 +113,8 @@ def shared_failures(comparison: Comparison) -> list[SharedFailure]:
     found: list[tuple[float, SharedFailure]] = []
     for (id_, repeat), before in asked[0][1].items():
         given = [(method, samples.get((id_, repeat))) for method, samples in asked]
-        scores, answers = [], {}
+        scores: list[float] = []
+        answers: dict[tuple[str, str | None], tuple[list[str], SampleResult]] = {}
         for method, sample in given:
             if sample is None or sample.prompt != before.prompt:
                 break

@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -43,8 +42,6 @@ SHOWN = 200
 """Samples in the list of disagreements, over all tasks; each brings a picture along."""
 SHARED = 60
 """Samples in the list of those that no method has right, over all tasks."""
-FIGURES = "figures"
-"""Folder of the plots, beside the page."""
 
 _OBJECTS = 20
 _UNANSWERED = 50
@@ -91,12 +88,13 @@ def write_report(
     """Write the page, with pictures and all else in the file, and its plots as files in a folder beside it.
 
     Args:
-        path: of the HTML file; its folder exists. Plots of a page that is not called "report" begin with its
-            name.
+        path: of the HTML file; its folder exists.
         comparisons: from `vlmfix.evaluation.analysis.comparison.compare`.
         title: of the page.
         caveats: sentences at its top.
     """
+    from vlmfix.evaluation.report.plots import write_plots
+
     path = Path(path)
     rows = [row for comparison in comparisons for row in comparison.rows]
     script = files("vlmfix.evaluation.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
@@ -121,12 +119,7 @@ def write_report(
         thumbnail=functools.cache(thumbnail),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    plots = [plot for section in sections for plot in section.plots]
-    if plots:
-        folder = path.parent / FIGURES
-        folder.mkdir(exist_ok=True)
-        for plot in plots:
-            plot.write(folder, "" if path.stem == "report" else f"{path.stem}-")
+    write_plots([plot for section in sections for plot in section.plots], path)
     write_bytes(path, page.encode("utf-8", "replace"))  # answers may hold lone surrogates
 
 
@@ -217,10 +210,9 @@ def _plots(comparison: Comparison, selection: Selection, name: str) -> list[Plot
 def _names(comparisons: Sequence[Comparison]) -> list[str]:
     """A name for the files of each: its task, and its protocol where a task has several."""
     tasks = [comparison.task for comparison in comparisons]
-    names = [
+    return [
         each.task if tasks.count(each.task) == 1 else f"{each.task}-{each.protocol}" for each in comparisons
     ]
-    return [re.sub(r"[^\w.=-]+", "_", name) for name in names]
 
 
 def _shortened(text: str) -> str:

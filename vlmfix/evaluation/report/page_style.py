@@ -18,7 +18,7 @@ def page_environment(*packages: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"typeset": _typeset, "breakable": _breakable}
+    environment.filters |= {"typeset": typeset, "breakable": _breakable}
     return environment
 
 
@@ -28,7 +28,7 @@ def page_style() -> Markup:
     return Markup(sheet.read_text(encoding="utf-8"))
 
 
-def _typeset(text: str) -> str:
+def typeset(text: str) -> str:
     """Signs that terminals may lack: minus, times, and a dash for nothing."""
     text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
     text = re.sub(r"(?<=\()x(?=\d)", "\N{MULTIPLICATION SIGN}", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,13 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vlmfix.atomic import write_bytes
+from vlmfix.evaluation.report.labels import place_labels
 
+FIGURES = "figures"
+"""Folder of plots, beside their page."""
 WIDTH = 3.5
 """Of a plot in inches: a column of a paper."""
 
@@ -27,8 +31,14 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "^", "D", "v", "P", "X")
 """One for each of these, as a print may be grey."""
 
+SHADES = (ACCENT, "#6a4c9c", "#a8437f", "#c8483f", "#c77414")
+"""Of what has an order, from low to high."""
+
 _VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper", ACCENT: "accent"} | {
-    colour: f"series-{index}" for index, colour in enumerate(SERIES)
+    colour: f"{kind}-{index}"
+    for kind, colours in (("series", SERIES), ("shade", SHADES))
+    for index, colour in enumerate(colours)
+    if colour != ACCENT
 }
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -63,16 +73,14 @@ _STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,  # text stays text
 }
 _FOR_A_PAGE = (
-    (r"<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true">'),
-    (r"<defs>\s*<style.*?</style>\s*</defs>", ""),  # it is about everything on the page
+    (r"<svg .*(viewBox=\"[^\"]*\").*>", r'<svg \1 aria-hidden="true">'),
     (r"xlink:href", "href"),
     (r"font-family: [^;\"]*;? ?", ""),
     (r' transform="rotate\(-0 [^"]*"', ""),
     (r"(\d\.\d\d)\d+", r"\1"),
-    (r"(?<=[^>])\n(?=[^<])", ""),
-    (r">\s+<", "><"),
+    (r"\n", ""),
 )
-"""What a page has no use for, and what would reach beyond the plot."""
+"""What a page has no use for in the tags of a plot; the words between them stay as they are."""
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _NO_PDF_METADATA = dict.fromkeys(("Creator", "Producer", "CreationDate"))
 
@@ -82,7 +90,7 @@ class Plot:
     """A plot that is drawn.
 
     Args:
-        name: of its files.
+        name: of its files; signs that do not belong into the name of a file are replaced.
         caption: what it shows, and how it is read.
         description: its figures in words, for those who do not see it.
         figure: of matplotlib.
@@ -94,25 +102,46 @@ class Plot:
     figure: Figure
 
     @property
+    def _key(self) -> str:
+        return re.sub(r"[^\w.=+-]+", "_", self.name)
+
+    @property
     def inline(self) -> Markup:
         """The plot as a part of a page, in the colours and the font of the page."""
         source = _saved(self.figure, "svg", {"svg.fonttype": "none"}, _NO_METADATA).decode()
         source = source[source.index("<svg") :]
+        source = re.sub(r"<style.*?</style>", "", source, flags=re.DOTALL)  # it is about the whole page
+        source = re.sub(r">\s+<", "><", source)
+        used = set(re.findall(r"(?:url\(|href=\")#(\w+)", source))
+        return Markup(re.sub(r"<[^>]*>", lambda tag: self._tag(tag[0], used), source))
+
+    def _tag(self, tag: str, used: set[str]) -> str:
+        """A tag for a page, where other plots have the same ids."""
         for pattern, replacement in _FOR_A_PAGE:
-            source = re.sub(pattern, replacement, source, flags=re.DOTALL)
+            tag = re.sub(pattern, replacement, tag, flags=re.DOTALL)
         for colour, variable in _VARIABLES.items():
-            source = source.replace(colour, f"var(--{variable})")
-        used = set(re.findall(r"#(\w+)[\")]", source))
-        source = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", source)
-        for reference in used:  # several plots may stand on one page
-            source = re.sub(rf'(id="|#){reference}\b', rf"\g<1>{self.name}-{reference}", source)
-        return Markup(source)
+            tag = tag.replace(colour, f"var(--{variable})")
+        tag = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", tag)
+        return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{self._key}-", tag)
 
     def write(self, folder: Path, prefix: str = "") -> None:
         """Write it as SVG, with letters as outlines, and as PDF."""
         for kind, metadata in (("svg", _NO_METADATA), ("pdf", _NO_PDF_METADATA)):
             content = _saved(self.figure, kind, {"svg.fonttype": "path"}, metadata)
-            write_bytes(folder / f"{prefix}{self.name}.{kind}", content)
+            write_bytes(folder / f"{prefix}{self._key}.{kind}", content)
+
+
+def write_plots(plots: Sequence[Plot], page: Path) -> None:
+    """Write the plots of a page as files into a folder beside it, if there are any.
+
+    Args:
+        plots: of the page.
+        page: its file. Unless it is called "report", the names of the files begin with its name.
+    """
+    folder = page.parent / FIGURES
+    for plot in plots:
+        folder.mkdir(exist_ok=True)
+        plot.write(folder, "" if page.stem == "report" else f"{page.stem}-")
 
 
 @contextmanager
@@ -126,10 +155,45 @@ def style() -> Iterator[None]:
 
 def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Any]:
     """A figure of a height in inches, and its axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     return figure, figure.add_subplot()
+
+
+def label_points(
+    figure: Figure,
+    axes: Any,
+    labels: Sequence[tuple[str, tuple[float, float]]],
+    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
+) -> None:
+    """Put labels beside points, where they hide least; nothing that changes the frame may be drawn later.
+
+    Args:
+        figure: to draw on.
+        axes: of the points, with their limits.
+        labels: each text with the place of its point.
+        lines: what else is drawn: two values across and two up each.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the frame stays where it is now
+    ground = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.3}
+    texts = [axes.text(0, 0, text, fontsize=7, zorder=4, bbox=ground) for text, _ in labels]
+    extents = [text.get_window_extent() for text in texts]
+    here, back = axes.transData.transform, axes.transData.inverted().transform
+    corners = [[here(end) for end in zip(*line, strict=True)] for line in lines]
+    obstacles = [
+        (min(x) - 1, min(y) - 1, max(x) + 1, max(y) + 1)
+        for x, y in (zip(*each, strict=True) for each in corners)
+    ]
+    points = [tuple(here(at)) for _, at in labels]
+    sizes = [(extent.width, extent.height) for extent in extents]
+    places = place_labels(points, sizes, axes.bbox.extents, obstacles)
+    for text, place, point in zip(texts, places, points, strict=True):
+        left, low, right, high = place.box
+        text.set(position=back((left, low)), verticalalignment="bottom")
+        if place.is_far:
+            end = (min(max(point[0], left), right), low if low > point[1] else high)
+            axes.plot(*zip(back(point), back(end), strict=True), color=SOFT, linewidth=0.5, zorder=1)
 
 
 def shortened(text: str, longest: int = 28) -> str:

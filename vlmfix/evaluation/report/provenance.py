@@ -66,8 +66,8 @@ def unlike(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     for name, each in value.items():
         theirs = other.get(name)
         if each != theirs:
-            both = isinstance(each, Mapping) and isinstance(theirs, Mapping)
-            found[name] = unlike(each, theirs) if both else each
+            nested = isinstance(each, Mapping) and isinstance(theirs, Mapping)
+            found[name] = unlike(each, theirs or {}) if nested else each
     return found
 
 

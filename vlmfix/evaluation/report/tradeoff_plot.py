@@ -2,65 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from vlmfix.evaluation.analysis.comparison import Comparison, Row
 from vlmfix.evaluation.analysis.estimates import Figure
 from vlmfix.evaluation.report.formatting import number, title
-from vlmfix.evaluation.report.labels import place_labels
-from vlmfix.evaluation.report.plots import ACCENT, INK, PAPER, SOFT, Plot, new_figure, shortened, style
+from vlmfix.evaluation.report.plots import (
+    ACCENT,
+    INK,
+    PAPER,
+    SOFT,
+    Plot,
+    label_points,
+    new_figure,
+    shortened,
+    style,
+)
+from vlmfix.evaluation.report.scales import Interval, Scale, scale
 from vlmfix.evaluation.report.selection import Selection, is_baseline
 
-Interval = tuple[float, float, float]
-"""Low end, value and high end."""
-_FAR = 3.0
-"""A point is far from the others beyond so many times the span of the nearer half of them."""
-_EDGE = 0.06
-"""Share of an axis between its ends and the points."""
 ARROWS = (
     ("\N{LEFTWARDS ARROW}", "\N{RIGHTWARDS ARROW}"),
     ("\N{DOWNWARDS ARROW}", "\N{UPWARDS ARROW}"),
 )
 """Beyond the low and the high end of each axis."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The part of an axis that has points on it."""
-
-    low: float
-    high: float
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Both ends with room around the points."""
-        room = _EDGE * (self.high - self.low) or 1.0
-        return self.low - room, self.high + room
-
-    def place(self, value: float) -> tuple[float, int]:
-        """Where a value is drawn, and on which side it is beyond the edge: -1, 0 or 1."""
-        if value < self.low:
-            return self.low, -1
-        return (self.high, 1) if value > self.high else (value, 0)
-
-
-def scale(intervals: Sequence[Interval]) -> Scale:
-    """The part of an axis that shows the points, without those so far away that they squeeze the others.
-
-    Args:
-        intervals: of the points; of those without a bar, three equal values.
-    """
-    ordered = sorted(intervals, key=lambda each: each[1])
-    most = len(ordered) // 2 + 1
-    runs = [ordered[start : start + most] for start in range(len(ordered) - most + 1)]
-    near = min(runs, key=lambda run: run[-1][1] - run[0][1])
-    reach = _FAR * max(near[-1][1] - near[0][1], median(high - low for low, _, high in ordered))
-    first, last = near[0][1] - reach, near[-1][1] + reach
-    kept = [each for each in ordered if first <= each[1] <= last]
-    return Scale(min(low for low, _, _ in kept), max(high for _, _, high in kept))
 
 
 def tradeoff_plot(comparison: Comparison, selection: Selection, name: str) -> Plot | None:
@@ -86,15 +52,8 @@ def tradeoff_plot(comparison: Comparison, selection: Selection, name: str) -> Pl
     if len(found) < 2:
         return None
     _, across, up = found[0]
-    x, y = (
-        scale(
-            [
-                _ends(figure) if row in selection.shown else (_ends(figure)[1],) * 3
-                for row, figure in ((each[0], each[index]) for each in found)
-            ]
-        )
-        for index in (1, 2)
-    )
+    x = scale([_drawn_ends(across, row in selection.shown) for row, across, _ in found])
+    y = scale([_drawn_ends(up, row in selection.shown) for row, _, up in found])
     points = [_point(comparison, selection, each, x, y) for each in found]
     with style():
         figure, axes = new_figure(3.1)
@@ -102,7 +61,8 @@ def tradeoff_plot(comparison: Comparison, selection: Selection, name: str) -> Pl
         axes.locator_params(nbins=6)
         for point in points:
             _draw(axes, point)
-        _label(figure, axes, [point for point in points if point.text])
+        labels = [(point.text, point.at) for point in points if point.text]
+        label_points(figure, axes, labels, [bar for point in points for bar in point.bars])
     corner = f"{'lower' if up.metric.better == 'lower' else 'upper'} "
     corner += "right" if across.metric.better == "higher" else "left"
     caption = (
@@ -185,39 +145,17 @@ def _draw(axes: Any, point: _Point) -> None:
     )
 
 
-def _label(figure: Any, axes: Any, points: Sequence[_Point]) -> None:
-    """Put the labels where they hide least."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the frame stays where it is now
-    ground = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.3}
-    texts = [axes.text(0, 0, point.text, fontsize=7, zorder=4, bbox=ground) for point in points]
-    extents = [text.get_window_extent() for text in texts]
-    here = axes.transData.transform
-    at = [tuple(here(point.at)) for point in points]
-    lines = [
-        zip(here((across[0], up[0])), here((across[1], up[1])), strict=True)
-        for p in points
-        for across, up in p.bars
-    ]
-    obstacles = [(left - 1, low - 1, right + 1, high + 1) for (left, right), (low, high) in lines]
-    sizes = [(extent.width, extent.height) for extent in extents]
-    for text, place, point in zip(
-        texts, place_labels(at, sizes, axes.bbox.extents, obstacles), points, strict=True
-    ):
-        left, low, right, high = place.box
-        text.set(position=axes.transData.inverted().transform((left, low)), verticalalignment="bottom")
-        if place.is_far:
-            x, y = here(point.at)
-            end = axes.transData.inverted().transform((min(max(x, left), right), low if low > y else high))
-            axes.plot(*zip(point.at, end, strict=True), color=SOFT, linewidth=0.5, zorder=1)
-
-
 def _ends(figure: Figure) -> Interval:
     """The interval as the axis shows it: in percent for shares."""
     estimate, factor = figure.estimate, 100 if figure.metric.percent else 1
     low = estimate.value if estimate.low is None else estimate.low
     high = estimate.value if estimate.high is None else estimate.high
     return factor * low, factor * estimate.value, factor * high
+
+
+def _drawn_ends(figure: Figure, has_bar: bool) -> Interval:
+    low, value, high = _ends(figure)
+    return (low, value, high) if has_bar else (value, value, value)
 
 
 def _axis_title(figure: Figure) -> str:
