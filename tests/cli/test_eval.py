@@ -22,6 +22,7 @@ from tests.support import jobs
 from tests.support.forks import Fork
 from tests.support.leases import dead_process, held
 from tests.support.paths import ROOT
+from tests.support.reports import Page
 from vlmfix.cli import jobs as module
 from vlmfix.cli.app import app
 
@@ -65,6 +66,11 @@ def test_three_tasks_from_end_to_end(whole: tuple[Path, Any]) -> None:
         "metrics.json",
         "costs.json",
         "report.html",
+        "figures",
+    }
+    names = ("pope-tradeoff", "pope-calibration", "chair-tradeoff")
+    assert {path.name for path in (output / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("svg", "pdf")
     }
     found = jobs.read(output / "metrics.json")["tasks"]
     assert [each["task"] for each in found] == list(TASKS)
@@ -109,6 +115,30 @@ def test_a_task_without_data_does_not_stop_the_others(copy: Path, tmp_path: Path
     assert jobs.metrics(output) == before
     assert (tmp_path / "all.csv").read_text().count("\n") == 3
     assert "is none of .csv" in jobs.refused("report", output, "--export", tmp_path / "all.doc")
+
+
+def test_several_runs_on_one_page(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:
+    first, second = shutil.copytree(whole[0], tmp_path / "a"), tmp_path / "b"
+    own = ("--method", "greedy", "--method", "pai", "--no-baselines", *SHORT[2:])
+    jobs.evaluate(second, "pope", *own, "--data", world)
+    before = {path: (path / "report.html").read_bytes() for path in (first, second)}
+    result = jobs.cli("report", first, second, "--export", tmp_path / "all.csv")
+    assert result.exit_code == 0
+    assert str(first / "comparison.html") in result.stdout
+    for name in ("greedy (a)", "greedy (b)", "var", "pai"):
+        assert name in result.stdout
+    text = Page((first / "comparison.html").read_text()).text.replace("( ", "(")  # where labels may wrap
+    assert "greedy (a) reference" in text
+    assert "no paired differences" not in text
+    assert (first / "figures" / "comparison-pope-tradeoff.pdf").exists()
+    assert {path: (path / "report.html").read_bytes() for path in before} == before
+    assert "greedy (b)" in (tmp_path / "all.csv").read_text()
+    assert jobs.cli("report", second, "--output", tmp_path / "of_one").exit_code == 0
+    assert "pai" in (tmp_path / "of_one" / "report.html").read_text()
+    assert jobs.cli("report", second, first, "--output", tmp_path / "x.html").exit_code == 0
+    assert (tmp_path / "figures" / "x-pope-tradeoff.svg").exists()
+    said = jobs.refused("report", first, tmp_path / "b" / ".." / "a")
+    assert f"{first} is given twice; name each run once" in said
 
 
 def test_shares_in_any_order_come_to_the_same(whole: tuple[Path, Any], world: Path, tmp_path: Path) -> None:

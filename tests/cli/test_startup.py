@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.paths import BENCHMARKS, ROOT
 
-HEAVY = ("torch", "transformers", "datasets", "scipy", "accelerate")
+HEAVY = ("torch", "transformers", "datasets", "scipy", "accelerate", "matplotlib")
 """Packages that take long to import."""
 
 CODE = """

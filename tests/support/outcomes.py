@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmfix.evaluation.analysis.results import Metric, Outcome, SampleResult
+from vlmfix.evaluation.analysis.margins import calibration, margin_metrics
+from vlmfix.evaluation.analysis.results import AnyMetric, Metric, Outcome, SampleResult
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Task, TaskMetrics
 
@@ -173,15 +174,59 @@ def captions(
     return Outcome(**(base | changes))
 
 
+def two_tasks(pictures: Sequence[Path | None] = (None,)) -> list[Outcome]:
+    """A run of three methods on questions, two of them with margins, and of two methods on captions."""
+    details = {
+        "key": {
+            "library": "0.1.0",
+            "model": {
+                "id": "llava-1.5-7b",
+                "revision": "sha256:" + 64 * "a",
+                "dtype": "bfloat16",
+                "attention": {"text": "sdpa", "vision": None},
+            },
+            "protocol": {"parser": "strict", "temperature": 0.0, "num_beams": 1, "max_new_tokens": 16},
+        },
+        "info": {
+            "started_at": "2025-11-21T09:12:00Z",
+            "first_prompt": "USER:\nIs there a dog?",
+            "data": {"questions": {"file": "/data/questions.json", "rows": 3000, "sha256": 64 * "b"}},
+        },
+        "environments": [{"device": "NVIDIA H100", "torch": "2.9.0", "transformers": "5.23.0"}],
+    }
+    subset = "40 of 500 images, 720 samples"
+    return [
+        with_margins(yes_no(images=40, pictures=pictures, details=details, subset=subset)),
+        yes_no(
+            "var(moved_fraction=0.6)", images=40, yes_bias=0.5, failed=(3,), details=details, subset=subset
+        ),
+        with_margins(
+            yes_no("vhr", images=40, yes_bias=0.68, inactive=True, details=details, subset=subset), seed=1
+        ),
+        captions(images=40, pictures=pictures, details=details),
+        captions("vcd", images=40, care=0.8, pictures=pictures, details=details),
+    ]
+
+
+def with_margins(outcome: Outcome, seed: int = 0) -> Outcome:
+    """The same answers to questions with margins at the first token, and the figures made of them."""
+    random = np.random.default_rng(seed)
+    is_yes = np.array([sample.target == "yes" for sample in outcome.samples])
+    margins = random.normal(1.5 * (2 * is_yes - 1), 1.5)
+    splits = [sample.id.split("/")[1] for sample in outcome.samples]
+    return dataclasses.replace(
+        outcome,
+        metrics=[*outcome.metrics, *margin_metrics(margins, is_yes, outcome.clusters, splits)],
+        calibration=calibration(margins, is_yes),
+    )
+
+
 def shuffled(outcome: Outcome) -> Outcome:
     """The same with its samples in another order."""
     order = np.random.default_rng(0).permutation(len(outcome.samples))
 
-    def taken(metrics: list[Metric]) -> list[Metric]:
-        return [
-            dataclasses.replace(each, parts=each.parts[:, order], wholes=each.wholes[:, order])
-            for each in metrics
-        ]
+    def taken(metrics: Sequence[AnyMetric]) -> list[AnyMetric]:
+        return [each.in_order(order.tolist()) for each in metrics]
 
     return dataclasses.replace(
         outcome,

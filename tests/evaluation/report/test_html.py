@@ -1,10 +1,7 @@
 """The HTML report: complete, harmless whatever models say, and readable in a browser without a network."""
 
 import dataclasses
-import html
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,14 +13,15 @@ from tests.support import outcomes
 from tests.support.reports import Page
 from vlmfix.evaluation.analysis.comparison import compare
 from vlmfix.evaluation.analysis.results import Outcome
-from vlmfix.evaluation.report.disagreements import LONGEST_SIDE, disagreements, thumbnail
-from vlmfix.evaluation.report.html import SHOWN, write_report
-from vlmfix.evaluation.report.provenance import run_provenance, task_provenance
-from vlmfix.evaluation.report.tradeoff_plot import tradeoff_plot
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+from vlmfix.evaluation.report.disagreements import (
+    LONGEST_SIDE,
+    disagreements,
+    shared_failures,
+    thumbnail,
 )
+from vlmfix.evaluation.report.html import SHARED, SHOWN, write_report
+from vlmfix.evaluation.report.provenance import run_provenance, task_facts, unlike
+
 NASTY = (
     "<script>alert(1)</script>",
     "</script></style></title><img src=http://evil.example/x.png onerror=alert(1)>",
@@ -57,31 +55,7 @@ def written(path: Path, *several: Outcome, title: str = "A run", caveats: Sequen
 
 
 def run_of(pictures: Sequence[Path | None] = (None,)) -> list[Outcome]:
-    details = {
-        "key": {
-            "library": "0.1.0",
-            "model": {
-                "id": "llava-1.5-7b",
-                "revision": "sha256:" + 64 * "a",
-                "dtype": "bfloat16",
-                "attention": {"text": "sdpa", "vision": None},
-            },
-            "protocol": {"parser": "strict", "temperature": 0.0, "num_beams": 1, "max_new_tokens": 16},
-        },
-        "info": {
-            "started_at": "2025-11-21T09:12:00Z",
-            "first_prompt": "USER:\nIs there a dog?",
-            "data": {"questions": {"file": "/data/questions.json", "rows": 3000, "sha256": 64 * "b"}},
-        },
-        "environments": [{"device": "NVIDIA H100", "torch": "2.9.0", "transformers": "5.23.0"}],
-    }
-    return [
-        outcomes.yes_no(images=40, pictures=pictures, details=details),
-        outcomes.yes_no("var(moved_fraction=0.6)", images=40, yes_bias=0.5, failed=(3,), details=details),
-        outcomes.yes_no("vhr", images=40, yes_bias=0.68, inactive=True, details=details),
-        outcomes.captions(images=40, pictures=pictures, details=details),
-        outcomes.captions("vcd", images=40, care=0.8, pictures=pictures, details=details),
-    ]
+    return outcomes.two_tasks(pictures)
 
 
 def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None:
@@ -89,7 +63,7 @@ def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None
     for text in (
         "Two tasks",
         "Synthetic scenes.",
-        "vhr was inactive on pope",
+        "vhr never acted",
         "llava-1.5-7b",
         "sha256:aaaaaaaaaaaa ",
         "bfloat16",
@@ -97,35 +71,60 @@ def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None
         "NVIDIA H100",
         "vlmfix 0.1.0, torch 2.9.0, transformers 5.23.0",
         "2025-11-21T09:12:00Z",
-        "720 about 40 images",
-        "greedy, at most 16 new tokens",
+        "720 samples about 40 images · greedy, at most 16 new tokens · scored by strict",
+        "40 of 500 images, 720 samples",
         "questions: rows 3000, sha256 bbbbbbbbbbbb ",
         "pope.llava/synthetic",
         "accuracy, %",
+        "AUC, %",
         "lower is better",
-        "10,000 image-level bootstrap resamples",
-        "exact McNemar tests against greedy",
+        "value with its 95 % interval, clustered by image",
+        "10,000 bootstrap resamples of images",
+        "McNemar, all",
         "1 of 720 samples failed (1 OSError)",
         "Two parsers differ by more than 0.5 points",
         "the same answers under all parsers",
-        "pope by group",
-        "the upper left is best",
-        "share of wrong answers by object",
-        "cost, and its ratio to greedy",
+        "By group: random, popular, adversarial",
+        "recall against false-yes rate; the upper left is best",
+        "calibration of yes, in 10 bins",
+        "wrong answers by object",
+        "answers and costs",
         "(\N{MULTIPLICATION SIGN}1.18)",
         "15.2 GiB",
+        "calibration error, %",
         "site share",
         "Samples on which methods disagree",
+        "Samples that no method has right",
         "Samples without an answer",
         "pope/random/0000/3",
         '"moved_fraction": 0.4',
-        "USER:\\nIs there a dog?",
+        "USER: Is there a dog?",
     ):
         assert text in page.text, text
     assert page.tags["caption"] == page.tags["table"] > 10
-    assert page.tags["svg"] == 4  # for wide and for narrow screens
+    assert page.tags["svg"] == len(page.all("div", role="img")) == 3
     assert all(image["alt"] for image in page.all("img"))
+    assert all(each["aria-label"] for each in page.all("div", role="img"))
+    assert len({each["id"] for _, each in page.elements if "id" in each}) == sum(
+        "id" in each for _, each in page.elements
+    )
     assert page.all("meta", name="viewport")
+
+
+def test_said_once(tmp_path: Path, pictures: list[Path]) -> None:
+    page = Page(written(tmp_path, *run_of(pictures)))
+    for text in (
+        "clustered by image",
+        "bootstrap resamples",
+        "swap test agree",
+        "against the first",
+        "15.2 GiB",
+    ):
+        assert page.text.count(text) <= (3 if text == "15.2 GiB" else 1), text  # three methods
+    assert "not corrected" not in page.text
+    plain = Page(written(tmp_path, outcomes.captions()))
+    for text in ("swap test", "AUC", "baseline", "reference on the same samples"):
+        assert text not in plain.text, text
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_everything_is_on_the_page(tmp_path: Path, pictures: list[Path]) -> None
 def test_decoding_in_words(changes: dict[str, object], text: str) -> None:
     protocol = {"temperature": 0.0, "num_beams": 1, "max_new_tokens": 16} | changes
     outcome = outcomes.captions(details={"key": {"protocol": protocol}})
-    assert task_provenance([outcome])["decoding"].startswith(text)
+    assert task_facts([outcome])[1].startswith(text)
     assert run_provenance([outcome]) == {}
 
 
@@ -161,7 +160,7 @@ def test_no_request_leaves_the_page(tmp_path: Path, pictures: list[Path]) -> Non
     ]
     assert links
     assert all(link.startswith(("data:", "#")) for link in links)
-    assert not re.search(r"url\(|@import|https?://", source)
+    assert not re.search(r"url\((?!#)|@import|https?://", source)
     [policy] = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert (policy["content"] or "").startswith("default-src 'none'; img-src data:;")
 
@@ -256,7 +255,8 @@ def test_many_disagreements_are_sampled(tmp_path: Path, pictures: list[Path]) ->
     source = written(tmp_path, *several)
     assert f"showing {SHOWN} of " in Page(source).text
     assert "chosen by the hash of their ids" in Page(source).text
-    assert len(Page(source).all("li", **{"data-task": "0"})) == SHOWN
+    listed = Page(source).all("li", **{"data-task": "0"})
+    assert sum("data-changes" in each for each in listed) == SHOWN
     assert len(source) < 8_000_000
     again = written(tmp_path, *map(outcomes.shuffled, several))
     assert source == again
@@ -284,92 +284,63 @@ def test_missing_pictures_have_a_placeholder(tmp_path: Path, pictures: list[Path
     assert "no picture" in Page(source).text
 
 
-def test_plot_keeps_points_and_labels_inside() -> None:
-    several = [
-        outcomes.captions(f"method{index}(strength={index / 10})", images=60, care=index / 10)
-        for index in range(9)
+def test_samples_that_no_method_has_right() -> None:
+    first = outcomes.yes_no(splits=["random"])
+    [comparison] = compare([first, outcomes.yes_no("x", splits=["random"], yes_bias=0.6)])
+    found = shared_failures(comparison)
+    rows = [row.outcome.samples for row in comparison.rows]
+    wrong = {before.id for before, after in zip(*rows, strict=True) if not (before.score or after.score)}
+    assert {each.sample.id for each in found} == wrong
+    assert 0 < len(wrong) < sum(not sample.score for sample in first.samples)
+    assert [methods for methods, _ in found[0].answers] == [["greedy", "x"]]
+    [alone] = compare([first])
+    assert shared_failures(alone) == []
+
+
+def test_samples_with_a_part_right_come_later_and_failed_ones_never() -> None:
+    first = outcomes.captions(images=4)
+    scores = (0.5, 0.0, 0.25, 1.0)
+    samples = [
+        dataclasses.replace(sample, score=score) for sample, score in zip(first.samples, scores, strict=True)
     ]
-    [comparison] = compare(several)
-    for width, height in ((680, 430), (330, 360)):
-        plot = tradeoff_plot(comparison, width=width, height=height)
-        assert plot is not None
-        assert plot.corner == "upper left"
-        left, top, right, bottom = plot.frame
-        assert len(plot.points) == 9
-        assert plot.points[0].is_first
-        assert not plot.points[1].is_first
-        for point in plot.points:
-            assert left <= min(point.x_ends) <= point.x <= max(point.x_ends) <= right
-            assert top <= min(point.y_ends) <= point.y <= max(point.y_ends) <= bottom
-            assert left <= point.label_at[0] <= right
-            assert top <= point.label_at[1] <= bottom
-        for axis in (plot.x, plot.y):
-            assert 2 <= len(axis.ticks) <= 8
-            assert len({text for _, text in axis.ticks}) == len(axis.ticks)
+    lost = [dataclasses.replace(samples[0], verdict="other"), samples[1], *samples[2:]]
+    before = dataclasses.replace(first, samples=samples)
+    [comparison] = compare([before, dataclasses.replace(first, method="x", samples=lost)])
+    found = shared_failures(comparison)
+    assert [each.sample.score for each in found] == [0.0, 0.25, 0.5]
+    assert [methods for methods, _ in found[-1].answers] == [["greedy"], ["x"]]
+    lost[1] = dataclasses.replace(samples[1], score=None)
+    [comparison] = compare([before, dataclasses.replace(first, method="x", samples=lost)])
+    assert [each.sample.score for each in shared_failures(comparison)] == [0.25, 0.5]
 
 
-def test_no_plot_without_two_points() -> None:
-    [one] = compare([outcomes.captions()])
-    [none] = compare([outcomes.captions(tradeoff=None), outcomes.captions("x", tradeoff=None)])
-    assert tradeoff_plot(one, width=300, height=300) is None
-    assert tradeoff_plot(none, width=300, height=300) is None
-
-
-def test_equal_methods_can_be_plotted() -> None:
-    [comparison] = compare([outcomes.captions(images=1), outcomes.captions("x", images=1)])
-    plot = tradeoff_plot(comparison, width=330, height=360)
-    assert plot is not None
-    assert plot.points[0].x == plot.points[1].x
-    assert plot.points[0].label_at != plot.points[1].label_at
-
-
-def chromium(*arguments: str) -> str:
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
-@pytest.mark.parametrize("width", [360, 1280])
-def test_page_in_a_browser(width: int, tmp_path: Path, pictures: list[Path]) -> None:
-    """A frame of the width of a phone holds the page; the text of its document is what the frame measured."""
-    source = html.escape(written(tmp_path, *run_of(pictures)))
-    probe = """
-      onload = () => {
-        const page = frames[0].document;
-        const shown = () => page.querySelectorAll(".samples > li:not([hidden])").length;
-        const { scrollWidth, scrollHeight } = page.documentElement;
-        const first = shown();
-        const { change, text } = page.getElementById("filter").elements;
-        change.value = "fixed";
-        change.dispatchEvent(new Event("input", { bubbles: true }));
-        const status = page.getElementById("found").textContent;
-        text.value = "no such text";
-        text.dispatchEvent(new Event("input", { bubbles: true }));
-        const background = frames[0].getComputedStyle(page.body).backgroundColor;
-        document.title = [scrollWidth, scrollHeight, first, parseInt(status), shown(), background].join("|");
-      };
-    """
-    frame = f'<iframe style="border: 0" width="{width}" height="2000" srcdoc="{source}"></iframe>'
-    (tmp_path / "frame.html").write_text(
-        f'<meta charset="utf-8"><body style="margin: 0">{frame}<script>{probe}</script>', encoding="utf-8"
+def test_shared_failures_are_shown_with_pictures(tmp_path: Path, pictures: list[Path]) -> None:
+    several = (
+        outcomes.yes_no(images=60, pictures=pictures, yes_bias=0.9),
+        outcomes.yes_no("x", images=60, pictures=pictures, yes_bias=0.9),
     )
-    backgrounds = set()
-    for scheme in ("0", "1"):  # dark, light
-        arguments = (f"--blink-settings=preferredColorScheme={scheme}", (tmp_path / "frame.html").as_uri())
-        found = re.search(r"<title>(.*?)</title>", chromium("--dump-dom", *arguments))
-        assert found is not None
-        across, down, first, fixed, none, background = found[1].split("|")
-        assert int(across) <= width
-        assert int(down) > 2000
-        assert int(first) == 20
-        assert 0 < int(fixed) < SHOWN
-        assert int(none) == 0
-        backgrounds.add(background)
-    assert len(backgrounds) == 2
-    picture = tmp_path / "page.png"
-    chromium(f"--window-size={max(width, 500)},2000", f"--screenshot={picture}", *arguments)
-    with Image.open(picture) as image:
-        pixels = np.asarray(image.convert("L").crop((0, 0, width, 2000)))
-    assert pixels.std() > 10
-    assert len(np.unique(pixels)) > 50
+    page = Page(written(tmp_path, *several))
+    assert f"pope: showing {SHARED} of " in page.text
+    assert not page.all("section", id="samples")
+    assert len(page.all("li", **{"data-task": "0"})) == SHARED
+    assert len(page.all("img")) > SHARED / 2
+    assert "every method Yes." in page.text
+
+
+def test_details_that_methods_share_are_written_once(tmp_path: Path) -> None:
+    assert unlike({"a": {"b": 1, "c": 2}, "d": [3], "e": 4}, {"a": {"b": 1, "c": 5}, "e": 4}) == {
+        "a": {"c": 2},
+        "d": [3],
+    }
+    source = written(tmp_path, *outcomes.two_tasks())
+    assert source.count(64 * "b") == 2  # once a task
+
+
+def test_parts_of_the_images_are_named(tmp_path: Path) -> None:
+    part = outcomes.captions(images=10, subset="10 of 500 images, 10 samples")
+    page = Page(written(tmp_path, part, dataclasses.replace(part, method="x")))
+    assert page.text.count("10 of 500 images, 10 samples") == 1
+    whole = outcomes.captions("x", images=20)
+    page = Page(written(tmp_path, part, whole))
+    assert "x not paired all images" in page.text
+    assert "only one of the two has 10 of the samples" in page.text

@@ -39,13 +39,13 @@ def place_labels(
         frame: that labels stay inside.
         obstacles: what else is drawn.
     """
-    taken = [*obstacles, *((x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in points)]
-    found = []
+    drawn = [*obstacles, *((x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in points)]
+    found: list[Placed] = []
     for point, size in zip(points, sizes, strict=True):
         candidates = _candidates(point, size)
-        costs = [_cost(box, away, frame, taken) for box, away in candidates]
+        others = [each.box for each in found]
+        costs = [_cost(box, away, frame, drawn, others) for box, away in candidates]
         box, away = candidates[costs.index(min(costs))]
-        taken.append(box)
         found.append(Placed(box, away > 2 * size[1]))
     return found
 
@@ -62,17 +62,19 @@ def _candidates(point: tuple[float, float], size: tuple[float, float]) -> list[t
     (x, y), (width, height) = point, size
     beside, middle = _MARKER + _GAP, width / 2
     found = []
-    for step in range(8):
+    for step in range(14):
+        away = step * (height + _GAP) / 2
         for sign in (1, -1):
             for left in (x + beside, x - beside - width, x - middle):
                 if step == 0 and left == x - middle:
                     continue  # on the point itself
-                lower = y - height / 2 + sign * step * 0.75 * (height + _GAP)
-                found.append(((left, lower, left + width, lower + height), step * 0.75 * (height + _GAP)))
+                lower = y - height / 2 + sign * away
+                found.append(((left, lower, left + width, lower + height), away))
     return found
 
 
-def _cost(box: Box, away: float, frame: Box, taken: Sequence[Box]) -> float:
-    """Area that lies on something else, a lot for what leaves the frame, and a little for the distance."""
+def _cost(box: Box, away: float, frame: Box, drawn: Sequence[Box], labels: Sequence[Box]) -> float:
+    """Area on what is drawn, a lot on other labels and outside the frame, and a little for the distance."""
     outside = overlap(box, box) - overlap(box, frame)
-    return sum(overlap(box, each) for each in taken) + 20 * outside + 0.5 * away
+    hidden = sum(overlap(box, each) for each in drawn) + 5 * sum(overlap(box, each) for each in labels)
+    return hidden + 20 * outside + 0.5 * away
