@@ -76,5 +76,5 @@ def _candidates(point: tuple[float, float], size: tuple[float, float]) -> list[t
 def _cost(box: Box, away: float, frame: Box, drawn: Sequence[Box], labels: Sequence[Box]) -> float:
     """Area on what is drawn, a lot on other labels and outside the frame, and a little for the distance."""
     outside = overlap(box, box) - overlap(box, frame)
-    hidden = sum(overlap(box, each) for each in drawn) + 5 * sum(overlap(box, each) for each in labels)
-    return hidden + 20 * outside + 0.5 * away
+    hidden = sum(overlap(box, each) for each in drawn) + 50 * sum(overlap(box, each) for each in labels)
+    return hidden + 50 * outside + 0.5 * away

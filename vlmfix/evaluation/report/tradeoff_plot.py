@@ -141,7 +141,7 @@ def _draw(axes: Any, point: _Point) -> None:
         color=point.colour,
         markerfacecolor=PAPER if point.kind == "baseline" else point.colour,
         markersize=4.5,
-        zorder=3,
+        zorder=3.5 if point.kind == "reference" else 3,
     )
 
 
