@@ -90,5 +90,5 @@ def m4c_normalized(answer: str) -> str:
 
 
 def gqa_normalized(text: str) -> str:
-    """An answer as LLaVA's evaluation of GQA (arXiv 1902.09506) compares it: lower case, without a final dot."""
+    """An answer as LLaVA compares it on GQA (arXiv 1902.09506): lower case, without a final dot."""
     return text.strip().lower().removesuffix(".")

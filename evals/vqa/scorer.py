@@ -65,7 +65,8 @@ def accuracy(
         A share from 0 to 1.
 
     Raises:
-        ValueError: for an unknown mode or way to leave one out, no answers, under "m4c" not ten, or under "gqa" not one.
+        ValueError: for an unknown mode or way to leave one out, no answers, under "m4c" not ten, or under
+            "gqa" not one.
     """
     chosen = mode_named(mode)
     if leave_one_out not in LEAVE_ONE_OUT:

@@ -79,7 +79,10 @@ def test_annotations_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("x", ["x"], "offical"), "unknown variant 'offical'; choose from official, always, m4c, evalai"),
+        (
+            ("x", ["x"], "offical"),
+            "unknown variant 'offical'; choose from official, always, m4c, gqa, evalai",
+        ),
         (("x", []), "no answers to compare with"),
     ],
 )
