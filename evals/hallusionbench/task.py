@@ -33,7 +33,7 @@ class HallusionBench(YesNoTask):
         if self.folder.is_synthetic:
             from .scenes import build
 
-            path = build(self.folder, built / self.name)
+            path = build(self.folder, built)
         else:
             path = self.folder.find_file(self.name, *FILES)
         return file_samples(self.folder, path, self.protocol)

@@ -31,7 +31,7 @@ class HumbleBench(Task):
     running: ClassVar = "accuracy"
 
     def samples(self, built: Path) -> list[Sample]:
-        return data_samples(self.data, self.protocol, built / self.name, self.seed)
+        return data_samples(self.data, self.protocol, built, self.seed)
 
     def judge(self, sample: Sample, text: str, *, truncated: bool) -> Score:
         letter = PARSERS[self.protocol.parser](text, sample.meta["options"])

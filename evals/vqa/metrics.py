@@ -27,7 +27,7 @@ def accuracies(
     found: dict[str, list[Metric]] = {}
     types = np.array([sample.meta.get("answer_type") or "" for sample in samples])
     answered = np.array([text is not None for text in texts], dtype=float)
-    others = scorer.MODES if all(len(sample.target) == scorer.M4C_ANSWERS for sample in samples) else ()
+    others = scorer.OF_PEOPLE if all(len(sample.target) == scorer.M4C_ANSWERS for sample in samples) else ()
     groups = {"": np.ones_like(answered)} | {
         kind: (types == kind).astype(float) for kind in sorted(set(types.tolist()) - {""})
     }

@@ -87,3 +87,8 @@ def m4c_normalized(answer: str) -> str:
     """The steps of TextVQA's evaluator (EvalAI, M4C), which drops commas before it looks at numbers."""
     task_plan = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return normalized(task_plan, dots=OFFICIAL_DOTS)
+
+
+def gqa_normalized(text: str) -> str:
+    """An answer as LLaVA compares it on GQA (arXiv 1902.09506): lower case, without a final dot."""
+    return text.strip().lower().removesuffix(".")

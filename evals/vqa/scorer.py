@@ -11,16 +11,19 @@ from vlmfix.evaluation.tasks.ratios import ratio
 
 from .normalize import (
     OFFICIAL_DOTS,
+    gqa_normalized,
     m4c_normalized,
     normalized,
     on_one_line,
 )
 
-Mode = Literal["official", "always", "m4c"]
+Mode = Literal["official", "always", "m4c", "gqa"]
 LeaveOneOut = Literal["position", "dict"]
 
 LEAVE_ONE_OUT: tuple[LeaveOneOut, ...] = get_args(LeaveOneOut)
 MODES: tuple[Mode, ...] = get_args(Mode)
+OF_PEOPLE: tuple[Mode, ...] = ("official", "always", "m4c")
+"""Those that count how many people agree; `gqa` compares with one answer."""
 DEFAULT_MODE: Mode = "always"
 ALIASES: dict[str, Mode] = {"evalai": "m4c"}
 """Other names of modes: TextVQA's evaluator is known by both."""
@@ -53,7 +56,8 @@ def accuracy(
         prediction: the answer to be judged.
         answers: what people said, as texts or as VQA annotations with an `answer` each.
         mode: "always" normalises both sides. "official" does so only where people differ, and deletes
-            32 dots at most. "m4c" (or "evalai") is TextVQA's evaluator and wants ten answers.
+            32 dots at most. "m4c" (or "evalai") is TextVQA's evaluator and wants ten answers. "gqa" wants
+            one, which must be the same but for case and a final dot, and gives 1.0 or 0.0.
         leave_one_out: "position" leaves out the person; "dict" every person with equal fields, which is
             what the official code does with answers that lack ids.
 
@@ -61,7 +65,8 @@ def accuracy(
         A share from 0 to 1.
 
     Raises:
-        ValueError: for an unknown mode or way to leave one out, no answers, or under "m4c" not ten.
+        ValueError: for an unknown mode or way to leave one out, no answers, under "m4c" not ten, or under
+            "gqa" not one.
     """
     chosen = mode_named(mode)
     if leave_one_out not in LEAVE_ONE_OUT:
@@ -71,6 +76,10 @@ def accuracy(
         raise ValueError("no answers to compare with; give at least one")
     if chosen == "m4c" and len(given) != M4C_ANSWERS:
         raise ValueError(f"{len(given)} answers; the variant m4c needs ten, choose official or always")
+    if chosen == "gqa":
+        if len(given) != 1:
+            raise ValueError(f"{len(given)} answers; the variant gqa needs one, choose official or always")
+        return float(gqa_normalized(prediction) == gqa_normalized(given[0]))
     said, *people = _comparable([prediction, *given], chosen)
     if leave_one_out == "dict":
         fields = [

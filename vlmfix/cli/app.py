@@ -16,6 +16,7 @@ from vlmfix.cli.errors import OneLineErrors
 from vlmfix.cli.eval import evaluate
 from vlmfix.cli.generate import generate
 from vlmfix.cli.methods import methods
+from vlmfix.cli.power import power
 from vlmfix.cli.report import report
 from vlmfix.cli.reproduce import reproduce
 from vlmfix.cli.scenes import scenes
@@ -65,5 +66,6 @@ app.command()(scenes)
 app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(report)
+app.command()(power)
 app.command()(reproduce)
 app.add_typer(score_app, name="score")

@@ -109,7 +109,7 @@ def test_scenes_and_scenes_edited(world: Path, tmp_path: Path) -> None:
     assert Counter(sample.meta["visual_input"] for sample in samples) == {"0": 9, "1": 18, "2": 18}
     assert {sample.meta["category"] for sample in samples} == {"VD", "VS"}
     assert all(sample.image is None or sample.image.is_file() for sample in samples)
-    assert len(list((tmp_path / "hallusionbench" / "edited").glob("*.png"))) == 6
+    assert len(list((tmp_path / "edited").glob("*.png"))) == 6
     by_unit: dict[tuple[str, str], dict[str, str]] = {}
     for sample in samples:
         group = by_unit.setdefault((sample.cluster, sample.meta["question"]), {})

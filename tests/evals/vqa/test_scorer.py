@@ -46,7 +46,7 @@ def ten(first: str, count: int, second: str = "") -> list[str]:
     ],
 )
 def test_modes(prediction: str, answers: list[str], expected: tuple[float, ...]) -> None:
-    found = [scorer.accuracy(prediction, answers, mode) for mode in scorer.MODES]
+    found = [scorer.accuracy(prediction, answers, mode) for mode in scorer.OF_PEOPLE]
     assert found == pytest.approx(list(expected), abs=1e-12)
     assert scorer.accuracy(prediction, answers) == found[1]
     assert scorer.accuracy(prediction, answers, "evalai") == found[2]
@@ -79,7 +79,10 @@ def test_annotations_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("x", ["x"], "offical"), "unknown variant 'offical'; choose from official, always, m4c, evalai"),
+        (
+            ("x", ["x"], "offical"),
+            "unknown variant 'offical'; choose from official, always, m4c, gqa, evalai",
+        ),
         (("x", []), "no answers to compare with"),
     ],
 )
@@ -318,3 +321,15 @@ def test_keys_of_results_and_annotations(tmp_path: Path) -> None:
         score_files(results, target, keys=Keys("said", "nr", "persons"))
     twice = saved(tmp_path / "results.json", [{"nr": 1, "said": "Cat"}] * 2)
     assert score_files(twice, target, keys=Keys("said", "nr", "people")).counts["repeated"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"), [("Yes.", 1), (" yes ", 1), ("yes, it is", 0), ("yes..", 0), ("", 0)]
+)
+def test_one_answer_must_be_the_same(prediction: str, expected: float) -> None:
+    assert scorer.accuracy(prediction, ["yes"], "gqa") == expected
+
+
+def test_one_answer_is_one() -> None:
+    with pytest.raises(ValueError, match="2 answers; the variant gqa needs one"):
+        scorer.accuracy("yes", ["yes", "no"], "gqa")

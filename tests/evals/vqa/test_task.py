@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,37 @@ def test_samples(world: Path) -> None:
     assert len(samples) == len({each.id for each in samples}) > 20
     assert all(len(each.target) == 10 for each in samples)
     assert {each.meta["answer_type"] for each in samples} <= {"yes/no", "number", "other"}
+
+
+def test_questions_of_gqa(tmp_path: Path) -> None:
+    """The shape of its balanced questions."""
+    questions = {
+        "201": {
+            "question": "Is it red?",
+            "answer": "yes",
+            "imageId": "n1",
+            "types": {"structural": "verify"},
+        },
+        "202": {
+            "question": "What is it?",
+            "answer": "cup",
+            "imageId": "n1",
+            "types": {"structural": "query"},
+        },
+    }
+    path = tmp_path / "testdev_balanced_questions.json"
+    path.write_text(json.dumps(questions))
+    (tmp_path / "images").mkdir()
+    task = Vqa(DataFolder.find(tmp_path), load_protocol("gqa.llava").on("custom"))
+    samples = task.samples(tmp_path)
+    assert [(each.id, each.cluster, each.target) for each in samples] == [
+        ("vqa/201", "n1", ["yes"]),
+        ("vqa/202", "n1", ["cup"]),
+    ]
+    assert samples[0].image == tmp_path / "images" / "n1.jpg"
+    found = metrics_of(task, samples, ["Yes.", "a cup"], [False, False])
+    values = {each.group: each.value for each in found.metrics if each.name == "accuracy"}
+    assert values == {"": 0.5, "query": 0.0, "verify": 1.0}
+    path.write_text(json.dumps({"201": {"question": "Is it red?"}}))
+    with pytest.raises(ValueError, match="question 201: no answer"):
+        task.samples(tmp_path)

@@ -66,7 +66,7 @@ def test_records_know_their_place(tmp_path: Path) -> None:
         (b'{"question_id": "1", "answer": "Yes"}', [{"question_id": "1", "answer": "Yes"}]),
         (b'{"overall": {}, "imgToEval": {"42": {"caption": "A"}}}', [{"image_id": "42", "caption": "A"}]),
         (b'{"imgToEval": {"42": {"image_id": 42, "caption": "A"}}}', [{"image_id": 42, "caption": "A"}]),
-        (gzip.compress(b'{"id": 1}\n{"id": 2}'), [{"id": 1}, {"id": 2}]),
+        (gzip.compress(b'{"id": 1}\n{"id": 2}', mtime=0), [{"id": 1}, {"id": 2}]),
     ],
 )
 def test_objects_that_hold_records_and_compressed_files(
@@ -81,7 +81,7 @@ def test_objects_that_hold_records_and_compressed_files(
         (b'{"overall": {}, "imgToEval": {}}', "imgToEval is empty, so there are no captions"),
         (b'{"imgToEval": {"42": {"image_id": 43, "caption": "A"}}}', 'imgToEval "42": its image_id is 43'),
         (b"\x1f\x8b and nothing", "is compressed and cannot be read"),
-        (gzip.compress(b'{"id": 1}')[:-9], "is compressed and cannot be read"),
+        (gzip.compress(b'{"id": 1}', mtime=0)[:-9], "is compressed and cannot be read"),
         (b"", "is empty"),
         (b" \n\t", "is empty"),
         (b'{"a": "caf\xe9"}', "line 1: byte 0xe9 is not UTF-8; save the file as UTF-8"),

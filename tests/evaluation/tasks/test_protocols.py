@@ -38,6 +38,7 @@ VQA = {
     "vqa.llava": (f"a?\n{SHORT}", 16, "always"),
     "vqa.official": (f"a?\n{SHORT}", 16, "official"),
     "textvqa.llava": (f"A?\n{SHORT}", 16, "m4c"),
+    "gqa.llava": (f"a?\n{SHORT}", 16, "gqa"),
     "vqa.tiny": ("a?", 4, "always"),
 }
 GREEDY_ONES = {

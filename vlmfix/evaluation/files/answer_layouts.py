@@ -30,8 +30,8 @@ LABEL_KEYS = ("label", "target", "gt", "gt_answer", "ground_truth")
 _OTHER_ANSWERS = tuple(name for name in ANSWER_KEYS if name != "text")
 _BRIEF = (
     "captions end at the first blank line and after 64 tokens, unless the task was told otherwise: compare "
+    "neither CHAIR nor lengths with whole captions"
 )
-"neither CHAIR nor lengths with whole captions"
 
 
 @dataclass(frozen=True)

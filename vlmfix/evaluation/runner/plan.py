@@ -122,7 +122,7 @@ def _task_plan(job: Job, name: str, data: DataFolder | HubData) -> TaskPlan:
     protocol = (protocol or default_protocol(name, data_set, job.tasks_from)).on(data_set)
     data.used = {}
     task = get_task(name, job.tasks_from)(data, protocol, job.seed)
-    samples = task.samples(job.output / "data" / "pope")
+    samples = task.samples(job.output / "data" / task.name)
     _check_samples(task, samples)
     if not samples:
         raise ValueError(f"{name} has no samples in the data; check --data")
