@@ -16,6 +16,7 @@ from vlmfix.evaluation.analysis.results import Metric, SampleResult
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import drop_incomplete, length_metrics
+from vlmfix.evaluation.tasks.lmms import KnownToLmms
 from vlmfix.evaluation.tasks.protocols import JOIN, PROMPT, SWITCH, TEXT, count, one_of
 from vlmfix.evaluation.tasks.ratios import object_errors
 
@@ -28,7 +29,7 @@ from .vocabulary import VARIANTS, Vocabulary
 _SENTENCES = ("sentence 1", "sentence 2", "sentence 3", "later sentences")
 
 
-class Chair(Task):
+class Chair(KnownToLmms, Task):
     """Captions, whose objects are looked up in the annotations and reference captions of the image."""
 
     name: ClassVar = "chair"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from vlmfix.evaluation.analysis.results import SampleResult
 from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
@@ -16,11 +15,11 @@ from vlmfix.evaluation.tasks.protocols import JOIN, SWITCH, TEXT, one_of
 
 from . import scorer
 from .dataset import OCR_TOKENS, check_answers, vqa_rows, vqa_samples
+from .lmms import VqaOfLmms
 from .metrics import accuracies
-from .normalize import normalized
 
 
-class Vqa(Task):
+class Vqa(VqaOfLmms, Task):
     """Short answers, right as far as people agree with them."""
 
     name: ClassVar = "vqa"
@@ -55,11 +54,6 @@ class Vqa(Task):
         own = self.protocol.scorer
         modes = accuracies(samples, texts, scores, own)
         return TaskMetrics(metrics=[*modes[own], *length_metrics(texts, truncated)], parsers=modes)
-
-    def lmms_fields(self, sample: Sample, result: SampleResult) -> dict[str, Any]:
-        id = sample.id.rpartition("/")[2]
-        own = {"question_id": int(id) if id.isdigit() else id, "answer": normalized(result.answer or "")}
-        return {"exact_match": result.score, "submission": own}
 
     def target(self, sample: Sample) -> str:
         return ", ".join(f"{answer} ({count})" for answer, count in Counter(sample.target).most_common())

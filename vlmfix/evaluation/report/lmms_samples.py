@@ -13,6 +13,7 @@ from vlmfix.evaluation.analysis.results import Outcome, SampleResult
 from vlmfix.evaluation.report.json_summary import rounded
 from vlmfix.evaluation.runner.plan import RunPlan
 from vlmfix.evaluation.sample import Sample, content_hash
+from vlmfix.evaluation.tasks.lmms import KnownToLmms
 
 
 def write_lmms(folder: Path, run: RunPlan, outcome: Outcome) -> list[Path]:
@@ -63,7 +64,13 @@ def _in_order(
 
 def _line(run: RunPlan, number: int, sample: Sample, results: Sequence[SampleResult]) -> dict[str, Any]:
     texts = [each.answer or "" for each in results]
-    fields = run.task.lmms_fields(sample, results[0])
+    first = results[0]
+    if isinstance(run.task, KnownToLmms):
+        fields = run.task.lmms_fields(sample, first)
+    else:
+        own = {"question_id": sample.id.rpartition("/")[2], "score": first.score}
+        own |= {"prediction": first.parsed, "ground_truth": sample.target}
+        fields = {f"{run.task.name}_score": own}
     return {
         "doc_id": number,
         "target": results[0].target,

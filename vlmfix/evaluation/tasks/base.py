@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmfix.evaluation.analysis.results import Metric, SampleResult
+from vlmfix.evaluation.analysis.results import Metric
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.datasets.hub import HubData
 from vlmfix.evaluation.sample import Sample
@@ -132,13 +132,3 @@ class Task(ABC):
     def target(self, sample: Sample) -> str:
         """What is right, in words."""
         return str(sample.target)
-
-    def lmms_fields(self, sample: Sample, result: SampleResult) -> dict[str, Any]:
-        """What samples of lmms-eval have of an answer beside its text: a value for each of their metrics.
-
-        Args:
-            sample: what was asked.
-            result: the answer.
-        """
-        own = {"question_id": sample.id.rpartition("/")[2], "score": result.score}
-        return {f"{self.name}_score": {**own, "prediction": result.parsed, "ground_truth": sample.target}}

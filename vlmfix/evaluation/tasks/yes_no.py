@@ -12,6 +12,7 @@ from vlmfix.evaluation.files.readers import shown
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.base import Score, Task, TaskMetrics
 from vlmfix.evaluation.tasks.lengths import length_metrics
+from vlmfix.evaluation.tasks.lmms import KnownToLmms
 from vlmfix.evaluation.tasks.protocols import JOIN, TEXT, Setting, one_of
 from vlmfix.evaluation.tasks.ratios import object_errors
 from vlmfix.evaluation.tasks.yes_no_parsers import Parser, Verdict, exactly, strict
@@ -35,7 +36,7 @@ def yes_no_settings(parsers: Mapping[str, Parser]) -> dict[str, Setting]:
     return {"suffix": TEXT, "join": JOIN, "parser": one_of(parsers, required=True)}
 
 
-class YesNoTask(Task):
+class YesNoTask(KnownToLmms, Task):
     """Questions with the target "yes" or "no", in splits that are reported one by one and as their mean.
 
     A question's split is `meta["split"]`; without one there is a single split. Wrong answers are counted by
