@@ -26,6 +26,7 @@ class HallusionBench(YesNoTask):
     """Questions that are right one by one (aAcc), on all of a figure (fAcc), and on all figures (qAcc)."""
 
     name: ClassVar = "hallusionbench"
+    unit: ClassVar = "set"
     parsers: ClassVar = PARSERS
     settings: ClassVar = yes_no_settings(PARSERS) | {"rule": one_of(RULES, required=True)}
 

@@ -50,10 +50,11 @@ def mme_metrics(
         accuracy = masks * right * answered, masks * answered
         plus = masks * both, masks * units
         parts, wholes = (np.concatenate(each) for each in zip(accuracy, plus, strict=True))
+        most = 100.0 * len(parts)
         lacking = len(missing(over, there))
         name = f"{group}, partial" if group and lacking else group
         found += [
-            Metric("score", 100 * len(parts) * parts, wholes, name, "higher", percent=False),
+            Metric("score", most * parts, wholes, name, "higher", percent=False, most=most),
             Metric("accuracy", *accuracy, name, "higher"),
             Metric("accuracy+", *plus, name, "higher"),
         ]

@@ -72,7 +72,7 @@ def pair(
         if len(answers) != len(labels) and not (partial or truncate):
             raise ValueError(
                 f"{len(answers)} answers for {len(labels)} labels, paired by position; complete the file,"
-                " pair by id, or pass --allow-partial"
+                " or pass --allow-partial"
             )
         pairs = list(zip(answers, labels, strict=False))
         surplus = list(answers[len(labels) :])
@@ -95,7 +95,7 @@ def pair(
         found = "; ".join(f"{len(ids)} {what} ({examples(ids)})" for what, ids in problems.items() if ids)
         raise ValueError(
             f"{found}; {join}s are joined within one split: give each split its own files,"
-            " use --pairing position, or pass --allow-partial"
+            " complete the file, or pass --allow-partial"
         )
     pairs = [(first_answers[key], label) for key, label in first_labels.items() if key in first_answers]
     pairs = _without_null(pairs, partial)

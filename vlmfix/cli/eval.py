@@ -70,7 +70,11 @@ def evaluate(
         ),
     ] = None,
     limit_images: Annotated[
-        int | None, typer.Option(help="How many images of each task, in the place of --limit.")
+        int | None,
+        typer.Option(
+            help="How many images of each task, or objects or sets where a benchmark goes by these, in the "
+            "place of --limit."
+        ),
     ] = None,
     batch_size: Annotated[
         str | None, typer.Option(help="Prompts per forward pass, or auto; halved where memory runs out.")

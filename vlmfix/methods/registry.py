@@ -200,7 +200,8 @@ def _load(name: str, sources: Mapping[str, Sequence[_Source]]) -> type[Method]:
             )
     if name not in _registered:
         names = _names(sources)
-        raise ValueError(f"unknown method {name!r}{closest(name, names)}; known methods: {', '.join(names)}")
+        meant = closest(name, [*names, GREEDY])
+        raise ValueError(f"unknown method {name!r}{meant}; known methods: {', '.join(names)}")
     from vlmfix.methods.class_checks import check_values  # which needs torch
 
     check_values(_registered[name], _place(_registered[name]))

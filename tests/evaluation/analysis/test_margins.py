@@ -110,7 +110,6 @@ def test_the_threshold_is_of_other_images() -> None:
     images = np.array([0, 0, 1, 1, 2, 2])
     # Without the last image, everything between 3 and 5 is best: its own yes of 1 falls below.
     assert fitted_right(margins, is_yes, images).tolist() == [1, 1, 1, 1, 0, 1]
-    assert fitted_right(margins, is_yes, np.zeros(6, dtype=int)).tolist() == [1, 0, 1, 0, 1, 1]
 
 
 def test_the_threshold_step_by_step() -> None:
@@ -142,3 +141,9 @@ def test_calibration_by_hand() -> None:
     assert found.claimed[-1] == pytest.approx(0.9)
     assert np.average(found.right, weights=found.counts) == pytest.approx(13 / 20)
     assert calibration(np.array([np.nan]), np.array([True])) is None
+
+
+def test_one_image_fits_no_threshold() -> None:
+    margins, is_yes, _ = questions(1)
+    metrics = outcome(margins, is_yes, np.zeros(6, dtype=int)).metrics
+    assert {each.name for each in metrics} == {"AUC", "average precision"}

@@ -75,7 +75,7 @@ def ratio_estimate(metric: Metric, clusters: np.ndarray) -> Estimate:
     """
     found = _linearized(metric.parts, metric.wholes, clusters)
     if not metric.percent or not _are_counts(metric):
-        return t_estimate(found, (0.0, 1.0) if metric.percent else (-np.inf, np.inf))
+        return t_estimate(found, metric.bounds)
     if found.error is None:
         return found.estimate(None, "Wilson")
     count, quantile = _effective(found, metric.wholes.sum(), found.value * (1 - found.value))
@@ -118,7 +118,8 @@ def paired_estimate(metric: Metric, other: Metric, clusters: np.ndarray) -> Esti
     """
     changes = metric.parts - other.parts
     found = _linearized(changes, metric.wholes, clusters)
-    limits = (-1.0, 1.0) if metric.percent else (-np.inf, np.inf)
+    widest = metric.bounds[1] - metric.bounds[0]
+    limits = (-widest, widest)
     if not metric.percent or not np.isin([metric.parts, other.parts], (0, 1)).all():
         return t_estimate(found, limits)
     if found.error is None:

@@ -32,6 +32,7 @@ def margin_metrics(
     answered = ~np.isnan(margins)
     right = np.zeros(len(margins))
     images = np.unique(clusters, return_inverse=True)[1]
+    fits = len(np.unique(images[answered])) > 1
     right[answered] = fitted_right(margins[answered], is_yes[answered], images[answered])
     names = list(dict.fromkeys(groups))
     named = np.array(groups)
@@ -39,7 +40,8 @@ def margin_metrics(
     for group, of in {"": names, **({name: [name] for name in names} if len(names) > 1 else {})}.items():
         members = np.array([named == name for name in of]) & answered
         found += [RankMetric(name, margins, is_yes, members, group) for name in MEASURES]
-        found.append(Metric(FITTED, members * right, members.astype(float), group, "higher"))
+        if fits:  # else there are no other images
+            found.append(Metric(FITTED, members * right, members.astype(float), group, "higher"))
     return found
 
 
@@ -52,13 +54,12 @@ def fitted_right(margins: np.ndarray, is_yes: np.ndarray, images: np.ndarray) ->
         images: number of the image of each sample, `(samples,)` int.
 
     Returns:
-        `(samples,)` of zeros and ones; the middle one of several best thresholds counts. A single image has
-        no others, and its threshold is 0.
+        `(samples,)` of zeros and ones; the middle one of several best thresholds counts. Without answers on
+        other images, any threshold is as good.
     """
     numbers = np.unique(images, return_inverse=True)[1]
-    if not len(margins) or numbers.max() == 0:
-        plain: np.ndarray = ((margins > 0) == is_yes).astype(float)
-        return plain
+    if not len(margins):
+        return np.zeros(0)
     levels = np.unique(margins)
     between = (levels[1:] + levels[:-1]) / 2
     if len(between) > _MOST_THRESHOLDS:

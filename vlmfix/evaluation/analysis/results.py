@@ -27,6 +27,8 @@ class Metric:
         group: the split or type that it is restricted to; "" for the whole task.
         better: which direction is an improvement; "" for figures that only explain others.
         percent: whether it is a share, shown times 100.
+        most: the largest value that a figure which is no share can have, where 0 is its smallest; None: its
+            values have no bounds.
     """
 
     name: str
@@ -35,6 +37,14 @@ class Metric:
     group: str = ""
     better: Literal["higher", "lower", ""] = ""
     percent: bool = True
+    most: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which values it lies."""
+        if self.percent:
+            return 0.0, 1.0
+        return (-np.inf, np.inf) if self.most is None else (0.0, self.most)
 
     @property
     def is_defined(self) -> bool:

@@ -334,5 +334,6 @@ def _located(path: str | Path, text: str, decoder: json.JSONDecoder, error: Exce
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON ({error.msg.lower()} at column {error.colno}); correct it there"
+        what = error.msg.lower().removesuffix(" at")
+        return f"not valid JSON ({what} at column {error.colno}); correct it there"
     return "nested too deeply to be read" if isinstance(error, RecursionError) else str(error)

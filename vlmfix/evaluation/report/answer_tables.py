@@ -36,13 +36,20 @@ def answer_rows(runs: Sequence[RunPlan], outcomes: Sequence[Outcome]) -> list[Ro
             "prompt": result.prompt,
             "target": result.target,
             "answer": result.answer,
-            "parsed": None if result.answer is None else json.dumps(result.parsed, ensure_ascii=False),
+            "parsed": None if result.answer is None else _plain(result.parsed),
             "verdict": result.verdict,
             "score": result.score,
         }
         for run, outcome in zip(runs, outcomes, strict=True)
         for (sample, repeat), result in zip(run.identities, outcome.samples, strict=True)
     ]
+
+
+def _plain(parsed: Any) -> str | None:
+    """What a scorer read: texts as they are, and all else as JSON."""
+    if parsed is None or isinstance(parsed, str):
+        return parsed
+    return json.dumps(parsed, ensure_ascii=False)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

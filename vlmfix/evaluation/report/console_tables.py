@@ -63,7 +63,11 @@ def _task(comparison: Comparison, width: int) -> Iterator[RenderableType]:
         for main_name, cells in by_group.items():
             yield from _fitting(f"{name}: {main_name} by group", rows, cells, width)
     if tested := [row for row in rows if row.best]:
-        labels = [Text(f"{row.outcome.method}\n{row.best.words}") for row in tested if row.best]
+        labels = [
+            Text(f"{row.outcome.method}\n{row.best.words} by {row.best.figures[0].metric.name}")
+            for row in tested
+            if row.best
+        ]
         yield from _fitting(f"{name}: beside the best baseline", tested, _gains(tested), width, labels)
     beside = companions(comparison)
     texts = {head: [Text(each[head]) for each in beside] for head in beside[0]}
