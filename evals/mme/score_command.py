@@ -43,6 +43,10 @@ def read_folder(folder: Path) -> Answered:
         FileNotFoundError: there is none.
         ValueError: one is broken, or lacks a prediction.
     """
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"{str(folder)!r} is no folder; give the one that holds existence.txt and the like"
+        )
     lines: dict[str, list[Line]] = {}
     files: dict[str, str] = {}
     for subtask in ALL:

@@ -78,6 +78,11 @@ def read_pairs(
     if whole:
         places = [_split_of(path, answers[0], whole) for path in labels]
         given = [whole[place] for place in places]
+        rest = [split for split in whole if split not in places]
+        if rest:
+            count = sum(len(whole[split]) for split in rest)
+            note = f"{count} answers of {', '.join(rest)} left out; give the label files of these splits, too"
+            given[0].notes.append(note)
         used = [answers[0]] * len(labels)
     elif len(read) == 1 and len(labels) > 1 and _repeats(read[0]):
         given, notes = repeated_splits(read[0], known)

@@ -208,3 +208,10 @@ def test_a_job(loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch
     jobs.evaluate(tmp_path, *options)
     assert jobs.metrics(tmp_path) == before
     assert len(jobs.records(tmp_path)) == lines == 12
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", write(tmp_path) / "existence.txt"):
+        assert "is no folder; give the one that holds existence.txt" in jobs.refused(
+            "score", "mme", "--data", path
+        )

@@ -183,6 +183,18 @@ def test_one_range_of_llava_names_its_split(tmp_path: Path) -> None:
         score_files([tmp_path / "answers"], [other])
 
 
+def test_splits_of_llava_that_are_left_out_are_told(tmp_path: Path) -> None:
+    rows = [
+        {"question_id": id, "prompt": asked("dog"), "text": "No", "answer_id": "x"} for id in (7, 10000007)
+    ]
+    labels = file(
+        tmp_path / "coco_pope_adversarial.json",
+        [{"question_id": 7, "text": asked("dog"), "label": "no", "image": "a"}],
+    )
+    report = score_files([file(tmp_path / "answers", rows)], [labels])
+    assert "1 answers of random left out; give the label files of these splits, too" in report.notes
+
+
 def test_answers_of_repope_hold_their_split_and_labels(tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
     row = {"question_id": 3, "text": asked("dog"), "label": "no", "response": "No dog", "answer": "no"}

@@ -241,6 +241,18 @@ def test_groups_and_headline() -> None:
     assert find(comparison.rows[0].figures, "accuracy", "no such group") is None
 
 
+def test_answers_that_nothing_reads_are_told() -> None:
+    [comparison] = compare(
+        [outcomes.yes_no("var", counts={"samples": 216, "answered": 216, "unparsed": 100})]
+    )
+    assert any(
+        note.startswith("var: 100 of 216 answers could not be read and count as wrong")
+        for note in caveats(comparison)
+    )
+    [comparison] = compare([outcomes.yes_no("var", counts={"samples": 216, "answered": 216, "unparsed": 4})])
+    assert not any("could not be read" in note for note in caveats(comparison))
+
+
 def test_notes_tell_what_to_beware_of() -> None:
     lossy = outcomes.yes_no("var", failed=(0, 5))
     unfinished = outcomes.yes_no("vhr", counts={"samples": 1000, "answered": 210, "failed": 2})

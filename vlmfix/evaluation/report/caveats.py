@@ -6,6 +6,8 @@ from vlmfix.evaluation.analysis.comparison import Comparison, Row
 from vlmfix.evaluation.analysis.results import Outcome
 from vlmfix.evaluation.sample import UNREACHED
 
+_MOST_UNREAD = 0.2
+
 FEW_IMAGES = 30
 """Below that, intervals are wide, and can be somewhat too short."""
 
@@ -70,6 +72,12 @@ def _caveats(row: Row) -> list[str]:
         found.append(failures)
     if count := outcome.failures.get(UNREACHED):
         found.append(f"{count:,} answers were not reached, as the reasoning did not end within the limit")
+    read = outcome.counts.get("answered", 0)
+    if read and (unread := outcome.counts.get("unparsed", 0)) > _MOST_UNREAD * read:
+        found.append(
+            f"{unread:,} of {read:,} answers could not be read and count as wrong: the figures say more of "
+            "their form than of what the model knows"
+        )
     if row.unpaired:
         found.append(f"no paired differences: {row.unpaired}")
     undefined = [_place(each.metric.name, each.metric.group) for each in row.figures if not each.is_defined]
