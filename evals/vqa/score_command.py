@@ -111,7 +111,7 @@ def score_files(
     """
     chosen = scorer.mode_named(mode)
     keys = keys or Keys()
-    ids = [keys.id or "", *_ID_KEYS]
+    ids = [*filter(None, [keys.id]), *_ID_KEYS]
     annotated = _by_id(read_records(annotations, lists=("annotations", "data")), annotations, ids)
     read = read_answers(results, dataclasses.replace(keys, label=None), numbers=True)
     numbered = None if index is None else Index(index, ("question_id",))

@@ -108,7 +108,9 @@ def test_pope_is_built_where_there_are_no_files(scenes, tmp_path):
 
 def test_pope_needs_files_or_instances(tmp_path):
     folder = DataFolder.find(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"pope needs pope, .* or instances to build questions from"):
+    with pytest.raises(
+        FileNotFoundError, match=r"pope needs question files, .* or instances to build questions from"
+    ):
         pope_samples(folder, load_protocol("pope.llava"))
 
 

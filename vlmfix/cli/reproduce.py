@@ -83,11 +83,11 @@ def _list() -> None:
 
     from vlmfix.evaluation.reproduction import load_table, tables
 
-    shown = Table(box=SIMPLE_HEAD)
-    for head in ("table", "model", "rows", "source"):
-        shown.add_column(head, overflow="fold")
+    shown = Table("table", "model", "rows", "source", box=SIMPLE_HEAD)
+    shown.columns[0].no_wrap = True
     for table in map(load_table, tables()):
-        shown.add_row(table.name, table.model, ", ".join(dict.fromkeys(table.methods)), table.source)
+        model = table.model.rpartition("/")[2]
+        shown.add_row(table.name, model, ", ".join(dict.fromkeys(table.methods)), table.source)
     out.print(shown)
     out.print(
         "vlmfix reproduce TABLE --data DIR repeats one; every source says what it does not say.",

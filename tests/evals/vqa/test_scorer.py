@@ -232,6 +232,7 @@ def test_results_that_do_not_fit(
     ("row", "message"),
     [
         ({"question_id": 1}, "no list of people's answers"),
+        ({"answers": []}, "no question id; expected the key 'question_id'"),
         (annotation(1, []), "no answers to compare with"),
         ({"question_id": 1, "answers": "cat"}, "'answers' is \"cat\"; it must be a list"),
         (annotation(1, [{"text": "cat"}]), "one of 'answers' is"),

@@ -197,7 +197,8 @@ class DataFolder:
 
     def _missing(self, name: str, task: str) -> str:
         looked = "" if self.root is None else f", looked for {layouts.LOOKED_FOR[name]}"
-        return f"{task} needs {name}, and {self._place} has none{looked}; give data: {{{name}: PATH}}"
+        what = {"pope": "question files"}.get(name, name)
+        return f"{task} needs {what}, and {self._place} has none{looked}; give data: {{{name}: PATH}}"
 
 
 def find_training(root: str | Path, method: str) -> DataFolder:
