@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 import vlmfix
-from tests.support import families, layer_reference
+from tests.support import families, layer_reference, zoo
 from vlmfix.methods.logits.sla import augment
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
@@ -52,9 +52,8 @@ def test_against_brute_force(parameters: dict[str, Any], model: PreTrainedModel,
         total = torch.zeros_like(logits)
         for each in exits:
             with torch.no_grad():
-                early = head(norm(states[each]) if method.normed else states[each])
-            agreed.append(float(early.argmax() == logits.argmax()))
-            total += early
+                total += head(norm(states[each]) if method.normed else states[each])
+        agreed.append(float(total.argmax() == logits.argmax()))
         return (1 - method.gamma) * logits + method.gamma * total / len(exits)
 
     expected = layer_reference.answers(model, family, inputs, mix)
@@ -62,6 +61,24 @@ def test_against_brute_force(parameters: dict[str, Any], model: PreTrainedModel,
         found = layer_reference.generated(model, inputs)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert method.edit_stats().size == pytest.approx(sum(agreed) / len(agreed))
+
+
+def test_capped_logits_are_averaged_one_by_one() -> None:
+    """Where the model caps its logits, the logits of the mean state are not the mean of the logits."""
+    model, cap = zoo.build("gemma4"), 0.02
+    model.config.get_text_config().final_logit_softcapping = cap
+    inputs = zoo.prompt("gemma4", model)
+    states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+    with torch.no_grad():
+        exits = [model.get_output_embeddings()(states[each][:, -1]) for each in (1, 2)]
+    whole = model(**inputs).logits[:, -1]
+    assert (whole.abs() > cap / 2).any()
+    expected = 0.5 * whole + 0.25 * sum(torch.tanh(each / cap) * cap for each in exits)
+    with vlmfix.SelfLogitAugmentation(gamma=0.5, exits=(1, 2))(model):
+        found = model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        ).logits[0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_it_is_refused_where_another_method_defines_the_logits(llava: PreTrainedModel) -> None:

@@ -61,10 +61,18 @@ class SelfLogitAugmentation(AddsEarlyExits):
         """The last six, without the embedding."""
         return tuple(range(min(max(1, depth - _EXITS), depth - 1), depth))
 
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        states = super().extra_hidden_states(context, hidden_states)
+        if _caps_logits(context):
+            return states
+        # An output head is linear, so that the mean of the logits is the logits of the mean: one row, not six.
+        stacked = torch.stack([each.to(states[0]) for each in states])
+        return [stacked.float().mean(dim=0).to(stacked.dtype)]
+
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         exits = torch.stack(list(branches), dim=1)
-        agree = exits.argmax(dim=-1) == logits.argmax(dim=-1, keepdim=True)
-        context.measure(self, size=agree.float().mean(dim=1, keepdim=True))
+        agrees = finite(exits).mean(dim=1).argmax(dim=-1) == logits.argmax(dim=-1)
+        context.measure(self, size=agrees[:, None].float())
         return augment(logits, exits, self.gamma)
 
     def inactive_reason(self, context: DecodeContext) -> str:
@@ -72,7 +80,12 @@ class SelfLogitAugmentation(AddsEarlyExits):
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
-            sums.details = {"size": "share of the exits whose likeliest token is that of the model"}
+            sums.details = {"size": "share of the steps in which the mean has the model's likeliest token"}
+
+
+def _caps_logits(context: DecodeContext) -> bool:
+    assert context.config is not None
+    return getattr(context.config.get_text_config(), "final_logit_softcapping", None) is not None
 
 
 def augment(logits: Tensor, exits: Tensor, gamma: float) -> Tensor:
