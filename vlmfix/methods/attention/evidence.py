@@ -108,7 +108,7 @@ def largest(values: Tensor, count: int) -> Tensor:
         values: in the same form.
     """
     order = values.argsort(dim=1, descending=True, stable=True)
-    return order.argsort(dim=1) < count
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
 
 def _mean(values: Tensor, tokens: Tensor) -> Tensor:

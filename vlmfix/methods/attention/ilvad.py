@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,12 +131,12 @@ class ILVAD(LayerRange, ReadsLastRowAgain, WritesAhead, RemembersSequences):
 
     def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
         layout, heads = context.layout_at(layer), self._heads(weights)
-        gain, image = self._of_image(context, layout, weights)
+        _, gain, image, text = self._columns(context, layout, weights)
         chosen, looks = evidence_of_rows(weights, gain, image, heads=heads)
         if context.is_prefill:
             self._note_prompt(context, layout, looks)
             return weights
-        factors, text = self._of_text(context, layout, weights)
+        factors = self._text_factors(context, layout, weights)
         if context.step and context.has_newest_row:
             newest = looks[:, -1].to(context.layout.image_tokens.device)
             context.memory[self, "newest"] = context.memory.get((self, "newest"), 0) + newest
@@ -165,15 +165,18 @@ class ILVAD(LayerRange, ReadsLastRowAgain, WritesAhead, RemembersSequences):
         """How many heads are chosen of those of `(batch, heads, ...)` weights."""
         return max(1, int(weights.shape[1] * self.head_share))
 
-    def _of_image(
-        self, context: DecodeContext, layout: PromptLayout, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the logarithms of weights on image tokens gain, and which these are, `(batch, 1, 1, keys)`."""
-        keys = weights.shape[-1]
-        gain = layout.gather(context.state[self, "gain"])
-        gain = nn.functional.pad(gain, (0, keys - gain.shape[1])).to(weights.device)
-        image = layout.over_keys(layout.image_tokens, keys).to(weights.device)
-        return gain[:, None, None], image[:, None, None]
+    def _columns(self, context: DecodeContext, layout: PromptLayout, weights: Tensor) -> _Columns:
+        """What it has to know of keys; worked out once a step."""
+        key, keys = (self, layout, weights.device), weights.shape[-1]
+        known = context.state.get(key)
+        if known is None or known.step != context.step or known.gain.shape[-1] != keys:
+            gain = layout.gather(context.state[self, "gain"])
+            gain = nn.functional.pad(gain, (0, keys - gain.shape[1]))
+            image = layout.over_keys(layout.image_tokens, keys)
+            text = layout.over_keys(layout.after_last_image, keys, generated=self.takes(context))
+            columns = (each.to(weights.device)[:, None, None] for each in (gain, image, text))
+            known = context.state[key] = _Columns(context.step, *columns)
+        return known
 
     def _note_prompt(self, context: DecodeContext, layout: PromptLayout, looks: Tensor) -> None:
         """Add what rows of the prompt looked at evidence in a layer, `(batch, rows)`."""
@@ -186,14 +189,10 @@ class ILVAD(LayerRange, ReadsLastRowAgain, WritesAhead, RemembersSequences):
             total = own.new_zeros(context.layout.image_tokens.shape)
         context.memory[self, "looks"] = total.scatter_add(1, whole, own)
 
-    def _of_text(
-        self, context: DecodeContext, layout: PromptLayout, weights: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """Factors on text, `(batch, 1, rows, keys)`, and which it is, `(batch, 1, 1, keys)` bool."""
-        text = layout.over_keys(layout.after_last_image, weights.shape[-1], generated=self.takes(context))
-        text = text.to(weights.device)[:, None, None]
+    def _text_factors(self, context: DecodeContext, layout: PromptLayout, weights: Tensor) -> Tensor | None:
+        """Factors on text, `(batch, 1, rows, keys)`."""
         if self.beta is None:
-            return None, text
+            return None
         if context.state.get((self, "step")) != context.step:
             context.state[self, "step"] = context.step
             self._begin_step(context, self.beta)
@@ -205,7 +204,7 @@ class ILVAD(LayerRange, ReadsLastRowAgain, WritesAhead, RemembersSequences):
         if layout.positions is not None:
             places = layout.positions.to(factors.device)[:, None].expand(-1, factors.shape[1], -1)
             factors = torch.cat([factors[..., :length].gather(2, places), factors[..., length:]], dim=2)
-        return factors[:, None], text
+        return factors[:, None]
 
     def _begin_step(self, context: DecodeContext, beta: float) -> None:
         """Work out the factors on text in a step, of its prompt and of the tokens so far."""
@@ -224,3 +223,19 @@ class ILVAD(LayerRange, ReadsLastRowAgain, WritesAhead, RemembersSequences):
         if before is not None and context.engine.cache is None:
             factors = torch.cat([nn.functional.pad(before, (0, 1), value=1.0), factors], dim=1)
         memory[self, "factors"] = factors
+
+
+class _Columns(NamedTuple):
+    """What is known of keys in a step, `(batch, 1, 1, keys)` each.
+
+    Args:
+        step: in which it was worked out.
+        gain: what the logarithms of weights on image tokens gain.
+        image: image tokens, bool.
+        text: text after the image, bool.
+    """
+
+    step: int
+    gain: Tensor
+    image: Tensor
+    text: Tensor

@@ -65,7 +65,7 @@ class SelfLogitAugmentation(AddsEarlyExits):
         states = super().extra_hidden_states(context, hidden_states)
         if _caps_logits(context):
             return states
-        # An output head is linear, so that the mean of the logits is the logits of the mean: one row, not six.
+        # A head is linear, so that the logits of the mean are the mean of the logits: one row and not six.
         stacked = torch.stack([each.to(states[0]) for each in states])
         return [stacked.float().mean(dim=0).to(stacked.dtype)]
 
