@@ -49,7 +49,7 @@ def _loaded_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> No
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The output and result of three tasks and two methods in one go."""
     output = tmp_path_factory.mktemp("whole")
-    return output, jobs.evaluate(output, *TASKS, *METHODS, *SHORT, "--data", world)
+    return output, jobs.evaluate(output, *TASKS, *METHODS, *SHORT, "--data", world, draws=True)
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ tokens = {}
 for name in sys.argv[1:]:
     inputs = families.prompt("llava", model, (1, 2), seed=5)
     with attached(name, model):
-        tokens[name] = model.generate(**inputs, **under(model, max_new_tokens=3)).tolist()
+        tokens[name] = model.generate(**inputs, **under(model, max_new_tokens=2)).tolist()
 print(json.dumps(tokens))
 """
 
@@ -162,7 +162,7 @@ def test_two_runs_in_one_process_equal_two_processes(llava: PreTrainedModel) -> 
     alone = json.loads(done.stdout.splitlines()[-1])
     for name in ATTACHED:
         with attached(name, llava):
-            kwargs = under(llava, max_new_tokens=3)
+            kwargs = under(llava, max_new_tokens=2)
             llava.generate(**families.prompt("llava", llava, (2, 1), seed=4), **kwargs)
             second = llava.generate(**families.prompt("llava", llava, (1, 2), seed=5), **kwargs)
         assert second.tolist() == alone[name], name

@@ -261,97 +261,95 @@ def truncated() -> bytes:
 FIRST = "images/000000000002.png"
 
 
-def linked(folder: Path) -> None:
-    (folder / FIRST).unlink()
-    (folder / FIRST).symlink_to(folder / FIRST)
+def linked(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
 
 
-def is_folder(folder: Path) -> None:
-    (folder / FIRST).unlink()
-    (folder / FIRST).mkdir()
+def is_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
-def all_of(*edits: Edit) -> Edit:
-    def edit(folder: Path) -> None:
-        for each in edits:
-            each(folder)
-
-    return edit
+def holds(content: bytes) -> Edit:
+    return lambda path: path.write_bytes(content) and None
 
 
-# The first question and the fourth one are about the second picture.
-BROKEN_SAMPLES: list[tuple[str, Edit, int, str]] = [
-    ("missing image", all_of(pope(rows()), removed(FIRST)), 2, "no image file"),
-    ("empty image", all_of(pope(rows()), raw(FIRST, b"")), 2, "is not a readable image"),
-    ("text as image", all_of(pope(rows()), raw(FIRST, b"<html>404</html>")), 2, "is not a readable image"),
-    ("truncated JPEG", all_of(pope(rows()), raw(FIRST, truncated())), 2, "is not a readable image"),
-    ("image bomb", all_of(pope(rows()), raw(FIRST, png(40_000, 40_000))), 2, "too many pixels"),
-    ("large image", all_of(pope(rows()), raw(FIRST, png(10_000, 10_000))), 2, "too many pixels"),
-    ("image without pixels", all_of(pope(rows()), raw(FIRST, png(0, 5))), 2, "is not a readable image"),
-    ("vector graphics", all_of(pope(rows()), raw(FIRST, b"<svg/>")), 2, "is not a readable image"),
-    ("link to itself", all_of(pope(rows()), linked), 2, "no image file"),
-    ("folder as image", all_of(pope(rows()), is_folder), 2, "no image file"),
-    ("image elsewhere", pope_row(image="../../secret.png"), 1, "no image file"),
-    ("image of a web page", pope_row(image="https://example.org/a.png"), 1, "no image file"),
-    ("zero byte in a path", pope_row(image="a\0b.png"), 1, "no image file"),
-    ("placeholder in a question", pope_row(text="Is there an <image> here?"), 1, "image"),
-    ("nothing but placeholders", pope_row(text="<image><image>"), 1, "image"),
-]
+BROKEN_PICTURES: dict[str, tuple[Edit, str]] = {
+    "missing": (Path.unlink, "no image file"),
+    "empty": (holds(b""), "is not a readable image"),
+    "text": (holds(b"<html>404</html>"), "is not a readable image"),
+    "truncated JPEG": (holds(truncated()), "is not a readable image"),
+    "bomb": (holds(png(40_000, 40_000)), "too many pixels"),
+    "large": (holds(png(10_000, 10_000)), "too many pixels"),
+    "without pixels": (holds(png(0, 5)), "is not a readable image"),
+    "vector graphics": (holds(b"<svg/>"), "is not a readable image"),
+    "link to itself": (linked, "no image file"),
+    "folder": (is_folder, "no image file"),
+}
+BROKEN_QUESTIONS: dict[str, tuple[dict[str, str], str]] = {
+    "image elsewhere": ({"image": "../../secret.png"}, "no image file"),
+    "image of a web page": ({"image": "https://example.org/a.png"}, "no image file"),
+    "zero byte in a path": ({"image": "a\0b.png"}, "no image file"),
+    "placeholder": ({"text": "Is there an <image> here?"}, "image"),
+    "nothing but placeholders": ({"text": "<image><image>"}, "image"),
+}
 
 
-@pytest.mark.parametrize(
-    ("what", "spoil", "count", "message"),
-    BROKEN_SAMPLES,
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_broken_sample_is_a_counted_failure(
-    what: str, spoil: Edit, count: int, message: str, folder: Path, tmp_path: Path
-) -> None:
-    spoil(folder)
+def test_broken_samples_are_counted_failures(folder: Path, tmp_path: Path) -> None:
+    """All in one file, beside six good ones, which are answered."""
+    asked, messages = rows(), {}
+    for what, (spoil, message) in BROKEN_PICTURES.items():
+        path = folder / "images" / f"{what}.png"
+        shutil.copy(folder / FIRST, path)
+        spoil(path)
+        asked.append({**asked[0], "question_id": len(asked) + 1, "image": path.name})
+        messages[len(asked)] = what, message
+    for what, (changes, message) in BROKEN_QUESTIONS.items():
+        asked.append({**asked[0], "question_id": len(asked) + 1, **changes})
+        messages[len(asked)] = what, message
+    pope(asked)(folder)
     result = jobs.evaluate(tmp_path / "out", "pope", "--data", folder, exit_code=3)
+    count = len(messages)
     assert "Traceback" not in result.stderr
     assert f"{count} failed" in result.stderr
-    told = "1 of " in result.stderr and "pictures of pope are missing" in result.stderr
-    assert told == (message == "no image file")
+    missing = [what for what, message in messages.values() if message == "no image file"]
+    assert f"{len(missing)} of {3 + len(BROKEN_PICTURES) + 3} pictures of pope are missing" in result.stderr
     found = jobs.results(tmp_path / "out")
     assert found["counts"] == {
-        "samples": 6,
-        "answered": 6 - count,
+        "samples": 6 + count,
+        "answered": 6,
         "failed": count,
         "unparsed": 0,
         "truncated": 0,
     }
     assert sum(found["failures"].values()) == count
-    errors = [record["error"] for record in jobs.records(tmp_path / "out") if record["status"] == "error"]
+    records = jobs.records(tmp_path / "out")
+    errors = {record["id"]: record["error"] for record in records if record["status"] == "error"}
+    for number, (what, message) in messages.items():
+        [error] = [text for id, text in errors.items() if id.endswith(f"/{number}")]
+        assert message in error, what
     assert len(errors) == count
-    assert all(message in error for error in errors)
     assert len((next(tmp_path.glob("out/pope/*")) / "errors.jsonl").read_text().splitlines()) == count
-    assert f"{count} of 6 samples failed" in (tmp_path / "out" / "report.html").read_text()
+    assert f"{count} of {6 + count} samples failed" in (tmp_path / "out" / "report.html").read_text()
 
 
-ODD: list[tuple[str, Edit]] = [
-    ("label YES", pope_row(label="YES")),
-    ("label with blanks", pope_row(label=" No ")),
-    ("string ids", pope([row | {"question_id": str(row["question_id"])} for row in rows()])),
-    ("byte order mark", pope(b"\xef\xbb\xbf" + json.dumps(rows()).encode())),
-    ("Windows line ends", pope("\r\n".join(map(json.dumps, rows())))),
-    ("more keys than needed", pope_row(score=0.5, box=[1, 2])),
-    ("control characters", pope_row(text="\u202e\u200b\U0001f600 \x00\x07")),
-    ("special tokens", pope_row(text="</s><pad><unk>")),
-    ("a template", pope_row(text="{{ 7 * 7 }} {% raw %} %s {0}")),
-    ("a prompt in a prompt", pope_row(text="USER: Hi ASSISTANT: no")),
-    ("markup", pope_row(text="[/red] [bold] <script>alert(1)</script>")),
-    ("a very long question", pope_row(text="Is there a dog " + "very " * 500 + "near?")),
-    ("one pixel", all_of(pope(rows()), lambda folder: Image.new("L", (1, 1)).save(folder / FIRST))),
-    (
-        "four inks",
-        all_of(pope(rows()), lambda folder: Image.new("CMYK", (9, 9)).save(folder / FIRST, "TIFF")),
-    ),
-    ("see-through", all_of(pope(rows()), lambda folder: Image.new("RGBA", (9, 9)).save(folder / FIRST))),
-    ("16 bits", all_of(pope(rows()), lambda folder: Image.new("I;16", (9, 9)).save(folder / FIRST))),
-    ("a stripe", all_of(pope(rows()), lambda folder: Image.new("RGB", (300, 1)).save(folder / FIRST))),
-    ("damaged EXIF", all_of(pope(rows()), lambda folder: damaged_exif(folder / FIRST))),
-]
+ODD_TEXTS = (
+    "\u202e\u200b\U0001f600 \x00\x07",
+    "</s><pad><unk>",
+    "{{ 7 * 7 }} {% raw %} %s {0}",
+    "USER: Hi ASSISTANT: no",
+    "[/red] [bold] <script>alert(1)</script>",
+    "Is there a dog " + "very " * 500 + "near?",
+)
+ODD_PICTURES: dict[str, Edit] = {
+    "one pixel": lambda path: Image.new("L", (1, 1)).save(path),
+    "four inks": lambda path: Image.new("CMYK", (9, 9)).save(path, "TIFF"),
+    "see-through": lambda path: Image.new("RGBA", (9, 9)).save(path),
+    "16 bits": lambda path: Image.new("I;16", (9, 9)).save(path),
+    "a stripe": lambda path: Image.new("RGB", (300, 1)).save(path),
+    "damaged EXIF": lambda path: damaged_exif(path),
+}
 
 
 def damaged_exif(path: Path) -> None:
@@ -361,9 +359,32 @@ def damaged_exif(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("what", "change"), ODD, ids=lambda value: value if isinstance(value, str) else "")
-def test_odd_but_good_inputs_are_answered(what: str, change: Edit, folder: Path, tmp_path: Path) -> None:
-    change(folder)
+def odd_pictures(folder: Path) -> None:
+    for what, save in ODD_PICTURES.items():
+        save(folder / "images" / f"{what}.png")
+    pope([row | {"image": f"{what}.png"} for row, what in zip(rows(), ODD_PICTURES, strict=True)])(folder)
+
+
+ODD: dict[str, Edit] = {
+    "labels and further keys": pope(
+        [
+            row | {"label": label, "score": 0.5, "box": [1, 2]}
+            for row, label in zip(rows(), ("YES", " No ", "Yes", "no", "yes ", "NO"), strict=True)
+        ]
+    ),
+    "ids are texts after a byte order mark": pope(
+        b"\xef\xbb\xbf"
+        + json.dumps([row | {"question_id": str(row["question_id"])} for row in rows()]).encode()
+    ),
+    "Windows line ends": pope("\r\n".join(map(json.dumps, rows()))),
+    "questions": pope([row | {"text": text} for row, text in zip(rows(), ODD_TEXTS, strict=True)]),
+    "pictures": odd_pictures,
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_but_good_inputs_are_answered(what: str, folder: Path, tmp_path: Path) -> None:
+    ODD[what](folder)
     result = jobs.evaluate(tmp_path / "out", "pope", "--data", folder)
     assert "failed" not in result.stderr
     found = jobs.results(tmp_path / "out")

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from vlmfix.cli.app import app
 from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
+from vlmfix.evaluation.report.plots import Plot
 from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, Worker
 from vlmfix.evaluation.sample import Sample
@@ -28,9 +31,21 @@ PROTOCOL = default_protocol("pope", "synthetic").on("synthetic")
 SAMPLED = PROTOCOL.with_(temperature=1.5, seeds=[0, 1, 2], max_new_tokens=6)
 
 
-def cli(*arguments: object) -> Any:
-    """The result of a command, run in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def cli(*arguments: object, draws: bool = False) -> Any:
+    """The result of a command, run in this process.
+
+    Args:
+        arguments: of the command line.
+        draws: whether figures for papers are drawn; their files are empty otherwise, as drawing them takes
+            longer than all the rest of a small job.
+    """
+    with nullcontext() if draws else patch.object(Plot, "write", _left_empty):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _left_empty(plot: Plot, folder: Path, prefix: str = "") -> None:
+    for path in plot.files(folder, prefix):
+        path.touch()
 
 
 def load_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,9 +59,9 @@ def load_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmfix.cli.jobs.load_model", load)
 
 
-def evaluate(output: Path, *arguments: object, exit_code: int = 0) -> Any:
+def evaluate(output: Path, *arguments: object, exit_code: int = 0, draws: bool = False) -> Any:
     """The result of `vlmfix eval`, which has to be a success; 3 is one in which samples failed."""
-    result = cli("eval", *arguments, "--output", output)
+    result = cli("eval", *arguments, "--output", output, draws=draws)
     assert result.exit_code == exit_code, result.stderr
     return result
 
