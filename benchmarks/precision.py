@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -137,7 +138,7 @@ def main(
     """Print how far half precision is from float32 under every method, and under plain decoding."""
     whole, processor = vlmfix.load(model, dtype="float32")
     models = [whole, *(vlmfix.load(model, dtype=dtype)[0] for dtype in DTYPES)]
-    table = Table("method", title=f"{model}, {count} captions of {tokens} tokens at most")
+    table = Table("method", box=MARKDOWN)
     for dtype in DTYPES:
         for column in ("moved", "of greedy's", "largest", "agreement"):
             table.add_column(f"{dtype} {column}", justify="right")
@@ -167,7 +168,8 @@ def main(
             for each, of in zip(found, plain, strict=True)
         ]
         table.add_row(name, *(cell for row in cells for cell in row))
-    Console(width=150).print(table, *refused, sep="\n")
+    heading = f"{model}, {count} captions of {tokens} tokens at most"
+    Console(width=200).print(heading, table, *refused, sep="\n", soft_wrap=True)
 
 
 if __name__ == "__main__":
