@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 # Tests start many processes, each of which would compile the package anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test tests checks quick support coverage lint types docs test-oldest clean
+.PHONY: demo test tests checks quick support coverage lint types docs bench test-oldest clean
 
 demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
@@ -46,6 +46,10 @@ types: $(VENV)/ready
 
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Speed against greedy decoding on this machine, and against the last kept run of such a machine.
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks.bench
 
 test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/pytest $(PARALLEL) -m promises

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -232,7 +233,7 @@ def measure_once(
     return Cost(prefill, statistics.median(decode), prefill + sum(decode), cache)
 
 
-def measure(
+def measure_rounds(
     model: PreTrainedModel,
     method: vlmfix.Method | None,
     *,
@@ -240,17 +241,20 @@ def measure(
     rounds: int,
     batch_size: int,
     images: int,
-) -> tuple[Cost, Cost]:
-    """Medians over the rounds: the cost, and its ratio to greedy."""
+) -> tuple[list[Cost], list[Cost]]:
+    """The cost of each round after one to warm up, and its ratio to greedy in the same round."""
     inputs = random_inputs(model, batch_size, images)
     costs, ratios = [], []
     for _ in track(range(rounds + 1), description=type(method).__name__.lower(), transient=True):
         greedy, steered = (measure_once(model, inputs, tokens, each) for each in (None, method))
         costs.append(steered)
-        ratios.append([ours / plain for ours, plain in zip(steered, greedy, strict=True)])
-    medians = (map(statistics.median, zip(*each[1:], strict=True)) for each in (costs, ratios))
-    cost, ratio = (Cost(*each) for each in medians)
-    return cost, ratio
+        ratios.append(Cost(*(ours / plain for ours, plain in zip(steered, greedy, strict=True))))
+    return costs[1:], ratios[1:]
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    """Of each figure by itself."""
+    return Cost(*map(statistics.median, zip(*costs, strict=True)))
 
 
 def main(
@@ -298,9 +302,10 @@ def main(
         if separate and acts.owns_logits and "fused" in acts.parameters:
             rows[f"{name}, separate passes"] = dataclasses.replace(acts, fused=False)  # type: ignore[call-arg]
     for name, steered in rows.items():
-        cost, ratio = measure(
+        measured = measure_rounds(
             model, steered, tokens=tokens, rounds=rounds, batch_size=batch_size, images=images
         )
+        cost, ratio = map(median, measured)
         table.add_row(
             name,
             f"{cost.prefill:.1f}",
