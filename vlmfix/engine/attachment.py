@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import attention, compatibility, kernels, tokens
+from vlmfix.engine import attention, compatibility, few_rows, kernels, tokens
 from vlmfix.engine.branches import unfollow_beams
 from vlmfix.engine.caches import named_arguments
 from vlmfix.engine.call import Call
@@ -128,6 +129,9 @@ class Attachment:
             self._processor = processor or self._processor
             if not self.methods:
                 self._install()
+            if _adds_rows(method) and not any(map(_adds_rows, self.methods)):
+                modules = (self.decoder, self.model.get_output_embeddings())
+                few_rows.install(modules, self._stock_rows, self._undo)
         except BaseException:
             if not self.methods:
                 self._undo.close()
@@ -212,6 +216,10 @@ class Attachment:
         self.outside.install(self._undo)
         self._set(self.model, "generate", self._guarded(self.model.generate))
         self._set(self.model, "init_continuous_batching", compatibility.refuse_continuous_batching)
+
+    def _stock_rows(self) -> int:
+        """Rows of the prompts in a decode step; those of other calls are all of the model's own."""
+        return sys.maxsize if self.context is None else self.context.layout.batch_size
 
     def _set(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute of this instance; undone, it is what it was, or gone."""
@@ -388,3 +396,8 @@ class Attachment:
         if not failed and not context.is_prefill:  # a prefill that failed is no run
             for method in self.methods:
                 method.end(context)
+
+
+def _adds_rows(method: MethodHooks) -> bool:
+    """Whether the model reads further rows beside those of the prompts under a method."""
+    return isinstance(method, ReadsEarlyExits) or type(method).branches is not MethodHooks.branches
