@@ -275,8 +275,17 @@ def recipes() -> Iterator[Recipe]:
     Raises:
         ValueError: a file is no recipe, or `VLMFIX_PROFILES` names no folder.
     """
+    yield from map(Recipe.read, recipe_paths())
+
+
+def recipe_paths() -> Iterator[Path]:
+    """The files of all recipes, in the order of `recipes`.
+
+    Raises:
+        ValueError: `VLMFIX_PROFILES` names no folder.
+    """
     tuned = sorted(_user_recipes().glob("*.yaml"), key=lambda path: -path.stat().st_mtime_ns)
-    yield from map(Recipe.read, chain(tuned, sorted(_shipped().glob("*.yaml"))))
+    yield from chain(tuned, sorted(_shipped().glob("*.yaml")))
 
 
 def _user_recipes() -> Path:

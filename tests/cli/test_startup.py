@@ -36,6 +36,7 @@ COMMANDS = (
     "report",
     "reproduce",
     "score",
+    "serve",
     "tune",
 )
 

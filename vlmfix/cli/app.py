@@ -21,6 +21,7 @@ from vlmfix.cli.report import report
 from vlmfix.cli.reproduce import reproduce
 from vlmfix.cli.scenes import scenes
 from vlmfix.cli.score import score_app
+from vlmfix.cli.serve import serve
 from vlmfix.cli.tune import tune
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ def before_any_command(
 
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.command()(methods)
 app.command()(check)
 app.command()(calibrate)

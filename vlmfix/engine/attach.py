@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
+from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import compatibility, kernels
@@ -15,6 +17,7 @@ from vlmfix.engine.capabilities import ReadsEarlyExits, RunsLayerParts, UsesOutp
 from vlmfix.engine.gating import BOTH, reasoning_marks
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.modules import DecoderModules
+from vlmfix.engine.stats import SequenceStats
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.profiles import find_profile
 from vlmfix.models.structure import text_decoder
@@ -85,6 +88,31 @@ def attached_to(model: PreTrainedModel) -> Attachment | None:
     """What hangs on a model; None: nothing."""
     attachment: Attachment | None = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
     return attachment
+
+
+def sequence_stats(model: PreTrainedModel) -> dict[str, list[SequenceStats]]:
+    """What the attached methods did so far in each sequence of the call in progress, by name.
+
+    For whoever hands out the answer to one sequence while others of its batch go on.
+    """
+    attachment = attached_to(model)
+    context = None if attachment is None else attachment.context
+    if attachment is None or context is None:
+        return {}
+    acting: list[Any] = [method for method in attachment.methods if method.edits]  # with the names of methods
+    return {each.name: context.counts_of(each).close(each.skipped(context)).latest for each in acting}
+
+
+def end_sequences(model: PreTrainedModel, ended: Tensor) -> None:
+    """Tell the attached methods that sequences of the call in progress have ended without an end token.
+
+    Args:
+        model: in a call of `generate`.
+        ended: `(sequences,)` bool.
+    """
+    attachment = attached_to(model)
+    if attachment is not None and attachment.context is not None:
+        attachment.context.alive &= ~ended.to(attachment.context.alive.device)
 
 
 def fitted(model: PreTrainedModel, method: MethodHooks, processor: ProcessorMixin | None) -> MethodHooks:

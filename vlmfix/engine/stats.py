@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import reduce
@@ -84,6 +84,18 @@ class SequenceStats(NamedTuple):
     eligible: int
     skipped: str
     divergence: Divergence = Divergence()
+
+
+def summed(sequences: Sequence[SequenceStats]) -> dict[str, Any]:
+    """What a method did in the sequences of one sample, its beams, as sums that can be added up."""
+    sums: dict[str, Any] = {
+        name: sum(getattr(each, name) for each in sequences)
+        for name in ("steps", "steps_edited", "edited", "eligible")
+    }
+    moved = reduce(Divergence.merged, (each.divergence for each in sequences))
+    if moved.kl_steps:
+        sums |= moved._asdict()
+    return sums | {"skipped": sequences[0].skipped}
 
 
 class Counts:

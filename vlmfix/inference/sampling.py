@@ -51,6 +51,33 @@ class SeededSampling(LogitsProcessor):
         return scores + noise.to(scores.dtype)
 
 
+class SamplingByRow(LogitsProcessor):
+    """Sampling in which each sequence of a batch has settings of its own, and some may be greedy.
+
+    Args:
+        draws: `(seed, temperature, top_p)` of each sequence; at temperature 0 it is greedy.
+    """
+
+    def __init__(self, draws: Sequence[tuple[int, float, float]]) -> None:
+        rows: dict[tuple[float, float], list[int]] = {}
+        for row, (_, temperature, top_p) in enumerate(draws):
+            if temperature:
+                rows.setdefault((temperature, top_p), []).append(row)
+        self._groups = [
+            (own, SeededSampling([draws[row][0] for row in own], temperature=temperature, top_p=top_p))
+            for (temperature, top_p), own in rows.items()
+        ]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores, with noise for those that are drawn, `(batch, vocabulary)`."""
+        if not self._groups:
+            return scores
+        drawn = scores.to(torch.float32, copy=True)
+        for rows, sampling in self._groups:
+            drawn[rows] = sampling(input_ids[rows], scores[rows])
+        return drawn
+
+
 def gumbel_noise(seeds: Tensor, step: int, size: int) -> Tensor:
     """Standard Gumbel noise by SplitMix64, `(batch,)` int64 seeds -> `(batch, size)` float64."""
     steps = torch.tensor(step + 1, device=seeds.device)

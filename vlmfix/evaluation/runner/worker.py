@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.api import decoding_under, pictures_under, prompt_under
-from vlmfix.engine.kl import Divergence
+from vlmfix.engine.stats import summed
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, RunStore
@@ -283,15 +282,7 @@ class Worker:
             rows = method.latest_edit_stats()
             beams = len(rows) // samples
             for index in range(samples if beams else 0):
-                own = rows[index * beams : (index + 1) * beams]
-                sums = {
-                    name: sum(getattr(row, name) for row in own)
-                    for name in ("steps", "steps_edited", "edited", "eligible")
-                }
-                moved = reduce(Divergence.merged, (row.divergence for row in own))
-                if moved.kl_steps:
-                    sums |= moved._asdict()
-                found[index][method.name] = sums | {"skipped": own[0].skipped}
+                found[index][method.name] = summed(rows[index * beams : (index + 1) * beams])
         return found
 
     def _failure(self, draw: Draw, error: Exception) -> dict[str, Any]:

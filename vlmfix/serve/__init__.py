@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server of one model and all methods; needs `pip install 'vlmfix[serve]'`."""
