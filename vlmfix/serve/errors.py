@@ -120,7 +120,8 @@ def _first_fault(faults: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         return "", "the body must be a JSON object, sent as Content-Type: application/json"
     if first["type"] == "extra_forbidden":
         return param, f"{param} is no field that this server knows; leave it out"
-    return param, f"{param}: {first['msg']}"
+    reason = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None  # in our words
+    return param, str(reason) if reason else f"{param}: {first['msg']}"
 
 
 async def answer_failure(request: Request, error: Exception) -> JSONResponse:

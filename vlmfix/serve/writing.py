@@ -130,7 +130,7 @@ class Writing:
         if self._waits:
             self._end_reasoning(1 if ended else 0)
         if not self.stopped:
-            self._extend(self._decode(self._answer)[self._skipped :][len(self._text) :])
+            self._extend(self._new_text())
         self._closed = True
         self._cut_pieces()
 
@@ -161,16 +161,19 @@ class Writing:
         self._answer.append(token)
         if self.stopped:
             return
-        before = self._decode(self._answer[self._first : self._read])
-        after = self._decode(self._answer[self._first :])
         begin = len(self._text)
-        if len(after) > len(before) and not after.endswith(_UNFINISHED):
-            new = after[len(before) :]
-            if self._first == 0 and self._skipped:
-                new = after[max(self._skipped, len(before)) :]
+        new = self._new_text()
+        if new and not new.endswith(_UNFINISHED):
             self._first, self._read = self._read, len(self._answer)
             self._extend(new)
         self.pieces.append(Piece(self._text[begin:], scored, self._alternatives(scored)))
+
+    def _new_text(self) -> str:
+        """What the tokens add that are not part of the text yet, a character that is not whole included."""
+        before = len(self._decode(self._answer[self._first : self._read]))
+        if self._first == 0:
+            before = max(before, self._skipped)
+        return self._decode(self._answer[self._first :])[before:]
 
     def _alternatives(self, scored: Scored | None) -> tuple[str, ...]:
         """What the likeliest tokens would have added."""
@@ -181,16 +184,16 @@ class Writing:
         return tuple(self._decode([*tail, each.token_id])[start:] for each in scored.likeliest)
 
     def _extend(self, text: str) -> None:
-        """Add text, and cut it before the first stop text."""
+        """Add text, and cut it before the stop text that is complete first."""
         before = len(self._text)
         self._text += text
-        places = [
-            place
+        found = [
+            (place + len(stop), place)
             for stop in self._stops
             if (place := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0
         ]
-        if places:
-            self._text = self._text[: min(places)]
+        if found:
+            self._text = self._text[: min(found)[1]]
             self.stopped = True
 
     def _cut_pieces(self) -> None:
