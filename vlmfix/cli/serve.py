@@ -55,6 +55,9 @@ def serve(
         list[Path] | None, path_option("Folder whose pictures file addresses may name; repeatable.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Answers decoded together.")] = 16,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=64, help="Batches decoded at the same time; the weights are shared.")
+    ] = 2,
     max_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens of an answer.")] = 2048,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of the body of a request.")] = 2**25,
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of the pictures of a request.")] = 2**25,
@@ -99,6 +102,7 @@ def serve(
             requests=max_requests,
             seconds=timeout,
             batch_size=batch_size,
+            parallel=parallel,
         )
         catalogue = Catalogue(*loaded, name, recipe or ())
         allowed = Allowed(frozenset(each.lower() for each in allow_host or ()), tuple(allow_folder or ()))

@@ -110,9 +110,9 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", responses=_errors(503))
     async def ready() -> responses.Health:
-        """Whether it takes requests: the model is loaded, its thread works, and nobody stops it."""
+        """Whether it takes requests: the model is loaded, its threads work, and nobody stops it."""
         if not service.is_ready:
-            raise RequestError(503, "the server is stopping, or its thread has ended", code="stopping")
+            raise RequestError(503, "the server is stopping, or a thread of it has ended", code="stopping")
         return responses.Health()
 
     @app.get(

@@ -131,7 +131,7 @@ class Row:
     _said: int = 0
     _told: int = 0
     _reasoned: bool = False
-    writing: Writing = field(init=False)
+    writing: Writing = field(init=False, repr=False)
 
     def begin(self, processor: ProcessorMixin) -> None:
         """Begin to write, or begin anew, where what was said stays said."""

@@ -21,6 +21,7 @@ class Limits:
         requests: in the server at once, waiting or at work.
         seconds: from the first byte of a request to the last of its answer.
         batch_size: answers that are decoded together.
+        parallel: batches that are decoded at the same time, so that no long one keeps all others waiting.
     """
 
     bytes: int = 2**25
@@ -29,3 +30,4 @@ class Limits:
     requests: int = 256
     seconds: float = 300.0
     batch_size: int = 16
+    parallel: int = 2

@@ -37,7 +37,7 @@ _PREPARING = 4
 
 
 class Service:
-    """One model with its queue and its thread.
+    """One model with its queue and its threads.
 
     Args:
         model: stock, as `vlmfix.generate` takes it.
@@ -59,12 +59,14 @@ class Service:
         self.limits = limits
         self.metrics = Metrics()
         self.is_stopping = False
-        self._model = model
         self._allowed = allowed
         # A tokenizer is no place for two threads.
         self._reader = copy.deepcopy(processor)
         self._waiting = Waiting(limits.batch_size)
-        self._worker = Worker(model, processor, self._waiting, self.metrics)
+        self.workers = [
+            Worker(each, copy.deepcopy(processor), self._waiting, self.metrics)
+            for each in (model, *(_twin(model) for _ in range(limits.parallel - 1)))
+        ]
         self._pool = ThreadPoolExecutor(_PREPARING, "vlmfix-serve-pictures")
         self._pixels = 0
         self.metrics.open_requests.set_function(lambda: self._open)
@@ -78,19 +80,21 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether it takes requests."""
-        return self._worker.is_alive() and not self.is_stopping
+        return all(each.is_alive() for each in self.workers) and not self.is_stopping
 
     def start(self) -> None:
         """Begin to work."""
-        self._worker.start()
+        for each in self.workers:
+            each.start()
 
     def stop(self) -> None:
         """Finish what waits, and end; requests that nobody waits for are left out."""
         self.is_stopping = True
         self._waiting.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._worker.is_alive():
-            self._worker.join()
+        for each in self.workers:
+            if each.is_alive():
+                each.join()
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -291,6 +295,12 @@ class Service:
                 param="messages",
             )
         return min(room, self.limits.tokens) if wanted is None else wanted
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in modules of their own, to which other methods may be attached at the same time."""
+    weights = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, weights)
 
 
 def _texts(content: str | Sequence[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The thread in which the model works."""
+"""A thread in which the model works."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin, StoppingCriteriaList
 
 from vlmfix.api import pictures_under
@@ -36,8 +35,8 @@ class Worker(threading.Thread):
     """Answers what waits, batch by batch, until nothing more will come.
 
     Args:
-        model: that answers.
-        processor: of the model.
+        model: that answers, whose modules no other thread uses.
+        processor: of the model, which no other thread uses either.
         waiting: what to answer.
         metrics: to count batches in.
     """
@@ -118,7 +117,6 @@ class Worker(threading.Thread):
         self, row: Row, methods: Sequence[Method], kwargs: dict[str, Any], passes: ForwardCounter
     ) -> None:
         """One answer by a search, a loop or several passes, which is there as a whole or not at all."""
-        torch.manual_seed(row.seed % 2**63)
         asking = [each for each in methods if isinstance(each, MultiPassMethod)]
         written = row.writing
         if asking:

@@ -1,0 +1,282 @@
+"""What the server takes on, who leaves early, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from openai import OpenAI
+
+import vlmfix
+from tests.support.serving import NAME, SCENE, asking, serving
+from vlmfix.serve import worker
+from vlmfix.serve.limits import Limits
+from vlmfix.serve.service import Service
+
+CHAT = "/v1/chat/completions"
+LONG = {
+    "model": NAME,
+    "messages": [{"role": "user", "content": "Hello"}],
+    "max_tokens": 1500,
+    "temperature": 2,
+}
+SHORT = LONG | {"max_tokens": 1}
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for what must come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def endless(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that the model does not end."""
+    monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", None)
+
+
+@pytest.fixture
+def steps(loaded: tuple[Any, Any]) -> Iterator[list[int]]:
+    """Sequences in each forward pass."""
+    found: list[int] = []
+    handle = loaded[0].register_forward_pre_hook(
+        lambda _, args, kwargs: found.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    yield found
+    handle.remove()
+
+
+def test_a_body_has_a_size(loaded: tuple[Any, Any]) -> None:
+    with serving(loaded, Limits(bytes=1000)) as (url, service):
+
+        def sent(size: int, *, announced: bool) -> httpx.Response:
+            content = json.dumps(SHORT).encode().ljust(size)
+            pieces = (content[start : start + 100] for start in range(0, size, 100))
+            headers = {"Content-Type": "application/json"}
+            return httpx.post(url + CHAT, content=content if announced else pieces, headers=headers)
+
+        assert sent(1000, announced=True).status_code == sent(1000, announced=False).status_code == 200
+        for announced in (True, False):
+            for size in (1001, 10**6):
+                response = sent(size, announced=announced)
+                assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        client = OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0)
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(model=NAME, messages=asking())  # type: ignore[arg-type]
+        assert caught.value.status_code == 413
+        with socket.create_connection(httpx.URL(url).netloc.decode().split(":")) as raw:  # type: ignore[arg-type]
+            raw.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {'9' * 40}\r\n\r\n".encode())
+            assert b" 4" in raw.recv(20)
+        assert sent(1000, announced=True).status_code == 200
+
+
+@pytest.mark.usefixtures("endless")
+def test_too_many_requests_are_told_to_come_again(loaded: tuple[Any, Any]) -> None:
+    with serving(loaded, Limits(requests=2)) as (url, service), httpx.Client(timeout=60) as client:
+        with (
+            client.stream("POST", url + CHAT, json=LONG | {"stream": True}) as one,
+            client.stream("POST", url + CHAT, json=LONG | {"stream": True}) as other,
+        ):
+            assert one.status_code == other.status_code == 200
+            refused = client.post(url + CHAT, json=SHORT)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            assert client.get(f"{url}/health").status_code == 200
+        until(lambda: client.post(url + CHAT, json=SHORT).status_code == 200)
+
+
+@pytest.mark.usefixtures("endless")
+def test_time_is_limited(loaded: tuple[Any, Any], steps: list[int]) -> None:
+    with serving(loaded, Limits(seconds=0.4)) as (url, service):
+        late = httpx.post(url + CHAT, json=LONG)
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "timeout")
+        until(lambda: httpx.post(url + CHAT, json=SHORT).status_code == 200)
+        count = len(steps)
+        lines = httpx.post(url + CHAT, json=LONG | {"stream": True}).text.strip().splitlines()
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+        assert "[DONE]" not in lines
+        assert len(steps) - count < 1000
+
+
+@pytest.mark.usefixtures("endless")
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("plan", ["", ":baseline.beam"])
+def test_nobody_works_for_a_client_that_left(
+    server: tuple[str, Service], steps: list[int], stream: bool, plan: str
+) -> None:
+    url, service = server
+    with socket.create_connection(httpx.URL(url).netloc.decode().split(":")) as raw:  # type: ignore[arg-type]
+        content = json.dumps(
+            LONG | {"model": NAME + plan, "stream": stream} | ({"temperature": 0} if plan else {})
+        )
+        raw.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n{content}".encode()
+        )
+        until(lambda: len(steps) > 5)
+    until(lambda: service.metrics.registry.get_sample_value("vlmfix_open_requests") == 0)
+    time.sleep(0.1)
+    count = len(steps)
+    time.sleep(0.2)
+    assert len(steps) == count < 1000
+
+
+@pytest.mark.usefixtures("endless")
+def test_an_answer_leaves_when_its_client_does_and_the_others_go_on(
+    client: OpenAI, server: tuple[str, Service]
+) -> None:
+    settings: dict[str, Any] = LONG | {"max_tokens": 150, "seed": 1, "stream": True}
+    expected = "".join(
+        each.choices[0].delta.content or "" for each in client.chat.completions.create(**settings)
+    )
+    streams = [client.chat.completions.create(**settings | {"seed": seed}) for seed in (1, 2)]
+    next(streams[1])
+    streams[1].close()
+    assert "".join(each.choices[0].delta.content or "" for each in streams[0]) == expected
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_slow_client_blocks_nobody(server: tuple[str, Service]) -> None:
+    url, service = server
+    content = json.dumps(LONG | {"stream": True, "n": 4})
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        raw.connect(("127.0.0.1", httpx.URL(url).port))
+        raw.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n{content}".encode()
+        )
+        assert raw.recv(12) == b"HTTP/1.1 200"  # and not one byte more
+        before = service.metrics.registry.get_sample_value("vlmfix_completion_tokens_total")
+        answer = httpx.post(url + CHAT, json=SHORT, timeout=60)
+        assert answer.status_code == 200
+        assert service.metrics.registry.get_sample_value("vlmfix_open_requests") == 1
+        assert before is not None
+
+
+def test_a_batch_that_fails_fails_for_whom_it_must(
+    loaded: tuple[Any, Any], client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is too small for a batch, and a request that no batch could answer."""
+    stock, sizes = worker.answer_batch, list[int]()
+
+    def answer_batch(model: Any, processor: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        if any("fail" in each.question.text for each in batch):
+            raise RuntimeError("a bug")
+        return stock(model, processor, batch, *args, **kwargs)
+
+    monkeypatch.setattr(worker, "answer_batch", answer_batch)
+
+    def ask(text: str) -> str:
+        try:
+            answer = client.chat.completions.create(
+                model=NAME, messages=[{"role": "user", "content": text}], max_tokens=5
+            )
+        except openai.InternalServerError as error:
+            assert isinstance(error.body, dict)
+            return f"{error.status_code}: {error.body['message']}"
+        return str(answer.choices[0].message.content)
+
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(ask, ["Hello"] * 3 + ["fail"] + ["Hello"] * 4))
+    bad = texts.pop(3)
+    assert bad == "500: the server failed (RuntimeError); its log says more"
+    assert texts == [vlmfix.generate(*loaded, None, "Hello", max_new_tokens=5)] * 7
+    assert max(sizes) > 2
+
+
+def test_scores_that_are_no_numbers_are_no_answer(
+    loaded: tuple[Any, Any], client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = loaded[0].get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, args, output: output * float("nan"))
+    try:
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match="NaN"):
+                list(
+                    client.chat.completions.create(
+                        model=NAME,
+                        messages=asking(),
+                        max_tokens=5,
+                        stream=stream,  # type: ignore[call-overload]
+                    )
+                )
+    finally:
+        handle.remove()
+
+
+def test_metrics(server: tuple[str, Service], client: OpenAI) -> None:
+    client.chat.completions.create(model=NAME, messages=asking(), max_tokens=3)  # type: ignore[arg-type]
+    for path in ("/x", "/y", "/v1/models/a", "/v1/models/b"):
+        httpx.get(server[0] + path)
+    text = httpx.get(f"{server[0]}/metrics").text
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(found['vlmfix_requests_total{path="/v1/chat/completions",status="200"}']) >= 1
+    assert float(found['vlmfix_requests_total{path="other",status="404"}']) >= 2
+    assert not any("/x" in each or "models/a" in each for each in found)
+    for name in ("completion_tokens_total", "prompt_tokens_total", "batch_size_sum", "request_seconds_count"):
+        assert float(found[f"vlmfix_{name}"]) >= 1
+    assert float(found["vlmfix_open_requests"]) == float(found["vlmfix_waiting_answers"]) == 0
+
+
+@pytest.mark.usefixtures("endless")
+def test_the_end_is_graceful(loaded: tuple[Any, Any]) -> None:
+    """What is in progress is finished, what is new is refused, and the thread ends."""
+    texts: list[str] = []
+    settings = LONG | {"max_tokens": 100, "seed": 1}
+
+    def ask() -> None:
+        texts.append(
+            httpx.post(url + CHAT, json=settings, timeout=60).json()["choices"][0]["message"]["content"]
+        )
+
+    with serving(loaded) as (url, service):
+        ask()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        until(lambda: service.metrics.registry.get_sample_value("vlmfix_open_requests") == 1)
+        service.is_stopping = True  # as a signal does
+        refused = httpx.post(url + CHAT, json=SHORT)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+        assert httpx.get(f"{url}/ready").status_code == 503
+        assert httpx.get(f"{url}/health").status_code == 200
+    thread.join()
+    assert texts[0] == texts[1]
+    assert not service.is_ready
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+@pytest.mark.usefixtures("endless")
+def test_grace_has_an_end(loaded: tuple[Any, Any]) -> None:
+    with serving(loaded, grace=1) as (url, service):
+        thread = threading.Thread(target=lambda: _quietly(url))
+        thread.start()
+        until(lambda: service.metrics.registry.get_sample_value("vlmfix_open_requests") == 1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 8
+    thread.join()
+
+
+def _quietly(url: str) -> None:
+    try:
+        httpx.post(url + CHAT, json=LONG | {"n": 8}, timeout=60)
+    except httpx.HTTPError:
+        return
+
+
+assert SCENE.is_file()
