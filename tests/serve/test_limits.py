@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -17,7 +18,7 @@ import torch
 from openai import OpenAI
 
 import vlmfix
-from tests.support.serving import NAME, SCENE, asking, serving
+from tests.support.serving import NAME, asking, serving
 from vlmfix.serve import worker
 from vlmfix.serve.limits import Limits
 from vlmfix.serve.service import Service
@@ -30,6 +31,7 @@ LONG = {
     "temperature": 2,
 }
 SHORT = LONG | {"max_tokens": 1}
+SEEDED = LONG | {"max_tokens": 100, "seed": 1}
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -41,24 +43,45 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 @pytest.fixture
-def endless(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def endless(server: tuple[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that the model does not end."""
-    monkeypatch.setattr(loaded[0].generation_config, "eos_token_id", None)
+    for each in server[1].workers:
+        monkeypatch.setattr(each.model.generation_config, "eos_token_id", None)
 
 
-@pytest.fixture
-def steps(loaded: tuple[Any, Any]) -> Iterator[list[int]]:
-    """Sequences in each forward pass."""
+@contextmanager
+def counted(service: Service) -> Iterator[list[int]]:
+    """Within the block, the sequences in each forward pass."""
     found: list[int] = []
-    handle = loaded[0].register_forward_pre_hook(
-        lambda _, args, kwargs: found.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+
+    def note(_: Any, args: Any, kwargs: Any) -> None:
+        found.append(len(kwargs["input_ids"]))
+
+    handles = [each.model.register_forward_pre_hook(note, with_kwargs=True) for each in service.workers]
     yield found
-    handle.remove()
+    for handle in handles:
+        handle.remove()
+
+
+def open_requests(service: Service) -> float | None:
+    return service.metrics.registry.get_sample_value("vlmfix_open_requests")
+
+
+def send(raw: socket.socket, fields: dict[str, Any]) -> None:
+    """Send a request, and leave its response unread."""
+    content = json.dumps(fields)
+    raw.sendall(
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n{content}".encode()
+    )
+
+
+def port_of(url: str) -> tuple[str, int]:
+    return "127.0.0.1", int(url.rpartition(":")[2])
 
 
 def test_a_body_has_a_size(loaded: tuple[Any, Any]) -> None:
-    with serving(loaded, Limits(bytes=1000)) as (url, service):
+    with serving(loaded, Limits(bytes=1000)) as (url, _):
 
         def sent(size: int, *, announced: bool) -> httpx.Response:
             content = json.dumps(SHORT).encode().ljust(size)
@@ -75,7 +98,7 @@ def test_a_body_has_a_size(loaded: tuple[Any, Any]) -> None:
         with pytest.raises(openai.APIStatusError) as caught:
             client.chat.completions.create(model=NAME, messages=asking())  # type: ignore[arg-type]
         assert caught.value.status_code == 413
-        with socket.create_connection(httpx.URL(url).netloc.decode().split(":")) as raw:  # type: ignore[arg-type]
+        with socket.create_connection(port_of(url)) as raw:  # type: ignore[arg-type]
             raw.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {'9' * 40}\r\n\r\n".encode())
             assert b" 4" in raw.recv(20)
         assert sent(1000, announced=True).status_code == 200
@@ -83,11 +106,12 @@ def test_a_body_has_a_size(loaded: tuple[Any, Any]) -> None:
 
 @pytest.mark.usefixtures("endless")
 def test_too_many_requests_are_told_to_come_again(loaded: tuple[Any, Any]) -> None:
-    with serving(loaded, Limits(requests=2)) as (url, service), httpx.Client(timeout=60) as client:
-        with (
-            client.stream("POST", url + CHAT, json=LONG | {"stream": True}) as one,
-            client.stream("POST", url + CHAT, json=LONG | {"stream": True}) as other,
-        ):
+    with serving(loaded, Limits(requests=2)) as (url, _), httpx.Client(timeout=60) as client:
+
+        def streamed() -> Any:
+            return client.stream("POST", url + CHAT, json=LONG | {"stream": True})
+
+        with streamed() as one, streamed() as other:
             assert one.status_code == other.status_code == 200
             refused = client.post(url + CHAT, json=SHORT)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -97,76 +121,88 @@ def test_too_many_requests_are_told_to_come_again(loaded: tuple[Any, Any]) -> No
 
 
 @pytest.mark.usefixtures("endless")
-def test_time_is_limited(loaded: tuple[Any, Any], steps: list[int]) -> None:
-    with serving(loaded, Limits(seconds=0.4)) as (url, service):
+def test_time_is_limited(loaded: tuple[Any, Any]) -> None:
+    with serving(loaded, Limits(seconds=0.4, parallel=1)) as (url, service), counted(service) as steps:
         late = httpx.post(url + CHAT, json=LONG)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "timeout")
         until(lambda: httpx.post(url + CHAT, json=SHORT).status_code == 200)
         count = len(steps)
         lines = httpx.post(url + CHAT, json=LONG | {"stream": True}).text.strip().splitlines()
         assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout"
-        assert "[DONE]" not in lines
+        assert "data: [DONE]" not in lines
         assert len(steps) - count < 1000
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_long_answer_does_not_keep_the_others_waiting(server: tuple[str, Service]) -> None:
+    url, service = server
+    with socket.create_connection(port_of(url)) as raw, counted(service) as steps:
+        send(raw, LONG)
+        until(lambda: len(steps) > 5)
+        assert httpx.post(url + CHAT, json=SHORT, timeout=60).status_code == 200
+        assert open_requests(service) == 1
+    until(lambda: open_requests(service) == 0)
+
+
+def test_the_weights_are_shared(server: tuple[str, Service]) -> None:
+    first, second = (each.model for each in server[1].workers)
+    assert first is not second
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(one.data_ptr() == other.data_ptr() for one, other in pairs)
 
 
 @pytest.mark.usefixtures("endless")
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("plan", ["", ":baseline.beam"])
-def test_nobody_works_for_a_client_that_left(
-    server: tuple[str, Service], steps: list[int], stream: bool, plan: str
-) -> None:
+def test_nobody_works_for_a_client_that_left(server: tuple[str, Service], stream: bool, plan: str) -> None:
     url, service = server
-    with socket.create_connection(httpx.URL(url).netloc.decode().split(":")) as raw:  # type: ignore[arg-type]
-        content = json.dumps(
-            LONG | {"model": NAME + plan, "stream": stream} | ({"temperature": 0} if plan else {})
-        )
-        raw.sendall(
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n\r\n{content}".encode()
-        )
-        until(lambda: len(steps) > 5)
-    until(lambda: service.metrics.registry.get_sample_value("vlmfix_open_requests") == 0)
-    time.sleep(0.1)
-    count = len(steps)
-    time.sleep(0.2)
-    assert len(steps) == count < 1000
+    with counted(service) as steps:
+        with socket.create_connection(port_of(url)) as raw:
+            temperature = 0 if plan else 2
+            send(raw, LONG | {"model": NAME + plan, "stream": stream, "temperature": temperature})
+            until(lambda: len(steps) > 5)
+        until(lambda: open_requests(service) == 0)
+        time.sleep(0.1)
+        count = len(steps)
+        time.sleep(0.2)
+        assert len(steps) == count < 1000
 
 
 @pytest.mark.usefixtures("endless")
 def test_an_answer_leaves_when_its_client_does_and_the_others_go_on(
     client: OpenAI, server: tuple[str, Service]
 ) -> None:
-    settings: dict[str, Any] = LONG | {"max_tokens": 150, "seed": 1, "stream": True}
-    expected = "".join(
-        each.choices[0].delta.content or "" for each in client.chat.completions.create(**settings)
-    )
+    def text(stream: Any) -> str:
+        return "".join(each.choices[0].delta.content or "" for each in stream)
+
+    settings: dict[str, Any] = SEEDED | {"stream": True}
+    expected = text(client.chat.completions.create(**settings))
     streams = [client.chat.completions.create(**settings | {"seed": seed}) for seed in (1, 2)]
     next(streams[1])
     streams[1].close()
-    assert "".join(each.choices[0].delta.content or "" for each in streams[0]) == expected
+    assert text(streams[0]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("endless")
 def test_a_slow_client_blocks_nobody(server: tuple[str, Service]) -> None:
+    """Its answer is larger than all buffers between them, and still finished."""
     url, service = server
-    content = json.dumps(LONG | {"stream": True, "n": 4})
+    logprobs = {"logprobs": True, "top_logprobs": 20}
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        raw.connect(("127.0.0.1", httpx.URL(url).port))
-        raw.sendall(
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n\r\n{content}".encode()
-        )
+        raw.connect(port_of(url))
+        with counted(service) as steps:
+            send(raw, LONG | {"stream": True, "n": 16, "max_tokens": 150, **logprobs})
+            until(lambda: sum(steps) == 16 * 150, 60)
         assert raw.recv(12) == b"HTTP/1.1 200"  # and not one byte more
-        before = service.metrics.registry.get_sample_value("vlmfix_completion_tokens_total")
-        answer = httpx.post(url + CHAT, json=SHORT, timeout=60)
-        assert answer.status_code == 200
-        assert service.metrics.registry.get_sample_value("vlmfix_open_requests") == 1
-        assert before is not None
+        assert httpx.post(url + CHAT, json=SHORT, timeout=60).status_code == 200
+        assert open_requests(service) == 1
+    until(lambda: open_requests(service) == 0)
 
 
 def test_a_batch_that_fails_fails_for_whom_it_must(
-    loaded: tuple[Any, Any], client: OpenAI, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Any, Any], server: tuple[str, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory that is too small for a batch, and a request that no batch could answer."""
     stock, sizes = worker.answer_batch, list[int]()
@@ -181,46 +217,33 @@ def test_a_batch_that_fails_fails_for_whom_it_must(
 
     monkeypatch.setattr(worker, "answer_batch", answer_batch)
 
-    def ask(text: str) -> str:
-        try:
-            answer = client.chat.completions.create(
-                model=NAME, messages=[{"role": "user", "content": text}], max_tokens=5
-            )
-        except openai.InternalServerError as error:
-            assert isinstance(error.body, dict)
-            return f"{error.status_code}: {error.body['message']}"
-        return str(answer.choices[0].message.content)
+    def ask(text: str) -> dict[str, Any]:
+        fields = SHORT | {"messages": [{"role": "user", "content": text}], "max_tokens": 5, "temperature": 0}
+        found: dict[str, Any] = httpx.post(server[0] + CHAT, json=fields, timeout=60).json()
+        return found
 
     with ThreadPoolExecutor(8) as pool:
-        texts = list(pool.map(ask, ["Hello"] * 3 + ["fail"] + ["Hello"] * 4))
-    bad = texts.pop(3)
-    assert bad == "500: the server failed (RuntimeError); its log says more"
-    assert texts == [vlmfix.generate(*loaded, None, "Hello", max_new_tokens=5)] * 7
+        answers = list(pool.map(ask, ["Hello"] * 3 + ["fail"] + ["Hello"] * 4))
+    bad = answers.pop(3)
+    assert bad["error"]["message"] == "the server failed (RuntimeError); its log says more"
+    expected = vlmfix.generate(*loaded, None, "Hello", max_new_tokens=5)
+    assert [each["choices"][0]["message"]["content"] for each in answers] == [expected] * 7
     assert max(sizes) > 2
 
 
-def test_scores_that_are_no_numbers_are_no_answer(
-    loaded: tuple[Any, Any], client: OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    head = loaded[0].get_output_embeddings()
-    handle = head.register_forward_hook(lambda _, args, output: output * float("nan"))
-    try:
-        for stream in (False, True):
-            with pytest.raises(openai.BadRequestError, match="NaN"):
-                list(
-                    client.chat.completions.create(
-                        model=NAME,
-                        messages=asking(),
-                        max_tokens=5,
-                        stream=stream,  # type: ignore[call-overload]
-                    )
-                )
-    finally:
+def test_scores_that_are_no_numbers_are_no_answer(server: tuple[str, Service], client: OpenAI) -> None:
+    heads = [each.model.get_output_embeddings() for each in server[1].workers]
+    handles = [each.register_forward_hook(lambda _, args, output: output * float("nan")) for each in heads]
+    settings: dict[str, Any] = {"model": NAME, "messages": asking(), "max_tokens": 5}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="NaN"):
+            list(client.chat.completions.create(**settings, stream=stream))
+    for handle in handles:
         handle.remove()
 
 
-def test_metrics(server: tuple[str, Service], client: OpenAI) -> None:
-    client.chat.completions.create(model=NAME, messages=asking(), max_tokens=3)  # type: ignore[arg-type]
+def test_metrics(server: tuple[str, Service]) -> None:
+    httpx.post(server[0] + CHAT, json=SHORT, timeout=60)
     for path in ("/x", "/y", "/v1/models/a", "/v1/models/b"):
         httpx.get(server[0] + path)
     text = httpx.get(f"{server[0]}/metrics").text
@@ -237,18 +260,16 @@ def test_metrics(server: tuple[str, Service], client: OpenAI) -> None:
 def test_the_end_is_graceful(loaded: tuple[Any, Any]) -> None:
     """What is in progress is finished, what is new is refused, and the thread ends."""
     texts: list[str] = []
-    settings = LONG | {"max_tokens": 100, "seed": 1}
 
     def ask() -> None:
-        texts.append(
-            httpx.post(url + CHAT, json=settings, timeout=60).json()["choices"][0]["message"]["content"]
-        )
+        answer = httpx.post(url + CHAT, json=SEEDED, timeout=60).json()
+        texts.append(answer["choices"][0]["message"]["content"])
 
     with serving(loaded) as (url, service):
         ask()
         thread = threading.Thread(target=ask)
         thread.start()
-        until(lambda: service.metrics.registry.get_sample_value("vlmfix_open_requests") == 1)
+        until(lambda: open_requests(service) == 1)
         service.is_stopping = True  # as a signal does
         refused = httpx.post(url + CHAT, json=SHORT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
@@ -264,19 +285,14 @@ def test_the_end_is_graceful(loaded: tuple[Any, Any]) -> None:
 @pytest.mark.usefixtures("endless")
 def test_grace_has_an_end(loaded: tuple[Any, Any]) -> None:
     with serving(loaded, grace=1) as (url, service):
-        thread = threading.Thread(target=lambda: _quietly(url))
+        thread = threading.Thread(target=try_to_ask, args=(url,))
         thread.start()
-        until(lambda: service.metrics.registry.get_sample_value("vlmfix_open_requests") == 1)
+        until(lambda: open_requests(service) == 1)
         began = time.monotonic()
     assert time.monotonic() - began < 8
     thread.join()
 
 
-def _quietly(url: str) -> None:
-    try:
+def try_to_ask(url: str) -> None:
+    with suppress(httpx.HTTPError):
         httpx.post(url + CHAT, json=LONG | {"n": 8}, timeout=60)
-    except httpx.HTTPError:
-        return
-
-
-assert SCENE.is_file()
