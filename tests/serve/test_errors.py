@@ -180,12 +180,19 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(8000, 8000), (30000, 30000), (2**31 - 1, 2**31 - 1), (2**25 + 1, 1)])
+@pytest.mark.parametrize("size", [(8000, 8000), (30000, 30000), (2**31 - 1, 2**31 - 1), (2**20, 2**13)])
 def test_too_many_pixels_are_refused_before_they_are_made(
     server: tuple[str, Service], size: tuple[int, int]
 ) -> None:
     response = chat(server, body(messages=asking("?", data_url(png(*size)))))
     assert (response.status_code, error_of(response)["code"]) == (413, "image_too_large")
+
+
+@pytest.mark.parametrize("size", [(1, 2**20), (2**20, 1), (300, 61000)])
+def test_a_strip_is_refused(server: tuple[str, Service], size: tuple[int, int]) -> None:
+    """Scaled up until its shorter side fills the vision encoder, it would take gigabytes."""
+    response = chat(server, body(messages=asking("?", data_url(png(*size)))))
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_image")
 
 
 def test_many_pictures_count_as_pixels(server: tuple[str, Service]) -> None:

@@ -14,7 +14,7 @@ from tests.support.serving import NAME, asking, data_url
 from vlmfix.evaluation.datasets import render, sample_scene
 
 REQUESTS, DIFFERENT, AT_ONCE = 200, 50, 32
-PLANS = ("", ":var", ":vcd", ":baseline.beam")
+PLANS = ("", ":var", ":vcd", ":fastv")
 
 
 def pictures() -> list[str]:
@@ -43,7 +43,7 @@ def requests() -> list[dict[str, Any]]:
             "seed": number,
             "stream": draw.random() < 0.5,
         }
-        if plan != ":baseline.beam" and draw.random() < 0.5:
+        if draw.random() < 0.5:
             settings |= {"temperature": draw.choice([0.7, 1.0]), "top_p": draw.choice([0.9, 1.0])}
         if draw.random() < 0.2:
             settings["stop"] = ["cat", " a"]

@@ -12,6 +12,8 @@ from vlmfix.serve.errors import RequestError
 from vlmfix.serve.limits import SMALLEST_PICTURE
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+LONGEST = 200
+"""Longer to shorter side: processors scale the shorter one up, and a strip would fill all memory."""
 
 
 def look_at(files: Sequence[bytes], most: int) -> tuple[list[Image.Image], int]:
@@ -40,6 +42,14 @@ def look_at(files: Sequence[bytes], most: int) -> tuple[list[Image.Image], int]:
                 code="invalid_image",
                 param="messages",
             ) from error
+        if max(image.size) > LONGEST * min(image.size):
+            raise RequestError(
+                400,
+                f"picture {number} is {image.width} x {image.height}; one side may be {LONGEST} times as "
+                "long as the other",
+                code="invalid_image",
+                param="messages",
+            )
         pixels += max(SMALLEST_PICTURE, image.width * image.height)
         if pixels > most:
             raise _too_many(most)

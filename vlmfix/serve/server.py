@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, service: Service, grace: float) -> None:
         config = uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=max(1, round(grace)), lifespan="on"
+            app, log_level="warning", ws="none", timeout_graceful_shutdown=max(1, round(grace)), lifespan="on"
         )
         super().__init__(config)
         self._service = service
