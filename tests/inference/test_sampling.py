@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from vlmfix.inference import sampling
-from vlmfix.inference.sampling import SeededSampling, gumbel_noise, seed_of
+from vlmfix.inference.sampling import SamplingByRow, SeededSampling, gumbel_noise, seed_of
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -3.0])
 DRAWS = 20_000
@@ -173,3 +173,20 @@ def test_seeds_are_told_apart_by_run_sample_and_repeat() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(1, "2/3", 4) != seed_of(1, "2", 3)
     assert seed_of(0, "pope/coco/random/17", 0) == 915498382473757162
+
+
+def test_each_sequence_has_settings_of_its_own() -> None:
+    """Those that are drawn get what they would get alone, the greedy ones stay as they are."""
+    draws = [(5, 0.7, 1.0), (6, 0.0, 1.0), (7, 0.7, 1.0), (8, 1.3, 0.8), (5, 0.0, 0.5)]
+    logits = torch.randn(len(draws), 40, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    together = SamplingByRow(draws)
+    alone = [SeededSampling([seed], temperature=t, top_p=p) if t else None for seed, t, p in draws]
+    ids = torch.zeros(len(draws), 1, dtype=torch.long)
+    for _ in range(3):
+        scores = together(ids, logits)
+        for row, sampling in enumerate(alone):
+            own = logits[row : row + 1]
+            expected = own if sampling is None else sampling(ids[:1], own)
+            assert torch.equal(scores[row : row + 1], expected)
+    assert torch.equal(logits, before)

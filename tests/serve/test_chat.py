@@ -198,7 +198,7 @@ def test_models(client: OpenAI, loaded: tuple[Any, Any]) -> None:
         f"{NAME}:{each}" for each in ("var", "vcd", "carve", "baseline.beam", "auto", "tiny-llava.yaml")
     } <= set(ids)
     assert f"{NAME}:act" not in ids  # nobody knows its heads
-    for each in ids:
+    for each in ids[:: len(ids) // 5]:
         assert client.models.retrieve(each).id == each
     assert client.models.retrieve(f"{NAME}:var+vcd").object == "model"
     assert MOST_CHOICES == 16  # as the documentation says

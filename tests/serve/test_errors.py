@@ -39,6 +39,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     assert set(found) == {"message", "type", "param", "code"}
     assert found["message"]
     assert found["message"].isprintable()
+    assert len(found["message"]) <= 2000
     return found
 
 
@@ -83,6 +84,9 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"top_k": 5}, "top_k"),
     ({"max_token": 5}, "max_token"),
+    ({"\ud800": 5}, ""),
+    ({"a\nb": 5}, "a b"),
+    ({"x" * 10**5: 5}, "xxx"),
 ]
 
 

@@ -52,6 +52,7 @@ def requests() -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::vlmfix.InactiveMethodWarning")
 def test_every_text_is_that_of_the_request_alone(client: OpenAI) -> None:
     batches = list[float]()
 

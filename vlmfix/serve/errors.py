@@ -29,6 +29,7 @@ STATUSES: Mapping[int, str] = {
 """What a status means, for the description of the server."""
 
 _RETRY = {"Retry-After": "1"}
+_LONGEST, _LONGEST_NAME = 2000, 200
 
 
 class RequestError(HTTPException):
@@ -44,9 +45,11 @@ class RequestError(HTTPException):
     def __init__(
         self, status: int, message: str, *, code: str | None = None, param: str | None = None
     ) -> None:
-        super().__init__(status, one_line(message), _RETRY if status in (429, 503) else None)
+        line = one_line(message)
+        line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+        super().__init__(status, line, _RETRY if status in (429, 503) else None)
         self.code = code
-        self.param = param
+        self.param = None if param is None else one_line(param)[:_LONGEST_NAME]
 
     @property
     def body(self) -> dict[str, Any]:
