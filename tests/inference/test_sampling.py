@@ -185,8 +185,8 @@ def test_each_sequence_has_settings_of_its_own() -> None:
     ids = torch.zeros(len(draws), 1, dtype=torch.long)
     for _ in range(3):
         scores = together(ids, logits)
-        for row, sampling in enumerate(alone):
+        for row, process in enumerate(alone):
             own = logits[row : row + 1]
-            expected = own if sampling is None else sampling(ids[:1], own)
+            expected = own if process is None else process(ids[:1], own)
             assert torch.equal(scores[row : row + 1], expected)
     assert torch.equal(logits, before)

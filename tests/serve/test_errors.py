@@ -154,7 +154,7 @@ SEVERAL: list[tuple[int, dict[str, Any], str]] = [
     (400, {"messages": [{"role": "user", "content": "a" * 10**6}]}, "room for 2048"),
     (400, {"max_tokens": 2048}, "room for 2048"),
     (400, {"temperature": 1e-300}, "temperature is 1e-300"),
-    (400, {"max_tokens": 2049}, "at most 2048"),
+    (400, {"max_tokens": 4097}, "at most 4096"),
     (400, {"messages": asking("?", "http://127.0.0.1/a.png")}, "not fetched"),
     (400, {"messages": asking("?", "data:image/png;base64,AAAA")}, "picture 1 is not a readable"),
     (400, {"messages": asking("?", data_url(SCENE.read_bytes()[:5000]))}, "not a readable image"),

@@ -58,7 +58,7 @@ def serve(
     parallel: Annotated[
         int, typer.Option(min=1, max=64, help="Batches decoded at the same time; the weights are shared.")
     ] = 2,
-    max_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens of an answer.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Tokens of an answer.")] = 4096,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of the body of a request.")] = 2**25,
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of the pictures of a request.")] = 2**25,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests in the server at once.")] = 256,

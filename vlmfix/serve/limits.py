@@ -26,7 +26,7 @@ class Limits:
 
     bytes: int = 2**25
     pixels: int = 2**25
-    tokens: int = 2048
+    tokens: int = 4096
     requests: int = 256
     seconds: float = 300.0
     batch_size: int = 16

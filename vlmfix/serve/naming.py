@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.api import decoding_under
+from vlmfix.engine.compatibility import stock_model
 from vlmfix.methods.base import Method
 from vlmfix.methods.grammar import make_methods, parse_methods
 from vlmfix.methods.registry import AUTO, GREEDY, get_method, list_methods
@@ -87,6 +88,7 @@ class Catalogue:
         name: str,
         recipes: Sequence[Path] = (),
     ) -> None:
+        model = stock_model(model)
         self.name = name
         self._recipes: dict[str, Recipe] = {}
         for path in recipes:

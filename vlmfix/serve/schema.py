@@ -152,7 +152,7 @@ class ChatRequest(_Part):
     def _goes_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for stream=true; leave it out")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens) and (
             self.max_tokens != self.max_completion_tokens

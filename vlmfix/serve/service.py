@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vlmfix.engine.compatibility import stock_model
 from vlmfix.serve import schema
 from vlmfix.serve.addresses import Allowed
 from vlmfix.serve.errors import RequestError
@@ -34,7 +35,7 @@ class Service:
     """One model with its queue and its threads.
 
     Args:
-        model: stock, as `vlmfix.generate` takes it.
+        model: any that `vlmfix.generate` takes.
         processor: of the model.
         catalogue: the names of what it serves.
         limits: what it takes on.
@@ -49,6 +50,7 @@ class Service:
         limits: Limits,
         allowed: Allowed,
     ) -> None:
+        model = stock_model(model)
         self.catalogue = catalogue
         self.limits = limits
         self.metrics = Metrics()
