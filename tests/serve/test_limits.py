@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -16,11 +17,12 @@ import openai
 import pytest
 import torch
 from openai import OpenAI
+from PIL import Image
 
 import vlmfix
-from tests.support.serving import NAME, asking, serving
+from tests.support.serving import NAME, asking, data_url, serving
 from vlmfix.serve import worker
-from vlmfix.serve.limits import Limits
+from vlmfix.serve.limits import IN_FLIGHT, Limits
 from vlmfix.serve.service import Service
 
 CHAT = "/v1/chat/completions"
@@ -67,12 +69,12 @@ def open_requests(service: Service) -> float | None:
     return service.metrics.registry.get_sample_value("vlmfix_open_requests")
 
 
-def send(raw: socket.socket, fields: dict[str, Any]) -> None:
-    """Send a request, and leave its response unread."""
+def send(raw: socket.socket, fields: dict[str, Any], cut: int = 0) -> None:
+    """Send a request, without the last bytes of its body, and leave its response unread."""
     content = json.dumps(fields)
     raw.sendall(
         f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n{content}".encode()
+        f"Content-Length: {len(content)}\r\n\r\n{content[: len(content) - cut]}".encode()
     )
 
 
@@ -131,6 +133,43 @@ def test_time_is_limited(loaded: tuple[Any, Any]) -> None:
         assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout"
         assert "data: [DONE]" not in lines
         assert len(steps) - count < 1000
+
+
+def test_what_is_in_memory_at_once_is_limited(loaded: tuple[Any, Any]) -> None:
+    with (
+        serving(loaded, Limits(bytes=1000, pixels=10**6, parallel=1)) as (url, service),
+        ExitStack() as stack,
+    ):
+        padding = 1000 - len(json.dumps(SHORT | {"user": ""}))
+        for _ in range(IN_FLIGHT):
+            raw = stack.enter_context(socket.create_connection(port_of(url)))
+            send(raw, SHORT | {"user": "x" * padding}, cut=1)
+        until(lambda: httpx.post(url + CHAT, json=SHORT).status_code == 429)
+        stack.close()
+        until(lambda: httpx.post(url + CHAT, json=SHORT).status_code == 200)
+        with ExitStack() as pictures:
+            for _ in range(IN_FLIGHT):
+                pictures.enter_context(service.holding(10**6))
+            fields = SHORT | {"messages": asking("?", data_url(png()))}
+            assert httpx.post(url + CHAT, json=fields).status_code == 429
+        assert httpx.post(url + CHAT, json=fields).status_code == 200
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_body_must_come_in_time(loaded: tuple[Any, Any]) -> None:
+    with serving(loaded, Limits(seconds=0.5, parallel=1)) as (url, service):
+        with socket.create_connection(port_of(url)) as raw:
+            send(raw, SHORT, cut=10)
+            for _ in range(3):
+                time.sleep(0.1)
+                raw.sendall(b" ")
+            assert raw.recv(12) == b"HTTP/1.1 408"
+        assert open_requests(service) == 0
 
 
 @pytest.mark.usefixtures("endless")

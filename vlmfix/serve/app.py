@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -67,7 +67,6 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     )
     app.add_middleware(Gate, limits=service.limits, metrics=service.metrics, api_key=api_key)
     app.add_exception_handler(StarletteHTTPException, answer_http_error)
-    app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(Exception, answer_failure)
     _add_models(app, service)

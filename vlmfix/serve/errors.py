@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from vlmfix.errors import UnsupportedError
 from vlmfix.failures import is_for_users, is_out_of_memory, one_line, words
@@ -54,22 +55,9 @@ class RequestError(HTTPException):
     @property
     def body(self) -> dict[str, Any]:
         """The error object."""
-        return error_object(self.status_code, str(self.detail), self.code, self.param)
-
-
-def error_object(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> dict[str, Any]:
-    """What a client of OpenAI reads as an error."""
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else None
-    return {
-        "error": {
-            "message": message,
-            "type": kind or "invalid_request_error",
-            "param": param,
-            "code": code,
-        }
-    }
+        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status_code == 429 else kind
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
 
 def request_error(error: Exception) -> RequestError:
@@ -91,14 +79,11 @@ def request_error(error: Exception) -> RequestError:
 
 async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
     """The response to a `RequestError`, or to what the framework refuses, such as an unknown path."""
-    assert isinstance(error, HTTPException) or hasattr(error, "status_code")
-    known: Any = error
-    if not isinstance(error, RequestError):
-        unread = known.status_code == 400
-        message = "the body is not readable JSON; send UTF-8 without deep nesting" if unread else known.detail
-        known = RequestError(known.status_code, f"{message}", code=None)
-        known.headers = getattr(error, "headers", None)  # such as which methods a path allows
-    return JSONResponse(known.body, known.status_code, known.headers)
+    assert isinstance(error, StarletteHTTPException)
+    known = error if isinstance(error, RequestError) else RequestError(error.status_code, error.detail)
+    if known is not error and error.status_code == 400:  # of the framework, whose words say less
+        known = RequestError(400, "the body is not readable JSON; send UTF-8 without deep nesting")
+    return JSONResponse(known.body, known.status_code, error.headers)  # such as what a path allows
 
 
 async def answer_invalid(request: Request, error: Exception) -> JSONResponse:

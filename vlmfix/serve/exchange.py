@@ -170,7 +170,7 @@ class Exchange:
             method=self._job.plan.text,
             parameters={name: dict(own) for name, own in self._job.plan.chosen.items()},
             activity=[{name: dict(did) for name, did in each.activity.items()} for each in ended],
-            cost=[dict(each.cost) for each in ended],
+            cost=[each.cost for each in ended],
         )
 
 

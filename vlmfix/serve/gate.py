@@ -100,6 +100,7 @@ class _Body:
         self._receive = receive
         self._limits = limits
         self._room = room
+        self._deadline = asyncio.get_running_loop().time() + limits.seconds
         self._is_whole = False
 
     def check_length(self, announced: bytes | None) -> None:
@@ -116,7 +117,7 @@ class _Body:
         if self._is_whole:
             return await self._receive()
         try:
-            async with asyncio.timeout(self._limits.seconds):
+            async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
             raise RequestError(408, "the body of the request did not come in time", code="timeout") from None

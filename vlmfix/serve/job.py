@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from vlmfix.inference.conversation import Conversation
 from vlmfix.serve.errors import RequestError
 from vlmfix.serve.naming import Plan
+from vlmfix.serve.responses import Cost
 from vlmfix.serve.writing import Piece, Scored, Writing
 
 FinishReason = Literal["stop", "length"]
@@ -42,7 +43,14 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Said:
-    """What comes next in an answer; None: nothing of this kind."""
+    """What comes next in an answer.
+
+    Args:
+        index: of which.
+        content: "" where there is no more of it yet.
+        reasoning: all of it, as soon as it is certain.
+        pieces: tokens of the content, where their probabilities are wanted.
+    """
 
     index: int
     content: str = ""
@@ -63,7 +71,7 @@ class Finished:
         tokens: number of tokens written.
         reasoning_tokens: those of the reasoning among them.
         activity: what each method did, by name.
-        cost: see `vlmfix.serve.responses.Report`.
+        cost: of the answer.
     """
 
     index: int
@@ -74,7 +82,7 @@ class Finished:
     tokens: int
     reasoning_tokens: int
     activity: Mapping[str, Mapping[str, Any]]
-    cost: Mapping[str, float | None]
+    cost: Cost
 
 
 Event = Said | Finished | RequestError
@@ -151,18 +159,17 @@ class Row:
         is_last = len(self.writing.tokens) >= self.job.decoding.max_tokens
         if ends or is_last:
             self.writing.close(ended=ends)
-        reason: FinishReason | None = (
-            "stop" if ends or self.writing.stopped else "length" if is_last else None
-        )
         if self.job.streams:
             self._say()
-        return reason
+        if ends or self.writing.stopped:
+            return "stop"
+        return "length" if is_last else None
 
     def finish(
         self,
         reason: FinishReason,
         activity: Mapping[str, Mapping[str, Any]],
-        forwards: float | None,
+        forwards: float,
         batch: int,
     ) -> None:
         """Hand over the answer.
@@ -170,20 +177,19 @@ class Row:
         Args:
             reason: why it ended.
             activity: of the methods.
-            forwards: passes per token; None: not counted.
+            forwards: passes per token.
             batch: answers that were decoded together.
         """
         self.is_done = True
         self.writing.close(ended=False)
         if self.job.streams:
             self._say()
-        now = time.monotonic()
-        cost = {
-            "forwards_per_token": forwards,
-            "queue_seconds": self.started - self.arrived,
-            "seconds": now - self.started,
-            "batch": float(batch),
-        }
+        cost = Cost(
+            forwards_per_token=forwards,
+            queue_seconds=self.started - self.arrived,
+            seconds=time.monotonic() - self.started,
+            batch=batch,
+        )
         written = self.writing
         self.job.post(
             Finished(

@@ -97,11 +97,10 @@ class Catalogue:
             if path.name in self._recipes:
                 raise ValueError(f"two recipe files are called {path.name!r}; rename one")
             self._recipes[path.name] = recipe
-        for path in recipe_paths():
-            recipe = Recipe.read(path)
-            if mismatch(recipe.match, model) is None:
-                self._recipes.setdefault(path.name, recipe)
-        if any(mismatch(each.match, model) is None for each in self._recipes.values()):
+        known = [(path.name, Recipe.read(path)) for path in recipe_paths()]
+        fitting = {name: recipe for name, recipe in known if mismatch(recipe.match, model) is None}
+        self._recipes = fitting | self._recipes
+        if fitting:
             self._recipes[AUTO] = find_recipe(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -26,7 +26,7 @@ class TokenChoice(BaseModel):
     """A token that might have been written."""
 
     token: str
-    logprob: float = Field(description="-9999 where a method rules the token out.")
+    logprob: float = Field(description="At least -9999, as where a method rules the token out.")
     bytes: list[int]
 
 
@@ -52,6 +52,15 @@ class Usage(BaseModel):
     completion_tokens_details: dict[str, int]
 
 
+class Cost(BaseModel):
+    """What an answer cost."""
+
+    forwards_per_token: float
+    queue_seconds: float = Field(description="In which it waited for the model.")
+    seconds: float = Field(description="In which the model was at work.")
+    batch: int = Field(description="Answers that were decoded together.")
+
+
 class Report(BaseModel):
     """What methods did, and what that cost."""
 
@@ -61,10 +70,7 @@ class Report(BaseModel):
         description="Of each choice, by method: steps and sites, those that it edited, and how far it moved "
         "the distribution of the next token."
     )
-    cost: list[dict[str, float | None]] = Field(
-        description="Of each choice: forward passes per token, seconds in the queue and at work, and how "
-        "many answers were decoded together."
-    )
+    cost: list[Cost] = Field(description="Of each choice.")
 
 
 class AnswerMessage(BaseModel):

@@ -57,13 +57,9 @@ class Waiting:
                     self._changed.wait()
                     continue
                 batch = self._batch()
-                left = self._rows[0].arrived + WINDOW - time.monotonic()
-                if (
-                    self._rows[0].job.steps
-                    and len(batch) < self._batch_size
-                    and left > 0
-                    and not self._closed
-                ):
+                may_grow = batch[0].job.steps and len(batch) < self._batch_size and not self._closed
+                left = batch[0].arrived + WINDOW - time.monotonic()
+                if may_grow and left > 0:
                     self._changed.wait(left)
                     continue
                 chosen = set(map(id, batch))

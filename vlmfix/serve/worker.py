@@ -70,16 +70,18 @@ class Worker(threading.Thread):
             return
         except Exception as error:
             failure = error
-        if is_out_of_memory(failure):
+        rows = [row for row in rows if not row.is_done]
+        if len(rows) == 1:
+            rows[0].is_done = True
+            rows[0].job.post(request_error(failure))
+        out_of_memory = is_out_of_memory(failure)
+        failure.__traceback__ = None  # whose frames hold tensors
+        if out_of_memory:
             free_memory()
         if len(rows) > 1:
             log.info("a batch of %d is tried in halves: %s", len(rows), failure)
-            failure.__traceback__ = None  # whose frames hold tensors
             self._answer(rows[: len(rows) // 2])
             self._answer(rows[len(rows) // 2 :])
-            return
-        rows[0].is_done = True
-        rows[0].job.post(request_error(failure))
 
     def _decode(self, rows: Sequence[Row]) -> None:
         plan, steps = rows[0].job.plan, rows[0].job.steps

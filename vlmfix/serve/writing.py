@@ -152,8 +152,7 @@ class Writing:
                 self.reasoning_tokens = len(self.tokens)
         start = self.reasoning_tokens
         if found is not None and found.is_closed:
-            whole = self._decode(self.tokens[start:])
-            self._skipped = len(whole) - len(whole[-len(found.answer) :] if found.answer else "")
+            self._skipped = len(self._decode(self.tokens[start:])) - len(found.answer)
         for token, scored in zip(self.tokens[start:], self._scores[start:], strict=True):
             self._add_to_answer(token, scored)
 
