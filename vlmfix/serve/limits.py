@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 IN_FLIGHT = 8
 """As many times the bytes and the pixels of one request may be in memory at once."""
+MOST_BEAMS = 16
+"""Beams of a search, which a client may ask for."""
 SMALLEST_PICTURE = 2**18
 """Pixels as which a smaller picture counts, since processors enlarge it."""
 

@@ -24,7 +24,7 @@ from vlmfix.serve import schema
 from vlmfix.serve.addresses import Allowed, read_address
 from vlmfix.serve.errors import RequestError
 from vlmfix.serve.job import Decoding, Job, Row
-from vlmfix.serve.limits import Limits
+from vlmfix.serve.limits import MOST_BEAMS, Limits
 from vlmfix.serve.naming import Catalogue, Plan
 from vlmfix.serve.pictures import decode, look_at
 
@@ -133,10 +133,10 @@ class Reader:
             RequestError: it is asked for.
         """
         beams = wanted.get("num_beams", 1)
-        if beams > self._limits.batch_size:
+        if beams > MOST_BEAMS:
             raise RequestError(
                 422,
-                f"{plan.text} decodes with {beams} beams; this server has room for {self._limits.batch_size}",
+                f"{plan.text} decodes with {beams} beams; this server has room for {MOST_BEAMS}",
                 code="unsupported",
                 param="model",
             )
