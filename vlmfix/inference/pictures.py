@@ -25,8 +25,6 @@ _KINDS = "apng avif bmp gif heic heif jfif jp2 jpe jpeg jpg pgm png pnm ppm tif 
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 """What counts as a picture in a folder; those that Pillow lacks a reader for are refused by name."""
 
-"""Longer to shorter side; processors of Qwen-VL refuse more, others show a sliver of the picture."""
-
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
