@@ -53,9 +53,9 @@ def prompt_inputs(model: PreTrainedModel, processor: ProcessorMixin, image: Imag
 
 
 def with_answer(inputs: Mapping[str, Tensor], token_ids: Sequence[int]) -> dict[str, Tensor]:
-    """Model inputs of a prompt and the answer to it."""
+    """Model inputs of one or more prompts and the same answer to each."""
     prompt = inputs["input_ids"]
-    new = torch.tensor([token_ids], dtype=prompt.dtype, device=prompt.device)
+    new = torch.tensor([token_ids] * len(prompt), dtype=prompt.dtype, device=prompt.device)
     after = {"input_ids": new, "attention_mask": torch.ones_like(new)}
     return {
         # One value a token; those of kinds of tokens are 0 for text.

@@ -17,7 +17,7 @@ RULES = ("image_to_generated", "image_to_query", "image_to_all_text", "query_to_
 """Paths by name: whose columns are cut, for the rows of whom."""
 
 
-def cut_paths(rule: str, layout: PromptLayout, prompt: int) -> tuple[Tensor, Tensor]:
+def cut_paths(rule: str, layout: PromptLayout, prompt_length: int) -> tuple[Tensor, Tensor]:
     """Which rows lose which columns under a rule.
 
     The last prompt row predicts the first token of the answer, and counts as generated, too.
@@ -25,7 +25,7 @@ def cut_paths(rule: str, layout: PromptLayout, prompt: int) -> tuple[Tensor, Ten
     Args:
         rule: one of `RULES`.
         layout: of prompt and answer, without padding.
-        prompt: tokens of the prompt.
+        prompt_length: tokens of the prompt.
 
     Returns:
         Rows and columns, `(tokens,)` bool each.
@@ -37,7 +37,7 @@ def cut_paths(rule: str, layout: PromptLayout, prompt: int) -> tuple[Tensor, Ten
         raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
     image, text = layout.image_tokens[0], layout.after_last_image[0]
     places = torch.arange(len(image), device=image.device)
-    query, generated = text & (places < prompt), text & (places >= prompt - 1)
+    query, generated = text & (places < prompt_length), text & (places >= prompt_length - 1)
     source, target = rule.split("_to_")
     columns = image if source == "image" else query
     rows = {"generated": generated, "query": query, "all_text": text}[target]
@@ -67,19 +67,19 @@ class Knockout(Method):
 
     Args:
         rule: one of `RULES`.
-        prompt: tokens of the prompt.
+        prompt_length: tokens of the prompt.
         layers: where; None: everywhere.
     """
 
     edits: ClassVar = False
 
     rule: str
-    prompt: int
+    prompt_length: int
     layers: frozenset[int] | None = None
     _paths: list[tuple[Rows, Tensor]] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def begin(self, context: DecodeContext) -> None:
-        rows, columns = cut_paths(self.rule, context.layout, self.prompt)
+        rows, columns = cut_paths(self.rule, context.layout, self.prompt_length)
         self._paths[:] = [(Rows.where(rows[None]), columns)]
 
     def rows(self, context: DecodeContext, layer: int) -> Rows | None:

@@ -33,30 +33,43 @@ class SinkRule(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """The residual stream that enters a layer, at the first token and the image tokens.
+    """The residual stream that enters a layer, at the first token and at the image tokens.
 
     Args:
-        first_score: largest RMS-normalised activation of the first token, and `dimension`, where it is.
-        scores: the same of the image tokens, `(image tokens,)`.
-        first_norm: L2 norm of the first token, `image_norm` the median of the image tokens.
+        first: RMS-normalised sizes of the first token, `(hidden,)`.
+        scores: sink scores of the image tokens, `(image tokens,)`.
+        norms: L2 norm of the first token and median of the image tokens, `(2,)`.
     """
 
-    first_score: float
-    dimension: int
+    first: Tensor
     scores: Tensor
-    first_norm: float
-    image_norm: float
+    norms: Tensor
 
 
-def answer_rows(length: int, prompt: int, device: torch.device) -> Rows:
+def answer_rows(length: int, prompt_length: int, device: torch.device) -> Rows:
     """Rows that predict the tokens of an answer that is read with its prompt: one row before each.
 
     Args:
         length: tokens of prompt and answer.
-        prompt: tokens of the prompt.
+        prompt_length: tokens of the prompt.
     """
-    index = torch.arange(prompt - 1, length - 1, device=device)
+    index = torch.arange(prompt_length - 1, length - 1, device=device)
     return Rows(index, torch.ones(1, len(index), dtype=torch.bool, device=device))
+
+
+class Seen(NamedTuple):
+    """Attention of rows that predict an answer in one layer.
+
+    Args:
+        sums: on the groups of keys, `(heads, rows, groups)`.
+        image: on the image tokens of the prompt, mean of the heads, `(rows, tokens)`; 0 where a method has
+            dropped a token.
+        entropy: inside the image, `(heads, rows)`, see `image_entropy`.
+    """
+
+    sums: Tensor
+    image: Tensor
+    entropy: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,86 +80,120 @@ class AnswerObserver(Method):
     keeps grows with the answer times layers times image tokens, and not with the heads.
 
     Args:
-        prompt: tokens of the prompt.
-        sinks: which tokens count as sinks; None: none do.
-        heads_at: number of the row of which the attention of each head to the image is kept; None: no row.
-        sums: by layer, attention on the groups of keys, `(heads, rows, groups)` a step.
-        maps: by layer, attention to the image tokens of the prompt, mean of the heads, `(rows, tokens)` a
-            step; 0 where a method has dropped a token.
-        entropies: by layer, entropy inside the image, `(heads, rows)` a step.
-        of_heads: by layer, `(heads, tokens)` of the row of `heads_at`.
+        sinks: which tokens count as sinks.
+        prompt_length: tokens of the prompt, where the answer is read with it; None: `generate` writes the answer.
+        seen: by layer and step, one step where the answer is read with its prompt.
         streams: by layer.
     """
 
     edits: ClassVar = False
 
-    prompt: int
-    sinks: SinkRule | None = None
-    heads_at: int | None = None
-    sums: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
-    maps: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
-    entropies: dict[int, list[Tensor]] = field(default_factory=dict, compare=False)
-    of_heads: dict[int, Tensor] = field(default_factory=dict, compare=False)
+    sinks: SinkRule
+    prompt_length: int | None = None
+    seen: dict[int, dict[int, Seen]] = field(default_factory=dict, compare=False)
     streams: dict[int, Stream] = field(default_factory=dict, compare=False)
 
     def enter_layer(self, context: DecodeContext, layer: int, hidden_states: Tensor) -> None:
-        layout = context.layout_at(layer)
-        image = layout.image_tokens[0].to(hidden_states.device)
-        groups = _groups(layout, self.prompt).to(hidden_states.device)
-        states = hidden_states[0].float()
-        if self.sinks is not None:
-            dimensions = self.sinks.dimensions or range(states.shape[-1])
-            scores = sink_scores(states, dimensions)
-            groups = torch.where(image & (scores > self.sinks.threshold), SINKS, groups)
-            first, norms = int((groups == FIRST).nonzero()[0]), states.norm(dim=-1)
-            self.streams[layer] = Stream(
-                float(scores[first]),
-                int(states[first].abs().argmax()),
-                scores[image].cpu(),
-                float(norms[first]),
-                float(norms[image].median()) if bool(image.any()) else 0.0,
-            )
+        layout, states = context.layout_at(layer), hidden_states[0].float()
+        groups, image, first = (each.to(states.device) for each in self._places(context, layout))
+        scores = sink_scores(states, self.sinks.dimensions or range(states.shape[-1]))
+        on_image = scores[image]
+        groups = groups.index_copy(0, image, torch.where(on_image > self.sinks.threshold, SINKS, IMAGE))
         context.state[self, layer] = groups[None]
+        norms = states.norm(dim=-1)
+        of_image = norms[image].median() if len(image) else norms.new_zeros(())
+        own = states[first[0]]
+        self.streams[layer] = Stream(
+            own.abs() * torch.rsqrt(own.square().mean() + 1e-6),
+            on_image,
+            torch.stack([norms[first[0]], of_image]),
+        )
 
     def rows(self, context: DecodeContext, layer: int) -> Rows | None:
         layout = context.layout_at(layer)
-        if context.layout.length == self.prompt:
+        if self.prompt_length is None:
             return layout.last_row
-        return answer_rows(layout.length, self.prompt, layout.image_tokens.device)
+        return answer_rows(layout.length, self.prompt_length, layout.image_tokens.device)
 
     def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
         own, layout = weights[0], context.layout_at(layer)
         groups = context.state[self, layer][0].to(own.device)
-        new = own.shape[-1] - len(groups)
-        groups = torch.cat([groups, groups.new_full((new,), ANSWER)])
-        image = layout.over_keys(layout.image_tokens, own.shape[-1])[0].to(own.device)
-        on_image = own[..., image]
-        step = sum(each.shape[1] for each in self.sums.get(layer, []))
-        if self.heads_at is not None and step <= self.heads_at < step + own.shape[1]:
-            self.of_heads[layer] = self._spread(context, layout, on_image[:, self.heads_at - step])
-        self.sums.setdefault(layer, []).append(group_sums(own, groups).cpu())
-        self.maps.setdefault(layer, []).append(self._spread(context, layout, on_image.mean(dim=0)))
-        self.entropies.setdefault(layer, []).append(image_entropy(on_image).cpu())
+        groups = torch.cat([groups, groups.new_full((own.shape[-1] - len(groups),), ANSWER)])
+        on_image = own.index_select(-1, self._places(context, layout)[1].to(own.device))
+        image = self._spread(context, layout, on_image.mean(dim=0))
+        # A last prompt row that is read again takes the place of the first reading.
+        self.seen.setdefault(layer, {})[context.step] = Seen(
+            group_sums(own, groups), image, image_entropy(on_image)
+        )
+
+    def _places(self, context: DecodeContext, layout: PromptLayout) -> tuple[Tensor, Tensor, Tensor]:
+        """Groups of the tokens, sinks not told apart, places of image tokens, and of the first token; once
+        for all layers with the same tokens."""
+        key = self, layout
+        if key not in context.state:
+            prompt_length = context.layout.length if self.prompt_length is None else self.prompt_length
+            groups = _groups(layout, prompt_length)
+            image = layout.image_tokens[0].nonzero()[:, 0]
+            first = (groups == FIRST).nonzero()[:1, 0]
+            context.state[key] = groups[None], image[None], first[None]
+        groups, image, first = context.state[key]
+        return groups[0], image[0], first[0]
 
     def _spread(self, context: DecodeContext, layout: PromptLayout, values: Tensor) -> Tensor:
         """Values of the image tokens that are present in a layer, as values of all of the prompt."""
-        whole = context.layout.image_tokens[0]
         if layout.positions is None:
-            return values.cpu()
+            return values
+        whole = context.layout.image_tokens[0]
         places = (whole.cumsum(0) - 1)[layout.positions[0][layout.image_tokens[0]]]
         spread = values.new_zeros(*values.shape[:-1], int(whole.sum()))
-        return spread.index_copy(-1, places.to(values.device), values).cpu()
+        return spread.index_copy(-1, places.to(values.device), values)
+
+    def collected(self) -> dict[int, Seen]:
+        """What was seen, by layer, all steps in one, on the CPU."""
+        return {
+            layer: Seen(
+                torch.cat([steps[step].sums for step in sorted(steps)], dim=1).cpu(),
+                torch.cat([steps[step].image for step in sorted(steps)]).cpu(),
+                torch.cat([steps[step].entropy for step in sorted(steps)], dim=1).cpu(),
+            )
+            for layer, steps in sorted(self.seen.items())
+        }
 
 
-def _groups(layout: PromptLayout, prompt: int) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class HeadObserver(Method):
+    """Sees the attention of each head to the image in some rows, where an answer is read with its prompt.
+
+    Args:
+        places: of the rows among those that predict the answer.
+        prompt_length: tokens of the prompt.
+        seen: by layer, `(heads, rows, image tokens)` on the CPU.
+    """
+
+    edits: ClassVar = False
+
+    places: tuple[int, ...]
+    prompt_length: int
+    seen: dict[int, Tensor] = field(default_factory=dict, compare=False)
+
+    def rows(self, context: DecodeContext, layer: int) -> Rows | None:
+        index = torch.tensor(self.places, device=context.layout.image_tokens.device) + self.prompt_length - 1
+        return Rows(index, torch.ones(1, len(index), dtype=torch.bool, device=index.device))
+
+    def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        image = context.layout.image_tokens[0].to(weights.device)
+        self.seen[layer] = weights[0][..., image].cpu()
+
+
+def _groups(layout: PromptLayout, prompt_length: int) -> Tensor:
     """Group of each of the tokens that are present in a layer, sinks not told apart, `(tokens,)` int64."""
     real, image = layout.real_tokens[0], layout.image_tokens[0]
     places = torch.arange(len(real), device=real.device) if layout.positions is None else layout.positions[0]
     groups = torch.full_like(places, SYSTEM)
     groups[layout.after_last_image[0]] = QUESTION
     groups[image] = IMAGE
-    groups[places >= prompt] = ANSWER
-    groups[int(real.int().argmax())] = FIRST
+    groups[places >= prompt_length] = ANSWER
+    groups[real.int().argmax()] = FIRST
     return groups
 
 
@@ -159,14 +206,14 @@ class RolloutObserver(Method, PreviewsWeights):
     of all heads are never held at once.
 
     Args:
-        prompt: tokens of the prompt.
+        prompt_length: tokens of the prompt.
         first_layer: where the rollout begins.
         merged: by layer, `(tokens, tokens)` float32 on the CPU.
     """
 
     edits: ClassVar = False
 
-    prompt: int
+    prompt_length: int
     first_layer: int
     merged: dict[int, Tensor] = field(default_factory=dict, compare=False)
     _looks: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
@@ -177,7 +224,7 @@ class RolloutObserver(Method, PreviewsWeights):
 
     def preview(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
         assert context.row_positions is not None
-        of_prompt = context.row_positions < self.prompt
+        of_prompt = context.row_positions < self.prompt_length
         if bool(of_prompt.any()):
             image = context.layout.image_tokens[0].to(weights.device)
             own = weights[0][:, of_prompt.to(weights.device)]
