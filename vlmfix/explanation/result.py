@@ -1,0 +1,350 @@
+"""What an explanation holds, as arrays, and the maps that it makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vlmfix.atomic import write_text
+from vlmfix.explanation.cells import Cells
+from vlmfix.explanation.faithfulness import Faithfulness
+from vlmfix.explanation.findings import Finding
+from vlmfix.explanation.formulas import Choice
+from vlmfix.explanation.judging import Figure
+from vlmfix.explanation.rollout import contrast
+from vlmfix.explanation.words import Word, find_word
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+MAPS = ("band", "rollout", "contrast", "encoder")
+"""Maps of a word: attention of the layers at 25 to 50 % of the depth, without sinks; the rollout of the upper
+half; that beyond the rollout of a question about the background; and the vision encoder's own attention, which
+is the same for all words."""
+
+
+class Named(NamedTuple):
+    """An object that a word of an answer names.
+
+    Args:
+        word: its number.
+        category: its class.
+        is_present: whether it is in the picture.
+    """
+
+    word: int
+    category: str
+    is_present: bool
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExplainedAnswer:
+    """One answer, token by token; `(tokens,)` and so on.
+
+    Args:
+        label: "greedy", the name of the method, or "given".
+        text: without special tokens.
+        token_ids: of all its tokens.
+        words: with the tokens that write them.
+        log_p: log probability of each token in nats, where it was written.
+        entropy: of the distribution that it comes from, in nats.
+        margin: logit of the token less that of the best other one.
+        shares: attention of the band on `formulas.GROUPS`, mean of its layers and heads, `(tokens, 6)`.
+        image_gain: what the image adds to `log_p`; None: not known of answers under a method.
+        by_head: attention on the same groups, mean of the tokens, `(layers, heads, 6)`.
+        image_entropy: of heads inside the image, 0 on one token and 1 if even, likewise, `(layers, heads)`.
+        attention: to the image tokens, mean of the heads, `(layers, tokens, image tokens)`; None: under a
+            method that shows the model other image tokens.
+        rollout: to the image tokens, `(tokens, image tokens)`; None: not known.
+        named: the objects that it names; None: nobody has said what is in the picture.
+    """
+
+    label: str
+    text: str
+    token_ids: tuple[int, ...]
+    words: Sequence[Word]
+    log_p: np.ndarray
+    entropy: np.ndarray
+    margin: np.ndarray
+    shares: np.ndarray | None
+    image_gain: np.ndarray | None = None
+    by_head: np.ndarray | None = None
+    image_entropy: np.ndarray | None = None
+    attention: np.ndarray | None = None
+    rollout: np.ndarray | None = None
+    named: Sequence[Named] | None = None
+
+    def of_word(self, values: np.ndarray, word: int, *, mean: bool = False) -> float:
+        """Of values of the tokens, the sum or mean over those of a word."""
+        own = values[list(self.words[word].tokens)]
+        return float(own.mean() if mean else own.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Sinks:
+    """Sinks layer by layer.
+
+    Args:
+        threshold: above which an image token is a visual sink.
+        dimensions: that mark sinks; None: not calibrated, all of them were looked at.
+        scores: of the image tokens, `(layers, image tokens)`.
+        first: largest score of the first token, `(layers,)`, and `dimension`, where it is.
+        first_norm: L2 norm of the residual stream there, and `image_norm`, the median of the image tokens.
+    """
+
+    threshold: float
+    dimensions: tuple[int, ...] | None
+    scores: np.ndarray
+    first: np.ndarray
+    dimension: np.ndarray
+    first_norm: np.ndarray
+    image_norm: np.ndarray
+
+    @property
+    def is_sink(self) -> np.ndarray:
+        """Which image tokens are visual sinks, `(layers, image tokens)` bool."""
+        found: np.ndarray = self.scores > self.threshold
+        return found
+
+
+class Parting(NamedTuple):
+    """Where two answers part.
+
+    Args:
+        place: of the first token that differs.
+        choice: the two tokens, with their margins.
+        tokens: the likeliest tokens of either, as text.
+        plain: their probabilities without the method, and `method` with it.
+    """
+
+    place: int
+    choice: Choice
+    tokens: tuple[str, ...]
+    plain: tuple[float, ...]
+    method: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Both answers, each read plainly and under the method.
+
+    Args:
+        parting: None: the answers are equal.
+        divergence: KL(method || plain) at each token of the plain answer, in nats, `(tokens,)`.
+        plain_under_method: log probability of the plain answer's tokens under the method.
+        method_under_plain: log probability of the method's tokens without it.
+        attention: of the plain answer under the method, see `ExplainedAnswer.attention`.
+    """
+
+    parting: Parting | None
+    divergence: np.ndarray
+    plain_under_method: np.ndarray
+    method_under_plain: np.ndarray
+    attention: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Explanation:
+    """Where a model looked while it answered, and where a method changed its mind; see `vlmfix.explain`.
+
+    In a notebook it shows itself. All arrays are of numpy, in the order of tokens, layers, heads and image
+    tokens; logarithms are natural.
+
+    Args:
+        model: what it is called.
+        prompt: what was asked.
+        picture: in RGB.
+        cells: where its image tokens lie.
+        layers: numbers of the layers that attend, in the order of the arrays.
+        band: of these, the ones whose attention makes the band map.
+        plain: the answer without a method.
+        method: the answer under the method; None: there is none.
+        method_name: what it is called, and `parameters` its values, by method.
+        compared: both answers side by side; None: see `left_out`.
+        word: number of the word of the plain answer that is explained in full.
+        cuts: how far the log probability of each token moves under the rules of `knockout.RULES`, by rule.
+        sliding: the same with the image cut from all text in a window of layers, `(starts, tokens)`.
+        window: its number of layers.
+        sinks: layer by layer.
+        divergence: of each head from the prompt without the image (VHD), `(layers, heads)`.
+        background: rollout of the question about the background, `(image tokens,)`.
+        encoder: attention inside the vision encoder, `(image tokens,)`.
+        masks: of the objects in the picture, by category.
+        judged: figures of maps of words that name objects in the picture, by word and map.
+        faithfulness: of the maps of `word`.
+        findings: what the picture says of the values of the profile.
+        activity: what the method did, by method.
+        left_out: what this model or method does not let be seen, with the reason.
+    """
+
+    model: str
+    prompt: str
+    picture: Image.Image
+    cells: Cells
+    layers: tuple[int, ...]
+    band: tuple[int, ...]
+    plain: ExplainedAnswer
+    word: int
+    sinks: Sinks
+    method: ExplainedAnswer | None = None
+    method_name: str = ""
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    compared: Compared | None = None
+    cuts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sliding: np.ndarray | None = None
+    window: int = 1
+    divergence: np.ndarray | None = None
+    background: np.ndarray | None = None
+    encoder: np.ndarray | None = None
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    judged: Mapping[int, Mapping[str, Mapping[str, Figure]]] = field(default_factory=dict)
+    faithfulness: Faithfulness | None = None
+    findings: Sequence[Finding] = ()
+    activity: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    _heads_at: Callable[[Sequence[int]], np.ndarray] | None = field(default=None, repr=False)
+    _heads: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Those of `MAPS` that there are."""
+        missing = {
+            "rollout": self.plain.rollout is None,
+            "contrast": self.plain.rollout is None or self.background is None,
+            "encoder": self.encoder is None,
+        }
+        return tuple(name for name in MAPS if not missing.get(name, False))
+
+    def find(self, word: str | int) -> int:
+        """The number of a word of the plain answer: itself, a word, its second mention as `word#2`, or the
+        index of a token as text.
+
+        Raises:
+            ValueError: there is no such word; the message lists the words.
+        """
+        if isinstance(word, str):
+            return find_word(self.plain.words, word)
+        if not 0 <= word < len(self.plain.words):
+            raise ValueError(f"word is {word}; it must be a number from 0 to {len(self.plain.words) - 1}")
+        return word
+
+    def values(self, name: str, word: str | int, *, answer: ExplainedAnswer | None = None) -> np.ndarray:
+        """A map of a word over the image tokens, `(image tokens,)`, the mean over its tokens.
+
+        Args:
+            name: one of `maps`.
+            word: see `find`.
+            answer: whose word it is; None: of the plain answer.
+
+        Raises:
+            ValueError: there is no such map or word.
+        """
+        if name not in self.maps:
+            reason = self.left_out.get("rollout" if name == "contrast" else name, "")
+            raise ValueError(
+                f"there is no map {name!r}{f' ({reason})' if reason else ''}; use {', '.join(self.maps)}"
+            )
+        if name == "encoder":
+            assert self.encoder is not None
+            return self.encoder
+        told = self.plain if answer is None else answer
+        tokens = list(told.words[self.find(word) if answer is None else int(word)].tokens)
+        if name == "band":
+            assert told.attention is not None
+            return self.band_map(told.attention)[tokens].mean(axis=0)
+        assert told.rollout is not None
+        rolled: np.ndarray = told.rollout[tokens].mean(axis=0)
+        if name == "rollout":
+            return rolled
+        assert self.background is not None
+        return contrast(self.cells.smoothed(rolled), self.cells.smoothed(self.background))
+
+    def band_map(self, attention: np.ndarray) -> np.ndarray:
+        """The band map of every token, `(tokens, image tokens)`: mean of the layers, sinks being 0."""
+        own = [place for place, layer in enumerate(self.layers) if layer in self.band]
+        free: np.ndarray = (attention[own] * ~self.sinks.is_sink[own][:, None]).mean(axis=0)
+        return free
+
+    def difference(self, word: str | int) -> np.ndarray:
+        """The band map of a word of the plain answer under the method less that without it, after the same
+        words before it, both scaled to sum 1; `(image tokens,)`.
+
+        Raises:
+            ValueError: there is no method, or its attention is not known.
+        """
+        if self.compared is None or self.compared.attention is None:
+            raise ValueError("there is no attention under a method to compare with; explain with a method")
+        tokens = list(self.plain.words[self.find(word)].tokens)
+        under = self.band_map(self.compared.attention)[tokens].mean(axis=0)
+        plain = self.values("band", word)
+        changed: np.ndarray = under / max(under.sum(), 1e-12) - plain / max(plain.sum(), 1e-12)
+        return changed
+
+    def saliency(self, name: str, word: str | int) -> np.ndarray:
+        """A map of a word in pixels of the picture, `(height, width)`, NaN where no token sees it."""
+        return self.cells.pixels(self.values(name, word))
+
+    def heads(self, word: str | int) -> np.ndarray:
+        """Attention of each head to the image in the rows that write a word, mean of these rows, `(layers,
+        heads, image tokens)`; made when it is first asked for, and kept.
+
+        Raises:
+            ValueError: there is no such word, or the model is gone.
+        """
+        tokens = self.plain.words[self.find(word)].tokens
+        if tokens not in self._heads:
+            if self._heads_at is None:
+                raise ValueError("the model is not at hand any more; explain the answer anew")
+            self._heads[tokens] = self._heads_at(tokens)
+        return self._heads[tokens]
+
+    def plot(self, kind: str = "maps", word: str | int | None = None) -> Drawing:
+        """A figure of matplotlib, in the size of a column of a paper.
+
+        Args:
+            kind: one of `vlmfix.explanation.figures.KINDS`.
+            word: that maps, cuts and curves are of, see `find`; None: the one that is explained in full.
+
+        Raises:
+            ValueError: there is no such figure, or nothing to show in it.
+        """
+        from vlmfix.explanation.figures import draw
+
+        return draw(self, kind, self.word if word is None else self.find(word)).figure
+
+    def html(self) -> str:
+        """One page that needs nothing but a browser; equal for equal explanations."""
+        from vlmfix.explanation.page import page
+
+        return page(self)
+
+    def json(self) -> str:
+        """Its numbers as JSON, six digits each; equal for equal explanations."""
+        from vlmfix.explanation.export import numbers
+
+        return json.dumps(numbers(self), indent=1, sort_keys=True, allow_nan=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page, or with the suffix `.json` the numbers.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = Path(path)
+        write_text(path, self.json() if path.suffix == ".json" else self.html())
+        return path
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, for notebooks."""
+        from html import escape
+
+        return (
+            f'<iframe srcdoc="{escape(self.html())}" sandbox="allow-scripts" title="vlmfix explain" '
+            'style="width: 100%; height: 48rem; border: 0"></iframe>'
+        )
