@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmfix.calibration.head_statistics import contrast, head_mask, random_set_p, random_sets
 from vlmfix.explanation.observers import Stream
 
-Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
+Verdict = Literal["supported", "in part", "contradicted", "undecided", "not tested"]
 
 _RANDOM_SETS = 20
 _CHANCE = 0.05
@@ -93,7 +93,8 @@ def sink_findings(evidence: SinkEvidence, values: Mapping[str, Any], threshold: 
             reason += f"; of the profile's, {said} of them"
         elif further:
             reason += f", {', '.join(map(str, further))} beside those of the profile"
-        verdict: Verdict = "contradicted" if missing else "supported"
+        verdict: Verdict = "in part" if missing else "supported"
+        verdict = "contradicted" if len(missing) == len(entry["value"]) else verdict
         dimensions = Finding("sink_dimensions", _shown(entry["value"]), entry["source"], verdict, reason)
     entry = values.get("sink_threshold")
     if entry is None:
