@@ -290,6 +290,11 @@ class Explanation:
         """A map of a word in pixels of the picture, `(height, width)`, NaN where no token sees it."""
         return self.cells.pixels(self.values(name, word))
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether `heads` can be made: the model is at hand."""
+        return self._heads_at is not None
+
     def heads(self, word: str | int) -> np.ndarray:
         """Attention of each head to the image in the rows that write a word, mean of these rows, `(layers,
         heads, image tokens)`; made when it is first asked for, and kept.

@@ -1,0 +1,327 @@
+"""An explanation as one HTML page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Template
+from markupsafe import Markup
+from PIL import Image
+
+from vlmfix.evaluation.report.page_style import page_environment, page_style
+from vlmfix.evaluation.report.plots import Plot
+from vlmfix.explanation.export import packed, rounded
+from vlmfix.explanation.figures import draw
+from vlmfix.explanation.formulas import IMAGE, SINKS
+from vlmfix.explanation.knockout import RULES
+from vlmfix.explanation.result import ExplainedAnswer, Explanation
+
+MAX_SIDE = 768
+"""Of the picture on the page, in pixels."""
+
+_LAYERED = 24  # words that bring a map of every layer along
+_HEAD_CELLS = 1_000_000  # cells of all heads that the page has room for
+_GALLERY = 12
+_SMALL = 150  # side of a picture in the gallery
+
+_GUIDE = {
+    "image gain": "How much likelier the word is with the picture than with all paths from the text to it cut, in "
+    "nats: 0.7 is twice, 2.3 ten times as likely. This says that the picture matters for the word; it does not "
+    "say that the word is true.",
+    "attention": "How a row divides its look among what stands before it. A row can look at the picture and make "
+    "nothing of it: read shares beside the gain.",
+    "sinks": "Tokens that draw attention without having content: the first token, and some empty places in the "
+    "picture. Maps leave the latter out.",
+    "band": "Attention of all heads at 25 to 50 % of the depth, where it shows objects best; without sinks.",
+    "rollout": "Attention multiplied through the upper half of the layers; heads that look sharply count more.",
+    "contrast": "The rollout, less that of a question about the background.",
+    "encoder": "What the vision encoder attends to by itself, the same for every word; a control.",
+    "difference": "The band map under the method less that without it, after the same words; each sums to 1.",
+    "probability at a parting": "Both answers have the same words up to there, so that the numbers can be compared. "
+    "A margin near 0 means that hardly anything was needed.",
+    "a map on the object": "It may sit there while the model went by the surroundings: compare deletion and "
+    "insertion, and conclude neither from the other.",
+}
+
+
+def page(explanation: Explanation) -> str:
+    """The page; equal for equal explanations."""
+    script = _asset("explain.js")
+    data = json.dumps(rounded(_data(explanation)), sort_keys=True, allow_nan=False)
+    return _template().render(
+        told=explanation,
+        title=f"What {explanation.model} looked at",
+        sentences=_sentences(explanation),
+        answers=[_strip(each) for each in (explanation.plain, explanation.method) if each is not None],
+        picture=_jpeg(explanation.picture, MAX_SIDE),
+        gallery=[(explanation.plain.words[place].text, _overlay(explanation, place)) for place in _shown(explanation, _GALLERY)],
+        plots={kind: _plot(explanation, kind) for kind in ("flow", "heads", "sinks", "cuts", "faithfulness")},
+        rankings=_rankings(explanation),
+        judged=_judged(explanation),
+        parting=_parting(explanation),
+        sinks=explanation.sinks,
+        is_sink=explanation.sinks.is_sink.sum(axis=1).tolist(),
+        guide=_GUIDE,
+        rules=RULES,
+        style=page_style(),
+        own_style=Markup(_asset("explain.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=Markup(data.replace("<", "\\u003c")),
+    )
+
+
+def _asset(name: str) -> str:
+    return files("vlmfix.explanation").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template() -> Template:
+    environment = page_environment("vlmfix.explanation", "vlmfix.evaluation.report")
+    environment.filters |= {"number": lambda value, digits=2: f"{float(value):.{digits}f}".replace("-", "\u2212")}
+    return environment.get_template("explain.html.j2")
+
+
+def _data(explanation: Explanation) -> dict[str, Any]:
+    """What the script shows: a map of each word, and its numbers."""
+    import matplotlib
+
+    plain, cells = explanation.plain, explanation.cells
+    colours = {
+        name: [matplotlib.colors.to_hex(each) for each in matplotlib.colormaps[name](np.linspace(0, 1, 33))]
+        for name in ("viridis", "RdBu_r")
+    }
+
+    def of_answer(told: ExplainedAnswer, names: Sequence[str]) -> dict[str, list[Any]]:
+        is_plain = told is plain
+        return {
+            name: [
+                packed(cells.of_tokens(explanation.values(name, place, answer=None if is_plain else told)))
+                for place in range(len(told.words))
+            ]
+            for name in names
+        }
+
+    maps = of_answer(plain, [name for name in explanation.maps if name != "encoder"])
+    if explanation.encoder is not None:
+        maps["encoder"] = [packed(cells.of_tokens(explanation.encoder))] * 1
+    compared = explanation.compared
+    if compared is not None and compared.attention is not None:
+        maps["difference"] = [packed(cells.of_tokens(explanation.difference(place))) for place in range(len(plain.words))]
+    answers = [{"maps": maps, "words": _numbers(explanation, plain)}]
+    if explanation.method is not None:
+        under = explanation.method
+        own = of_answer(under, ["band"]) if under.attention is not None else {}
+        answers.append({"maps": own, "words": _numbers(explanation, under)})
+    layered = {
+        place: [packed(cells.of_tokens(each)) for each in plain.attention[:, list(plain.words[place].tokens)].mean(axis=1)]
+        for place in _shown(explanation, _LAYERED)
+        if plain.attention is not None
+    }
+    heads: dict[int, Any] = {}
+    if plain.by_head is not None:
+        size = plain.by_head.shape[0] * plain.by_head.shape[1] * math.prod(cells.shape)
+        for place in _shown(explanation, max(1, _HEAD_CELLS // size)) if explanation.has_heads else []:
+            heads[place] = [[packed(cells.of_tokens(each)) for each in layer] for layer in explanation.heads(place)]
+    left, top, right, bottom = cells.box
+    width, height = explanation.picture.size
+    return {
+        "answers": answers,
+        "box": [left / width, top / height, right / width, bottom / height],
+        "cells": cells.shape,
+        "colours": colours,
+        "heads": heads,
+        "layered": layered,
+        "layers": explanation.layers,
+        "sinks": [cells.of_tokens(own.astype(float)).round().astype(int).ravel() for own in _band_sinks(explanation)],
+        "word": explanation.word,
+    }
+
+
+def _band_sinks(explanation: Explanation) -> np.ndarray:
+    """Image tokens that are sinks in any layer of the band, `(1, image tokens)`."""
+    own = [place for place, layer in enumerate(explanation.layers) if layer in explanation.band]
+    found: np.ndarray = explanation.sinks.is_sink[own].any(axis=0, keepdims=True)
+    return found
+
+
+def _numbers(explanation: Explanation, told: ExplainedAnswer) -> list[dict[str, Any]]:
+    """The numbers of each word of an answer."""
+    compared, found = explanation.compared, []
+    for place, word in enumerate(told.words):
+        tokens = list(word.tokens)
+        own: dict[str, Any] = {
+            "text": word.text,
+            "log p": told.log_p[tokens].sum(),
+            "entropy": told.entropy[tokens].mean(),
+            "margin": told.margin[tokens].min(),
+        }
+        if told.image_gain is not None:
+            own["image gain"] = told.image_gain[tokens].sum()
+        if told.shares is not None:
+            own["image share"] = told.shares[tokens][:, [IMAGE, SINKS]].sum(axis=1).mean()
+        if told is explanation.plain:
+            own["cuts"] = {rule: change[tokens].sum() for rule, change in explanation.cuts.items()}
+            if compared is not None:
+                own["KL to the method"] = compared.divergence[tokens].sum()
+                own["log p under the method"] = compared.plain_under_method[tokens].sum()
+        elif compared is not None:
+            own["log p without the method"] = compared.method_under_plain[tokens].sum()
+        found.append(own)
+    return found
+
+
+def _strip(told: ExplainedAnswer) -> dict[str, Any]:
+    """The words of an answer as the page writes them."""
+    marks = {each.word: "present" if each.is_present else "invented" for each in told.named or ()}
+    words = [
+        {"text": word.text, "is_content": word.is_content, "mark": marks.get(place, "")}
+        for place, word in enumerate(told.words)
+    ]
+    return {"label": told.label, "text": told.text, "words": words, "is_judged": told.named is not None}
+
+
+def _sentences(explanation: Explanation) -> list[str]:
+    """What there is to know at first sight."""
+    plain, said = explanation.plain, []
+    content = [place for place, word in enumerate(plain.words) if word.is_content]
+    if plain.image_gain is not None and content:
+        gains = {place: plain.of_word(plain.image_gain, place) for place in content}
+        most, least = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
+        said.append(
+            f"The picture matters most for “{plain.words[most].text}”: with it the word is "
+            f"{_times(gains[most])} as likely. It matters least for “{plain.words[least].text}” "
+            f"({_times(gains[least])})."
+        )
+    invented = [plain.words[each.word].text for each in plain.named or () if not each.is_present]
+    if plain.named is not None:
+        said.append(
+            f"Not in the picture, but in the answer: {', '.join(dict.fromkeys(invented))}."
+            if invented
+            else "Every object that the answer names is in the picture."
+        )
+    compared = explanation.compared
+    if compared is not None and explanation.method is not None:
+        if compared.parting is None:
+            said.append(
+                f"{explanation.method_name} gives the same answer; the closest call was a margin of "
+                f"{plain.margin.min():.2f}."
+            )
+        else:
+            one, other = _parted(explanation)
+            choice = compared.parting.choice
+            said.append(
+                f"{explanation.method_name} changes its mind at “{other}”, where plain decoding writes “{one}”: "
+                f"plainly “{one}” leads by {choice.plain_margin:.2f}, under the method “{other}” by "
+                f"{choice.method_margin:.2f}."
+            )
+    if explanation.faithfulness is not None:
+        name = explanation.maps[0]
+        word = plain.words[explanation.word].text
+        said.append(f"The {name} map of “{word}”, tested: {explanation.faithfulness.verdict(name)}.")
+    return said
+
+
+def _times(gain: float) -> str:
+    factor = math.exp(gain)
+    return f"{factor:,.0f} times" if factor >= 9.5 else f"{factor:.1f} times"
+
+
+def _parted(explanation: Explanation) -> tuple[str, str]:
+    """The words in which two answers part."""
+    assert explanation.compared is not None
+    assert explanation.compared.parting is not None
+    assert explanation.method is not None
+    place = explanation.compared.parting.place
+    one, other = (
+        next(word.text for word in told.words if place in word.tokens)
+        for told in (explanation.plain, explanation.method)
+    )
+    return one, other
+
+
+def _parting(explanation: Explanation) -> list[tuple[str, float, float]]:
+    """The likeliest tokens where two answers part, with both probabilities."""
+    if explanation.compared is None or explanation.compared.parting is None:
+        return []
+    own = explanation.compared.parting
+    rows = list(zip(own.tokens, own.plain, own.method, strict=True))
+    return sorted(rows, key=lambda row: -max(row[1:]))
+
+
+def _shown(explanation: Explanation, most: int) -> list[int]:
+    """Numbers of content words in order, the explained one and those that the image gives most to, `most` in
+    all."""
+    plain = explanation.plain
+    places = [place for place, word in enumerate(plain.words) if word.is_content and place != explanation.word]
+    gains = plain.log_p if plain.image_gain is None else plain.image_gain
+    best = sorted(places, key=lambda place: (-plain.of_word(gains, place), place))[: most - 1]
+    return sorted([*best, explanation.word])
+
+
+def _plot(explanation: Explanation, kind: str) -> Plot | None:
+    missing = {
+        "cuts": not explanation.cuts,
+        "faithfulness": explanation.faithfulness is None,
+        "flow": explanation.plain.shares is None,
+    }
+    return None if missing.get(kind, False) else draw(explanation, kind, explanation.word)
+
+
+def _rankings(explanation: Explanation) -> dict[str, Any]:
+    """The heads that the image moves most, those that look at it most, and how far both orders agree."""
+    from scipy.stats import spearmanr
+
+    sums, divergence = explanation.plain.by_head, explanation.divergence
+    if sums is None or divergence is None:
+        return {}
+    looks, moved = sums[..., IMAGE] + sums[..., SINKS], divergence[list(explanation.layers)]
+
+    def best(values: np.ndarray) -> list[tuple[str, float]]:
+        order = np.argsort(-values.ravel(), kind="stable")[: min(20, max(5, values.size // 8))]
+        places = [np.unravel_index(each, values.shape) for each in order]
+        return [(f"{explanation.layers[layer]}:{head}", float(values[layer, head])) for layer, head in places]
+
+    return {
+        "rows": list(zip(best(moved), best(looks), strict=True)),
+        "correlation": float(spearmanr(moved.ravel(), looks.ravel()).statistic),
+    }
+
+
+def _judged(explanation: Explanation) -> list[dict[str, Any]]:
+    """Figures of the maps of each word that has a mask."""
+    return [
+        {"word": explanation.plain.words[word].text, "map": name, "figures": figures}
+        for word, maps in explanation.judged.items()
+        for name, figures in maps.items()
+    ]
+
+
+def _overlay(explanation: Explanation, word: int) -> str:
+    """A small picture under the band map of a word."""
+    import matplotlib
+
+    saliency = np.nan_to_num(explanation.saliency("band", word))
+    strength = saliency / (saliency.max() or 1)
+    colours = matplotlib.colormaps["viridis"](strength)[..., :3] * 255
+    alpha = (0.25 + 0.5 * strength)[..., None]
+    mixed = np.asarray(explanation.picture) * (1 - alpha) + colours * alpha
+    return _jpeg(Image.fromarray(mixed.astype(np.uint8)), _SMALL)
+
+
+def _jpeg(picture: Image.Image, side: int) -> str:
+    """A picture for the page, no larger than it has to be."""
+    shown = picture.copy()
+    shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
