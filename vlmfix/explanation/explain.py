@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -218,11 +219,16 @@ class _Work:
             encoder=encoder,
             masks={} if self.objects is None else self._masks(self.objects),
             left_out=self.left_out,
-            _heads_at=lambda tokens: reader.heads_at(token_ids, tokens).numpy(),
+            _heads_at=lambda words: [each.numpy() for each in reader.heads_at(token_ids, words)],
             **made,
         )
         self.progress("judging maps")
-        explanation = _with(explanation, judged=self._judged(explanation), findings=self._findings(explanation, observed))
+        explanation = _with(
+            explanation,
+            judged=self._judged(explanation),
+            head_effects=head_effects(reader, plain, self.values),
+        )
+        explanation = _with(explanation, findings=findings([explanation], self.values))
         if faithfulness:
             self.progress("deletion and insertion")
             own = {each: explanation.cells.of_tokens(explanation.values(each, chosen)) for each in explanation.maps}
@@ -273,8 +279,7 @@ class _Work:
             rule.threshold,
             rule.dimensions,
             torch.stack([each.scores for each in streams]).cpu().numpy(),
-            first.amax(dim=1).numpy(),
-            first.argmax(dim=1).numpy(),
+            first.numpy(),
             norms[:, 0],
             norms[:, 1],
         )
@@ -376,31 +381,35 @@ class _Work:
                 found[named.word] = figures
         return found
 
-    def _findings(self, explanation: Explanation, observed: Observed) -> list[Finding]:
-        evidence = SinkEvidence.of([observed.streams])
-        found: list[Finding | None] = list(sink_findings(evidence, self.values, self.reader.sink_rule.threshold))
-        if explanation.divergence is not None:
-            found.append(vision_head_finding(explanation.divergence, self.values))
-        effects, wrong = head_effects(self.reader, explanation.plain, self.values)
-        found.append(head_finding(effects, wrong, self.values))
-        return [each for each in found if each is not None]
+
+def findings(explanations: Sequence[Explanation], values: Mapping[str, Any]) -> list[Finding]:
+    """What explained answers of one model say of the values of its profile."""
+    sinks = [each.sinks for each in explanations]
+    evidence = SinkEvidence(np.stack([each.sizes for each in sinks]), [each.scores for each in sinks])
+    found: list[Finding | None] = list(sink_findings(evidence, values, sinks[0].threshold))
+    divergences = [each.divergence for each in explanations if each.divergence is not None]
+    if divergences:
+        found.append(vision_head_finding(np.mean(divergences, axis=0), values))
+    effects = [each.head_effects for each in explanations if each.head_effects is not None]
+    wrong = [not one.is_present for each in explanations if each.head_effects is not None for one in each.plain.named or ()]
+    tested = torch.from_numpy(np.concatenate(effects)) if effects else torch.zeros(0, 1)
+    found.append(head_finding(tested, torch.tensor(wrong, dtype=torch.bool), values))
+    return [each for each in found if each is not None]
 
 
-def head_effects(reader: Reader, plain: ExplainedAnswer, values: Any) -> tuple[Tensor, Tensor]:
-    """What the hallucination heads of a profile do to the objects that an answer names, see `head_finding`."""
-    heads, named = hallucination_heads(values), plain.named or ()
-    wrong = torch.tensor([not each.is_present for each in named], dtype=torch.bool)
+def head_effects(reader: Reader, plain: ExplainedAnswer, values: Mapping[str, Any]) -> np.ndarray | None:
+    """See `Explanation.head_effects`; None where nothing is named, or the profile lists no heads."""
+    heads, named = hallucination_heads(values), plain.named
     if not heads or not named:
-        return torch.zeros(0, 1), wrong
+        return None
     config = reader.model.config.get_text_config()
     lists = head_lists(heads, (config.num_hidden_layers, config.num_attention_heads))
     places = [plain.words[each.word].tokens[0] for each in named]
-    return CaptionRows(reader.model, reader.inputs, plain.token_ids).exact(places, lists), wrong
+    found: np.ndarray = CaptionRows(reader.model, reader.inputs, plain.token_ids).exact(places, lists).numpy()
+    return found
 
 
 def _with(explanation: Explanation, **changes: Any) -> Explanation:
-    import dataclasses
-
     return dataclasses.replace(explanation, **changes)
 
 

@@ -117,7 +117,7 @@ def _sinks(explanation: Explanation, word: int) -> Plot:
     axes.legend(loc="best")
     return Plot(
         "sinks",
-        "Size of the residual stream that enters each layer: a sink stands out.",
+        "Size of the residual stream that enters each layer, at the first token and in the picture.",
         f"Norm of the first token from {first[0]:.3g} to {first[-1]:.3g}, of image tokens from "
         f"{image[0]:.3g} to {image[-1]:.3g}.",
         figure,

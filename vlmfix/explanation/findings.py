@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vlmfix.calibration.head_statistics import contrast, head_mask, random_set_p, random_sets
-from vlmfix.explanation.observers import Stream
 
 Verdict = Literal["supported", "in part", "contradicted", "undecided", "not tested"]
 
@@ -47,15 +45,8 @@ class SinkEvidence:
         scores: sink scores of the image tokens of each picture, `(layers, image tokens)` each.
     """
 
-    first: Tensor
-    scores: Sequence[Tensor]
-
-    @classmethod
-    def of(cls, pictures: Sequence[Mapping[int, Stream]]) -> SinkEvidence:
-        """From what was seen of each picture, by layer."""
-        first = [torch.stack([each.first for _, each in sorted(layers.items())]) for layers in pictures]
-        scores = [torch.stack([each.scores for _, each in sorted(layers.items())]) for layers in pictures]
-        return cls(torch.stack(first).cpu(), [each.cpu() for each in scores])
+    first: np.ndarray
+    scores: Sequence[np.ndarray]
 
     @property
     def middle(self) -> slice:
@@ -66,8 +57,13 @@ class SinkEvidence:
     def dimensions(self, threshold: float) -> dict[int, float]:
         """Dimensions in which the first token is above the threshold in most middle layers and pictures, with
         that share."""
-        shares = (self.first[:, self.middle] > threshold).float().mean(dim=(0, 1))
-        return {index: float(shares[index]) for index in (shares > 0.5).nonzero()[:, 0].tolist()}
+        shares = self.shares(threshold)
+        return {index: float(shares[index]) for index in np.flatnonzero(shares > 0.5).tolist()}
+
+    def shares(self, threshold: float) -> np.ndarray:
+        """Share of middle layers and pictures in which the first token is above the threshold, by dimension."""
+        found: np.ndarray = (self.first[:, self.middle] > threshold).mean(axis=(0, 1))
+        return found
 
 
 def sink_findings(evidence: SinkEvidence, values: Mapping[str, Any], threshold: float) -> list[Finding]:
@@ -88,9 +84,9 @@ def sink_findings(evidence: SinkEvidence, values: Mapping[str, Any], threshold: 
         further = [each for each in found if each not in entry["value"]]
         reason = f"in most middle layers the first token exceeds {threshold:g} in the dimensions {listed}"
         if missing:
-            shares = (evidence.first[:, evidence.middle] > threshold).float().mean(dim=(0, 1))
-            said = ", ".join(f"{each} in {float(shares[each]):.0%}" for each in missing)
-            reason += f"; of the profile's, {said} of them"
+            shares = evidence.shares(threshold)
+            said = " and ".join(f"{each} does so in {shares[each]:.0%}" for each in missing)
+            reason += f"; of those of the profile, {said} of the middle layers"
         elif further:
             reason += f", {', '.join(map(str, further))} beside those of the profile"
         verdict: Verdict = "in part" if missing else "supported"
@@ -99,8 +95,9 @@ def sink_findings(evidence: SinkEvidence, values: Mapping[str, Any], threshold: 
     entry = values.get("sink_threshold")
     if entry is None:
         return [dimensions]
-    first = float(evidence.first[:, evidence.middle].amax(dim=-1).median())
-    share = float(torch.cat([each[evidence.middle].flatten() for each in evidence.scores]).gt(threshold).float().mean())
+    first = float(np.median(evidence.first[:, evidence.middle].max(axis=-1)))
+    scores = np.concatenate([each[evidence.middle].ravel() for each in evidence.scores])
+    share = float((scores > threshold).mean())
     reason = f"the first token is at {first:.1f}, and {share:.1%} of the image tokens are above the threshold"
     verdict = "supported"
     if first <= threshold or share > 0.5:

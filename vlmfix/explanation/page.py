@@ -130,8 +130,9 @@ def _data(explanation: Explanation) -> dict[str, Any]:
     heads: dict[int, Any] = {}
     if plain.by_head is not None:
         size = plain.by_head.shape[0] * plain.by_head.shape[1] * math.prod(cells.shape)
-        for place in _shown(explanation, max(1, _HEAD_CELLS // size)) if explanation.has_heads else []:
-            heads[place] = [[packed(cells.of_tokens(each)) for each in layer] for layer in explanation.heads(place)]
+        places = _shown(explanation, max(1, _HEAD_CELLS // size)) if explanation.has_heads else []
+        for place, own in zip(places, explanation.heads(*places), strict=True):
+            heads[place] = [[packed(cells.of_tokens(each)) for each in layer] for layer in own]
     left, top, right, bottom = cells.box
     width, height = explanation.picture.size
     return {

@@ -227,15 +227,19 @@ class Reader:
             [method.found.get(layer, torch.full((heads,), torch.nan)) for layer in range(self.layers)]
         )
 
-    def heads_at(self, token_ids: Sequence[int], places: Sequence[int]) -> Tensor:
-        """Attention of each head to the image in the rows that predict some tokens, mean of the rows.
+    def heads_at(self, token_ids: Sequence[int], words: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Attention of each head to the image in the rows that predict the tokens of words, in one pass.
 
         Returns:
-            `(layers, heads, image tokens)`; layers that do not attend are left out.
+            For each word the mean of its rows, `(layers, heads, image tokens)`; layers that do not attend are
+            left out.
         """
+        places = sorted({place for word in words for place in word})
         method = HeadObserver(places=tuple(places), prompt_length=self.length)
-        self.logits(token_ids[: max(places) + 1], [method])
-        return torch.stack([method.seen[layer].mean(dim=1) for layer in sorted(method.seen)])
+        self.logits(token_ids[: places[-1] + 1], [method])
+        seen = [method.seen[layer] for layer in sorted(method.seen)]
+        rows = [[places.index(place) for place in word] for word in words]
+        return [torch.stack([each[:, own].mean(dim=1) for each in seen]) for own in rows]
 
     def or_reason(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` gives; None, with the reason in `left_out`, where the model does not allow it."""

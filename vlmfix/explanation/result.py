@@ -94,17 +94,29 @@ class Sinks:
         threshold: above which an image token is a visual sink.
         dimensions: that mark sinks; None: not calibrated, all of them were looked at.
         scores: of the image tokens, `(layers, image tokens)`.
-        first: largest score of the first token, `(layers,)`, and `dimension`, where it is.
-        first_norm: L2 norm of the residual stream there, and `image_norm`, the median of the image tokens.
+        sizes: RMS-normalised sizes of the first token, `(layers, hidden)`.
+        first_norm: L2 norm of the residual stream there, and `image_norm`, the median of the image tokens,
+            `(layers,)` each.
     """
 
     threshold: float
     dimensions: tuple[int, ...] | None
     scores: np.ndarray
-    first: np.ndarray
-    dimension: np.ndarray
+    sizes: np.ndarray
     first_norm: np.ndarray
     image_norm: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """Largest size of the first token, `(layers,)`."""
+        found: np.ndarray = self.sizes.max(axis=1)
+        return found
+
+    @property
+    def dimension(self) -> np.ndarray:
+        """Where that is, `(layers,)` int64."""
+        found: np.ndarray = self.sizes.argmax(axis=1)
+        return found
 
     @property
     def is_sink(self) -> np.ndarray:
@@ -175,6 +187,8 @@ class Explanation:
         divergence: of each head from the prompt without the image (VHD), `(layers, heads)`.
         background: rollout of the question about the background, `(image tokens,)`.
         encoder: attention inside the vision encoder, `(image tokens,)`.
+        head_effects: how far the probability of each of `plain.named` falls without the hallucination heads of
+            the profile, and without random ones of the same layers, `(named, 1 + draws)`.
         masks: of the objects in the picture, by category.
         judged: figures of maps of words that name objects in the picture, by word and map.
         faithfulness: of the maps of `word`.
@@ -202,13 +216,14 @@ class Explanation:
     divergence: np.ndarray | None = None
     background: np.ndarray | None = None
     encoder: np.ndarray | None = None
+    head_effects: np.ndarray | None = None
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     judged: Mapping[int, Mapping[str, Mapping[str, Figure]]] = field(default_factory=dict)
     faithfulness: Faithfulness | None = None
     findings: Sequence[Finding] = ()
     activity: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    _heads_at: Callable[[Sequence[int]], np.ndarray] | None = field(default=None, repr=False)
+    _heads_at: Callable[[Sequence[Sequence[int]]], list[np.ndarray]] | None = field(default=None, repr=False)
     _heads: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
@@ -295,19 +310,20 @@ class Explanation:
         """Whether `heads` can be made: the model is at hand."""
         return self._heads_at is not None
 
-    def heads(self, word: str | int) -> np.ndarray:
-        """Attention of each head to the image in the rows that write a word, mean of these rows, `(layers,
-        heads, image tokens)`; made when it is first asked for, and kept.
+    def heads(self, *words: str | int) -> list[np.ndarray]:
+        """Attention of each head to the image in the rows that write words, mean of the rows of each, `(layers,
+        heads, image tokens)`; made in one pass when it is first asked for, and kept.
 
         Raises:
             ValueError: there is no such word, or the model is gone.
         """
-        tokens = self.plain.words[self.find(word)].tokens
-        if tokens not in self._heads:
+        wanted = [self.plain.words[self.find(word)].tokens for word in words]
+        missing = [tokens for tokens in dict.fromkeys(wanted) if tokens not in self._heads]
+        if missing:
             if self._heads_at is None:
                 raise ValueError("the model is not at hand any more; explain the answer anew")
-            self._heads[tokens] = self._heads_at(tokens)
-        return self._heads[tokens]
+            self._heads.update(zip(missing, self._heads_at(missing), strict=True))
+        return [self._heads[tokens] for tokens in wanted]
 
     def plot(self, kind: str = "maps", word: str | int | None = None) -> Drawing:
         """A figure of matplotlib, in the size of a column of a paper.
