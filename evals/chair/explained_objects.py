@@ -8,11 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlmfix.evaluation.datasets.annotations import read_instances
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.datasets.layouts import find_captions, picture_names
+from vlmfix.evaluation.datasets.synthetic.rendering import paint
+from vlmfix.evaluation.datasets.synthetic.scenes import demo_scene
 from vlmfix.evaluation.files.readers import read_json
 from vlmfix.explanation.objects import Mention, PictureObjects, read_masks
 
@@ -34,6 +37,19 @@ def objects_of(picture: Path, instances: Path) -> PictureObjects:
         raise ValueError(f"{instances} lists no picture {picture.name!r}; give the instances of this picture")
     captions = find_captions(instances.parent, instances)
     return _objects({ids[0]: picture}, instances, captions)[ids[0]]
+
+
+def demo_objects() -> PictureObjects:
+    """What is in the demo scene."""
+    scene = demo_scene()
+    vocabulary, there = Vocabulary(variant="corrected"), scene.categories()
+    truth = GroundTruth(vocabulary, {0: frozenset(there)}, has_captions=False, is_counted=True)
+    owners = paint(scene)[1]
+    masks = {
+        name: np.isin(owners, [place for place, each in enumerate(scene.objects) if each.category == name])
+        for name in there
+    }
+    return PictureObjects(partial(_mentions, image_id=0, truth=truth), masks)
 
 
 def objects_in(root: Path, limit: int) -> list[tuple[Path, PictureObjects]]:

@@ -14,6 +14,7 @@ from vlmfix.cli.check import check
 from vlmfix.cli.console import print_warning
 from vlmfix.cli.errors import OneLineErrors
 from vlmfix.cli.eval import evaluate
+from vlmfix.cli.explain import explain
 from vlmfix.cli.generate import generate
 from vlmfix.cli.methods import methods
 from vlmfix.cli.power import power
@@ -61,6 +62,7 @@ def before_any_command(
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(explain)
 app.command()(methods)
 app.command()(check)
 app.command()(calibrate)

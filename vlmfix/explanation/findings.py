@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vlmfix.calibration.head_statistics import contrast, head_mask, random_set_p, random_sets

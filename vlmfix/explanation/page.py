@@ -55,13 +55,13 @@ _GUIDE = {
 
 def page(explanation: Explanation) -> str:
     """The page; equal for equal explanations."""
-    script = _asset("explain.js")
+    script = asset("explain.js")
     data = json.dumps(rounded(_data(explanation)), sort_keys=True, allow_nan=False)
     return _template().render(
         told=explanation,
         title=f"What {explanation.model} looked at",
-        sentences=_sentences(explanation),
-        answers=[_strip(each) for each in (explanation.plain, explanation.method) if each is not None],
+        sentences=sentences(explanation),
+        answers=[_strip(each, explanation) for each in (explanation.plain, explanation.method) if each],
         picture=_jpeg(explanation.picture, MAX_SIDE),
         gallery=[(explanation.plain.words[place].text, _overlay(explanation, place)) for place in _shown(explanation, _GALLERY)],
         plots={kind: _plot(explanation, kind) for kind in ("flow", "heads", "sinks", "cuts", "faithfulness")},
@@ -73,15 +73,16 @@ def page(explanation: Explanation) -> str:
         guide=_GUIDE,
         rules=RULES,
         style=page_style(),
-        own_style=Markup(_asset("explain.css")),
-        script=Markup(script),
+        own_style=asset("explain.css"),
+        script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=Markup(data.replace("<", "\\u003c")),
     )
 
 
-def _asset(name: str) -> str:
-    return files("vlmfix.explanation").joinpath("templates", name).read_text(encoding="utf-8")
+def asset(name: str) -> Markup:
+    """A file beside the templates, as it is."""
+    return Markup(files("vlmfix.explanation").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -162,6 +163,7 @@ def _numbers(explanation: Explanation, told: ExplainedAnswer) -> list[dict[str, 
         tokens = list(word.tokens)
         own: dict[str, Any] = {
             "text": word.text,
+            "content": word.is_content,
             "log p": told.log_p[tokens].sum(),
             "entropy": told.entropy[tokens].mean(),
             "margin": told.margin[tokens].min(),
@@ -181,17 +183,24 @@ def _numbers(explanation: Explanation, told: ExplainedAnswer) -> list[dict[str, 
     return found
 
 
-def _strip(told: ExplainedAnswer) -> dict[str, Any]:
+def _strip(told: ExplainedAnswer, explanation: Explanation) -> dict[str, Any]:
     """The words of an answer as the page writes them."""
+    parting = None if explanation.compared is None else explanation.compared.parting
+    parted = None if parting is None else parting.place
     marks = {each.word: "present" if each.is_present else "invented" for each in told.named or ()}
     words = [
-        {"text": word.text, "is_content": word.is_content, "mark": marks.get(place, "")}
+        {
+            "text": word.text,
+            "is_content": word.is_content,
+            "mark": marks.get(place, ""),
+            "parts": parted in word.tokens,
+        }
         for place, word in enumerate(told.words)
     ]
     return {"label": told.label, "text": told.text, "words": words, "is_judged": told.named is not None}
 
 
-def _sentences(explanation: Explanation) -> list[str]:
+def sentences(explanation: Explanation) -> list[str]:
     """What there is to know at first sight."""
     plain, said = explanation.plain, []
     content = [place for place, word in enumerate(plain.words) if word.is_content]

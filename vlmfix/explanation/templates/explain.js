@@ -65,7 +65,10 @@
     find("scale").hidden = !kind;
     if (!kind) return null;
     const several = allOf(kind, shown), own = unpack(several[shown.word]);
-    const bound = field("own").checked ? own.bound : Math.max(...Object.values(several).map((each) => each.bound));
+    // One scale for the words that say something; what exceeds it gets its last colour.
+    const words = data.answers[shown.answer].words;
+    const common = Object.entries(several).filter(([at]) => words[at].content).map(([, each]) => each.bound);
+    const bound = field("own").checked || common.length === 0 ? own.bound : Math.max(...common);
     const scale = data.colours[own.signed || kind === "difference" ? "RdBu_r" : "viridis"];
     const signed = own.signed || kind === "difference";
     const small = new OffscreenCanvas(columns, rows), painted = small.getContext("2d");
@@ -75,7 +78,7 @@
       const share = bound ? value / bound : 0;
       const strength = Math.abs(share);
       image.data.set(colour(scale, signed ? (share + 1) / 2 : share), 4 * at);
-      image.data[4 * at + 3] = 255 * opacity * (0.3 + 0.7 * strength);
+      image.data[4 * at + 3] = 255 * opacity * (0.2 + 0.8 * Math.sqrt(Math.min(strength, 1)));
     });
     painted.putImageData(image, 0, 0);
     const [left, top, right, bottom] = data.box;
@@ -99,7 +102,7 @@
       ramp.fillRect(at, 0, 1, 10);
     }
     find("scale-low").textContent = signed ? decimal(-bound) : "0";
-    find("scale-high").textContent = decimal(bound);
+    find("scale-high").textContent = decimal(bound) + (own.bound > bound * 1.001 ? " and more" : "");
     return kind;
   };
   const say = (kind) => {
