@@ -20,7 +20,7 @@ from vlmfix.evaluation.files.readers import read_json
 from vlmfix.explanation.objects import Mention, PictureObjects, read_masks
 
 from .scorer import GroundTruth, judge
-from .tokens import token_starts
+from .tokens import token_starts, tokenize
 from .vocabulary import Vocabulary
 
 
@@ -97,6 +97,11 @@ def _objects(
 
 
 def _mentions(answer: str, *, image_id: int, truth: GroundTruth) -> list[Mention]:
-    judged, starts = judge(answer, image_id, truth), token_starts(answer)
+    judged, starts, tokens = judge(answer, image_id, truth), token_starts(answer), tokenize(answer)
     wrong = {each.index for each in judged.hallucinated}
-    return [Mention(each.category, starts[each.index], each.index not in wrong) for each in judged.mentions]
+    found = []
+    for each in judged.mentions:
+        last = each.index + each.word.count(" ")  # two neighbours may be one word
+        stop = starts[last] + len(tokens[last])
+        found.append(Mention(each.category, starts[each.index], stop, each.index not in wrong))
+    return found

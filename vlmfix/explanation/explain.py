@@ -374,7 +374,7 @@ class _Work:
             mask, ignored = explanation.masks[named.category], self.objects.ignored.get(named.category)
             figures = {}
             for name in explanation.maps:
-                own = judge(explanation.saliency(name, named.word), mask, ignored=ignored)
+                own = judge(explanation.saliency(name, *named.words), mask, ignored=ignored)
                 if own is not None:
                     figures[name] = own
             if figures:
@@ -427,9 +427,9 @@ def _word_of(plain: ExplainedAnswer) -> int:
 def _named(objects: PictureObjects, text: str, words: Sequence[Word]) -> list[Named]:
     found = []
     for each in objects.mentions(text):
-        at = [place for place, word in enumerate(words) if word.start <= each.start < word.stop]
+        at = tuple(place for place, word in enumerate(words) if word.start < each.stop and each.start < word.stop)
         if at:
-            found.append(Named(at[0], each.category, each.is_present))
+            found.append(Named(at, each.category, each.is_present))
     return found
 
 

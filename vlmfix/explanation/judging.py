@@ -101,7 +101,8 @@ def judge(
         ignored: pixels that are neither in nor out, such as crowds, likewise; None: none.
 
     Returns:
-        By name; None where the map is flat or not a number, or the object fills all or nothing of what the
+        By name; chance is that of a pixel at random, of the uniform map, of the whole picture as region (Otsu)
+        and of as many random pixels (area). None where the map is flat or not a number, or the object fills all or nothing of what the
         model sees.
     """
     if ignored is not None:
@@ -109,13 +110,13 @@ def judge(
     seen = _seen(saliency)
     if not seen.any() or saliency[seen].max() == saliency[seen].min() or len({*mask[seen]}) < 2:
         return None
-    uniform = np.where(seen, 1.0, np.nan)
+    share = float(mask[seen].mean())
     return {
         "pointing": pointing(saliency, mask, tolerance=tolerance),
         "energy": energy(saliency, mask),
         "attention_iou": attention_iou(saliency, mask),
-        "iou_otsu": Figure(iou_otsu(saliency, mask), float(mask.mean())),
-        "iou_area": Figure(iou_area(saliency, mask), iou_area(uniform, mask)),
+        "iou_otsu": Figure(iou_otsu(saliency, mask), share),
+        "iou_area": Figure(iou_area(saliency, mask), share / (2 - share)),
         "auroc": Figure(auroc(saliency, mask), 0.5),
     }
 

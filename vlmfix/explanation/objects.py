@@ -18,12 +18,13 @@ class Mention(NamedTuple):
 
     Args:
         category: its class.
-        start: place of the first character of its first word in the answer.
+        start: place of its first character in the answer, and `stop` that after its last.
         is_present: whether it is in the picture.
     """
 
     category: str
     start: int
+    stop: int
     is_present: bool
 
 

@@ -187,7 +187,9 @@ def _strip(told: ExplainedAnswer, explanation: Explanation) -> dict[str, Any]:
     """The words of an answer as the page writes them."""
     parting = None if explanation.compared is None else explanation.compared.parting
     parted = None if parting is None else parting.place
-    marks = {each.word: "present" if each.is_present else "invented" for each in told.named or ()}
+    marks = {
+        word: "present" if each.is_present else "invented" for each in told.named or () for word in each.words
+    }
     words = [
         {
             "text": word.text,
@@ -212,7 +214,7 @@ def sentences(explanation: Explanation) -> list[str]:
             f"{_times(gains[most])} as likely. It matters least for “{plain.words[least].text}” "
             f"({_times(gains[least])})."
         )
-    invented = [plain.words[each.word].text for each in plain.named or () if not each.is_present]
+    invented = [each.category for each in plain.named or () if not each.is_present]
     if plain.named is not None:
         said.append(
             f"Not in the picture, but in the answer: {', '.join(dict.fromkeys(invented))}."
@@ -308,9 +310,13 @@ def _rankings(explanation: Explanation) -> dict[str, Any]:
 
 
 def _judged(explanation: Explanation) -> list[dict[str, Any]]:
-    """Figures of the maps of each word that has a mask."""
+    """Figures of the maps of each object that has a mask."""
+    words = explanation.plain.words
+    phrases = {
+        each.word: " ".join(words[own].text for own in each.words) for each in explanation.plain.named or ()
+    }
     return [
-        {"word": explanation.plain.words[word].text, "map": name, "figures": figures}
+        {"word": phrases[word], "map": name, "figures": figures}
         for word, maps in explanation.judged.items()
         for name, figures in maps.items()
     ]

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vlmfix.atomic import write_text
 from vlmfix.explanation.cells import Cells
 from vlmfix.explanation.faithfulness import Faithfulness
 from vlmfix.explanation.findings import Finding
-from vlmfix.explanation.formulas import Choice
+from vlmfix.explanation.formulas import Choice, phrase_map
 from vlmfix.explanation.judging import Figure
 from vlmfix.explanation.rollout import contrast
 from vlmfix.explanation.words import Word, find_word
@@ -30,17 +31,22 @@ is the same for all words."""
 
 
 class Named(NamedTuple):
-    """An object that a word of an answer names.
+    """An object that words of an answer name.
 
     Args:
-        word: its number.
+        words: their numbers.
         category: its class.
         is_present: whether it is in the picture.
     """
 
-    word: int
+    words: tuple[int, ...]
     category: str
     is_present: bool
+
+    @property
+    def word(self) -> int:
+        """The first of them, at which it is decided."""
+        return self.words[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -301,9 +307,15 @@ class Explanation:
         changed: np.ndarray = under / max(under.sum(), 1e-12) - plain / max(plain.sum(), 1e-12)
         return changed
 
-    def saliency(self, name: str, word: str | int) -> np.ndarray:
-        """A map of a word in pixels of the picture, `(height, width)`, NaN where no token sees it."""
-        return self.cells.pixels(self.values(name, word))
+    def saliency(self, name: str, *words: str | int) -> np.ndarray:
+        """A map of a word or a phrase in pixels of the picture, `(height, width)`, NaN where no token sees it.
+
+        Of several words, those count that are no function words, see `formulas.phrase_map`.
+        """
+        places = [self.find(word) for word in words]
+        maps = torch.from_numpy(np.stack([self.values(name, place) for place in places]))
+        content = [self.plain.words[place].is_content for place in places]
+        return self.cells.pixels(phrase_map(maps, content).numpy())
 
     @property
     def has_heads(self) -> bool:

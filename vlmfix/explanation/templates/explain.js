@@ -78,7 +78,7 @@
       const share = bound ? value / bound : 0;
       const strength = Math.abs(share);
       image.data.set(colour(scale, signed ? (share + 1) / 2 : share), 4 * at);
-      image.data[4 * at + 3] = 255 * opacity * (0.2 + 0.8 * Math.sqrt(Math.min(strength, 1)));
+      image.data[4 * at + 3] = 255 * opacity * (0.45 + 0.55 * Math.sqrt(Math.min(strength, 1)));
     });
     painted.putImageData(image, 0, 0);
     const [left, top, right, bottom] = data.box;
