@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
     from vlmfix.engine.stats import EditStats, InactiveMethodWarning
     from vlmfix.errors import UnsupportedError
+    from vlmfix.explanation.explain import explain
+    from vlmfix.explanation.result import Explanation
     from vlmfix.methods.attention.act import ACT
     from vlmfix.methods.attention.adaiat import AdaIAT
     from vlmfix.methods.attention.adavboost import AdaVBoost
@@ -205,6 +207,7 @@ __all__ = [
     "EditsStream",
     "EditsVisionEncoder",
     "Entropy",
+    "Explanation",
     "FarSight",
     "FastV",
     "FusedAnswer",
@@ -264,6 +267,7 @@ __all__ = [
     "VisionZip",
     "VisualEntropy",
     "WritesAhead",
+    "explain",
     "find_recipe",
     "generate",
     "list_methods",
@@ -289,6 +293,8 @@ _NAMES = {
     "vlmfix.engine.state": "AuxiliaryPrompt Branch PruneResult",
     "vlmfix.engine.stats": "EditStats InactiveMethodWarning",
     "vlmfix.errors": "UnsupportedError",
+    "vlmfix.explanation.explain": "explain",
+    "vlmfix.explanation.result": "Explanation",
     "vlmfix.methods.attention.act": "ACT",
     "vlmfix.methods.attention.adaiat": "AdaIAT",
     "vlmfix.methods.attention.adavboost": "AdaVBoost",

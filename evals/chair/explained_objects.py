@@ -74,15 +74,15 @@ def objects_in(root: Path, limit: int) -> list[tuple[Path, PictureObjects]]:
     return [(path, found[number]) for number, path in chosen.items()]
 
 
-def _objects(
-    pictures: dict[int, Path], instances: Path, captions: Path | None
-) -> dict[int, PictureObjects]:
+def _objects(pictures: dict[int, Path], instances: Path, captions: Path | None) -> dict[int, PictureObjects]:
     vocabulary = Vocabulary(variant="corrected")
     truth = GroundTruth.from_files(
         [instances], [] if captions is None else [captions], vocabulary=vocabulary, image_ids=pictures
     )
     content = read_json(instances)
-    categories = {each["id"]: vocabulary.class_of(each["name"]) or each["name"] for each in content["categories"]}
+    categories = {
+        each["id"]: vocabulary.class_of(each["name"]) or each["name"] for each in content["categories"]
+    }
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for each in content["annotations"]:
         if each["image_id"] in pictures:

@@ -16,7 +16,7 @@ def test_figures_of_a_map() -> None:
     assert judging.attention_iou(MAP, MASK).value == pytest.approx(0.38)
     assert judging.attention_iou(MAP, MASK).chance == pytest.approx((1 / 3) / (5 / 3))
     for threshold, expected in ((0.25, 1 / 2), (0.35, 2 / 3), (0.5, 1 / 3)):
-        assert judging.iou(MAP > threshold, MASK) == pytest.approx(expected)
+        assert judging.iou(threshold < MAP, MASK) == pytest.approx(expected)
     assert judging.iou_area(MAP, MASK) == pytest.approx(0.5)
     assert judging.auroc(MAP, MASK) == pytest.approx(0.805556, abs=1e-6)
 

@@ -11,6 +11,7 @@ from vlmfix.explanation.words import END, Word, answer_tokens, find_word, read_w
 from vlmfix.inference.chat import render
 from vlmfix.models.embedded import EMBEDDED
 
+
 @pytest.fixture(scope="module", params=EMBEDDED)
 def processor(request: pytest.FixtureRequest) -> Any:
     return vlmfix.load(request.param)[1]
@@ -48,7 +49,14 @@ def test_words_are_found_by_text_mention_and_token() -> None:
         Word("a", 6, 7, (3,), False),
         Word("Cat", 8, 11, (4,), True),
     ]
-    assert [find_word(words, asked) for asked in ("cat", "cat#1", "CAT#2", "a#2", "2", "4")] == [1, 1, 3, 2, 1, 3]
+    assert [find_word(words, asked) for asked in ("cat", "cat#1", "CAT#2", "a#2", "2", "4")] == [
+        1,
+        1,
+        3,
+        2,
+        1,
+        3,
+    ]
     for asked in ("dog", "cat#3", "cat#0", "cat#x"):
         with pytest.raises(ValueError, match="its content words are cat, Cat"):
             find_word(words, asked)

@@ -84,9 +84,7 @@ def explain(
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Pictures of --data, at most.")] = 20,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=4096, help="Length limit of an answer.")
-    ] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Length limit of an answer.")] = 64,
     output: Annotated[Path | None, path_option("Page to write. (default: explain.html)")] = None,
     json_: Annotated[Path | None, path_option("File for the numbers, as JSON.", "--json")] = None,
     device: DeviceOption = "auto",
@@ -104,7 +102,9 @@ def explain(
         "--faithfulness": faithfulness or None,
     }
     if data is not None and (clashing := [name for name, value in given.items() if value]):
-        raise ValueError(f"--data averages over pictures with the model's own answers; leave {clashing[0]} out")
+        raise ValueError(
+            f"--data averages over pictures with the model's own answers; leave {clashing[0]} out"
+        )
     if instances is not None and image is None:
         raise ValueError("--instances says what is in a picture; name the picture with --image")
     is_demo = data is None and not any(given.values()) and prompt is None
@@ -119,7 +119,16 @@ def explain(
         if path is not None:
             _check_file(path)
     if data is not None:
-        _survey(model, data, limit, prompt or PROMPT, max_new_tokens, output, json_, (device, dtype, allow_missing))
+        _survey(
+            model,
+            data,
+            limit,
+            prompt or PROMPT,
+            max_new_tokens,
+            output,
+            json_,
+            (device, dtype, allow_missing),
+        )
         return
     from vlmfix.atomic import write_text
     from vlmfix.cli.loading import load_model
@@ -210,7 +219,9 @@ def _print(found: Survey) -> None:
     from vlmfix.explanation.survey_page import estimate_text
 
     kinds = [f"{kind} ({found.words[kind]})" for kind in found.words]
-    table = Table("nats, means over words that name objects", *kinds, title=escape(f"{found.pictures} pictures"))
+    table = Table(
+        "nats, means over words that name objects", *kinds, title=escape(f"{found.pictures} pictures")
+    )
     for name, row in found.table.items():
         table.add_row(name.replace("_", " "), *(estimate_text(row.get(kind)) for kind in found.words))
     verdicts = Table("value of the profile", "verdict", Column("because", ratio=1))
@@ -238,7 +249,9 @@ def _check_file(path: Path) -> None:
         OSError: it cannot.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it, such as {str(path / 'explain.html')!r}")
+        raise IsADirectoryError(
+            f"{str(path)!r} is a folder; name a file in it, such as {str(path / 'explain.html')!r}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.writable")

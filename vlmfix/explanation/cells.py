@@ -45,7 +45,9 @@ class Cells:
     def box(self) -> Box:
         """What the cells cover, in pixels of the picture; beyond its edges where the processor pads."""
         own = self.image.grids[0].box
-        return own if self.is_plain and own is not None else (0.0, 0.0, float(self.size[0]), float(self.size[1]))
+        return (
+            own if self.is_plain and own is not None else (0.0, 0.0, float(self.size[0]), float(self.size[1]))
+        )
 
     def of_tokens(self, values: np.ndarray) -> np.ndarray:
         """Values of the image tokens, `(tokens,)`, as a map of the cells, `(rows, columns)`; 0 where no token

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -29,7 +28,7 @@ from vlmfix.explanation.findings import (
     sink_findings,
     vision_head_finding,
 )
-from vlmfix.explanation.forcing import Forced, check_decoding, force, why_not_forced, write
+from vlmfix.explanation.forcing import Forced, force, why_not_forced, write
 from vlmfix.explanation.formulas import choice, kl_divergence
 from vlmfix.explanation.judging import judge
 from vlmfix.explanation.objects import PictureObjects
@@ -100,13 +99,12 @@ def explain(
         ValueError: the answer has no words, or no such word, or a picture, map or method is not what it must
             be.
         FileNotFoundError: no such picture.
-        UnsupportedError: the model is not supported, a map that is asked for cannot be made of it, or the
-            method does not decode greedily.
+        UnsupportedError: the model is not supported, or a map that is asked for cannot be made of it.
     """
     for each in maps:
         if each not in MAPS:
             raise ValueError(f"maps has {each!r}; use {', '.join(MAPS)}")
-    if isinstance(image, Sequence) and not isinstance(image, str) or image is None:
+    if (isinstance(image, Sequence) and not isinstance(image, str)) or image is None:
         raise ValueError("one picture is explained at a time; pass a picture or its path as image")
     methods = _methods(method)
     [picture] = open_images(image)
@@ -120,10 +118,10 @@ def explain(
 
 def _methods(method: Methods) -> list[Method]:
     if isinstance(method, Recipe) or method == "auto":
-        raise ValueError("a recipe may decode with beams, which are not explained; name its methods, such as var+vhr")
-    methods = as_methods(method)
-    check_decoding(methods)
-    return methods
+        raise ValueError(
+            "a recipe may decode with beams, which are not explained; name its methods, such as var+vhr"
+        )
+    return as_methods(method)
 
 
 def _name(model: PreTrainedModel) -> str:
@@ -165,7 +163,10 @@ class _Work:
         else:
             token_ids = answer_tokens(answer, render(reader.prompt, 1, reader.processor), reader.processor)
         text, words = read_words(token_ids, reader.processor)
-        if not any(each.text.strip() and each.start < each.stop and any(map(str.isalnum, each.text)) for each in words):
+        if not any(
+            each.text.strip() and each.start < each.stop and any(map(str.isalnum, each.text))
+            for each in words
+        ):
             raise ValueError(
                 f"the answer is {text!r}, which has no words; ask something else, or give an answer (--answer)"
             )
@@ -231,7 +232,10 @@ class _Work:
         explanation = _with(explanation, findings=findings([explanation], self.values))
         if faithfulness:
             self.progress("deletion and insertion")
-            own = {each: explanation.cells.of_tokens(explanation.values(each, chosen)) for each in explanation.maps}
+            own = {
+                each: explanation.cells.of_tokens(explanation.values(each, chosen))
+                for each in explanation.maps
+            }
             score = word_score(reader, token_ids, words[chosen].tokens)
             tested = judge_maps(score, reader.picture, explanation.cells, own)
             explanation = _with(explanation, faithfulness=tested)
@@ -284,7 +288,9 @@ class _Work:
             norms[:, 1],
         )
 
-    def _under_method(self, plain: ExplainedAnswer, observed: Observed, max_new_tokens: int) -> dict[str, Any]:
+    def _under_method(
+        self, plain: ExplainedAnswer, observed: Observed, max_new_tokens: int
+    ) -> dict[str, Any]:
         """The answer of the methods, and both answers side by side."""
         reader, label = self.reader, "+".join(each.name for each in self.methods)
         self.progress(f"answering under {label}")
@@ -322,7 +328,9 @@ class _Work:
     def _parting(
         self, plain: Sequence[int], method: Sequence[int], scores: Scores, under: Forced
     ) -> Parting | None:
-        differing = (place for place, pair in enumerate(zip(plain, method, strict=False)) if pair[0] != pair[1])
+        differing = (
+            place for place, pair in enumerate(zip(plain, method, strict=False)) if pair[0] != pair[1]
+        )
         place = next(differing, min(len(plain), len(method)))
         if place == max(len(plain), len(method)) or place >= min(len(plain), len(method)):
             return None
@@ -391,7 +399,12 @@ def findings(explanations: Sequence[Explanation], values: Mapping[str, Any]) -> 
     if divergences:
         found.append(vision_head_finding(np.mean(divergences, axis=0), values))
     effects = [each.head_effects for each in explanations if each.head_effects is not None]
-    wrong = [not one.is_present for each in explanations if each.head_effects is not None for one in each.plain.named or ()]
+    wrong = [
+        not one.is_present
+        for each in explanations
+        if each.head_effects is not None
+        for one in each.plain.named or ()
+    ]
     tested = torch.from_numpy(np.concatenate(effects)) if effects else torch.zeros(0, 1)
     found.append(head_finding(tested, torch.tensor(wrong, dtype=torch.bool), values))
     return [each for each in found if each is not None]
@@ -427,7 +440,9 @@ def _word_of(plain: ExplainedAnswer) -> int:
 def _named(objects: PictureObjects, text: str, words: Sequence[Word]) -> list[Named]:
     found = []
     for each in objects.mentions(text):
-        at = tuple(place for place, word in enumerate(words) if word.start < each.stop and each.start < word.stop)
+        at = tuple(
+            place for place, word in enumerate(words) if word.start < each.stop and each.start < word.stop
+        )
         if at:
             found.append(Named(at, each.category, each.is_present))
     return found

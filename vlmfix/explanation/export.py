@@ -88,9 +88,7 @@ def numbers(explanation: Explanation) -> dict[str, Any]:
             "kl": own.divergence,
             "plain answer under method": own.plain_under_method,
             "method's answer without it": own.method_under_plain,
-            "parting": None
-            if parting is None
-            else parting._asdict() | {"choice": parting.choice._asdict()},
+            "parting": None if parting is None else parting._asdict() | {"choice": parting.choice._asdict()},
         }
     if told.faithfulness is not None:
         tested = told.faithfulness

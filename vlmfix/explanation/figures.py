@@ -111,7 +111,10 @@ def _sinks(explanation: Explanation, word: int) -> Plot:
     """Norms of the stream at the first token and in the image."""
     figure, axes = new_figure(2.0)
     first, image = explanation.sinks.first_norm, explanation.sinks.image_norm
-    for values, label, colour in ((first, "first token", SERIES[1]), (image, "image tokens, median", SERIES[0])):
+    for values, label, colour in (
+        (first, "first token", SERIES[1]),
+        (image, "image tokens, median", SERIES[0]),
+    ):
         axes.plot(explanation.layers, values, color=colour, marker="o", markersize=3, label=label)
     axes.set(xlabel="layer", ylabel="norm of what enters it", ylim=(0, None))
     axes.legend(loc="best")
@@ -156,7 +159,9 @@ def cut_figure(kinds: dict[str, tuple[dict[str, float], np.ndarray]], window: in
         places = np.arange(len(RULES)) + (number - (len(kinds) - 1) / 2) * height
         own = [changes[rule] for rule in RULES]
         bars.barh(places, own, color=SERIES[number], height=height * 0.9, label=name or None)
-        lines.plot(range(len(values)), values, color=SERIES[number], marker="o", markersize=3, label=name or None)
+        lines.plot(
+            range(len(values)), values, color=SERIES[number], marker="o", markersize=3, label=name or None
+        )
     bars.set_yticks(range(len(RULES)), [rule.replace("_", " ") for rule in RULES])
     bars.invert_yaxis()
     bars.axvline(0, color=INK, linewidth=0.6)
@@ -176,7 +181,9 @@ def _faithfulness(explanation: Explanation, word: int) -> Plot:
         raise ValueError("the maps were not tested; explain with faithfulness=True (--faithfulness)")
     name = shortened(explanation.plain.words[explanation.word].text, 12)
     figure, panels = _panels(4.0, 2, 1)
-    for axes, kind, says in zip(panels, ("deletion", "insertion"), ("taken away", "brought back"), strict=True):
+    for axes, kind, says in zip(
+        panels, ("deletion", "insertion"), ("taken away", "brought back"), strict=True
+    ):
         random = np.array([getattr(each, kind) for each in tested.random])
         steps = np.linspace(0, 1, random.shape[1])
         axes.fill_between(steps, random.min(axis=0), random.max(axis=0), color=SOFT, alpha=0.25, linewidth=0)

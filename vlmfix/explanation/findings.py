@@ -125,9 +125,13 @@ def vision_head_finding(divergence: np.ndarray, values: Mapping[str, Any]) -> Fi
     value = f"last {entry['value']}" + (
         f", and {_shown(values['vhr_extra_layers']['value'])}" if "vhr_extra_layers" in values else ""
     )
-    inside, outside = (float(np.nanmean(divergence[own])) if own.any() else np.nan for own in (chosen, ~chosen))
+    inside, outside = (
+        float(np.nanmean(divergence[own])) if own.any() else np.nan for own in (chosen, ~chosen)
+    )
     reason = f"mean divergence of a head is {inside:.3g} in these layers and {outside:.3g} in the others"
-    verdict: Verdict = "undecided" if np.isnan(outside) else "supported" if inside > outside else "contradicted"
+    verdict: Verdict = (
+        "undecided" if np.isnan(outside) else "supported" if inside > outside else "contradicted"
+    )
     return Finding("vhr_num_last_layers", value, entry["source"], verdict, reason)
 
 

@@ -12,28 +12,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlmfix.api import decoding_under, generate
 from vlmfix.engine.capabilities import ChoosesTokens
-from vlmfix.errors import UnsupportedError
 from vlmfix.explanation.observers import AnswerObserver, Seen
 from vlmfix.explanation.reading import Reader, Scores
 from vlmfix.inference.output import Answer
 from vlmfix.methods.base import Method
 from vlmfix.methods.multi_pass import MultiPassMethod
-
-
-def check_decoding(methods: Sequence[Method]) -> None:
-    """Refuse methods that decode in another way than greedily.
-
-    Raises:
-        UnsupportedError: naming it.
-    """
-    decoding = decoding_under(methods, {})
-    beams, samples = decoding.get("num_beams", 1), decoding.get("do_sample", False)
-    if beams > 1 or samples:
-        how = f"with {beams} beams" if beams > 1 else "by sampling"
-        raise UnsupportedError(
-            f"{'+'.join(each.name for each in methods)} decodes {how}, and only greedy answers are explained "
-            "token by token; give its answer as a text (--answer)"
-        )
 
 
 def why_not_forced(methods: Sequence[Method]) -> str:
@@ -43,11 +26,18 @@ def why_not_forced(methods: Sequence[Method]) -> str:
             return f"{each.name} asks the model several times, so that there is no one pass to look into"
         if isinstance(each, ChoosesTokens):
             return f"{each.name} chooses the tokens itself, so that none can be forced on it"
+    decoding = decoding_under(methods, {})
+    beams, samples = decoding.get("num_beams", 1), decoding.get("do_sample", False)
+    if beams > 1 or samples:
+        how = f"with {beams} beams" if beams > 1 else "by sampling"
+        return (
+            f"{'+'.join(each.name for each in methods)} decodes {how}, and only greedy answers are compared"
+        )
     return ""
 
 
 def write(reader: Reader, methods: Sequence[Method], max_new_tokens: int, **kwargs: Any) -> Answer:
-    """The greedy answer under methods; see `vlmfix.generate`."""
+    """The answer under methods, greedy where they do not decode otherwise; see `vlmfix.generate`."""
     written: list[Answer] = []
     generate(
         reader.model,
@@ -88,7 +78,9 @@ def force(reader: Reader, methods: Sequence[Method], token_ids: Sequence[int]) -
     write(reader, [*methods, observer], len(token_ids), logits_processor=processors)
     seen = observer.collected()
     shown = next(iter(seen.values())).image.shape[1] if seen else 0
-    return Forced(Scores.of(torch.stack(forcing.seen), token_ids, keep=True), seen if shown == reader.cells else None)
+    return Forced(
+        Scores.of(torch.stack(forcing.seen), token_ids, keep=True), seen if shown == reader.cells else None
+    )
 
 
 class _Forcing(LogitsProcessor):

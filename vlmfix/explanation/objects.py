@@ -78,13 +78,13 @@ def _mask(annotation: Mapping[str, Any], size: tuple[int, int], where: Path) -> 
     outline = annotation.get("segmentation")
     try:
         if isinstance(outline, list) and outline:
-            parts = coco_mask.frPyObjects([np.asarray(each, dtype=float).tolist() for each in outline], height, width)
-            found = coco_mask.decode(coco_mask.merge(parts))
+            parts = [_inside(each, size) for each in outline]
+            found = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, height, width)))
         elif isinstance(outline, dict):
             if list(outline["size"]) != [height, width]:
                 raise ValueError(f"its size is {outline['size']}, the picture has {[height, width]}")
-            packed = outline if isinstance(outline["counts"], str) else coco_mask.frPyObjects(outline, height, width)
-            found = coco_mask.decode(packed)
+            counts = outline["counts"]
+            found = coco_mask.decode(outline) if isinstance(counts, str) else _run_lengths(counts, size)
         else:
             left, top, across, down = annotation["bbox"]
             found = np.zeros((height, width), dtype=np.uint8)
@@ -97,3 +97,18 @@ def _mask(annotation: Mapping[str, Any], size: tuple[int, int], where: Path) -> 
         ) from error
     mask: np.ndarray = found.astype(bool)
     return mask
+
+
+def _inside(polygon: Any, size: tuple[int, int]) -> list[float]:
+    """Corners of a polygon, x and y in turn, within the picture."""
+    corners = np.asarray(polygon, dtype=float).reshape(-1, 2)
+    found: list[float] = corners.clip(0, size).ravel().tolist()
+    return found
+
+
+def _run_lengths(counts: Any, size: tuple[int, int]) -> np.ndarray:
+    """Runs of pixels that are out and in, in turn, down the columns."""
+    runs = np.asarray(counts)
+    if runs.dtype.kind != "i" or (runs < 0).any() or runs.sum() != size[0] * size[1]:
+        raise ValueError(f"its run lengths are not those of {size[0]} x {size[1]} pixels")
+    return np.repeat(np.arange(len(runs)) % 2, runs).reshape(size[0], size[1]).T

@@ -13,7 +13,16 @@ from torch import Tensor
 from vlmfix.engine.capabilities import PreviewsWeights
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
-from vlmfix.explanation.formulas import ANSWER, FIRST, IMAGE, QUESTION, SINKS, SYSTEM, group_sums, image_entropy
+from vlmfix.explanation.formulas import (
+    ANSWER,
+    FIRST,
+    IMAGE,
+    QUESTION,
+    SINKS,
+    SYSTEM,
+    group_sums,
+    image_entropy,
+)
 from vlmfix.explanation.rollout import head_looks, merged_heads
 from vlmfix.methods.attention.var import sink_scores
 from vlmfix.methods.attention.vhr import VHR, head_divergence

@@ -63,7 +63,10 @@ def page(explanation: Explanation) -> str:
         sentences=sentences(explanation),
         answers=[_strip(each, explanation) for each in (explanation.plain, explanation.method) if each],
         picture=_jpeg(explanation.picture, MAX_SIDE),
-        gallery=[(explanation.plain.words[place].text, _overlay(explanation, place)) for place in _shown(explanation, _GALLERY)],
+        gallery=[
+            (explanation.plain.words[place].text, _overlay(explanation, place))
+            for place in _shown(explanation, _GALLERY)
+        ],
         plots={kind: _plot(explanation, kind) for kind in ("flow", "heads", "sinks", "cuts", "faithfulness")},
         rankings=_rankings(explanation),
         judged=_judged(explanation),
@@ -88,7 +91,9 @@ def asset(name: str) -> Markup:
 @functools.cache
 def _template() -> Template:
     environment = page_environment("vlmfix.explanation", "vlmfix.evaluation.report")
-    environment.filters |= {"number": lambda value, digits=2: f"{float(value):.{digits}f}".replace("-", "\u2212")}
+    environment.filters |= {
+        "number": lambda value, digits=2: f"{float(value):.{digits}f}".replace("-", "\u2212")
+    }
     return environment.get_template("explain.html.j2")
 
 
@@ -117,14 +122,19 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         maps["encoder"] = [packed(cells.of_tokens(explanation.encoder))] * 1
     compared = explanation.compared
     if compared is not None and compared.attention is not None:
-        maps["difference"] = [packed(cells.of_tokens(explanation.difference(place))) for place in range(len(plain.words))]
+        maps["difference"] = [
+            packed(cells.of_tokens(explanation.difference(place))) for place in range(len(plain.words))
+        ]
     answers = [{"maps": maps, "words": _numbers(explanation, plain)}]
     if explanation.method is not None:
         under = explanation.method
         own = of_answer(under, ["band"]) if under.attention is not None else {}
         answers.append({"maps": own, "words": _numbers(explanation, under)})
     layered = {
-        place: [packed(cells.of_tokens(each)) for each in plain.attention[:, list(plain.words[place].tokens)].mean(axis=1)]
+        place: [
+            packed(cells.of_tokens(each))
+            for each in plain.attention[:, list(plain.words[place].tokens)].mean(axis=1)
+        ]
         for place in _shown(explanation, _LAYERED)
         if plain.attention is not None
     }
@@ -144,7 +154,9 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "heads": heads,
         "layered": layered,
         "layers": explanation.layers,
-        "sinks": [cells.of_tokens(own.astype(float)).round().astype(int).ravel() for own in _band_sinks(explanation)],
+        "sinks": [
+            cells.of_tokens(own.astype(float)).round().astype(int).ravel() for own in _band_sinks(explanation)
+        ],
         "word": explanation.word,
     }
 
@@ -274,7 +286,9 @@ def _shown(explanation: Explanation, most: int) -> list[int]:
     """Numbers of content words in order, the explained one and those that the image gives most to, `most` in
     all."""
     plain = explanation.plain
-    places = [place for place, word in enumerate(plain.words) if word.is_content and place != explanation.word]
+    places = [
+        place for place, word in enumerate(plain.words) if word.is_content and place != explanation.word
+    ]
     gains = plain.log_p if plain.image_gain is None else plain.image_gain
     best = sorted(places, key=lambda place: (-plain.of_word(gains, place), place))[: most - 1]
     return sorted([*best, explanation.word])

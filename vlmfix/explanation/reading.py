@@ -198,7 +198,6 @@ class Reader:
 
         Raises:
             UnsupportedError: scores of this model are not edited.
-            ValueError: a row would see nothing any more.
         """
         method = Knockout(rule=rule, prompt_length=self.length, layers=layers)
         return Scores.of(self.logits(token_ids, [method]), token_ids).log_p

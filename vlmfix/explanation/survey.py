@@ -90,7 +90,9 @@ def survey(explanations: Sequence[Explanation], values: Mapping[str, object]) ->
                 table[name][kind] = _mean(found, numbers, len(explanations))
         gains[kind] = [_quantity(each, own, "image gain") for _, each, own in words]
         curves = [
-            each.sliding[:, each.plain.words[own.word].tokens[0]] for _, each, own in words if each.sliding is not None
+            each.sliding[:, each.plain.words[own.word].tokens[0]]
+            for _, each, own in words
+            if each.sliding is not None
         ]
         if curves:
             sliding[kind] = np.mean(curves, axis=0)
@@ -151,7 +153,9 @@ def _auc(present: Sequence[float], invented: Sequence[float]) -> float | None:
 
 def _judged(explanations: Sequence[Explanation]) -> dict[str, dict[str, Figure]]:
     """Mean over the words of a category, then over categories, as the pointing game has it."""
-    found: dict[str, dict[str, dict[str, list[Figure]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    found: dict[str, dict[str, dict[str, list[Figure]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     for each in explanations:
         categories = {own.word: own.category for own in each.plain.named or ()}
         for word, maps in each.judged.items():
@@ -162,7 +166,9 @@ def _judged(explanations: Sequence[Explanation]) -> dict[str, dict[str, Figure]]
         name: {
             figure: Figure(
                 *(
-                    float(np.mean([np.mean([own[part] for own in values]) for values in by_category.values()]))
+                    float(
+                        np.mean([np.mean([own[part] for own in values]) for values in by_category.values()])
+                    )
                     for part in (0, 1)
                 )
             )

@@ -20,7 +20,11 @@ def survey_page(survey: Survey) -> str:
     environment = page_environment("vlmfix.explanation", "vlmfix.evaluation.report")
     environment.filters["estimate"] = estimate_text
     return environment.get_template("survey.html.j2").render(
-        survey=survey, kinds=KINDS, plot=survey_plot(survey), style=page_style(), own_style=asset("explain.css")
+        survey=survey,
+        kinds=KINDS,
+        plot=survey_plot(survey),
+        style=page_style(),
+        own_style=asset("explain.css"),
     )
 
 
@@ -52,7 +56,9 @@ def survey_json(survey: Survey) -> str:
     """The numbers, six digits each; equal for equal surveys."""
     content = dataclasses.asdict(survey)
     content["findings"] = [each._asdict() for each in survey.findings]
-    content["judged"] = {name: {key: each._asdict() for key, each in own.items()} for name, own in survey.judged.items()}
+    content["judged"] = {
+        name: {key: each._asdict() for key, each in own.items()} for name, own in survey.judged.items()
+    }
     return json.dumps(rounded(content), indent=1, sort_keys=True, allow_nan=False)
 
 

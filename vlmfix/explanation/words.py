@@ -69,7 +69,9 @@ def find_word(words: Sequence[Word], asked: str) -> int:
     if asked.isascii() and asked.isdigit():
         found = [place for place, word in enumerate(words) if int(asked) in word.tokens]
         if not found:
-            raise ValueError(f"the answer has no token {asked}; it has {_tokens(words)}, 0 to {_tokens(words) - 1}")
+            raise ValueError(
+                f"the answer has no token {asked}; it has {_tokens(words)}, 0 to {_tokens(words) - 1}"
+            )
         return found[0]
     name, _, mention = asked.partition("#")
     places = [place for place, word in enumerate(words) if word.text.lower() == name.strip().lower()]
