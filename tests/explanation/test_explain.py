@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import vlmfix
+from vlmfix.explanation.arrays import MAPS
 from vlmfix.explanation.figures import KINDS
 from vlmfix.explanation.formulas import IMAGE, SINKS
 from vlmfix.explanation.objects import Mention, PictureObjects
-from vlmfix.explanation.result import MAPS
 
 
 def test_shares_sum_to_one_and_gains_are_cuts(explained: vlmfix.Explanation) -> None:
@@ -118,7 +118,7 @@ def test_what_was_not_made_is_said(loaded: tuple[Any, Any], scene: Image.Image) 
         found.difference("image")
     with pytest.raises(ValueError, match="its content words are image, shows"):
         found.values("band", "zebra")
-    with pytest.raises(ValueError, match="there is no map 'gradient'; use band, rollout, contrast, encoder"):
+    with pytest.raises(ValueError, match=r"there is no map 'gradient'; use band, rollout, contrast, encoder"):
         found.values("gradient", "image")
 
 
@@ -148,7 +148,7 @@ def test_bad_input(loaded: tuple[Any, Any], scene: Image.Image, tmp_path: Path) 
         vlmfix.explain(*loaded, None)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no image file"):
         vlmfix.explain(*loaded, tmp_path / "none.png")
-    with pytest.raises(ValueError, match="the answer is '...', which has no words"):
+    with pytest.raises(ValueError, match=r"the answer is '\.\.\.', which has no words"):
         vlmfix.explain(*loaded, scene, answer="...")
     with pytest.raises(ValueError, match="no word 'zebra'"):
         vlmfix.explain(*loaded, scene, answer="A cat.", word="zebra")

@@ -18,8 +18,8 @@ from vlmfix.explanation.findings import (
 
 
 def evidence(*dimensions: int, size: float = 9.0, score: float = 8.0) -> SinkEvidence:
-    """Two pictures, four layers: the first token is massive in some of 16 dimensions, one of four image tokens
-    is a sink."""
+    """Two pictures, four layers: the first token is massive in some of 16 dimensions, and one of four image
+    tokens is a sink."""
     first = np.ones((2, 4, 16))
     first[..., list(dimensions)] = size
     scores = np.tile([score, 0, 0, 0], (4, 1))

@@ -41,7 +41,7 @@ def test_polygons_run_lengths_boxes_and_crowds() -> None:
     [{"size": [8, 6], "counts": [48]}, {"counts": [48]}, [["x"]], {"size": [6, 8], "counts": [-3]}],
 )
 def test_broken_segmentations_are_refused(segmentation: object) -> None:
-    with pytest.raises(ValueError, match="instances.json: the segmentation of annotation 7 cannot be read"):
+    with pytest.raises(ValueError, match=r"instances\.json: the segmentation of annotation 7 cannot be read"):
         read_masks([{"id": 7, "category_id": 1, "segmentation": segmentation}], NAMES, SIZE, FILE)
 
 
@@ -73,5 +73,5 @@ def test_mentions_are_judged() -> None:
 
 
 def test_pictures_that_are_not_listed(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lists no picture 'other.png'"):
+    with pytest.raises(ValueError, match=r"lists no picture 'other\.png'"):
         objects_of(tmp_path / "other.png", world / "instances.json")

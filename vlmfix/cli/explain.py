@@ -42,8 +42,8 @@ def explain(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Method by name, several as var+vhr: its answer beside the plain one. (default: none; var for "
-            "the demo scene)",
+            help="Method by name, several as var+vhr: its answer beside the plain one. (default: none; var "
+            "for the demo scene)",
             autocompletion=complete_methods,
         ),
     ] = None,

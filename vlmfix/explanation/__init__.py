@@ -1,1 +1,1 @@
-"""What a model looked at while it answered, where a method changed its mind, and whether maps deserve belief."""
+"""What a model looked at while it answered, where a method changed its mind, and how far to believe it."""

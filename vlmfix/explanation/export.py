@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from vlmfix.explanation.answers import ExplainedAnswer
+from vlmfix.explanation.arrays import ExplanationArrays
 from vlmfix.explanation.formulas import GROUPS
-from vlmfix.explanation.result import ExplainedAnswer, Explanation
 
 _DIGITS = 6
 
@@ -29,8 +30,8 @@ def rounded(value: Any) -> Any:
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """A map as bytes in base64: from 0 to its highest value, or, where it goes below 0, from minus to plus its
-    largest size."""
+    """A map as bytes in base64: from 0 to its highest value, or, where it goes below 0, from minus to plus
+    its largest size."""
     signed = float(values.min()) < 0
     bound = float(np.abs(values).max())
     shares = values / (bound or 1.0)
@@ -38,7 +39,7 @@ def packed(values: np.ndarray) -> dict[str, Any]:
     return {"bytes": base64.b64encode(codes.tobytes()).decode(), "bound": rounded(bound), "signed": signed}
 
 
-def numbers(explanation: Explanation) -> dict[str, Any]:
+def numbers(explanation: ExplanationArrays) -> dict[str, Any]:
     """Everything that the page shows, without the pictures."""
     told, sinks, words = explanation, explanation.sinks, explanation.plain.words
     found: dict[str, Any] = {

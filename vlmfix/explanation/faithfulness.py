@@ -151,7 +151,7 @@ def judge_maps(
 
 
 def word_score(reader: Reader, token_ids: Sequence[int], places: Sequence[int]) -> Score:
-    """The probability of a word of an answer, after what stands before it: the geometric mean over its tokens.
+    """The probability of a word of an answer, after what stands before it: geometric mean over its tokens.
 
     Args:
         token_ids: of the answer.

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from vlmfix.evaluation.report.plots import INK, SERIES, SOFT, WIDTH, Plot, new_figure, shortened, style
+from vlmfix.explanation.arrays import ExplanationArrays
 from vlmfix.explanation.formulas import FIRST, GROUPS, IMAGE, SINKS
 from vlmfix.explanation.knockout import RULES
-from vlmfix.explanation.result import Explanation
 
 _TOKENS = 80  # rows of a figure over the answer, at most
 _GROUP_COLOURS = (SOFT, SERIES[3], SERIES[0], SERIES[5], SERIES[4], SERIES[2])
 
 
-def draw(explanation: Explanation, kind: str, word: int) -> Plot:
+def draw(explanation: ExplanationArrays, kind: str, word: int) -> Plot:
     """A figure.
 
     Args:
@@ -33,7 +33,7 @@ def draw(explanation: Explanation, kind: str, word: int) -> Plot:
         return _DRAWN[kind](explanation, word)
 
 
-def _maps(explanation: Explanation, word: int) -> Plot:
+def _maps(explanation: ExplanationArrays, word: int) -> Plot:
     """All maps of one word over the picture."""
     figure, panels = _panels(WIDTH / len(explanation.maps) + 0.2, 1, len(explanation.maps))
     name = explanation.plain.words[word].text
@@ -45,7 +45,7 @@ def _maps(explanation: Explanation, word: int) -> Plot:
     return Plot("maps", f"Maps of “{name}”.", f"Maps: {', '.join(explanation.maps)}.", figure)
 
 
-def _flow(explanation: Explanation, word: int) -> Plot:
+def _flow(explanation: ExplanationArrays, word: int) -> Plot:
     """Shares of attention word by word."""
     shares, words = explanation.plain.shares, explanation.plain.words[:_TOKENS]
     assert shares is not None
@@ -72,7 +72,7 @@ def _flow(explanation: Explanation, word: int) -> Plot:
     )
 
 
-def _heads(explanation: Explanation, word: int) -> Plot:
+def _heads(explanation: ExplanationArrays, word: int) -> Plot:
     """Layers by heads: attention on the first token, the image, the sinks in it, and divergence."""
     sums, layers = explanation.plain.by_head, explanation.layers
     assert sums is not None
@@ -107,7 +107,7 @@ def _heads(explanation: Explanation, word: int) -> Plot:
     )
 
 
-def _sinks(explanation: Explanation, word: int) -> Plot:
+def _sinks(explanation: ExplanationArrays, word: int) -> Plot:
     """Norms of the stream at the first token and in the image."""
     figure, axes = new_figure(2.0)
     first, image = explanation.sinks.first_norm, explanation.sinks.image_norm
@@ -127,7 +127,7 @@ def _sinks(explanation: Explanation, word: int) -> Plot:
     )
 
 
-def _cuts(explanation: Explanation, word: int) -> Plot:
+def _cuts(explanation: ExplanationArrays, word: int) -> Plot:
     """What cutting paths does to a word: by rule, and by layers."""
     if not explanation.cuts or explanation.sliding is None:
         raise ValueError(f"no paths were cut: {explanation.left_out.get('cuts', 'no reason is known')}")
@@ -138,8 +138,8 @@ def _cuts(explanation: Explanation, word: int) -> Plot:
     said = ", ".join(f"{rule} {value:+.2f}" for rule, value in changes.items())
     return Plot(
         "cuts",
-        f"What happens to “{name}” when attention paths are cut: in all layers, by path; below, from all text "
-        "to the image in a few layers.",
+        f"What happens to “{name}” when attention paths are cut: in all layers, by path; below, from all "
+        "text to the image in a few layers.",
         f"Change of the log probability of {name!r} in nats: {said}.",
         figure,
     )
@@ -174,7 +174,7 @@ def cut_figure(kinds: dict[str, tuple[dict[str, float], np.ndarray]], window: in
     return figure
 
 
-def _faithfulness(explanation: Explanation, word: int) -> Plot:
+def _faithfulness(explanation: ExplanationArrays, word: int) -> Plot:
     """Curves of deletion and insertion."""
     tested = explanation.faithfulness
     if tested is None:
@@ -210,7 +210,7 @@ def _panels(height: float, rows: int, columns: int) -> tuple[Any, Sequence[Any]]
     return figure, [figure.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
 
 
-_DRAWN: dict[str, Callable[[Explanation, int], Plot]] = {
+_DRAWN: dict[str, Callable[[ExplanationArrays, int], Plot]] = {
     "maps": _maps,
     "flow": _flow,
     "heads": _heads,
@@ -219,5 +219,5 @@ _DRAWN: dict[str, Callable[[Explanation, int], Plot]] = {
     "faithfulness": _faithfulness,
 }
 KINDS = tuple(_DRAWN)
-"""Figures that there are: maps of a word, attention along the answer, by layer and head, sinks, cut paths, and
-the test of the maps."""
+"""Figures that there are: maps of a word, attention along the answer, by layer and head, sinks, cut paths,
+and the test of the maps."""

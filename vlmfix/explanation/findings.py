@@ -62,7 +62,7 @@ class SinkEvidence:
         return {index: float(shares[index]) for index in np.flatnonzero(shares > 0.5).tolist()}
 
     def shares(self, threshold: float) -> np.ndarray:
-        """Share of middle layers and pictures in which the first token is above the threshold, by dimension."""
+        """Share of middle layers and pictures in which the first token is above, by dimension."""
         found: np.ndarray = (self.first[:, self.middle] > threshold).mean(axis=(0, 1))
         return found
 
@@ -163,15 +163,15 @@ def head_finding(effects: Tensor, hallucinated: Tensor, values: Mapping[str, Any
     wrong, right = int(hallucinated.sum()), int((~hallucinated).sum())
     few = f"{wrong} invented and {right} present objects are named"
     if not wrong or not right:
-        reason = f"{few}; both are needed: give annotations (--instances) of a picture with an invention, or --data"
+        reason = f"{few}, and both are needed: give --instances of a picture with an invention, or --data"
         return Finding("adhh_heads", value, entry["source"], "not tested", reason)
     found = contrast(effects, hallucinated)
     gain, by_chance = float(found.difference[0]), found.difference[1:].tolist()
     p = random_set_p(gain, by_chance)
     reason = (
-        f"without them the probability of invented objects falls by {float(found.on_hallucinated[0]):.3f}, of "
-        f"present ones by {float(found.on_correct[0]):.3f}; random heads of the same layers do as much with "
-        f"p = {p:.2f} ({few})"
+        f"without them the probability of invented objects falls by {float(found.on_hallucinated[0]):.3f}, "
+        f"of present ones by {float(found.on_correct[0]):.3f}; random heads of the same layers do as much "
+        f"with p = {p:.2f} ({few})"
     )
     if min(wrong, right) < _FEW:
         return Finding("adhh_heads", value, entry["source"], "undecided", f"{reason}: too few")

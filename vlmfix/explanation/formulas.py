@@ -41,7 +41,8 @@ def image_entropy(weights: Tensor) -> Tensor:
     if weights.shape[-1] < 2:
         return torch.zeros_like(weights[..., 0])
     inside = weights / weights.sum(dim=-1, keepdim=True)
-    return torch.special.entr(inside).sum(dim=-1) / math.log(weights.shape[-1])
+    entropy: Tensor = torch.special.entr(inside).sum(dim=-1)
+    return entropy / math.log(weights.shape[-1])
 
 
 def phrase_map(word_maps: Tensor, content: Sequence[bool]) -> Tensor:

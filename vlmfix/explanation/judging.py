@@ -101,9 +101,9 @@ def judge(
         ignored: pixels that are neither in nor out, such as crowds, likewise; None: none.
 
     Returns:
-        By name; chance is that of a pixel at random, of the uniform map, of the whole picture as region (Otsu)
-        and of as many random pixels (area). None where the map is flat or not a number, or the object fills all or nothing of what the
-        model sees.
+        By name; chance is that of a pixel at random, of the uniform map, of the whole picture as region
+        (Otsu) and of as many random pixels (area). None where the map is flat or not a number, or the object
+        fills all or nothing of what the model sees.
     """
     if ignored is not None:
         saliency = np.where(ignored & ~mask, np.nan, saliency)
@@ -140,10 +140,6 @@ def area_under_curve(values: Sequence[float]) -> float:
     return (sum(values) - values[0] / 2 - values[-1] / 2) / (len(values) - 1)
 
 
-def normalised(values: Sequence[float], full: float, empty: float) -> list[float]:
-    """A curve between what the empty picture gives, 0, and what the whole one gives, 1."""
-    return [(value - empty) / (full - empty) for value in values]
-
-
 def _seen(saliency: np.ndarray) -> np.ndarray:
-    return ~np.isnan(saliency)
+    seen: np.ndarray = ~np.isnan(saliency)
+    return seen

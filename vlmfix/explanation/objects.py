@@ -93,7 +93,7 @@ def _mask(annotation: Mapping[str, Any], size: tuple[int, int], where: Path) -> 
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{where}: the segmentation of annotation {shown(annotation.get('id'))} cannot be read "
-            f"({type(error).__name__}: {error}); it must be polygons, run lengths of the size of the picture, or a box"
+            f"({type(error).__name__}: {error}); it must be polygons, run lengths of the picture, or a box"
         ) from error
     mask: np.ndarray = found.astype(bool)
     return mask

@@ -90,7 +90,7 @@ class AnswerObserver(Method):
 
     Args:
         sinks: which tokens count as sinks.
-        prompt_length: tokens of the prompt, where the answer is read with it; None: `generate` writes the answer.
+        prompt_length: tokens of the prompt, where the answer is read with it; None: `generate` writes it.
         seen: by layer and step, one step where the answer is read with its prompt.
         streams: by layer.
     """

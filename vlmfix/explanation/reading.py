@@ -249,8 +249,8 @@ class Reader:
             return None
 
     def logits(self, token_ids: Sequence[int], methods: Sequence[Method]) -> Tensor:
-        """Logits that predict the tokens of an answer, and the one after the prompt alone where there is none,
-        `(tokens, vocabulary)`, under methods."""
+        """Logits that predict the tokens of an answer, `(tokens, vocabulary)`, under methods; of none, those
+        after the prompt."""
         model: Any = self.model
         inputs = with_answer(self.inputs, token_ids) if token_ids else self.inputs
         count = len(token_ids) + 1

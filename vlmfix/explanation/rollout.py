@@ -65,8 +65,9 @@ def smooth(grid: np.ndarray, *, sigma: float = 1.0, kernel: int = 7) -> np.ndarr
 def gaussian(sigma: float, kernel: int) -> np.ndarray:
     """Weights of a Gaussian on `kernel` cells, an odd number, which sum to 1."""
     places = np.arange(kernel) - kernel // 2
-    weights: np.ndarray = np.exp(-0.5 * (places / sigma) ** 2)
-    return weights / weights.sum()
+    heights = np.exp(-0.5 * (places / sigma) ** 2)
+    weights: np.ndarray = heights / heights.sum()
+    return weights
 
 
 def contrast(of_object: np.ndarray, of_background: np.ndarray) -> np.ndarray:

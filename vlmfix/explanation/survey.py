@@ -12,17 +12,18 @@ import numpy as np
 
 from vlmfix.evaluation.analysis.intervals import Linearized, t_estimate
 from vlmfix.evaluation.analysis.statistics import Estimate
-from vlmfix.explanation.explain import findings
+from vlmfix.explanation.answers import Named
+from vlmfix.explanation.evidence import findings
 from vlmfix.explanation.findings import Finding
 from vlmfix.explanation.formulas import IMAGE, SINKS
 from vlmfix.explanation.judging import Figure
 from vlmfix.explanation.knockout import RULES
-from vlmfix.explanation.result import Explanation, Named
+from vlmfix.explanation.result import Explanation
 
 KINDS = ("present", "invented")
 """Objects that answers name, by whether they are in the picture."""
 QUANTITIES = ("image gain", "image share", "log p", *RULES)
-"""What is averaged over the first tokens of their words; the last ones are changes of log p when paths are cut."""
+"""What is averaged over the first tokens of their words; rules are changes of log p when paths are cut."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,8 +75,8 @@ def survey(explanations: Sequence[Explanation], values: Mapping[str, object]) ->
     }
     if not any(named.values()):
         raise ValueError(
-            f"no answer about {len(explanations)} pictures names an object that the annotations know; ask for a "
-            "description of the picture"
+            f"no answer about {len(explanations)} pictures names an object that annotations know; ask for "
+            "a description"
         )
     table: dict[str, dict[str, Estimate]] = {name: {} for name in QUANTITIES}
     gains: dict[str, list[float]] = {}

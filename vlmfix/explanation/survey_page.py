@@ -29,7 +29,7 @@ def survey_page(survey: Survey) -> str:
 
 
 def survey_plot(survey: Survey) -> Plot | None:
-    """What cutting paths does to objects that are there and to those that are not; None: no paths were cut."""
+    """What cutting paths does to present and to invented objects; None: no paths were cut."""
     kinds = {
         kind: ({rule: survey.table[rule][kind].value for rule in RULES}, survey.sliding[kind])
         for kind in KINDS
@@ -45,8 +45,8 @@ def survey_plot(survey: Survey) -> Plot | None:
     )
     return Plot(
         "cuts",
-        "Change of the log probability of words that name objects when attention paths are cut: in all layers, "
-        "by path; below, from all text to the image in a few layers.",
+        "Change of the log probability of words that name objects when attention paths are cut: in all "
+        "layers, by path; below, from all text to the image in a few layers.",
         f"Change of log p in nats. {said}.",
         figure,
     )

@@ -61,7 +61,7 @@ def read_words(token_ids: Sequence[int], processor: ProcessorMixin) -> tuple[str
 
 
 def find_word(words: Sequence[Word], asked: str) -> int:
-    """The number of a word that is asked for: a word, its second mention as `word#2`, or the index of a token.
+    """The number of a word: itself, its second mention as `word#2`, or the index of one of its tokens.
 
     Raises:
         ValueError: the answer has no such word; the message lists its words.
@@ -110,7 +110,7 @@ def answer_tokens(text: str, prompt: str, processor: ProcessorMixin) -> tuple[in
     back = processor.batch_decode([found], skip_special_tokens=True)[0]
     if back.strip() != text.strip():
         raise ValueError(
-            f"the tokenizer gives {back.strip()!r} back for the answer {text.strip()!r}; write it without what "
-            "it does not know"
+            f"the tokenizer gives {back.strip()!r} back for the answer {text.strip()!r}; write it without "
+            "what it does not know"
         )
     return tuple(found)

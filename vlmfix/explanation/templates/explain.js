@@ -89,7 +89,7 @@
     if (field("sinks").checked) {
       context.strokeStyle = "#ffffff";
       context.lineWidth = ratio;
-      data.sinks[0].forEach((sink, at) => {
+      data.sinks.forEach((sink, at) => {
         if (!sink) return;
         const across = area[2] / columns, down = area[3] / rows, side = Math.min(across, down) * 0.3;
         const x = area[0] + ((at % columns) + 0.5) * across, y = area[1] + (Math.floor(at / columns) + 0.5) * down;
