@@ -1,12 +1,16 @@
-"""How well the maps that methods rely on point at the object asked about, on an embedded model.
+"""How well the maps that methods rely on, and those of explanations, point at objects, on an embedded model.
 
     python -m benchmarks.localization --model tiny-llava
+    python -m benchmarks.localization --model tiny-llava --captions
 
 For yes/no questions: the probability that a map is higher on an image token that shows an object than on one
 that does not (area under the ROC curve; 0.5 is chance), and its mean over the questions with a 95 % interval
 clustered by scene. The object is the one asked about, where it is in the scene; where it is not, it is the
 partner that makes the model say yes. A method whose map is at chance cannot help; one whose map points at the
 partner cannot help with these questions.
+
+For captions: maps of `vlmfix explain` of the words that name objects in the scene, see
+`benchmarks.caption_maps`.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 import vlmfix
 from benchmarks.answers import Split
 from benchmarks.bootstrap import Ratio, compare, resample
+from benchmarks.caption_maps import measure_maps, tables
 from vlmfix.engine import tokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
@@ -148,10 +153,18 @@ def main(
     model: Annotated[str, typer.Option(help="Embedded model, or a folder.")] = "tiny-llava",
     scenes: Annotated[int, typer.Option(min=1, help="Scenes.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="World of the scenes.")] = 770_002,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Maps of the words of captions, by all their figures.")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Of deletion and insertion, for captions.")] = 16,
 ) -> None:
-    """Print the area under the curve of every map and layer as a Markdown table."""
+    """Print the figures of every map as Markdown tables."""
     loaded = vlmfix.load(model, dtype="float32")
     split = Split("localization", seed, scenes)
+    if captions:
+        for line in tables(*measure_maps(*loaded, split, steps), scenes):
+            typer.echo(line)
+        return
     sums: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for scene, kind, name, layer, area in measure(*loaded, split):
         row = sums.setdefault((name, layer), {each: np.zeros((2, scenes)) for each in KINDS})

@@ -15,7 +15,7 @@ from vlmfix.evaluation.datasets.annotations import read_instances
 from vlmfix.evaluation.datasets.folder import DataFolder
 from vlmfix.evaluation.datasets.layouts import find_captions, picture_names
 from vlmfix.evaluation.datasets.synthetic.rendering import paint
-from vlmfix.evaluation.datasets.synthetic.scenes import demo_scene
+from vlmfix.evaluation.datasets.synthetic.scenes import Scene, demo_scene
 from vlmfix.evaluation.files.readers import read_json
 from vlmfix.explanation.objects import Mention, PictureObjects, read_masks
 
@@ -41,7 +41,11 @@ def objects_of(picture: Path, instances: Path) -> PictureObjects:
 
 def demo_objects() -> PictureObjects:
     """What is in the demo scene."""
-    scene = demo_scene()
+    return objects_of_scene(demo_scene())
+
+
+def objects_of_scene(scene: Scene) -> PictureObjects:
+    """What is in a drawn scene, with masks of the pixels that show it."""
     vocabulary, there = Vocabulary(variant="corrected"), scene.categories()
     truth = GroundTruth(vocabulary, {0: frozenset(there)}, has_captions=False, is_counted=True)
     owners = paint(scene)[1]
