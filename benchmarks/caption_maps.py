@@ -1,4 +1,4 @@
-"""How well maps of `vlmfix explain` show the objects that a caption names, and whether the model goes by them."""
+"""How well maps of `vlmfix explain` show the objects of captions, and whether the model goes by them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from vlmfix.explanation.faithfulness import judge_maps, word_score
 from vlmfix.explanation.reading import Reader
 
 PROMPT = "Describe the image."
-FIGURES = ("pointing", "pointing without tolerance", "energy", "attention_iou", "iou_otsu", "iou_area", "auroc")
+FIGURES = (
+    "pointing",
+    "pointing without tolerance",
+    "energy",
+    "attention_iou",
+    "iou_otsu",
+    "iou_area",
+    "auroc",
+)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from vlmfix.engine.callers import turns_of
 from vlmfix.engine.compatibility import stock_model
 from vlmfix.models.structure import new_cache, text_decoder
 
-# Tokens in the cache of a pass, all its rows together: 8 GiB for LLaVA-1.5-7B in half precision.
+# 8 GiB for LLaVA-1.5-7B in half precision.
 _TOKENS = 16384
 
 
@@ -32,10 +32,15 @@ class CaptionRows:
         model: a stock model, without methods.
         inputs: of one prompt that ends with text, as from the processor.
         token_ids: the answer.
+        tokens: in the cache of a pass, all its rows together; None: 16384.
     """
 
     def __init__(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], token_ids: Sequence[int]
+        self,
+        model: PreTrainedModel,
+        inputs: Mapping[str, Tensor],
+        token_ids: Sequence[int],
+        tokens: int | None = None,
     ) -> None:
         self._model: PreTrainedModel = stock_model(model)
         config = self._model.config.get_text_config()
@@ -43,7 +48,7 @@ class CaptionRows:
         whole = with_answer(inputs, token_ids)
         self._ids: Tensor = whole["input_ids"][0]
         self._first_row = inputs["input_ids"].shape[1] - 1
-        self._size = max(1, _TOKENS // len(self._ids))
+        self._size = max(1, (_TOKENS if tokens is None else tokens) // len(self._ids))
         cache = new_cache(text_decoder(self._model))
         with torch.no_grad(), _positions_of(self._model) as positions:
             self._model(**with_cache(self._model, whole, cache), use_cache=True, logits_to_keep=1)

@@ -22,6 +22,8 @@ from vlmfix.explanation.findings import (
 from vlmfix.explanation.reading import Reader
 from vlmfix.explanation.result import Explanation
 
+_TOKENS = 2048  # in the caches of all rows that are read at a time, so that they stay small beside a model
+
 
 def findings(explanations: Sequence[Explanation], values: Mapping[str, Any]) -> list[Finding]:
     """What explained answers of one model say of the values of its profile."""
@@ -51,5 +53,7 @@ def head_effects(reader: Reader, plain: ExplainedAnswer, values: Mapping[str, An
     config = reader.model.config.get_text_config()
     lists = head_lists(heads, (config.num_hidden_layers, config.num_attention_heads))
     places = [plain.words[each.word].tokens[0] for each in named]
-    found: np.ndarray = CaptionRows(reader.model, reader.inputs, plain.token_ids).exact(places, lists).numpy()
+    found: np.ndarray = (
+        CaptionRows(reader.model, reader.inputs, plain.token_ids, tokens=_TOKENS).exact(places, lists).numpy()
+    )
     return found

@@ -18,7 +18,7 @@ from vlmfix.inference.chat import prepare
 
 STEPS, RANDOM_ORDERS, MIN_EFFECT = 16, 5, 0.05
 _BLUR = 5 / 224  # standard deviation, as a share of the longer side
-_BATCH = 16
+_BATCH, _TOKENS = 16, 16384  # pictures, and tokens of all of them, that are read at a time
 
 Score = Callable[[Sequence[Image.Image]], list[float]]
 """From pictures to the probability of a word that is the same for all."""
@@ -166,7 +166,8 @@ def word_score(reader: Reader, token_ids: Sequence[int], places: Sequence[int]) 
         inputs = prepare([[each] for each in pictures], prompts, reader.processor)
         inputs = inputs.to(input_device(reader.model), dtype=reader.model.dtype)
         with torch.no_grad():
-            logits = reader.model(**with_answer(inputs, ids), logits_to_keep=len(own) + 1).logits
+            whole = with_answer(inputs, ids)
+            logits = reader.model(**whole, logits_to_keep=len(own) + 1, use_cache=False).logits
         log_p = logits[:, -len(own) - 1 : -1].float().log_softmax(dim=-1)
         chosen = log_p.gather(2, own.to(log_p.device).expand(len(pictures), -1)[..., None])
         return [float(each) for each in chosen[..., 0].mean(dim=1).exp()]
@@ -174,9 +175,9 @@ def word_score(reader: Reader, token_ids: Sequence[int], places: Sequence[int]) 
     def score(pictures: Sequence[Image.Image]) -> list[float]:
         keys = [each.tobytes() for each in pictures]
         new = {key: each for key, each in zip(keys, pictures, strict=True) if key not in seen}
-        todo = list(new.items())
-        for start in range(0, len(todo), _BATCH):
-            part = todo[start : start + _BATCH]
+        todo, size = list(new.items()), max(1, min(_BATCH, _TOKENS // (reader.length + len(ids))))
+        for start in range(0, len(todo), size):
+            part = todo[start : start + size]
             values = of_batch([each for _, each in part])
             seen.update((key, value) for (key, _), value in zip(part, values, strict=True))
         return [seen[key] for key in keys]

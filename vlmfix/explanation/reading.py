@@ -257,7 +257,7 @@ class Reader:
         with torch.no_grad(), ExitStack() as stack:
             for method in methods:
                 stack.enter_context(method(self.model, self.processor))
-            found: Tensor = model(**inputs, logits_to_keep=count).logits[0, -count:]
+            found: Tensor = model(**inputs, logits_to_keep=count, use_cache=False).logits[0, -count:]
         return found[:-1] if token_ids else found
 
     def _image_columns(self, token_ids: Sequence[int]) -> Tensor:
