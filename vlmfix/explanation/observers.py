@@ -13,6 +13,7 @@ from torch import Tensor
 from vlmfix.engine.capabilities import PreviewsWeights
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.errors import UnsupportedError
 from vlmfix.explanation.formulas import (
     ANSWER,
     FIRST,
@@ -125,6 +126,11 @@ class AnswerObserver(Method):
         return answer_rows(layout.length, self.prompt_length, layout.image_tokens.device)
 
     def observe(self, context: DecodeContext, layer: int, weights: Tensor) -> None:
+        if self.prompt_length is not None and context.layout.sees_ahead:
+            raise UnsupportedError(
+                "text of this model sees later text, so that an answer cannot be read again in one pass with "
+                "its prompt; explain a model whose text is causal"
+            )
         own, layout = weights[0], context.layout_at(layer)
         groups = context.state[self, layer][0].to(own.device)
         groups = torch.cat([groups, groups.new_full((own.shape[-1] - len(groups),), ANSWER)])

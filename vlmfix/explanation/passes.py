@@ -181,7 +181,7 @@ class Passes:
         )
 
     def _sinks(self, observed: Observed) -> Sinks:
-        rule, streams = self.reader.sink_rule, [each for _, each in sorted(observed.streams.items())]
+        rule, streams = self.reader.sink_rule, [observed.streams[layer] for layer in sorted(observed.seen)]
         first = torch.stack([each.first for each in streams]).cpu()
         norms = torch.stack([each.norms for each in streams]).cpu().numpy()
         return Sinks(

@@ -89,7 +89,7 @@ class Observed:
         scores: of the tokens.
         seen: attention of the rows that predict them.
         streams: what enters the layers.
-        rollout: to the image tokens, `(tokens, image tokens)`; None: this model does not let it be seen.
+        rollout: to the image tokens, `(tokens, image tokens)`; None: no layer of the upper half attends.
     """
 
     scores: Scores
@@ -107,7 +107,6 @@ class Reader:
         processor: its processor.
         picture: in RGB.
         prompt: what is asked.
-        first_layer: where the rollout begins; None: in the middle.
         left_out: what cannot be seen in this model, with the reason, by the name of what it is.
     """
 
@@ -115,7 +114,6 @@ class Reader:
     processor: ProcessorMixin
     picture: Image.Image
     prompt: str
-    first_layer: int | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     inputs: Any = field(init=False, repr=False)
     located: ImageTokens = field(init=False)
@@ -131,6 +129,7 @@ class Reader:
                 "prompts; use a decoder-only model"
             )
         inputs = prepare([[self.picture]], [self.prompt], self.processor)
+        inputs.pop("labels", None)  # some processors make them, and models would then compute a loss
         check_token_ids(inputs["input_ids"], self.model)
         [self.located] = locate(self.model, self.processor, inputs, [self.picture])
         self.inputs = inputs.to(input_device(self.model), dtype=self.model.dtype)
@@ -141,6 +140,11 @@ class Reader:
     def cells(self) -> int:
         """Number of image tokens."""
         return self.located.count
+
+    @property
+    def first_layer(self) -> int:
+        """Where the rollout begins."""
+        return self.layers // 2
 
     @cached_property
     def band(self) -> range:
@@ -164,32 +168,30 @@ class Reader:
             token_ids: of the answer.
             keep: whether the distributions are kept, too.
         """
-        watching: list[Method] = [AnswerObserver(sinks=self.sink_rule, prompt_length=self.length)]
-        if "rollout" not in self.left_out:
-            first = self.layers // 2 if self.first_layer is None else self.first_layer
-            watching.append(RolloutObserver(prompt_length=self.length, first_layer=first))
-        observer, *rolled = watching
-        assert isinstance(observer, AnswerObserver)
-        logits = self.logits(token_ids, watching)
-        rollout = None
-        if rolled:
-            [rolling] = rolled
-            assert isinstance(rolling, RolloutObserver)
-            rows = torch.arange(len(token_ids)) + self.length - 1
-            rollout = roll_out(rows, rolling.layers)[:, self._image_columns(token_ids)]
+        observer = AnswerObserver(sinks=self.sink_rule, prompt_length=self.length)
+        rolling = RolloutObserver(prompt_length=self.length, first_layer=self.first_layer)
+        logits = self.logits(token_ids, [observer, rolling])
+        rows = torch.arange(len(token_ids)) + self.length - 1
         scores = Scores.of(logits, token_ids, keep=keep)
-        return Observed(scores, observer.collected(), observer.streams, rollout)
+        return Observed(
+            scores, observer.collected(), observer.streams, self._rolled(rolling, rows, token_ids)
+        )
 
     def background(self) -> Tensor | None:
         """The rollout of the prompt about the background at its last row, `(image tokens,)`; None: see
         `Observed`."""
-        if "rollout" in self.left_out:
-            return None
-        asking = Reader(self.model, self.processor, self.picture, BACKGROUND, self.first_layer)
-        first = self.layers // 2 if self.first_layer is None else self.first_layer
-        rolling = RolloutObserver(prompt_length=asking.length, first_layer=first)
+        asking = Reader(self.model, self.processor, self.picture, BACKGROUND)
+        rolling = RolloutObserver(prompt_length=asking.length, first_layer=self.first_layer)
         asking.logits((), [rolling])
-        return roll_out(torch.tensor([asking.length - 1]), rolling.layers)[0, asking._image_columns(())]
+        found = asking._rolled(rolling, torch.tensor([asking.length - 1]), ())
+        return None if found is None else found[0]
+
+    def _rolled(self, rolling: RolloutObserver, rows: Tensor, token_ids: Sequence[int]) -> Tensor | None:
+        """The rollout of some rows to the image tokens; None where no layer of the upper half attends."""
+        if not rolling.merged:
+            self.left_out["rollout"] = "no layer in the upper half of this model attends"
+            return None
+        return roll_out(rows, rolling.layers)[:, self._image_columns(token_ids)]
 
     def without_paths(
         self, token_ids: Sequence[int], rule: str, layers: frozenset[int] | None = None
