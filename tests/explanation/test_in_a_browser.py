@@ -97,7 +97,8 @@ def test_the_hot_spot_lies_on_the_object(page: Any) -> None:
     """The brightest pixel of the cat's map is within a cell of the cat."""
     page.get_by_role("button", name="cat").first.click()
     page.mouse.move(0, 0)
-    page.locator("input[name=sinks]").set_checked(False)
+    for name in ("sinks", "outline"):
+        page.locator(f"input[name={name}]").set_checked(False)
     place = """(() => {
         const canvas = document.getElementById("overlay");
         const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -108,6 +109,17 @@ def test_the_hot_spot_lies_on_the_object(page: Any) -> None:
     across, down = page.evaluate(place)
     assert 34 - 14 <= across * 112 <= 53 + 14
     assert 4 - 14 <= down * 112 <= 25 + 14
+
+
+def test_the_object_of_a_word_is_outlined(page: Any) -> None:
+    outline = page.locator("input[name=outline]")
+    assert not outline.is_visible()  # there is no tv
+    page.get_by_role("button", name="couch").first.click()
+    page.mouse.move(0, 0)
+    assert outline.is_visible()
+    drawn = page.evaluate(OVERLAY)
+    outline.set_checked(False)
+    assert page.evaluate(OVERLAY) != drawn
 
 
 def test_words_are_coloured_by_what_is_chosen(page: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from vlmfix.explanation.export import packed
 from vlmfix.explanation.formulas import IMAGE, SINKS
 
 _LAYERED = 24  # words that bring a map of every layer along
+_MASK_SIDE = 160  # pixels of the outline of an object, at most
 _HEAD_CELLS = 1_000_000  # cells of all heads that the page has room for
 
 
@@ -74,9 +76,27 @@ def page_data(explanation: ExplanationArrays) -> dict[str, Any]:
         "heads": heads,
         "layered": layered,
         "layers": explanation.layers,
+        "masks": _masks(explanation),
         "sinks": cells.of_tokens(_band_sinks(explanation)).round().astype(int).ravel(),
         "word": explanation.word,
     }
+
+
+def _masks(explanation: ExplanationArrays) -> list[dict[int, Any]]:
+    """Of each answer, by word, where the object that it names is in the picture."""
+    found = []
+    for told in (explanation.plain, explanation.method):
+        own: dict[int, Any] = {}
+        for named in () if told is None else told.named or ():
+            mask = explanation.masks.get(named.category)
+            if mask is not None:
+                height, width = mask.shape
+                step = max(1, math.ceil(max(height, width) / _MASK_SIDE))
+                small = mask[::step, ::step]
+                bits = base64.b64encode(np.packbits(small).tobytes()).decode()
+                own |= {word: {"bits": bits, "columns": small.shape[1]} for word in named.words}
+        found.append(own)
+    return found
 
 
 def _band_sinks(explanation: ExplanationArrays) -> np.ndarray:

@@ -50,6 +50,31 @@
     const [one, other] = [scale[low], scale[Math.min(low + 1, scale.length - 1)]];
     return [1, 3, 5].map((at) => channel(one, at) * (1 - rest) + channel(other, at) * rest);
   };
+  // The border of an object, white on black so that it shows on any ground.
+  const outline = (context, { bits, columns }) => {
+    const codes = Uint8Array.from(atob(bits), (each) => each.charCodeAt(0));
+    const rows = Math.floor((codes.length * 8) / columns);
+    const inside = (x, y) => x >= 0 && y >= 0 && x < columns && y < rows
+      && (codes[(y * columns + x) >> 3] >> (7 - ((y * columns + x) & 7))) & 1;
+    const across = overlay.width / columns, down = overlay.height / rows;
+    context.beginPath();
+    for (let y = 0; y < rows; y += 1) {
+      for (let x = 0; x < columns; x += 1) {
+        if (!inside(x, y)) continue;
+        const edges = [[0, -1, 0, 0, 1, 0], [0, 1, 0, 1, 1, 1], [-1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 1, 1]];
+        for (const [right, below, x0, y0, x1, y1] of edges) {
+          if (inside(x + right, y + below)) continue;
+          context.moveTo((x + x0) * across, (y + y0) * down);
+          context.lineTo((x + x1) * across, (y + y1) * down);
+        }
+      }
+    }
+    for (const [width, ink] of [[4, "#000000"], [2, "#ffffff"]]) {
+      context.lineWidth = width * (devicePixelRatio || 1);
+      context.strokeStyle = ink;
+      context.stroke();
+    }
+  };
   const draw = () => {
     const [rows, columns] = data.cells, wanted = field("map").value;
     const there = available(shown), kind = there.includes(wanted) ? wanted : there[0];
@@ -96,6 +121,9 @@
         context.strokeRect(x - side / 2, y - side / 2, side, side);
       });
     }
+    const mask = data.masks[shown.answer][shown.word];
+    field("outline").parentElement.hidden = !mask;
+    if (mask && field("outline").checked) outline(context, mask);
     const ramp = find("ramp").getContext("2d");
     for (let at = 0; at < 132; at += 1) {
       ramp.fillStyle = `rgb(${colour(scale, at / 131).map(Math.round).join(" ")})`;
