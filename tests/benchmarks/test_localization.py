@@ -62,8 +62,8 @@ def test_small_job(model: str) -> None:
 def test_maps_of_captions() -> None:
     """Good maps, random orders and reversed ones come out in this order, and maps beat their controls."""
     loaded = vlmfix.load("tiny-llava", dtype="float32")
-    split = Split("localization", 770_002, 3)
-    figures, areas = caption_maps.measure_maps(*loaded, split, steps=8)
+    split = Split("localization", 770_002, 2)
+    figures, areas = caption_maps.measure_maps(*loaded, split, steps=4)
     pointing = {
         name: row["pointing"].sums.sum() / row["pointing"].counts.sum() for name, row in figures.items()
     }
@@ -72,6 +72,6 @@ def test_maps_of_captions() -> None:
     assert pointing["band"] > pointing["always the middle"]
     deletion = {name: row["deletion"].sums.sum() for name, row in areas.items()}
     assert deletion["band"] < deletion["random"] < deletion["reverse"]
-    lines = list(caption_maps.tables(figures, areas, 3))
+    lines = list(caption_maps.tables(figures, areas, 2))
     assert len(lines) == 2 + len(figures) + 1 + 2 + len(areas)
     assert {line.count("|") for line in lines[: 2 + len(figures)]} == {len(caption_maps.FIGURES) + 3}
