@@ -84,6 +84,7 @@ def test_bad_input_is_one_line(picture: Path, world: Path, tmp_path: Path) -> No
         "--image", str(picture), "--instances", str(world / "instances.json")
     )
     assert "leave --method out" in refused("--data", str(world), "--method", "var")
+    assert "--limit 3 bounds the pictures of --data" in refused("--limit", "3")
     assert "explain needs instances" in refused("--data", str(tmp_path))
     assert not (tmp_path / "explain.html").exists()
 

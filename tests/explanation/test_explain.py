@@ -154,6 +154,11 @@ def test_bad_input(loaded: tuple[Any, Any], scene: Image.Image, tmp_path: Path) 
         vlmfix.explain(*loaded, scene, answer="A cat.", word="zebra")
     with pytest.raises(ValueError, match="maps has 'gradient'"):
         vlmfix.explain(*loaded, scene, maps=("gradient",))
+    with (
+        vlmfix.VAR()(loaded[0]),
+        pytest.raises(vlmfix.UnsupportedError, match="VAR is attached to the model; leave its block"),
+    ):
+        vlmfix.explain(*loaded, scene)
     with pytest.raises(ValueError, match="a recipe may decode with beams"):
         vlmfix.explain(*loaded, scene, method="auto")
     wrong = PictureObjects(lambda text: [Mention("cat", 2, 5, True)], {"cat": np.ones((3, 3), dtype=bool)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def picture() -> Image.Image:
 
 
 def test_good_maps_beat_random_orders_and_bad_ones_lose(cells: Cells, picture: Image.Image) -> None:
-    def score(pictures: Sequence[Image.Image]) -> list[float]:
+    def score(pictures: Iterable[Image.Image]) -> list[float]:
         """The share of the square that is there."""
         whole = (2 * CELL) ** 2 * 3
         return [float((np.asarray(each) == 255).sum() / whole) for each in pictures]

@@ -115,3 +115,16 @@ def test_blocks_without_data_say_why(loaded: tuple[Any, Any], scene: Image.Image
     assert "Against masks: not here, because nobody said where the objects are" in page
     assert "Deletion and insertion: not here, because nobody asked for them" in page
     assert "Plain against" not in page
+
+
+def test_a_long_answer_keeps_the_maps_of_content_words(
+    explained: vlmfix.Explanation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmfix.explanation.page_data._MAP_CELLS", 64 * 6)
+    data = data_of(explained.html())
+    for name in ("band", "rollout", "contrast", "difference"):
+        kept = [bool(each) for each in data["answers"][0]["maps"][name]]
+        assert sum(kept) == 7  # six, and the word that is explained
+        words = [word for word, there in zip(explained.plain.words, kept, strict=True) if there]
+        assert all(word.is_content for word in words)
+    assert data["answers"][0]["maps"]["band"][explained.word]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROMPT = "Describe the image."
 _DEMO_METHOD = "var"
+_PICTURES = 20
 
 
 def explain(
@@ -83,7 +84,9 @@ def explain(
             "writes), over which cut paths, maps and the profile's values are averaged."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Pictures of --data, at most.")] = 20,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of --data, at most. (default: 20)")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Length limit of an answer.")] = 64,
     output: Annotated[Path | None, path_option("Page to write. (default: explain.html)")] = None,
     json_: Annotated[Path | None, path_option("File for the numbers, as JSON.", "--json")] = None,
@@ -99,12 +102,15 @@ def explain(
         "--answer": answer,
         "--answer-token": answer_token,
         "--instances": instances,
+        "--maps": maps,
         "--faithfulness": faithfulness or None,
     }
     if data is not None and (clashing := [name for name, value in given.items() if value]):
         raise ValueError(
             f"--data averages over pictures with the model's own answers; leave {clashing[0]} out"
         )
+    if limit is not None and data is None:
+        raise ValueError(f"--limit {limit} bounds the pictures of --data; give a folder, or leave it out")
     if instances is not None and image is None:
         raise ValueError("--instances says what is in a picture; name the picture with --image")
     is_demo = data is None and not any(given.values()) and prompt is None
@@ -122,7 +128,7 @@ def explain(
         _survey(
             model,
             data,
-            limit,
+            limit or _PICTURES,
             prompt or PROMPT,
             max_new_tokens,
             output,

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.api import Methods, as_methods
+from vlmfix.engine.attach import attached_to
 from vlmfix.engine.vision_cache import cached_vision
+from vlmfix.errors import UnsupportedError
 from vlmfix.explanation.arrays import MAPS
 from vlmfix.explanation.objects import PictureObjects
 from vlmfix.explanation.passes import Passes
@@ -76,6 +78,12 @@ def explain(
     [picture] = open_images(image)
     told = progress or (lambda what: None)
     reader = Reader(model, processor, picture, prompt)
+    attachment = attached_to(reader.model)
+    if attachment is not None and attachment.methods:
+        raise UnsupportedError(
+            f"{type(attachment.methods[0]).__name__} is attached to the model; leave its block, and give it "
+            "as method"
+        )
     with cached_vision(reader.model):
         return Passes(reader, methods, objects, told).explanation(
             answer, word, maps, max_new_tokens, name or _name(model), faithfulness=faithfulness

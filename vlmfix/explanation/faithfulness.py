@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +22,8 @@ STEPS, RANDOM_ORDERS, MIN_EFFECT = 16, 5, 0.05
 _BLUR = 5 / 224  # standard deviation, as a share of the longer side
 _BATCH, _TOKENS = 16, 16384  # pictures, and tokens of all of them, that are read at a time
 
-Score = Callable[[Sequence[Image.Image]], list[float]]
-"""From pictures to the probability of a word that is the same for all."""
+Score = Callable[[Iterable[Image.Image]], list[float]]
+"""From pictures, of which few are held at a time, to the probability of a word that is the same for all."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,16 @@ def judge_maps(
     steps = min(steps, count)
     ends = np.linspace(0, count, steps + 1).round().astype(int)
 
-    def shown(order: np.ndarray, first: np.ndarray, then: np.ndarray) -> list[Image.Image]:
+    def shown(order: np.ndarray, first: np.ndarray, then: np.ndarray) -> Iterator[Image.Image]:
         """Pictures in which more and more cells of `first` are those of `then`; all of it at the end."""
-        mixed, pictures = first.copy(), []
+        mixed = first.copy()
         for start, stop in zip([0, *ends[:-1]], ends, strict=True):
             for left, top, right, bottom in corners[order[start:stop]]:
                 mixed[top:bottom, left:right] = then[top:bottom, left:right]
-            pictures.append(Image.fromarray(then if stop == count else mixed))
-        return pictures
+            yield Image.fromarray(then if stop == count else mixed)
 
     def curves(order: np.ndarray) -> Curves:
-        values = score([*shown(order, pixels, gone), *shown(order, blurred, pixels)])
+        values = score(itertools.chain(shown(order, pixels, gone), shown(order, blurred, pixels)))
         return Curves(tuple(values[: steps + 1]), tuple(values[steps + 1 :]))
 
     found = {name: curves(order) for name, order in orders.items()}
@@ -172,14 +173,19 @@ def word_score(reader: Reader, token_ids: Sequence[int], places: Sequence[int]) 
         chosen = log_p.gather(2, own.to(log_p.device).expand(len(pictures), -1)[..., None])
         return [float(each) for each in chosen[..., 0].mean(dim=1).exp()]
 
-    def score(pictures: Sequence[Image.Image]) -> list[float]:
-        keys = [each.tobytes() for each in pictures]
-        new = {key: each for key, each in zip(keys, pictures, strict=True) if key not in seen}
-        todo, size = list(new.items()), max(1, min(_BATCH, _TOKENS // (reader.length + len(ids))))
-        for start in range(0, len(todo), size):
-            part = todo[start : start + size]
-            values = of_batch([each for _, each in part])
-            seen.update((key, value) for (key, _), value in zip(part, values, strict=True))
+    def score(pictures: Iterable[Image.Image]) -> list[float]:
+        size = max(1, min(_BATCH, _TOKENS // (reader.length + len(ids))))
+        keys: list[bytes] = []
+        waiting: dict[bytes, Image.Image] = {}
+        for each in pictures:
+            keys.append(hashlib.sha256(each.tobytes()).digest())
+            if keys[-1] not in seen:
+                waiting[keys[-1]] = each
+            if len(waiting) == size:
+                seen.update(zip(waiting, of_batch([*waiting.values()]), strict=True))
+                waiting = {}
+        if waiting:
+            seen.update(zip(waiting, of_batch([*waiting.values()]), strict=True))
         return [seen[key] for key in keys]
 
     return score

@@ -209,11 +209,20 @@ def _overlay(explanation: ExplanationArrays, word: int) -> str:
     """A small picture under the band map of a word."""
     import matplotlib
 
-    saliency = np.nan_to_num(explanation.saliency("band", word))
-    strength = saliency / (saliency.max() or 1)
+    small = explanation.picture.copy()
+    small.thumbnail((_SMALL, _SMALL), Image.Resampling.LANCZOS)
+    scale = small.width / explanation.picture.width
+    left, top, right, bottom = (round(each * scale) for each in explanation.cells.box)
+    cells = explanation.cells.of_tokens(explanation.values("band", word))
+    size = max(1, right - left), max(1, bottom - top)
+    grid = Image.fromarray((cells / (cells.max() or 1)).astype(np.float32))
+    area = grid.resize(size, Image.Resampling.BILINEAR)
+    seen = Image.new("F", small.size)
+    seen.paste(area, (left, top))
+    strength = np.asarray(seen)
     colours = matplotlib.colormaps["viridis"](strength)[..., :3] * 255
     alpha = (0.25 + 0.5 * strength)[..., None]
-    mixed = np.asarray(explanation.picture) * (1 - alpha) + colours * alpha
+    mixed = np.asarray(small) * (1 - alpha) + colours * alpha
     return _jpeg(Image.fromarray(mixed.astype(np.uint8)), _SMALL)
 
 

@@ -14,6 +14,7 @@ from vlmfix.explanation.arrays import ExplanationArrays
 from vlmfix.explanation.export import packed
 from vlmfix.explanation.formulas import IMAGE, SINKS
 
+_MAP_CELLS = 500_000  # cells of the maps of one kind that the page has room for
 _LAYERED = 24  # words that bring a map of every layer along
 _MASK_SIDE = 160  # pixels of the outline of an object, at most
 _HEAD_CELLS = 1_000_000  # cells of all heads that the page has room for
@@ -29,11 +30,17 @@ def page_data(explanation: ExplanationArrays) -> dict[str, Any]:
         for name in ("viridis", "RdBu_r")
     }
 
+    room = max(1, _MAP_CELLS // math.prod(cells.shape))
+
     def of_answer(told: ExplainedAnswer, names: Sequence[str]) -> dict[str, list[Any]]:
-        is_plain = told is plain
+        """Maps of the words; None for those that a long answer has no room for, function words first."""
+        places = sorted(range(len(told.words)), key=lambda place: not told.words[place].is_content)[:room]
+        own = None if told is plain else told
         return {
             name: [
-                packed(cells.of_tokens(explanation.values(name, place, answer=None if is_plain else told)))
+                packed(cells.of_tokens(explanation.values(name, place, answer=own)))
+                if place in places or (told is plain and place == explanation.word)
+                else None
                 for place in range(len(told.words))
             ]
             for name in names
@@ -41,11 +48,12 @@ def page_data(explanation: ExplanationArrays) -> dict[str, Any]:
 
     maps = of_answer(plain, [name for name in explanation.maps if name != "encoder"])
     if explanation.encoder is not None:
-        maps["encoder"] = [packed(cells.of_tokens(explanation.encoder))] * 1
+        maps["encoder"] = [packed(cells.of_tokens(explanation.encoder))]
     compared = explanation.compared
     if compared is not None and compared.attention is not None:
         maps["difference"] = [
-            packed(cells.of_tokens(explanation.difference(place))) for place in range(len(plain.words))
+            packed(cells.of_tokens(explanation.difference(place))) if maps["band"][place] else None
+            for place in range(len(plain.words))
         ]
     answers = [{"maps": maps, "words": _numbers(explanation, plain)}]
     if explanation.method is not None:

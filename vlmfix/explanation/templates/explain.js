@@ -21,7 +21,8 @@
 
   // Which maps there are for a word.
   const available = ({ answer, word }) => {
-    const found = Object.keys(data.answers[answer].maps);
+    const maps = Object.entries(data.answers[answer].maps);
+    const found = maps.filter(([, own]) => own.length === 1 || own[word]).map(([kind]) => kind);
     if (answer === 0 && data.layered[word]) found.push("layer");
     if (answer === 0 && data.heads[word]) found.push("head");
     return found;
@@ -41,7 +42,8 @@
     if (kind === "layer") return Object.fromEntries(Object.entries(data.layered).map(([at, own]) => [at, own[layer]]));
     if (kind === "head") return Object.fromEntries(Object.entries(data.heads).map(([at, own]) => [at, own[layer][head]]));
     const own = data.answers[answer].maps[kind];
-    return own.length === 1 ? { [word]: own[0] } : own;
+    if (own.length === 1) return { [word]: own[0] };
+    return Object.fromEntries(own.map((each, at) => [at, each]).filter(([, each]) => each));
   };
   const colour = (scale, share) => {
     const place = Math.min(Math.max(share, 0), 1) * (scale.length - 1);
