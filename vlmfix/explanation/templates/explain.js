@@ -15,7 +15,7 @@
   const decimal = (value) => {
     const size = Math.abs(value);
     const text = size !== 0 && size < 0.01 ? value.toExponential(1) : value.toFixed(size < 10 ? 2 : 1);
-    return text.replace("-", "\u2212");
+    return text.replaceAll("-", "\u2212");
   };
   let pinned = { answer: 0, word: data.word }, shown = pinned;
 
