@@ -185,3 +185,13 @@ def test_an_explanation_without_its_model(explained: vlmfix.Explanation) -> None
     with pytest.raises(ValueError, match="the model is not at hand"):
         alone.heads("cat")
     assert "couch" in alone.html()
+
+
+def test_a_given_beginning_does_not_part_from_the_whole(loaded: tuple[Any, Any], scene: Image.Image) -> None:
+    found = vlmfix.explain(*loaded, scene, method="var", answer="The image shows two", max_new_tokens=12)
+    assert found.compared is not None
+    assert found.compared.parting is None
+    assert found.method is not None
+    assert found.method.text.startswith("The image shows two potted")
+    assert "var begins with the same words" in found.html()
+    assert "equal as far as the shorter one goes" in found.html()

@@ -18,7 +18,7 @@ from vlmfix.engine.callers import turns_of
 from vlmfix.engine.compatibility import stock_model
 from vlmfix.models.structure import new_cache, text_decoder
 
-# 8 GiB for LLaVA-1.5-7B in half precision.
+# Tokens in the cache of a pass, all its rows together: 8 GiB for LLaVA-1.5-7B in half precision.
 _TOKENS = 16384
 
 

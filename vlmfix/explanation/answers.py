@@ -96,7 +96,7 @@ class Compared:
     """Both answers, each read plainly and under the method.
 
     Args:
-        parting: None: the answers are equal.
+        parting: None: they are equal, as far as the shorter one goes.
         divergence: KL(method || plain) at each token of the plain answer, in nats, `(tokens,)`.
         plain_under_method: log probability of the plain answer's tokens under the method.
         method_under_plain: log probability of the method's tokens without it.

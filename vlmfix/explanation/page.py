@@ -117,9 +117,10 @@ def sentences(explanation: ExplanationArrays) -> list[str]:
     compared = explanation.compared
     if compared is not None and explanation.method is not None:
         if compared.parting is None:
+            same = explanation.method.text == plain.text
+            how = "gives the same answer" if same else "begins with the same words"
             said.append(
-                f"{explanation.method_name} gives the same answer; the closest call was a margin of "
-                f"{plain.margin.min():.2f}."
+                f"{explanation.method_name} {how}; the closest call was a margin of {plain.margin.min():.2f}."
             )
         else:
             one, other = _parted(explanation)
