@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from vlmfix.cli.options import (
 )
 from vlmfix.failures import words
 from vlmfix.methods.registry import GREEDY
-from vlmfix.models.embedded import DEFAULT_MODEL
+from vlmfix.models.embedded import DEFAULT_MODEL, EMBEDDED
 
 if TYPE_CHECKING:
     from vlmfix.explanation.objects import PictureObjects
@@ -113,13 +114,14 @@ def explain(
         raise ValueError(f"--limit {limit} bounds the pictures of --data; give a folder, or leave it out")
     if instances is not None and image is None:
         raise ValueError("--instances says what is in a picture; name the picture with --image")
-    is_demo = data is None and not any(given.values()) and prompt is None
-    if image is None and data is None and prompt is None and answer is None and method is None:
+    is_demo = all(each is None for each in (image, data, prompt, method, answer))
+    if is_demo:
         method = _DEMO_METHOD
     from vlmfix.methods.grammar import make_methods, parse_settings
 
     [parsed] = parse_settings([method or GREEDY], set_ or [])
     chosen = make_methods(parsed)
+    _use_one_thread(model)
     output = Path("explain.html") if output is None else output
     for path in (output, json_):
         if path is not None:
@@ -172,6 +174,14 @@ def explain(
     for sentence in sentences(explanation):
         _say(f"- {sentence}")
     _say(f"written to {output}")
+
+
+def _use_one_thread(model: str) -> None:
+    """Tiny models gain nothing from more threads, which wait for each other where cores are busy."""
+    if model in EMBEDDED and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def _survey(
@@ -265,7 +275,7 @@ def _check_file(path: Path) -> None:
         partial.unlink()
     except OSError as error:
         raise type(error)(
-            f"nothing can be written to {str(path.parent)!r} ({words(error)}); name another --output"
+            f"nothing can be written to {str(path.parent)!r} ({words(error)}); name another file"
         ) from error
 
 

@@ -17,7 +17,7 @@ from vlmfix.explanation.answers import Compared, ExplainedAnswer, Named, Parting
 from vlmfix.explanation.arrays import Sinks
 from vlmfix.explanation.cells import Cells
 from vlmfix.explanation.evidence import findings, head_effects
-from vlmfix.explanation.faithfulness import judge_maps, word_score
+from vlmfix.explanation.faithfulness import STEPS, judge_maps, word_score
 from vlmfix.explanation.forcing import Forced, force, why_not_forced, write
 from vlmfix.explanation.formulas import choice, kl_divergence
 from vlmfix.explanation.judging import judge
@@ -31,6 +31,7 @@ from vlmfix.methods.base import Method
 from vlmfix.models.profiles import find_profile
 
 _LIKELIEST = 5
+_CELLS_A_STEP = 8  # of deletion and insertion, at least: finer steps say no more on small grids
 
 
 class Passes:
@@ -126,12 +127,12 @@ class Passes:
             **made,
         )
         self.progress("judging maps")
-        explanation = _with(
+        explanation = dataclasses.replace(
             explanation,
             judged=self._judged(explanation),
             head_effects=head_effects(reader, plain, self.values),
         )
-        explanation = _with(explanation, findings=findings([explanation], self.values))
+        explanation = dataclasses.replace(explanation, findings=findings([explanation], self.values))
         if faithfulness:
             self.progress("deletion and insertion")
             own = {
@@ -139,8 +140,9 @@ class Passes:
                 for each in explanation.maps
             }
             score = word_score(reader, token_ids, words[chosen].tokens)
-            tested = judge_maps(score, reader.picture, explanation.cells, own)
-            explanation = _with(explanation, faithfulness=tested)
+            steps = min(STEPS, math.ceil(math.prod(explanation.cells.shape) / _CELLS_A_STEP))
+            tested = judge_maps(score, reader.picture, explanation.cells, own, steps=steps)
+            explanation = dataclasses.replace(explanation, faithfulness=tested)
         return explanation
 
     def _told(
@@ -290,10 +292,6 @@ class Passes:
             if figures:
                 found[named.word] = figures
         return found
-
-
-def _with(explanation: Explanation, **changes: Any) -> Explanation:
-    return dataclasses.replace(explanation, **changes)
 
 
 def _word_of(plain: ExplainedAnswer) -> int:
