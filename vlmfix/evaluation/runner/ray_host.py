@@ -135,7 +135,7 @@ class RayHost:
         reason = one_line(str(error).strip().splitlines()[-1])
         if self._deaths >= _DEATHS:
             raise OSError(
-                f"{self._deaths} actors died without an answer in between, and Ray says of the last one: {reason} "
+                f"{self._deaths} actors died without an answer in between; of the last Ray says: {reason} "
                 "What was answered is safe: where memory ran out choose a smaller --batch-size, and start "
                 "the same command again"
             )
