@@ -76,7 +76,7 @@ def test_one_task_by_its_command_line(asked: dict[str, dict[str, str]], tmp_path
     assert result.returncode == 0, result.stderr
     [samples] = (tmp_path / "out").rglob("*_samples_drawn_pope.jsonl")
     logged = [json.loads(line) for line in samples.read_text().splitlines()]
-    found = {each["doc"]["id"]: each["resps"][0][0] for each in logged}
+    found = {list(asked)[each["doc_id"]]: each["resps"] for each in logged}
     assert found == {id: each["answer"] for id, each in asked.items()}
     [page] = (tmp_path / "out").rglob("*_results.json")
     right = [each["answer"].strip().lower().startswith(each["target"]) for each in asked.values()]
