@@ -114,6 +114,9 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
         ("--engine", "ray", "--model", "no/such/model"): "no model 'no/such/model'",
         ("--engine", "ray", "--shard", "0/2"): "divides all the work by itself",
         ("--engine", "ray", "--steal"): "without --steal",
+        ("--engine", "ray", "--address", "ray://a:10001"): "Ray Client, which is not supported",
+        ("--engine", "slurm"): "it must be local or ray",
+        ("--address", "auto"): "add --engine ray",
     }
     for options, message in said.items():
         assert message in jobs.refused(*command, *options)
@@ -125,8 +128,6 @@ def test_an_address_where_nobody_is() -> None:
         port = free.getsockname()[1]
     with pytest.raises(OSError, match="refused"):
         ray_host._knock(f"127.0.0.1:{port}")
-    with pytest.raises(OSError, match="refused"):
-        ray_host._knock(f"ray://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def evaluate(
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(help="Of the Ray cluster, such as auto or ray://HOST:10001. (default: as Ray finds it)"),
+        typer.Option(help="Of the Ray cluster, such as auto or HOST:6379. (default: as Ray finds it)"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of protocols that sample.")] = None,
     resume: Annotated[

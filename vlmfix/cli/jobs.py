@@ -125,6 +125,11 @@ def _check_engine(engine: str, address: str | None, shard: Shard, *, steal: bool
         if address is not None:
             raise ValueError(f"--address {address} is of a Ray cluster; add --engine ray, or drop it")
         return
+    if address is not None and address.startswith("ray://"):
+        raise ValueError(
+            f"--address {address} is for Ray Client, which is not supported; start on a machine of the cluster "
+            "with --address auto, or give the address of its head, such as HOST:6379"
+        )
     if shard.of > 1 or steal:
         what = "--steal" if steal else f"share {shard.index}/{shard.of} (--shard, or a launcher's)"
         raise ValueError(f"--engine ray divides all the work by itself; start it once, and without {what}")

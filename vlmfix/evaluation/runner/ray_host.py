@@ -250,7 +250,7 @@ def on_cluster(job: Job, address: str | None, load: Load, note: Callable[[str], 
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
                 f"no Ray cluster at {address or 'the address that Ray finds'} ({words(error)}); start one "
-                "with 'ray start --head', or leave --address out"
+                "with 'ray start --head', set RAY_AUTH_MODE=token if it asks for a token, or leave --address out"
             ) from error
     try:
         device, options, count = _actors(
@@ -273,7 +273,7 @@ def _knock(address: str) -> None:
     Raises:
         OSError: nobody is.
     """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=_PATIENCE / 6).close()
 
