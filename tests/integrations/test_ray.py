@@ -23,11 +23,11 @@ COMMAND = ("pope", "chair", "--method", "var", "--method", "vcd", "--batch-size"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
+def cluster() -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield
+    yield cluster
     ray.shutdown()
     cluster.shutdown()
 
@@ -77,6 +77,22 @@ def test_killed_actors_lose_nothing(
     on_sending(kill, monkeypatch)
     result = jobs.evaluate(tmp_path, *COMMAND, "--data", world, "--engine", "ray")
     assert result.stderr.count("an actor died, and another takes its place") == 3
+    assert jobs.metrics(tmp_path) == jobs.metrics(plain)
+
+
+def test_a_node_that_leaves_takes_no_answers_along(
+    cluster: Any, plain: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = cluster.add_node(num_cpus=1)
+
+    def leave(number: int, actor: Any) -> None:
+        if number == 12:
+            cluster.remove_node(node)
+
+    actors = on_sending(leave, monkeypatch)
+    result = jobs.evaluate(tmp_path, *COMMAND, "--data", world, "--engine", "ray")
+    assert len({actor._actor_id for actor in actors}) == 3
+    assert "an actor died" in result.stderr
     assert jobs.metrics(tmp_path) == jobs.metrics(plain)
 
 

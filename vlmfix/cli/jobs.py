@@ -127,8 +127,8 @@ def _check_engine(engine: str, address: str | None, shard: Shard, *, steal: bool
         return
     if address is not None and address.startswith("ray://"):
         raise ValueError(
-            f"--address {address} is for Ray Client, which is not supported; start on a machine of the cluster "
-            "with --address auto, or give the address of its head, such as HOST:6379"
+            f"--address {address} is for Ray Client, which is not supported; start on a machine of the "
+            "cluster with --address auto, or give the address of its head, such as HOST:6379"
         )
     if shard.of > 1 or steal:
         what = "--steal" if steal else f"share {shard.index}/{shard.of} (--shard, or a launcher's)"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 import vlmfix
 from vlmfix.evaluation.files.hashing import differences
@@ -39,6 +39,8 @@ from vlmfix.failures import one_line, words
 _PARTS = 4
 # Seconds after which the user is told of a cluster that has no room yet.
 _PATIENCE = 60
+# What is said of an actor that died, alone or with its node.
+_GONE = (RayActorError, ObjectLostError, OutOfMemoryError)
 # Actors that may die one after another without an answer in between.
 _DEATHS = 3
 
@@ -109,8 +111,8 @@ class RayHost:
         actor = self._starting.pop(ready)
         try:
             about = _get(ready)
-        except RayActorError as error:
-            self._bury(error)
+        except _GONE as error:
+            self._bury(actor, error)
             return
         self._about = self._about or about
         if about["vlmfix"] != vlmfix.__version__:
@@ -125,12 +127,13 @@ class RayHost:
             )
         self._idle.append(actor)
 
-    def _bury(self, error: RayActorError) -> None:
+    def _bury(self, actor: Any, error: Exception) -> None:
         """Start another actor in the place of one that died.
 
         Raises:
             OSError: one after another dies.
         """
+        ray.kill(actor)
         self._deaths += 1
         reason = one_line(str(error).strip().splitlines()[-1])
         if self._deaths >= _DEATHS:
@@ -147,9 +150,8 @@ class RayHost:
             self._wait()
             try:
                 return _get(self._idle[0].ask.remote(question, *given))
-            except RayActorError as error:
-                self._idle.pop(0)
-                self._bury(error)
+            except _GONE as error:
+                self._bury(self._idle.pop(0), error)
 
     def job(self, job: Job) -> Job:
         found: Job = self._ask("job", job)
@@ -201,9 +203,10 @@ class RayHost:
                 except StopIteration:
                     self._idle.append(busy.pop(done).actor)
                     continue
-                except RayActorError as error:
-                    parts.append(list(busy.pop(done).left.values()))
-                    self._bury(error)
+                except _GONE as error:
+                    if left := list(busy.pop(done).left.values()):
+                        parts.append(left)
+                    self._bury(part.actor, error)
                     continue
                 self._deaths = 0
                 yield [_scored(record, part.left, judge) for record in records]
@@ -250,7 +253,8 @@ def on_cluster(job: Job, address: str | None, load: Load, note: Callable[[str], 
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
                 f"no Ray cluster at {address or 'the address that Ray finds'} ({words(error)}); start one "
-                "with 'ray start --head', set RAY_AUTH_MODE=token if it asks for a token, or leave --address out"
+                "with 'ray start --head', or leave --address out; where a cluster asks for a token, set "
+                "RAY_AUTH_MODE=token"
             ) from error
     try:
         device, options, count = _actors(
