@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+INTEGRATIONS := .venv-integrations
 BIN := $(VENV)/bin
 # A test uses one core.
 PARALLEL := --numprocesses auto --dist worksteal
@@ -9,7 +10,7 @@ export HF_HUB_OFFLINE = 1
 # Tests start many processes, each of which would compile the package anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test tests checks quick support coverage lint types docs bench test-oldest clean
+.PHONY: demo test tests checks quick support coverage lint types docs bench test-oldest test-integrations clean
 
 demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
@@ -54,6 +55,10 @@ bench: $(VENV)/ready
 test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/pytest $(PARALLEL) -m promises
 
+# With the real packages of others, offline.
+test-integrations: $(INTEGRATIONS)/ready
+	$(INTEGRATIONS)/bin/pytest -rs --numprocesses auto --dist loadfile tests/integrations
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
@@ -65,5 +70,12 @@ $(OLDEST)/ready: pyproject.toml constraints.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[dev]" transformers==5.17.0
 	touch $@
 
+# lmms-eval pins much, and needs little of it.
+$(INTEGRATIONS)/ready: pyproject.toml constraints.txt tests/integrations/requirements.txt
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,ray]" --requirement tests/integrations/requirements.txt
+	$(INTEGRATIONS)/bin/pip install --quiet --no-deps lmms_eval==0.7.3
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist site
+	rm -rf $(VENV) $(OLDEST) $(INTEGRATIONS) build dist site

@@ -28,7 +28,7 @@ import vlmfix
 from vlmfix.engine import tokens
 from vlmfix.evaluation.datasets.synthetic.synthetic import SEED, synthetic_folder
 from vlmfix.evaluation.runner.run_store import RunStore
-from vlmfix.evaluation.runner.worker import Draw, Worker
+from vlmfix.evaluation.runner.worker import Draw, Worker, write_down
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.inference.chat import prepare
@@ -74,8 +74,9 @@ def in_harness(
 ) -> list[str]:
     """Answers of a worker of the harness."""
     run = RunStore.start(folder, {}, {}, info={})
-    worker = Worker(model, processor, methods, PROTOCOL, lambda *_: {}, "0-of-1", size)
-    worker.work(run, [Draw(sample, 0, 0, "") for sample in samples], max_errors=0)
+    worker = Worker(model, processor, methods, PROTOCOL, lambda *_: {}, size)
+    answers = worker.answers([Draw(sample, 0, 0, "") for sample in samples])
+    write_down(run, "0-of-1", answers, max_errors=0)
     done = run.read({(sample.id, 0): None for sample in samples}).done
     return [done[sample.id, 0]["text"] for sample in samples]
 

@@ -262,7 +262,7 @@ def test_a_report_of_a_job_without_any_answer(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "vlmfix.evaluation.runner.executor.Worker.work",
+        "vlmfix.evaluation.runner.executor.write_down",
         lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     assert jobs.cli("eval", "pope", "--data", world, "--output", tmp_path).exit_code == 130
@@ -640,3 +640,9 @@ def test_the_old_spelling_of_baselines_says_its_new_one(
     assert f"warning: {option} is called {new} now" in result.stderr.splitlines()
     [task] = jobs.read(tmp_path / "metrics.json")["tasks"]
     assert len(task["methods"]) == rows
+
+
+def test_the_engine_ray_needs_ray(monkeypatch: pytest.MonkeyPatch, world: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = jobs.refused("eval", "pope", "--data", world, "--output", tmp_path, "--engine", "ray")
+    assert said == 'error: --engine ray needs Ray: pip install "vlmfix[ray]"'

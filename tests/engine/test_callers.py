@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel, TextIteratorStreamer
+from transformers import LogitsProcessor, PreTrainedModel
 
 import vlmfix
 from tests.support import families
@@ -120,20 +120,6 @@ def test_a_call_that_began_before_the_block_stays_plain(model: PreTrainedModel, 
             results += [model.generate(**second, **ways) for _ in range(2)]
         assert torch.equal(other.result(), plain)
     assert all(torch.equal(result, steered) for result in results)
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_streamer_in_a_thread_of_the_block(llava: PreTrainedModel, wrapped: bool) -> None:
-    inputs = families.prompt("llava", llava, (1,))
-    with attached("var", llava):
-        expected = llava.generate(**inputs, max_new_tokens=8, do_sample=False)
-        streamer = TextIteratorStreamer(families.PROCESSOR.tokenizer, skip_prompt=True, timeout=10)
-        target = (lambda **kwargs: llava.generate(**kwargs)) if wrapped else llava.generate
-        given = {**inputs, "max_new_tokens": 8, "do_sample": False, "streamer": streamer}
-        threading.Thread(target=target, kwargs=given).start()
-        streamed = "".join(streamer)
-    new = expected[0, inputs["input_ids"].shape[1] :]
-    assert streamed.split() == families.PROCESSOR.tokenizer.decode(new).split()
 
 
 def test_pools_and_tasks(llava: PreTrainedModel) -> None:

@@ -80,18 +80,6 @@ def test_text_in_text_out_of_a_wrapper(loaded: tuple[Any, Any]) -> None:
         assert texts[0] == texts[1]
 
 
-@pytest.mark.slow
-def test_text_in_text_out_of_an_offloaded_model(loaded: tuple[Any, Any]) -> None:
-    model, processor = vlmfix.load()
-    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-    for method in ("var", "carve"):
-        texts = [
-            vlmfix.generate(each, processor, "docs/scene.png", "Describe it.", method, max_new_tokens=4)
-            for each in (model, loaded[0])
-        ]
-        assert texts[0] == texts[1]
-
-
 def test_what_changes_prompts_is_refused(llava: PreTrainedModel) -> None:
     wrapper = Adapters(llava)
     wrapper.active_peft_config = type("PromptTuning", (), {"is_prompt_learning": True})

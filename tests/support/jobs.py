@@ -21,7 +21,7 @@ from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.evaluation.report.plots import Plot
 from vlmfix.evaluation.runner.run_store import RunStore
-from vlmfix.evaluation.runner.worker import Draw, Worker
+from vlmfix.evaluation.runner.worker import Draw, Judge, Worker, write_down
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.evaluation.tasks.protocols import Protocol
@@ -130,6 +130,16 @@ def draws(asked: Sequence[Sample], protocol: Protocol = PROTOCOL) -> list[Draw]:
     ]
 
 
+class Writer(Worker):
+    """A worker that writes down what it answers."""
+
+    shard = "0-of-1"
+
+    def work(self, run: RunStore, asked: Sequence[Draw], **options: Any) -> None:
+        """Answer draws, with the options of `write_down`."""
+        write_down(run, self.shard, self.answers(asked), **options)
+
+
 def worker(
     loaded: tuple[Any, Any],
     methods: Sequence[Any] = (),
@@ -137,10 +147,12 @@ def worker(
     protocol: Protocol = PROTOCOL,
     batch_size: int = 8,
     shard: str = "0-of-1",
-    judge: Callable[[Sample, str, bool], Mapping[str, Any]] = lambda *_: {"parsed": None},
-) -> Worker:
+    judge: Judge = lambda *_: {"parsed": None},
+) -> Writer:
     """A worker on the embedded model."""
-    return Worker(*loaded, methods, protocol, judge, shard, batch_size)
+    made = Writer(*loaded, methods, protocol, judge, batch_size)
+    made.shard = shard
+    return made
 
 
 def start(path: Path, key: Mapping[str, Any] | None = None) -> RunStore:

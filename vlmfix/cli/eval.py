@@ -94,6 +94,13 @@ def evaluate(
         bool,
         typer.Option("--steal", help="Go on with shares that nobody is at work on, until all is answered."),
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where the model is: local, or ray: on the GPUs or nodes of a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster, such as auto or HOST:6379. (default: as Ray finds it)"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of protocols that sample.")] = None,
     resume: Annotated[
         str | None, typer.Option(help="if_possible, always, never. (default: if_possible)")
@@ -163,7 +170,16 @@ def evaluate(
         "allow_missing": allow_missing,
     }
     left_out: list[str] = []
-    found = run_job(given, config, shard, steal=steal, trackers=tracker or (), left_out=left_out)
+    found = run_job(
+        given,
+        config,
+        shard,
+        steal=steal,
+        engine=engine,
+        address=address,
+        trackers=tracker or (),
+        left_out=left_out,
+    )
     exit_if_failed(found, left_out)
 
 

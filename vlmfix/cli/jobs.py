@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import datasets
 import torch
 from rich.markup import escape
+from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.cli.console import err, out, progress_bar
 from vlmfix.cli.loading import load_model
@@ -26,8 +29,9 @@ from vlmfix.evaluation.report.console_tables import tables
 from vlmfix.evaluation.report.export import check_exports, export
 from vlmfix.evaluation.report.several_runs import COMPARISON, labelled_by_run
 from vlmfix.evaluation.report.trackers import check_trackers, log_report
-from vlmfix.evaluation.runner.config import make_job, read_job
+from vlmfix.evaluation.runner.config import Job, make_job, read_job
 from vlmfix.evaluation.runner.executor import execute
+from vlmfix.evaluation.runner.host import Host, LocalHost
 from vlmfix.evaluation.runner.lease import Lease
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.progress import ConsoleProgress
@@ -36,6 +40,8 @@ from vlmfix.evaluation.runner.shares import REPORT, at_work
 from vlmfix.evaluation.runner.worker import TooManyErrorsError
 from vlmfix.failures import printable, words
 
+ENGINES = ("local", "ray")
+"""Where the model of a job may be: in this process, or on a Ray cluster."""
 SAMPLES_FAILED = 3
 """Exit code where all was done that could be, and samples have no answer or a task had no data."""
 
@@ -46,6 +52,8 @@ def run_job(
     shard: str | None = None,
     *,
     steal: bool = False,
+    engine: str = ENGINES[0],
+    address: str | None = None,
     trackers: Sequence[str] = (),
     left_out: list[str] | None = None,
 ) -> Sequence[Comparison]:
@@ -56,6 +64,8 @@ def run_job(
         config: job file for what is not given.
         shard: `i/n`; None: as a launcher says.
         steal: whether this process goes on with what others leave.
+        engine: where the model is, one of `ENGINES`.
+        address: of the Ray cluster; None: as Ray finds it.
         trackers: that receive the report, by name.
         left_out: receives why of several tasks one cannot run, whose data are missing; None: none may be.
 
@@ -73,6 +83,7 @@ def run_job(
     own = Shard.from_environment() if shard is None else Shard.parse(shard)
     if steal and job.resume == "never":
         raise ValueError("--steal goes on with what others began, which --resume never refuses; drop one")
+    _check_engine(engine, address, own, steal=steal)
     quiet = own.is_quiet  # of workers that were started together, one speaks
     progress = ConsoleProgress(err, quiet=quiet)
     check_writable(job.output)
@@ -83,15 +94,8 @@ def run_job(
             tasks = prepare(job, advance, None if left_out is None else left_out.append)
         for why in left_out or ():
             progress.note(why)
-        share_cores(own)
-        loaded = load_model(
-            job.model,
-            device_of(job.device, own),
-            job.dtype,
-            revision=job.revision,
-            allow_missing=job.allow_missing,
-        )
-        runs = execute(job, tasks, *loaded, own, progress, held=held, steal=steal)
+        with _host(job, engine, address, own, progress.note) as host:
+            runs = execute(job, tasks, host, own, progress, held=held, steal=steal)
         gathered = gather(runs)
         if gathered.missing:
             if not quiet:
@@ -111,6 +115,46 @@ def run_job(
             comparisons = _publish(gathered, job.output, runs)
             log_report(trackers, job, comparisons, ConsoleProgress(err).note)
         return comparisons
+
+
+def _check_engine(engine: str, address: str | None, shard: Shard, *, steal: bool) -> None:
+    """Refuse an unknown engine, and options that do not go with it."""
+    if engine not in ENGINES:
+        raise ValueError(f"--engine is {engine!r}; it must be {' or '.join(ENGINES)}")
+    if engine == ENGINES[0]:
+        if address is not None:
+            raise ValueError(f"--address {address} is of a Ray cluster; add --engine ray, or drop it")
+        return
+    if address is not None and address.startswith("ray://"):
+        raise ValueError(
+            f"--address {address} is for Ray Client, which is not supported; start on a machine of the "
+            "cluster with --address auto, or give the address of its head, such as HOST:6379"
+        )
+    if shard.of > 1 or steal:
+        what = "--steal" if steal else f"share {shard.index}/{shard.of} (--shard, or a launcher's)"
+        raise ValueError(f"--engine ray divides all the work by itself; start it once, and without {what}")
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError('--engine ray needs Ray: pip install "vlmfix[ray]"')
+
+
+@contextmanager
+def _host(
+    job: Job, engine: str, address: str | None, shard: Shard, note: Callable[[str], None]
+) -> Iterator[Host]:
+    """Where the model of a job is."""
+    if engine == ENGINES[0]:
+        share_cores(shard)
+        yield LocalHost(*_loaded(job, device_of(job.device, shard)))
+        return
+    from vlmfix.evaluation.runner.ray_host import on_cluster  # Ray is an extra
+
+    with on_cluster(job, address, functools.partial(_loaded, job), note) as host:
+        yield host
+
+
+def _loaded(job: Job, device: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model of a job and its processor."""
+    return load_model(job.model, device, job.dtype, revision=job.revision, allow_missing=job.allow_missing)
 
 
 @contextmanager

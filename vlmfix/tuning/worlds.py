@@ -14,11 +14,12 @@ from vlmfix.evaluation.analysis.roc import auc
 from vlmfix.evaluation.report.collect import outcome_of
 from vlmfix.evaluation.runner import matched_baselines
 from vlmfix.evaluation.runner.config import Job, make_job
+from vlmfix.evaluation.runner.host import LocalHost
 from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan, prepare
 from vlmfix.evaluation.runner.run_store import Records
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
-from vlmfix.evaluation.runner.worker import Worker
+from vlmfix.evaluation.runner.worker import Worker, write_down
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.scoring import score_fields
 from vlmfix.methods.baselines.output_shift import answer_ids
@@ -96,7 +97,8 @@ class World:
         self.processor = processor
         self.shard = shard
         self._plan = replace(plan, samples=[*sets.search, *sets.choice, *sets.test])
-        self._starter = RunStarter(job, model, processor, shard, note=lambda text: None)
+        self._host = LocalHost(model, processor)
+        self._starter = RunStarter(job, self._host, shard, note=lambda text: None)
         self._answer_ids = answer_ids(processor.tokenizer) if plan.task.yes_no else None
 
     def answer(
@@ -146,13 +148,13 @@ class World:
             candidate.methods,
             self.task.protocol,
             judge,
-            str(self.shard),
             self.job.batch_size or max(1, rows // beams),
             self._answer_ids,
         )
-        worker.work(
+        write_down(
             active.run,
-            left,
+            str(self.shard),
+            worker.answers(left),
             max_errors=self.job.allowed_errors(len(active.draws)),
             on_records=lambda records: progress(len(records)),
         )
@@ -185,7 +187,7 @@ class World:
         """Captions of greedy decoding cut to the lengths of a method; where it says more, its own cut."""
         found = {}
         own, other = (matched_baselines.Answered(each.plan, each.records) for each in (greedy, method))
-        for each in matched_baselines.matching_baselines(own, other, None, self.processor):
+        for each in matched_baselines.matching_baselines(own, other, None, self._host.decode):
             if each.answers is None:
                 continue
             is_greedy = each.variant.baseline_of is not None

@@ -26,6 +26,7 @@ from vlmfix.evaluation.report.collect import (
 )
 from vlmfix.evaluation.runner.config import make_job
 from vlmfix.evaluation.runner.executor import execute
+from vlmfix.evaluation.runner.host import LocalHost
 from vlmfix.evaluation.runner.plan import RunPlan, prepare
 from vlmfix.evaluation.runner.progress import ConsoleProgress
 from vlmfix.evaluation.runner.run_store import sealed
@@ -322,7 +323,7 @@ def test_a_scorer_that_fails_at_work_loses_nothing(
 
     with monkeypatch.context() as patched:
         patched.setitem(PARSERS, "strict", parser)
-        runs = execute(job, prepare(job), *loaded, Shard(), ConsoleProgress(err, quiet=True))
+        runs = execute(job, prepare(job), LocalHost(*loaded), Shard(), ConsoleProgress(err, quiet=True))
     records = jobs.records(tmp_path)
     assert len(records) == 12
     assert {record["status"] for record in records} == {"ok"}
@@ -341,7 +342,7 @@ def test_an_answer_is_judged_once_by_the_same_scorer(
         return "yes"
 
     monkeypatch.setitem(PARSERS, "strict", parser)
-    runs = execute(job, prepare(job), *loaded, Shard(), ConsoleProgress(err, quiet=True))
+    runs = execute(job, prepare(job), LocalHost(*loaded), Shard(), ConsoleProgress(err, quiet=True))
     assert len(judged) == 12
     records = jobs.records(tmp_path)
     assert {record["verdict"] for record in records} == {"yes"}

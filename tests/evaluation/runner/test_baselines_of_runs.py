@@ -24,6 +24,7 @@ from vlmfix.evaluation.report.json_summary import summarise
 from vlmfix.evaluation.runner import baselines
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.executor import execute
+from vlmfix.evaluation.runner.host import LocalHost
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.run_key import run_key
 from vlmfix.evaluation.runner.run_store import ResumeError, read_manifest, sealed
@@ -58,7 +59,7 @@ def job(output: Path, world: Path, **changes: Any) -> Job:
 def run(
     job: Job, loaded: tuple[Any, Any], share: Shard | None = None, progress: Notes | None = None
 ) -> list[RunPlan]:
-    return execute(job, prepare(job), *loaded, share or Shard(), progress or Notes())
+    return execute(job, prepare(job), LocalHost(*loaded), share or Shard(), progress or Notes())
 
 
 def labels(runs: Sequence[RunPlan], task: str = "pope") -> list[str]:

@@ -20,13 +20,14 @@ from vlmfix.evaluation.analysis.comparison import compare
 from vlmfix.evaluation.files.atomic import write_json
 from vlmfix.evaluation.report.collect import gather, publish
 from vlmfix.evaluation.report.json_summary import summarise
-from vlmfix.evaluation.runner import executor as module
 from vlmfix.evaluation.runner import run_key, run_store
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.executor import execute
+from vlmfix.evaluation.runner.host import Assignment, LocalHost, default_batch_size
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.run_store import ResumeError
 from vlmfix.evaluation.runner.shard import Shard
+from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.sample import Sample
 
 
@@ -45,7 +46,7 @@ def job(output: Path, data: Path, **changes: Any) -> Job:
 def run(
     job: Job, loaded: tuple[Any, Any], shard: Shard | None = None, progress: Notes | None = None
 ) -> list[RunPlan]:
-    return execute(job, prepare(job), *loaded, shard or Shard(), progress or Notes())
+    return execute(job, prepare(job), LocalHost(*loaded), shard or Shard(), progress or Notes())
 
 
 def finished(job: Job, runs: Sequence[RunPlan]) -> bytes:
@@ -560,13 +561,18 @@ def test_the_manifest_tells_a_person_what_was_done(
 
 
 @pytest.mark.parametrize(("tokens", "size"), [(4, 32), (64, 32), (65, 16), (512, 16)])
-def test_batches_are_smaller_where_answers_are_long(
-    tokens: int, size: int, loaded: tuple[Any, Any], world: Path, tmp_path: Path
+def test_batches_are_smaller_where_answers_are_long(tokens: int, size: int) -> None:
+    assert default_batch_size("cpu", jobs.PROTOCOL.with_(max_new_tokens=tokens)) == size
+
+
+@pytest.mark.parametrize(("size", "largest"), [(0, 32), (5, 5)])
+def test_batches_have_the_size_of_the_job(
+    size: int, largest: int, loaded: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    automatic = job(tmp_path, world, batch_size="auto", protocol=f"pope.tiny+max_new_tokens={tokens}")
-    [task_plan] = prepare(automatic)
-    assert module._batch_size(automatic, task_plan.task, loaded[0]) == size
-    assert module._batch_size(job(tmp_path, world, batch_size=5), task_plan.task, loaded[0]) == 5
+    asked = jobs.draws(jobs.samples(tmp_path / "images", images=11))
+    how = Assignment(Variant("greedy", ()), jobs.PROTOCOL, size, None)
+    batches = list(LocalHost(*loaded).answers(how, asked, lambda *_: {}))
+    assert max(map(len, batches)) == largest
 
 
 def test_the_runs_of_the_latest_job_without_a_model(

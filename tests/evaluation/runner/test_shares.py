@@ -18,6 +18,7 @@ from tests.support.reports import Notes
 from vlmfix.evaluation.report.collect import gather
 from vlmfix.evaluation.runner import shares as module
 from vlmfix.evaluation.runner.executor import execute
+from vlmfix.evaluation.runner.host import LocalHost
 from vlmfix.evaluation.runner.lease import EXPIRY, Lease, living
 from vlmfix.evaluation.runner.plan import prepare
 from vlmfix.evaluation.runner.run_store import ResumeError
@@ -170,14 +171,18 @@ def test_a_worker_that_was_killed_leaves_its_samples_to_the_others(
 
     def work() -> None:
         with at_work(output, Shard(0, 2), steal=True) as has_share:
-            execute(shared, prepare(shared), *loaded, Shard(0, 2), Killed(), held=has_share, steal=True)
+            execute(
+                shared, prepare(shared), LocalHost(*loaded), Shard(0, 2), Killed(), held=has_share, steal=True
+            )
 
     assert jobs.in_child(work) == -9
     assert len(jobs.records(output)) == 1
     assert [path.name for path in (output / "leases").iterdir()] == ["0-of-2.json"]
     notes = Notes()
     with at_work(output, Shard(1, 2), steal=True) as has_share:
-        runs = execute(shared, prepare(shared), *loaded, Shard(1, 2), notes, held=has_share, steal=True)
+        runs = execute(
+            shared, prepare(shared), LocalHost(*loaded), Shard(1, 2), notes, held=has_share, steal=True
+        )
     assert "takes over what is left of share 0/2" in notes.notes
     assert finished(shared, runs) == finished(alone, run(alone, loaded))
     assert gather(runs).total == len(jobs.records(output))
@@ -189,7 +194,7 @@ def test_matched_baselines_are_shared_as_well(loaded: tuple[Any, Any], world: Pa
         for name in ("alone", "shared")
     )
     whole = run(alone, loaded)
-    runs = execute(shared, prepare(shared), *loaded, Shard(1, 2), Notes(), steal=True)
+    runs = execute(shared, prepare(shared), LocalHost(*loaded), Shard(1, 2), Notes(), steal=True)
     assert [plan.path.name for plan in runs] == [plan.path.name for plan in whole]
     assert finished(shared, runs) == finished(alone, whole)
 
@@ -222,4 +227,4 @@ def test_an_output_folder_that_was_removed_while_the_model_was_loaded(
     tasks = prepare(removed)
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(OSError, match=f"^the output folder {tmp_path}/out is gone"):
-        execute(removed, tasks, *loaded, Shard(), Notes())
+        execute(removed, tasks, LocalHost(*loaded), Shard(), Notes())

@@ -16,7 +16,7 @@ import vlmfix
 from tests.support import jobs
 from vlmfix.evaluation.runner import worker as module
 from vlmfix.evaluation.runner.run_store import RunStore
-from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
+from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError
 from vlmfix.evaluation.sample import UNREACHED, Sample
 from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.output import Answer
@@ -239,7 +239,7 @@ def test_reasoning_is_kept_apart_and_what_does_not_end_is_no_answer(
         judged.append(text)
         return {"parsed": text}
 
-    worker = Worker(*loaded, (), jobs.PROTOCOL, judge, "0-of-1", 3, answer_ids=((3,), (4,)))
+    worker = jobs.Writer(*loaded, (), jobs.PROTOCOL, judge, 3, answer_ids=((3,), (4,)))
     worker.work(run, jobs.draws(asked), max_errors=0)
     found = run.read({draw.identity: draw.key for draw in jobs.draws(asked)})
     assert (len(found.failed), len(found.done)) == (3, len(asked) - 3)
@@ -738,7 +738,7 @@ def test_margins_between_yes_and_no(loaded: tuple[Any, Any], asked: list[Sample]
     for size in (1, 9):
         run = jobs.start(tmp_path / str(size))
         worker = jobs.worker(loaded, batch_size=size)
-        Worker(*loaded, [], jobs.PROTOCOL, worker.judge, "0-of-1", size, ids).work(
+        jobs.Writer(*loaded, [], jobs.PROTOCOL, worker.judge, size, ids).work(
             run, jobs.draws(asked), max_errors=0
         )
         margins.append({record["id"]: record["margin"] for record in jobs.records(run.path)})

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
-from weakref import WeakSet
-
-from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.evaluation.runner import baselines
 from vlmfix.evaluation.runner.config import Job
+from vlmfix.evaluation.runner.host import Assignment, Host
 from vlmfix.evaluation.runner.matched_baselines import (
     Answered,
     AnswerIds,
@@ -26,18 +23,10 @@ from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.shares import answer_shares
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import Worker, record_head
+from vlmfix.evaluation.runner.worker import record_head, write_down
 from vlmfix.evaluation.sample import Sample
-from vlmfix.evaluation.tasks.base import Task
 from vlmfix.evaluation.tasks.scoring import score_fields
-from vlmfix.inference.batch import answer_batch
-from vlmfix.inference.conversation import Conversation
-from vlmfix.inference.decoding import plain_decoding
-from vlmfix.methods.baselines.output_shift import answer_ids
 
-# Prompts per forward pass, where nobody says; halved when memory runs out.
-_BATCH_SIZES = {"cpu": 32, "cuda": 64}
-_LONG_ANSWER = 64
 # The record of a sample that a baseline cannot take from other runs.
 _UNANSWERED = {
     "status": "error",
@@ -65,8 +54,7 @@ class Progress(Protocol):
 def execute(
     job: Job,
     task_plan: Sequence[TaskPlan],
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    host: Host,
     shard: Shard,
     progress: Progress,
     *,
@@ -81,8 +69,7 @@ def execute(
     Args:
         job: what to do.
         task_plan: its tasks.
-        model: that of the job.
-        processor: with it.
+        host: of the model of the job.
         shard: of this process.
         progress: is told about the progress.
         held: whether nobody else is at work on this process's share.
@@ -98,21 +85,16 @@ def execute(
         ValueError: a method lacks a value for this model, or a recipe is for another one.
         OSError: the disk is full.
     """
-    job = job.on(model)
+    job = host.job(job)
     rows = [(each, variant) for each in task_plan for variant in baselines.rows(job, each.task)]
-    for _, variant in rows:  # what does not go together is refused before any work
-        with ExitStack() as stack:
-            for method in variant.methods:
-                if method.attaches:
-                    stack.enter_context(method(model, processor))
+    host.check([variant for _, variant in rows])  # what does not go together is refused before any work
     for part in task_plan:
         if part.note:
             progress.note(f"{part.task.name}, {part.subset}: {part.note}")
-    work = _Work(job, model, processor, shard, progress, _answer_ids(rows, processor))
-    _warm_up(model, processor)
+    work = _Work(job, host, shard, progress, _answer_ids(rows, host))
     if not job.output.is_dir():  # the start of a run would make it again, without the data in it
         raise gone(job.output)
-    starter = RunStarter(job, model, processor, shard, progress.note)
+    starter = RunStarter(job, host, shard, progress.note)
     active = [starter.begin(each, variant) for each, variant in rows]
     write_job(job, [each.plan for each in active])
     if held:
@@ -140,26 +122,12 @@ def execute(
     return runs
 
 
-_warm: WeakSet[PreTrainedModel] = WeakSet()
-
-
-def _warm_up(model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Pay for what only the first answer of a process costs, before time is measured."""
-    if model in _warm:
-        return
-    _warm.add(model)
-    grey = Image.new("RGB", (224, 224), (128, 128, 128))
-    decoding = plain_decoding(model, {"max_new_tokens": 2})
-    answer_batch(model, processor, [Conversation.of(grey, "Hello")] * 2, **decoding)
-
-
 @dataclass(frozen=True)
 class _Work:
     """What a process does for a job, run by run."""
 
     job: Job
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    host: Host
     shard: Shard
     progress: Progress
     answer_ids: AnswerIds | None
@@ -184,21 +152,18 @@ class _Work:
         def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
             return score_fields(task, sample, text, truncated=truncated)
 
-        worker = Worker(
-            self.model,
-            self.processor,
-            plan.variant.methods,
-            task.protocol,
-            judge,
-            str(self.shard),
-            _batch_size(job, task, self.model),
-            self.answer_ids if task.yes_no else None,
-            plan.variant.decoding,
-        )
+        answer_ids = self.answer_ids if task.yes_no else None
+        assignment = Assignment(plan.variant, task.protocol, job.batch_size, answer_ids)
         title = f"{task.name} · {plan.variant.label}"
         self.progress.begin(title, task.running, len(own), len(own) - len(left))
         try:
-            worker.work(active.run, left, max_errors=job.allowed_errors(len(draws)), on_records=advance)
+            write_down(
+                active.run,
+                str(self.shard),
+                self.host.answers(assignment, left, judge),
+                max_errors=job.allowed_errors(len(draws)),
+                on_records=advance,
+            )
         finally:
             self.progress.end()
 
@@ -256,7 +221,7 @@ class _Work:
                 continue
             stock, own = (Answered(each.plan, each.read()) for each in (greedy, method))
             if all(each.records.is_complete(len(method.draws)) for each in (stock, own)):
-                made = matching_baselines(stock, own, self.answer_ids, self.processor)
+                made = matching_baselines(stock, own, self.answer_ids, self.host.decode)
                 found += [(method.task_plan, baseline) for baseline in made]
         return found
 
@@ -277,7 +242,7 @@ def _greedy_beside(method: ActiveRun, active: Sequence[ActiveRun]) -> ActiveRun 
     return None
 
 
-def _answer_ids(rows: Sequence[tuple[TaskPlan, Variant]], processor: ProcessorMixin) -> AnswerIds | None:
+def _answer_ids(rows: Sequence[tuple[TaskPlan, Variant]], host: Host) -> AnswerIds | None:
     """Tokens that say yes and no; None where no task asks for them, or where nobody needs them and there are
     none.
 
@@ -291,12 +256,5 @@ def _answer_ids(rows: Sequence[tuple[TaskPlan, Variant]], processor: ProcessorMi
         for task_plan, variant in rows
     )
     with nullcontext() if needed else suppress(vlmfix.UnsupportedError):
-        return answer_ids(processor.tokenizer)
+        return host.answer_ids()
     return None
-
-
-def _batch_size(job: Job, task: Task, model: PreTrainedModel) -> int:
-    if job.batch_size:
-        return job.batch_size
-    size = _BATCH_SIZES.get(model.device.type, 8)
-    return size if task.protocol.max_new_tokens <= _LONG_ANSWER else size // 2

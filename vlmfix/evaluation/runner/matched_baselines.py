@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
-
-from transformers import ProcessorMixin
 
 import vlmfix
 from vlmfix.evaluation.runner.baselines import OUTPUT_SHIFT, TRUNCATE
@@ -26,6 +24,8 @@ _KEPT = ("status", "text", "token_ids", "n_prompt_tokens", "n_new_tokens", "fini
 
 AnswerIds = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens that begin a yes, and those that begin a no."""
+Decode = Callable[[Sequence[Sequence[int]]], list[str]]
+"""From tokens to texts without special tokens."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Matched:
 
 
 def matching_baselines(
-    greedy: Answered, method: Answered, answer_ids: AnswerIds | None, processor: ProcessorMixin
+    greedy: Answered, method: Answered, answer_ids: AnswerIds | None, decode: Decode
 ) -> Iterator[Matched]:
     """The baselines of a method that its task wants matched.
 
@@ -62,7 +62,7 @@ def matching_baselines(
         greedy: greedy decoding of the stock model.
         method: the tested method, on the same samples.
         answer_ids: see `AnswerIds`; None where no answer is yes or no.
-        processor: of the model.
+        decode: by the tokenizer of the model.
 
     Raises:
         ValueError: the greedy run has no margins.
@@ -71,7 +71,7 @@ def matching_baselines(
         if baseline == OUTPUT_SHIFT and answer_ids is not None:
             yield from _output_shift(greedy, method, answer_ids)
         elif baseline == TRUNCATE:
-            yield from _truncations(greedy, method, processor)
+            yield from _truncations(greedy, method, decode)
 
 
 def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> Iterator[Matched]:
@@ -96,15 +96,15 @@ def _output_shift(greedy: Answered, method: Answered, answer_ids: AnswerIds) -> 
     )
 
 
-def _truncations(greedy: Answered, method: Answered, processor: ProcessorMixin) -> Iterator[Matched]:
+def _truncations(greedy: Answered, method: Answered, decode: Decode) -> Iterator[Matched]:
     """Greedy captions cut to the method's lengths; where the method says more, its own cut to greedy ones."""
     label = method.plan.variant.label
-    yield _truncated(Variant(_label(TRUNCATE, method), (), baseline_of=label), greedy, method, processor)
+    yield _truncated(Variant(_label(TRUNCATE, method), (), baseline_of=label), greedy, method, decode)
     if _mean_length(method) > _mean_length(greedy):
-        yield _truncated(Variant(f"{label}, cut to greedy", ()), method, greedy, processor)
+        yield _truncated(Variant(f"{label}, cut to greedy", ()), method, greedy, decode)
 
 
-def _truncated(variant: Variant, captions: Answered, others: Answered, processor: ProcessorMixin) -> Matched:
+def _truncated(variant: Variant, captions: Answered, others: Answered, decode: Decode) -> Matched:
     """Captions of one run cut to the lengths of the captions of another."""
     both = [identity for identity in captions.records.done if identity in others.records.done]
     records = [captions.records.done[identity] for identity in both]
@@ -114,7 +114,7 @@ def _truncated(variant: Variant, captions: Answered, others: Answered, processor
         mode=MODE,
     )
     tokens = [record["token_ids"][:limit] for record, limit in zip(records, left, strict=True)]
-    texts = processor.batch_decode(tokens, skip_special_tokens=True)
+    texts = decode(tokens)
     answers: dict[Identity, dict[str, Any]] = {}
     for identity, record, ids, text in zip(both, records, tokens, texts, strict=True):
         answers[identity] = {name: record[name] for name in _KEPT} | {"method_info": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import shlex
 import sys
@@ -12,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin
-
-from vlmfix.api import prompt_under
-from vlmfix.evaluation.files.hashing import differences, digest, plain
+from vlmfix.evaluation.files.hashing import differences, digest
 from vlmfix.evaluation.files.hashing import shard as hashed_shard
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.runner.config import Job
+from vlmfix.evaluation.runner.host import Host, question_of
 from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan
 from vlmfix.evaluation.runner.run_store import (
     MANIFEST,
@@ -32,11 +29,9 @@ from vlmfix.evaluation.runner.run_store import (
 )
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import Draw, decoding_of
+from vlmfix.evaluation.runner.worker import Draw
 from vlmfix.evaluation.sample import Sample, content_hash
 from vlmfix.evaluation.tasks.base import Task
-from vlmfix.inference.chat import render
-from vlmfix.methods.suitability import profile_values
 
 
 @dataclass(frozen=True)
@@ -64,8 +59,7 @@ class RunStarter:
 
     Args:
         job: what to do.
-        model: that of the job.
-        processor: with it.
+        host: of the model.
         shard: of this process.
         note: is told why earlier runs are left alone.
     """
@@ -73,18 +67,16 @@ class RunStarter:
     def __init__(
         self,
         job: Job,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
+        host: Host,
         shard: Shard,
         note: Callable[[str], None],
     ) -> None:
         self.job = job
-        self.model = model
+        self.host = host
         self.shard = shard
         self.note = note
-        self._about_model = run_key.model_identity(model, processor, job.model)
-        self._environment = run_key.environment(model)
-        self._rendered = functools.cache(functools.partial(render, processor=processor))
+        self._about_model = host.identity(job.model)
+        self._environment = host.environment()
         self._images: dict[Path, str | None] = {}
         self._parts: dict[str, dict[Identity, dict[str, Any]]] = {}
 
@@ -111,8 +103,9 @@ class RunStarter:
             OSError: the directory cannot be written.
         """
         job, task = self.job, task_plan.task
-        methods = [run_key.method_identity(method, self.model) for method in variant.methods]
-        methods += [] if settings is None else [dict(settings)]
+        questions = {question_of(sample) for sample in task_plan.samples}
+        about = self.host.about(variant, task.protocol, questions)
+        methods = about.methods + ([] if settings is None else [dict(settings)])
         key = run_key.run_key(
             task=task.name,
             data=task_plan.used,
@@ -136,23 +129,17 @@ class RunStarter:
         if calibrated_on is None:
             _explain(plan, key, job.resume, self.note)
 
-        def asked(sample: Sample) -> str:
-            text = prompt_under(variant.methods, sample.prompt)
-            try:
-                return self._rendered(text, int(sample.image is not None))
-            except ValueError:  # a prompt that no model takes fails when its turn comes, and alone
-                return text
-
-        info = _info(task_plan.used, asked(task_plan.samples[0])) | {
-            "profiles": plain(profile_values(variant.methods, self.model)),
-            "decoding": plain(decoding_of(self.model, variant.methods, task.protocol, variant.decoding)),
+        info = _info(task_plan.used, about.prompts[question_of(task_plan.samples[0])]) | {
+            "profiles": about.profiles,
+            "decoding": about.decoding,
         }
         run = RunStore.start(
             path, key, self._environment, info=info, allow_change=job.allow_environment_change
         )
         draws = {}
         for sample, repeat in plan.identities:
-            part = self._parts[task.name][sample.id, repeat] | {"prompt": asked(sample)}
+            prompt = about.prompts[question_of(sample)]
+            part = self._parts[task.name][sample.id, repeat] | {"prompt": prompt}
             draws[sample.id, repeat] = Draw(sample, repeat, part["seed"], sample_key(key, part))
         return ActiveRun(task_plan, plan, run, draws)
 

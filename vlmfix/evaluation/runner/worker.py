@@ -8,8 +8,8 @@ import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ _WARPING = ("temperature", "top_p", "top_k")
 # Of margins: what lies below may depend on the batch.
 _DIGITS = 4
 _WIDEST = 1e4  # of a margin, where a method rules out one of the two answers
+
+
+Judge = Callable[[Sample, str, bool], Mapping[str, Any]]
+"""What records keep of the score of an answer, truncated or not; see `score_fields`."""
+Batches = Generator[list[dict[str, Any]], None, None]
+"""Records, one a draw, batch by batch, as they are made."""
 
 
 class TooManyErrorsError(RuntimeError):
@@ -85,8 +91,7 @@ class Worker:
         processor: of the model.
         methods: in the order of attachment; none is plain decoding.
         protocol: which fixes length and decoding.
-        judge: what records keep of the score of an answer, truncated or not; see `score_fields`.
-        shard: of this process, for file names.
+        judge: of the task.
         batch_size: prompts per forward pass; halved for good where memory runs out.
         answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
             between them at the first step; None: they shall not.
@@ -97,8 +102,7 @@ class Worker:
     processor: ProcessorMixin
     methods: Sequence[vlmfix.Method]
     protocol: Protocol
-    judge: Callable[[Sample, str, bool], Mapping[str, Any]]
-    shard: str
+    judge: Judge
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -109,32 +113,18 @@ class Worker:
         if any(isinstance(method, MultiPassMethod) for method in self.methods):
             self.batch_size = 1
 
-    def work(
-        self,
-        run: RunStore,
-        draws: Sequence[Draw],
-        *,
-        max_errors: int,
-        on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
-    ) -> None:
-        """Answer all draws, in batches of neighbours; each batch is on disk before the next one begins.
+    def answers(self, draws: Sequence[Draw]) -> Batches:
+        """Answer all draws, in batches of neighbours.
 
         Args:
-            run: to append to.
             draws: in any order.
-            max_errors: number of failures after which work stops.
-            on_records: called with the records just written.
 
         Raises:
-            TooManyErrorsError: more than `max_errors` draws failed.
             UnsupportedError: a method does not go with the model or the protocol.
-            OSError: the disk is full.
         """
         queue = deque(sorted(draws, key=lambda draw: draw.order))
-        failures = 0
         reset_peak_memory(self.model.device)
         with ExitStack() as stack:
-            stack.callback(run.close)
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", vlmfix.InactiveMethodWarning)  # the report says it
             for method in self.methods:
@@ -148,17 +138,7 @@ class Worker:
                     self.batch_size = len(batch) // 2
                     queue.extendleft(reversed(batch))
                     continue
-                run.append(records, self.shard)
-                on_records(records)
-                errors = [record for record in records if record["status"] == "error"]
-                failed = [record for record in errors if record["error_type"] != UNREACHED]
-                failures += len(failed)
-                if failures > max_errors:
-                    raise TooManyErrorsError(
-                        f"{failures} samples failed, more than the {max_errors} that --max-errors allows; "
-                        f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
-                        f"({failed[-1]['error_type']})"
-                    )
+                yield records
 
     def _next_batch(self, queue: deque[Draw]) -> list[Draw]:
         """Neighbours; a prompt that is far longer or shorter waits, as all are padded to the longest."""
@@ -240,7 +220,11 @@ class Worker:
                 "peak_memory": memory,
             }
             | _reasoning(answer)
-            | (self._judged(draw.sample, answer) if answer.reached else {})
+            | (
+                judged(self.judge, draw.sample, answer.text, truncated=not answer.ended)
+                if answer.reached
+                else {}
+            )
             | (margin if answer.reasoning is None else {})  # of the first step, which reasons
             for draw, answer, activity, margin in zip(batch, answers, did, margins, strict=True)
         ]
@@ -258,13 +242,6 @@ class Worker:
         margins = answer_margins(logits, *self.answer_ids).clamp(-_WIDEST, _WIDEST).tolist()
         # Where a method rules out yes and no, there is none.
         return [{} if math.isnan(margin) else {"margin": round(margin, _DIGITS)} for margin in margins]
-
-    def _judged(self, sample: Sample, answer: Answer) -> dict[str, Any]:
-        """The score of an answer; without one where the scorer fails, which comes out when all is scored."""
-        try:
-            return dict(self.judge(sample, answer.text, not answer.ended))
-        except Exception:
-            return {"parsed": None}
 
     def _generate_kwargs(self, batch: list[Draw]) -> dict[str, Any]:
         """The decoding of the protocol under the methods; repeats are drawn by seeds of their own."""
@@ -292,6 +269,51 @@ class Worker:
             "error": reason,
             "error_type": type(error).__name__,
         }
+
+
+def write_down(
+    run: RunStore,
+    shard: str,
+    batches: Batches,
+    *,
+    max_errors: int,
+    on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+) -> None:
+    """Append what is answered to a run; each batch is on disk before the next one begins.
+
+    Args:
+        run: to append to.
+        shard: of this process, for file names.
+        batches: see `Worker.answers`.
+        max_errors: number of failures after which work stops.
+        on_records: called with the records just written.
+
+    Raises:
+        TooManyErrorsError: more than `max_errors` draws failed.
+        OSError: the disk is full.
+    """
+    failures = 0
+    with closing(run), closing(batches):
+        for records in batches:
+            run.append(records, shard)
+            on_records(records)
+            errors = [record for record in records if record["status"] == "error"]
+            failed = [record for record in errors if record["error_type"] != UNREACHED]
+            failures += len(failed)
+            if failures > max_errors:
+                raise TooManyErrorsError(
+                    f"{failures} samples failed, more than the {max_errors} that --max-errors allows; "
+                    f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
+                    f"({failed[-1]['error_type']})"
+                )
+
+
+def judged(judge: Judge, sample: Sample, text: str, *, truncated: bool) -> dict[str, Any]:
+    """The score of an answer; without one where the scorer fails, which comes out when all is scored."""
+    try:
+        return dict(judge(sample, text, truncated))
+    except Exception:
+        return {"parsed": None}
 
 
 def _reasoning(answer: Answer) -> dict[str, Any]:

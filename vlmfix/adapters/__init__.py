@@ -1,0 +1,1 @@
+"""Adapters: vlmfix as a model of evaluation harnesses, which find it by entry points."""
