@@ -123,7 +123,7 @@ def test_several_runs_on_one_page(whole: tuple[Path, Any], world: Path, tmp_path
     own = ("--method", "greedy", "--method", "pai", "--no-baselines", *SHORT[2:])
     jobs.evaluate(second, "pope", *own, "--data", world)
     before = {path: (path / "report.html").read_bytes() for path in (first, second)}
-    result = jobs.cli("report", first, second, "--export", tmp_path / "all.csv")
+    result = jobs.cli("report", first, second, "--export", tmp_path / "all.csv", draws=True)
     assert result.exit_code == 0
     assert str(first / "comparison.html") in result.stdout
     for name in ("greedy (a)", "greedy (b)", "var", "pai"):
@@ -136,7 +136,7 @@ def test_several_runs_on_one_page(whole: tuple[Path, Any], world: Path, tmp_path
     assert "greedy (b)" in (tmp_path / "all.csv").read_text()
     assert jobs.cli("report", second, "--output", tmp_path / "of_one").exit_code == 0
     assert "pai" in (tmp_path / "of_one" / "report.html").read_text()
-    assert jobs.cli("report", second, first, "--output", tmp_path / "x.html").exit_code == 0
+    assert jobs.cli("report", second, first, "--output", tmp_path / "x.html", draws=True).exit_code == 0
     assert (tmp_path / "figures" / "x-pope-tradeoff.svg").exists()
     said = jobs.refused("report", first, tmp_path / "b" / ".." / "a")
     assert f"{first} is given twice; name each run once" in said

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from vlmfix.cli.app import app
 from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
-from vlmfix.evaluation.report.plots import Plot
+from vlmfix.evaluation.report import html
 from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, Judge, Worker, write_down
 from vlmfix.evaluation.sample import Sample
@@ -36,16 +36,10 @@ def cli(*arguments: object, draws: bool = False) -> Any:
 
     Args:
         arguments: of the command line.
-        draws: whether figures for papers are drawn; their files are empty otherwise, as drawing them takes
-            longer than all the rest of a small job.
+        draws: whether reports have plots; drawing them takes longer than all the rest of a small job.
     """
-    with nullcontext() if draws else patch.object(Plot, "write", _left_empty):
+    with nullcontext() if draws else patch.object(html, "_plots", return_value=[]):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def _left_empty(plot: Plot, folder: Path, prefix: str = "") -> None:
-    for path in plot.files(folder, prefix):
-        path.touch()
 
 
 def load_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:

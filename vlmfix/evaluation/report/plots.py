@@ -125,15 +125,10 @@ class Plot:
         return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{self._key}-", tag)
 
     def write(self, folder: Path, prefix: str = "") -> None:
-        """Write it to its files."""
-        for path, metadata in zip(self.files(folder, prefix), (_NO_METADATA, _NO_PDF_METADATA), strict=True):
-            kind = path.suffix.removeprefix(".")
-            write_bytes(path, _saved(self.figure, kind, {"svg.fonttype": "path"}, metadata))
-
-    def files(self, folder: Path, prefix: str = "") -> tuple[Path, Path]:
-        """Its files in a folder: SVG, with letters as outlines, and PDF."""
-        svg, pdf = (folder / f"{prefix}{self._key}.{kind}" for kind in ("svg", "pdf"))
-        return svg, pdf
+        """Write it as SVG, with letters as outlines, and as PDF."""
+        for kind, metadata in (("svg", _NO_METADATA), ("pdf", _NO_PDF_METADATA)):
+            content = _saved(self.figure, kind, {"svg.fonttype": "path"}, metadata)
+            write_bytes(folder / f"{prefix}{self._key}.{kind}", content)
 
 
 def write_plots(plots: Sequence[Plot], page: Path) -> None:
