@@ -20,6 +20,8 @@ from tests.support.paths import ROOT
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+gc.disable()  # until all is imported, which would take half as long again
+
 
 @pytest.fixture(autouse=True)
 def _no_user_profiles(
@@ -59,6 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """What was imported is there to stay: the collector need not look at it again and again."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(params=FAMILIES)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -18,9 +19,11 @@ from typer.testing import CliRunner
 pytest.importorskip("fastapi", reason="needs pip install 'vlmfix[serve]'")
 
 import httpx
+from fastapi import FastAPI
 
 from tests.support.paths import ROOT
 from vlmfix.cli.app import app
+from vlmfix.serve.server import Server
 
 
 @contextmanager
@@ -39,16 +42,25 @@ def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             running.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_after_what_it_has(sent: signal.Signals) -> None:
+def test_both_signals_stop_it(sent: signal.Signals) -> None:
+    service = Mock(is_stopping=False)
+    server, before = Server(FastAPI(), service, 1.0), signal.getsignal(sent)
+    with server.capture_signals():
+        signal.raise_signal(sent)
+        assert (server.should_exit, server.force_exit, service.is_stopping) == (True, False, True)
+    assert signal.getsignal(sent) is before
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it_after_what_it_has() -> None:
     fields = {"model": "tiny-llava", "messages": [{"role": "user", "content": "Hello"}], "temperature": 2}
     with process("--api-key", "secret", "--max-tokens", "40") as (running, url):
         headers = {"Authorization": "Bearer secret"}
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=fields | {"stream": True}, headers=headers, timeout=60
         ) as response:
-            running.send_signal(sent)
+            running.send_signal(signal.SIGTERM)
             lines = [line for line in response.iter_lines() if line]
         assert lines[-1] == "data: [DONE]"
         assert running.wait(30) == 0

@@ -16,7 +16,7 @@ from tests.support.methods import (
     acting,
     attached,
     built,
-    cases,
+    in_turn,
     plain,
     representatives,
     under,
@@ -32,7 +32,7 @@ pytestmark = [
 
 TOKENS = 3
 REPRESENTATIVES = representatives(ATTACHED)
-on_families_in_turn = pytest.mark.parametrize(("name", "family"), cases(ATTACHED, in_turn=True))
+on_families_in_turn = pytest.mark.parametrize(("name", "family"), in_turn(ATTACHED))
 
 
 @pytest.mark.parametrize(("refusing", "other"), sorted(REFUSED))

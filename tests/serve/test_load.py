@@ -39,7 +39,7 @@ def requests() -> list[dict[str, Any]]:
         settings: dict[str, Any] = {
             "model": NAME + plan,
             "messages": about if draw.random() < 0.9 else [{"role": "user", "content": "Hello"}],
-            "max_tokens": draw.choice([2, 3, 6]),
+            "max_tokens": draw.choice([2, 3, 4]),
             "seed": number,
             "stream": draw.random() < 0.5,
         }

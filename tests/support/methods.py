@@ -241,6 +241,15 @@ def cases(names: Sequence[str], *, in_turn: bool = False) -> list[tuple[str, str
     return [case for case in pairs(names, in_turn=in_turn) if case not in REFUSED]
 
 
+def in_turn(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Every name with one family, which take turns, as far as it is not refused there."""
+    turns = [FAMILIES[start:] + FAMILIES[:start] for start in range(len(FAMILIES))]
+    return [
+        (name, next(each for each in turns[index % len(turns)] if (name, each) not in REFUSED))
+        for index, name in enumerate(names)
+    ]
+
+
 def unlike(number: int, *names: str) -> str:
     """One of the families that are unlike, in turn, as far as none of the methods refuses it."""
     first, second = UNLIKE[number % 2], UNLIKE[(number + 1) % 2]
