@@ -44,11 +44,16 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+def run_on(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let answers not end by themselves."""
+    for each in service.workers:
+        monkeypatch.setattr(each.model.generation_config, "eos_token_id", None)
+
+
 @pytest.fixture
 def endless(server: tuple[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that the model does not end."""
-    for each in server[1].workers:
-        monkeypatch.setattr(each.model.generation_config, "eos_token_id", None)
+    """Answers that the model of the common server does not end."""
+    run_on(server[1], monkeypatch)
 
 
 @contextmanager
@@ -106,9 +111,11 @@ def test_a_body_has_a_size(loaded: tuple[Any, Any]) -> None:
         assert sent(1000, announced=True).status_code == 200
 
 
-@pytest.mark.usefixtures("endless")
-def test_too_many_requests_are_told_to_come_again(loaded: tuple[Any, Any]) -> None:
-    with serving(loaded, Limits(requests=2)) as (url, _), httpx.Client(timeout=60) as client:
+def test_too_many_requests_are_told_to_come_again(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(loaded, Limits(requests=2)) as (url, service), httpx.Client(timeout=60) as client:
+        run_on(service, monkeypatch)
 
         def streamed() -> Any:
             return client.stream("POST", url + CHAT, json=LONG | {"stream": True})
@@ -122,9 +129,9 @@ def test_too_many_requests_are_told_to_come_again(loaded: tuple[Any, Any]) -> No
         until(lambda: client.post(url + CHAT, json=SHORT).status_code == 200)
 
 
-@pytest.mark.usefixtures("endless")
-def test_time_is_limited(loaded: tuple[Any, Any]) -> None:
+def test_time_is_limited(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(loaded, Limits(seconds=0.4, parallel=1)) as (url, service), counted(service) as steps:
+        run_on(service, monkeypatch)
         late = httpx.post(url + CHAT, json=LONG)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "timeout")
         until(lambda: httpx.post(url + CHAT, json=SHORT).status_code == 200)
@@ -295,8 +302,7 @@ def test_metrics(server: tuple[str, Service]) -> None:
     assert float(found["vlmfix_open_requests"]) == float(found["vlmfix_waiting_answers"]) == 0
 
 
-@pytest.mark.usefixtures("endless")
-def test_the_end_is_graceful(loaded: tuple[Any, Any]) -> None:
+def test_the_end_is_graceful(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in progress is finished, what is new is refused, and the thread ends."""
     texts: list[str] = []
 
@@ -305,6 +311,7 @@ def test_the_end_is_graceful(loaded: tuple[Any, Any]) -> None:
         texts.append(answer["choices"][0]["message"]["content"])
 
     with serving(loaded) as (url, service):
+        run_on(service, monkeypatch)
         ask()
         thread = threading.Thread(target=ask)
         thread.start()
@@ -321,9 +328,9 @@ def test_the_end_is_graceful(loaded: tuple[Any, Any]) -> None:
         httpx.get(f"{url}/health")
 
 
-@pytest.mark.usefixtures("endless")
-def test_grace_has_an_end(loaded: tuple[Any, Any]) -> None:
+def test_grace_has_an_end(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(loaded, grace=1) as (url, service):
+        run_on(service, monkeypatch)
         thread = threading.Thread(target=try_to_ask, args=(url,))
         thread.start()
         until(lambda: open_requests(service) == 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ def serving(
     recipes: tuple[Path, ...] = (),
     grace: float = 10.0,
 ) -> Iterator[tuple[str, Service]]:
-    """Within the block, a model is served: the address, and the service behind it."""
+    """Within the block, a copy of a model is served, which the test has for itself: the address, and the
+    service behind it."""
+    loaded = copy.deepcopy(loaded)
     service = Service(*loaded, Catalogue(*loaded, NAME, recipes), limits or Limits(), allowed or Allowed())
     with bound_socket("127.0.0.1", 0) as listener:
         server = Server(create_app(service, api_key=api_key), service, grace)
