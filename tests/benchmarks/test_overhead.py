@@ -38,7 +38,7 @@ def model() -> PreTrainedModel:
 def read(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Prompts, and what the stock model makes of them."""
     inputs = overhead.random_inputs(model, 1, images=1)
-    return inputs, values(model, inputs, max_new_tokens=3)
+    return inputs, values(model, inputs, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +47,7 @@ def test_measured_methods_act(
 ) -> None:
     inputs, stock = read
     with overhead.acting(name, "tiny")(model, overhead.Processor()):
-        assert not torch.equal(values(model, inputs, max_new_tokens=3), stock)
+        assert not torch.equal(values(model, inputs, max_new_tokens=2), stock)
 
 
 def test_table_has_a_row_for_every_method_that_is_asked_for() -> None:

@@ -13,7 +13,7 @@ from openai import OpenAI
 from tests.support.serving import NAME, asking, data_url
 from vlmfix.evaluation.datasets import render, sample_scene
 
-REQUESTS, DIFFERENT, AT_ONCE = 200, 50, 32
+REQUESTS, DIFFERENT, AT_ONCE = 200, 40, 32
 PLANS = ("", ":var", ":vcd", ":fastv")
 
 
