@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from vlmfix.cli.app import app
 from vlmfix.evaluation.datasets import demo_scene, render
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from vlmfix.explanation.figures import KINDS
 from vlmfix.explanation.formulas import IMAGE, SINKS
 from vlmfix.explanation.objects import Mention, PictureObjects
 
+pytestmark = pytest.mark.slow
+
 
 def test_shares_sum_to_one_and_gains_are_cuts(explained: vlmfix.Explanation) -> None:
     plain = explained.plain

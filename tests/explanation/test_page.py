@@ -19,6 +19,9 @@ from vlmfix.explanation.objects import Mention, PictureObjects
 HEAD = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def page(explained: vlmfix.Explanation) -> str:
     return explained.html()

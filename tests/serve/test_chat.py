@@ -12,6 +12,8 @@ import vlmfix
 from tests.support.serving import NAME, SCENE, asking
 from vlmfix.serve.schema import MOST_CHOICES
 
+pytestmark = pytest.mark.slow
+
 PLANS = {
     "": None,
     ":greedy": None,

@@ -25,6 +25,8 @@ from vlmfix.serve import worker
 from vlmfix.serve.limits import IN_FLIGHT, Limits
 from vlmfix.serve.service import Service
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 LONG = {
     "model": NAME,
