@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import CompileConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility, few_rows, kernels, tokens
 from vlmfix.engine.branches import unfollow_beams
@@ -37,6 +37,7 @@ from vlmfix.engine.outside_passes import OutsidePasses, names_of
 from vlmfix.engine.phases import visual_tokens
 from vlmfix.engine.rereading import read_anew
 from vlmfix.engine.state import Encoded
+from vlmfix.engine.static_step import StaticSteps
 from vlmfix.engine.stream_hooks import StreamHooks
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images, with_pixel_values
@@ -66,6 +67,8 @@ class Attachment:
         self._decoder_hooks = ForwardHooks(self, self.decoder)
         self._model_hooks = ModelHooks(self, model)
         self._stream_hooks = StreamHooks(self, self.decoder)
+        self.static = StaticSteps(self, model, self._hook_decoder)
+        self._of_decoder = ExitStack()
         self._turns = self.outside.turns
         self.call = Call()
         self._processor: ProcessorMixin | None = None
@@ -203,19 +206,40 @@ class Attachment:
             )
         for index in attention_layers(self.decoder):
             self._set(attention_of(self.decoder, index), kernels.ATTRIBUTE, self)
-        for index, layer in enumerate(self.decoder.layers):
-            before_layer = functools.partial(self._decoder_hooks.before_layer, index)
-            self._undo.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
-        before, after = self._decoder_hooks.before_decoder, self._decoder_hooks.after_decoder
-        self._undo.callback(self.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
-        self._undo.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
+        self._hook_decoder(True)
+        self._undo.callback(self._of_decoder.close)
         of_model = self._model_hooks
         self._undo.callback(self.model.register_forward_pre_hook(of_model.before, with_kwargs=True).remove)
         self._undo.callback(self.model.register_forward_hook(of_model.after).remove)
         self._undo.callback(self.model.register_forward_hook(of_model.end, always_call=True).remove)
         self.outside.install(self._undo)
         self._set(self.model, "generate", self._guarded(self.model.generate))
+        self._set(self.model, "get_compiled_call", self._compiled_call)
         self._set(self.model, "init_continuous_batching", compatibility.refuse_continuous_batching)
+
+    def _hook_decoder(self, on: bool) -> None:
+        """Hang the hooks around the decoder and its layers, or take them off."""
+        self._of_decoder.close()
+        if not on:
+            return
+        for index, layer in enumerate(self.decoder.layers):
+            before_layer = functools.partial(self._decoder_hooks.before_layer, index)
+            self._of_decoder.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
+        before, after = self._decoder_hooks.before_decoder, self._decoder_hooks.after_decoder
+        self._of_decoder.callback(self.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
+        self._of_decoder.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
+
+    def _compiled_call(self, config: CompileConfig | None) -> Any:
+        """Stands in for a model's `get_compiled_call`: the hooks around the model stay out of what is
+        compiled."""
+        forward = self.static.compiled(config, self.methods)
+
+        def call(**kwargs: Any) -> Any:
+            hooks = self._model_hooks
+            _, given = hooks.before(self.model, (), kwargs) or ((), kwargs)
+            return hooks.after(self.model, (), forward(**given))
+
+        return call
 
     def _stock_rows(self) -> int:
         """Rows of the prompts in a decode step; those of other calls are all of the model's own."""
@@ -393,6 +417,7 @@ class Attachment:
         if context is None:
             return
         unfollow_beams(context)
+        self.static.end()
         if not failed and not context.is_prefill:  # a prefill that failed is no run
             for method in self.methods:
                 method.end(context)

@@ -22,9 +22,11 @@ from vlmfix.engine.capabilities import EditsQueries
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gating import gated_heads, gated_rows
 from vlmfix.engine.in_place import called
-from vlmfix.engine.kernels import ATTRIBUTE, NAME, eager_function
+from vlmfix.engine.kernels import ATTRIBUTE, NAME
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.own_kernel import own_kernel
 from vlmfix.engine.state import Branch
+from vlmfix.engine.static_layer import STEP
 
 
 def register() -> None:
@@ -53,6 +55,10 @@ def attention(
     Returns:
         `(batch, queries, heads, head_dim)`, and the weights where the model's own kernel gives them.
     """
+    static = vars(module).get(STEP)
+    if static is not None:
+        edited: tuple[Tensor, Tensor | None] = static.attention(module, query, key, value, kwargs)
+        return edited
     attachment = vars(module).get(ATTRIBUTE)
     if (
         attachment is None
@@ -64,7 +70,7 @@ def attention(
     context: DecodeContext | None = attachment.context
     if context is None:
         attachment.outside.refuse_bypass()
-        return _own_kernel(attachment.kernel, None, module, query, key, value, attention_mask, **kwargs)
+        return own_kernel(attachment.kernel, None, module, query, key, value, attention_mask, **kwargs)
     if context.engine.active_branch is not None:
         return _of_branch(
             attachment.kernel, context.engine.active_branch, module, query, key, value, **kwargs
@@ -83,7 +89,7 @@ def attention(
     attachment.layers_seen.add(layer)
     if context.engine.prefix is not None and not context.engine.prefix.is_read:  # where no method edits
         layout = context.engine.prefix.layout
-        return _own_kernel(attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs)
+        return own_kernel(attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs)
     auxiliary_prompts: list[Tensor] = []
     if context.engine.candidates is not None:
         attention_mask = context.engine.candidates.attention_mask(layout, query.device)
@@ -97,7 +103,7 @@ def attention(
         for auxiliary_prompt, segment in zip(context.auxiliary_prompts.values(), others, strict=True):
             own_query, own_key, own_value = segment
             mask = auxiliary_prompt.layout.attention_mask(own_query.shape[2], own_key.shape[2], query.device)
-            own, _ = _own_kernel(
+            own, _ = own_kernel(
                 attachment.kernel,
                 auxiliary_prompt.layout,
                 module,
@@ -117,8 +123,8 @@ def attention(
             opening, part = gates.of_attention(method, edited), gates.of_part(method, edited)
             edited = gated_rows(query, edited, opening, None, part)
         query = edited
-    own_kernel = functools.partial(
-        _own_kernel, attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs
+    plain = functools.partial(
+        own_kernel, attachment.kernel, layout, module, query, key, value, attention_mask, **kwargs
     )
     if layer == context.engine.gates.mass_layer:
         mask = None if attention_mask is None else attention_mask[:, :, -1:]
@@ -129,10 +135,10 @@ def attention(
     ]
     if asked:
         output = with_explicit_rows(
-            asked, context, layer, own_kernel, module, query, key, value, attention_mask, **kwargs
+            asked, context, layer, plain, module, query, key, value, attention_mask, **kwargs
         )
     else:
-        output, weights = own_kernel()
+        output, weights = plain()
     if auxiliary_prompts:
         output = torch.cat([output, *auxiliary_prompts], dim=1)
     for method in attachment.methods:
@@ -202,7 +208,7 @@ def _of_branch(
         mask = selection.seen.to(query.device)
         if kernel != "eager":  # FlashAttention cannot hide keys from some queries alone
             kernel = "sdpa"
-    return _own_kernel(kernel, layout, module, query, key, value, mask, **kwargs)
+    return own_kernel(kernel, layout, module, query, key, value, mask, **kwargs)
 
 
 def _segments(context: DecodeContext, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -212,41 +218,3 @@ def _segments(context: DecodeContext, *tensors: Tensor) -> list[tuple[Tensor, ..
     ]
     cuts = [each.split([each.shape[2] - sum(lengths), *lengths], dim=2) for each in tensors]
     return list(zip(*cuts, strict=True))
-
-
-def _own_kernel(
-    name: str,
-    layout: PromptLayout | None,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """What the model computes without us: its kernel, given the form of mask that this kernel takes."""
-    if name == "eager":
-        mask = _additive(attention_mask, query, key)
-        return eager_function(module)(module, query, key, value, mask, **kwargs)
-    if name != "sdpa":  # FlashAttention takes the 2-D mask
-        if layout is not None:
-            attention_mask = layout.key_mask(key.shape[2], key.device)
-        elif attention_mask is not None and attention_mask.ndim == 4:  # of a pass without a run
-            attention_mask = attention_mask[:, 0, -1]
-    output: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS[name](
-        module, query, key, value, attention_mask, **kwargs
-    )
-    return output
-
-
-def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """`mask` as eager attention wants it: zeros and the lowest number of the dtype."""
-    if mask is None:
-        if query.shape[2] == 1:
-            return None
-        positions = torch.arange(query.shape[2], device=query.device)
-        mask = causal(positions, query.shape[2], key.shape[2])[None, None]
-    if mask.dtype != torch.bool:
-        return mask
-    zero = torch.zeros((), dtype=query.dtype, device=query.device)
-    return torch.where(mask, zero, torch.finfo(query.dtype).min)

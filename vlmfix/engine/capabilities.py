@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.shown_pictures import ShownPictures
 from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
+from vlmfix.engine.static_edits import StaticEdits
 from vlmfix.engine.vision_encoder import Removable, VisionEncoder
 from vlmfix.models.structure import StreamSite
 
@@ -133,6 +134,19 @@ class EditsQueries(ABC):
         Args:
             query: after the rotary embedding, `(batch, heads, queries, head_dim)`.
             key: of the prompt and all that follows it, `(batch, key_value_heads, keys, head_dim)`.
+        """
+
+
+class ActsInStaticSteps(ABC):
+    """Edits attention in decode steps by tensors of one shape, so that they can have a static cache and be
+    compiled. What edits the logits alone need not say so."""
+
+    @abstractmethod
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        """What it does in a layer of every step, asked once the prompts have been read; None: nothing.
+
+        Args:
+            keys: of all steps: those of the prompt, and slots for the tokens that follow.
         """
 
 

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from vlmfix.engine import kernels
 from vlmfix.engine.caches import check_cache_names, read_cache
@@ -217,11 +217,12 @@ def check_generate(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
             "for a new one; generate without it"
         )
     cache = asked("cache_implementation")
-    if cache not in (None, "dynamic"):
+    if cache not in (None, "dynamic", "static"):
         raise UnsupportedError(
-            f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache"
+            f"cache_implementation={cache!r} is not supported by methods; use the default dynamic cache or "
+            "'static'"
         )
-    check_cache(read_cache(kwargs))
+    check_cache(read_cache(kwargs), can_be_static=True)
 
 
 def check_memory(decoder: Any, methods: Sequence[MethodHooks]) -> None:
@@ -300,12 +301,23 @@ def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-def check_cache(cache: Any) -> None:
+def check_cache(cache: Any, *, can_be_static: bool = False) -> None:
     """Refuse caches that do not grow by one key a token and layer.
 
+    Args:
+        cache: None for none.
+        can_be_static: whether an empty static one will do, which `generate` fills.
+
     Raises:
-        UnsupportedError: `cache` is neither None nor a plain `DynamicCache`.
+        UnsupportedError: it is another one.
     """
+    if can_be_static and type(cache) is StaticCache:
+        if cache.get_seq_length():
+            raise UnsupportedError(
+                "the static cache is filled already, with a prompt that methods have not seen; call its "
+                "reset() and pass the whole prompt"
+            )
+        return
     if cache is not None and type(cache) is not DynamicCache:
         raise UnsupportedError(
             f"{type(cache).__name__} is not supported by methods; use the default DynamicCache"

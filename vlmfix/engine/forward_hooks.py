@@ -36,6 +36,7 @@ from vlmfix.engine.in_place import called
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.state import Branch
+from vlmfix.engine.static_step import StaticSteps
 from vlmfix.engine.token_pruning import PromptPruning, leave_out
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import memory_of, new_cache
@@ -51,6 +52,10 @@ class Attached(Protocol):
     @property
     def methods(self) -> tuple[MethodHooks, ...]:
         """Those that act."""
+
+    @property
+    def static(self) -> StaticSteps:
+        """Decode steps on a static cache."""
 
     @property
     def copies(self) -> int:
@@ -92,6 +97,8 @@ class ForwardHooks:
             kwargs = copied(kwargs, copies)
         embeddings = kwargs["inputs_embeds"]
         if context.is_prefill:
+            if context.engine.static is not None:
+                kwargs = with_cache(self.decoder, kwargs, new_cache(self.decoder))
             kwargs = self._recording(kwargs)
             self._given = dict(kwargs)
             context.layout.takes_over(kwargs.get("attention_mask"))
@@ -200,6 +207,8 @@ class ForwardHooks:
                 rows += method.extra_hidden_states(context, newest)
         if rows:
             _append_rows(context, output, rows)
+        if context.engine.static is not None:
+            self.attachment.static.begin(context, output)
         return output
 
     def _check_cache(self, context: DecodeContext, kwargs: dict[str, Any], output: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel, StaticCache
 
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.caches import named_arguments, read_cache
@@ -23,6 +23,7 @@ from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.outside_passes import OutsidePasses
 from vlmfix.engine.phases import is_prompt, sources
 from vlmfix.engine.scores import Received
+from vlmfix.engine.static_step import StaticSteps
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, memory_of, text_decoder
 
@@ -32,6 +33,7 @@ class Attached(Protocol):
 
     call: Call
     outside: OutsidePasses
+    static: StaticSteps
 
     @property
     def context(self) -> DecodeContext | None:
@@ -69,16 +71,26 @@ class ModelHooks:
         cache = read_cache(named)
         if not self._is_own_call and not self._begin_pass(cache):
             return None
+        static = self.attachment.static
+        if static.expects(cache):
+            context = self.attachment.context
+            assert context is not None
+            _next_step(context, self.attachment.call, named.get("input_ids"), has_cache=True)
+            return (), static.step_inputs(context, named)
         compatibility.check_pass(self.model)
+        is_static = type(cache) is StaticCache and self.attachment.call.generates
+        if is_static:
+            static.check(self.attachment.methods)
+            named = static.read_prompts(named)
         self._learn(named, cache)
         self._wants_tuple = named.get("return_dict", self.model.config.return_dict) is False
-        return ((), {**named, "return_dict": True}) if self._wants_tuple else None
+        return ((), {**named, "return_dict": True}) if self._wants_tuple or is_static else None
 
     @property
     def _is_own_call(self) -> bool:
         return self.attachment.call.generates and self.attachment.call.thread == threading.get_ident()
 
-    def _begin_pass(self, cache: DynamicCache | None) -> bool:
+    def _begin_pass(self, cache: Any) -> bool:
         """Begin a pass outside `generate`; whether it is one of the block."""
         if not self.attachment.outside.begin(cache):
             return False
@@ -90,7 +102,7 @@ class ModelHooks:
         if self.attachment.outside.end():
             self.attachment.call.thread = None
 
-    def _learn(self, kwargs: dict[str, Any], cache: DynamicCache | None) -> None:
+    def _learn(self, kwargs: dict[str, Any], cache: Any) -> None:
         """Learn the phase of a pass from its arguments by name."""
         input_ids = kwargs.get("input_ids")
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
@@ -100,7 +112,8 @@ class ModelHooks:
         if context is not None and context.engine.candidates is not None:
             return  # whoever set it knows the phase
         batch, queries = tokens.shape[:2]
-        compatibility.check_cache(cache)
+        if not call.generates or type(cache) is not StaticCache:
+            compatibility.check_cache(cache)
         if is_prompt(queries, cache, context, in_generate=call.generates):
             self.attachment.begin_run(input_ids, kwargs)
             context = self.attachment.context
@@ -116,6 +129,7 @@ class ModelHooks:
                 "generation; methods need a constant batch"
             )
         compatibility.check_window(self.decoder, self._window, context.layout.length, context.step + 1)
+        context.engine.static = cache if type(cache) is StaticCache else None
         kept = kwargs.get("logits_to_keep")
         context.engine.wants_last_logits = isinstance(kept, int) and kept == 1
 
@@ -125,6 +139,8 @@ class ModelHooks:
         if call.thread != threading.get_ident():
             return None
         self._check_seen(call.layers_seen)
+        if context is not None and context.step and context.engine.static is not None:
+            self.attachment.static.end_pass(context, output)
         if context is not None:
             _edit_logits(context, self.attachment.methods, call.scores, output)
             _end_step(context, self.attachment.methods)

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.tokens import image_token, video_token
 from vlmfix.errors import UnsupportedError
 
 
-def is_prompt(
-    queries: int, cache: DynamicCache | None, context: DecodeContext | None, *, in_generate: bool
-) -> bool:
+def is_prompt(queries: int, cache: Any, context: DecodeContext | None, *, in_generate: bool) -> bool:
     """Whether a pass reads prompts, and not the next token of those read before.
 
     Args:

@@ -33,7 +33,7 @@ def read_anew(model: PreTrainedModel, named: Mapping[str, Any]) -> Iterator[None
         UnsupportedError: the arguments do not hold the whole conversation.
     """
     cache = read_cache(named)
-    if cache is None or cache.get_seq_length() == 0:
+    if cache is None or cache.get_seq_length() == 0:  # a static one is empty, or was refused
         yield
         return
     _check_whole(model, named, cache)

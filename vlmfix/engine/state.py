@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from vlmfix.engine.gating import GateState
 from vlmfix.engine.layout import PromptLayout, Rows
@@ -259,6 +259,7 @@ class EngineState:
         followed: the cache of the prompts, where the caches of branches follow its beams.
         candidates: the tokens that the pass reads after the prompt, where these are not simply the next ones.
         cache: of the prompts, once they have been read; None: without one.
+        static: the static cache that a call was given; None: its cache grows.
         end_tokens: that end an answer of the model if nobody says otherwise, `(tokens,)`; None: none does.
         next_position: position of the first generated token, `(batch or 1,)`, or `(axes, batch)` for M-RoPE.
         first_position: position of the first token of the prompts, `(batch, 1)`, or one for all.
@@ -279,7 +280,8 @@ class EngineState:
     wants_last_logits: bool = False
     followed: DynamicCache | None = None
     candidates: CandidateBlock | None = None
-    cache: DynamicCache | None = None
+    cache: Any = None
+    static: StaticCache | None = None
     end_tokens: Tensor | None = None
     next_position: Tensor | None = None
     first_position: Tensor | int = 0

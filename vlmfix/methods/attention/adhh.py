@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ActsInStaticSteps
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
+from vlmfix.engine.static_edits import Edit, StaticEdits
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import KeyEdit, check_heads, head_pairs
 from vlmfix.methods.base import MethodInfo
@@ -24,7 +26,7 @@ from vlmfix.models.profiles import Profile
 
 @register_method("adhh")
 @dataclass(frozen=True, kw_only=True)
-class ADHH(KeyEdit):
+class ADHH(KeyEdit, ActsInStaticSteps):
     """Adaptive deactivation of hallucination heads (github.com/TianyunYoung/Hallucination-Attribution).
 
     In the last prompt row and in all new rows, a listed head that puts much of its attention on the text
@@ -95,10 +97,18 @@ class ADHH(KeyEdit):
             context.state[key] = torch.tensor([self._heads_of(layer)], device=weights.device)
         heads: Tensor = context.state[key][0]  # the same in all sequences
         (text,) = self.columns(context, layer, weights)
-        edited, mass = deactivate(weights[:, heads], text, threshold=self.threshold)
+        edited, (mass,) = _with_deactivated(weights, text, heads, threshold=self.threshold)
         if context.has_newest_row:
-            context.measure(self, size=mass[:, :, -1, 0])
-        return weights.index_copy(1, heads, edited)
+            context.measure(self, size=mass)
+        return edited
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        columns = self.static_columns(context, layer, keys)
+        if columns is None:
+            return None
+        heads = torch.tensor(self._heads_of(layer), device=columns[0].device)
+        edit = Edit(_with_deactivated, (*columns, heads), {"threshold": self.threshold})
+        return StaticEdits(weights=edit, sites=len(heads), sizes=("size",))
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
@@ -129,3 +139,11 @@ def deactivate(weights: Tensor, text_tokens: Tensor, *, threshold: float) -> tup
     """
     mass = (weights * text_tokens).sum(dim=-1, keepdim=True)
     return weights.masked_fill((mass >= threshold) & text_tokens, 0.0), mass
+
+
+def _with_deactivated(
+    weights: Tensor, text_tokens: Tensor, heads: Tensor, *, threshold: float
+) -> tuple[Tensor, tuple[Tensor]]:
+    """`deactivate` in some heads, `(heads,)` int64; and their attention to the text in the newest row."""
+    edited, mass = deactivate(weights[:, heads], text_tokens, threshold=threshold)
+    return weights.index_copy(1, heads, edited), (mass[:, :, -1, 0],)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import MeasuresScores, ReadsLastRowAgain
+from vlmfix.engine.capabilities import ActsInStaticSteps, MeasuresScores, ReadsLastRowAgain
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.engine.static_edits import Edit, StaticEdits
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method
 from vlmfix.models.profiles import Profile
 
 # Depth of LLaVA-1.5-7B, for which the layers are published.
 _PUBLISHED_DEPTH = 32
+
+_SIZES = ("size", "before")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +48,21 @@ class KeyEdit(Method, ReadsLastRowAgain, ABC):
         key, keys = (self, layout, scores.device), scores.shape[-1]
         columns: tuple[Tensor, ...] | None = context.state.get(key)
         if columns is None or columns[0].shape[-1] != keys:
-            values = self.key_values(context, layout, keys)
-            columns = context.state[key] = tuple(each.to(scores.device)[:, None, None] for each in values)
+            columns = context.state[key] = self._columns(context, layout, keys, scores.device)
         return columns
+
+    def static_columns(self, context: DecodeContext, layer: int, keys: int) -> tuple[Tensor, ...] | None:
+        """`columns` for all steps of a static cache; None: it does not act in the layer."""
+        if self.rows(context, layer) is None:
+            return None
+        layout = context.layout_at(layer)
+        return self._columns(context, layout, keys, layout.image_tokens.device)
+
+    def _columns(
+        self, context: DecodeContext, layout: PromptLayout, keys: int, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        values = self.key_values(context, layout, keys)
+        return tuple(each.to(device)[:, None, None] for each in values)
 
     def begin(self, context: DecodeContext) -> None:
         context.check_attention(
@@ -104,8 +120,8 @@ class KeyScoreEdit(LayerRange, KeyEdit, MeasuresScores):
         """See `Method.edit_scores`."""
 
     def measure_scores(self, context: DecodeContext, layer: int, before: Tensor, after: Tensor) -> None:
-        image = self.columns(context, layer, after)[1][:, 0]
-        context.measure(self, size=(after * image).sum(dim=-1), before=(before * image).sum(dim=-1))
+        sizes = image_attention(before, after, self.columns(context, layer, after)[1])
+        context.measure(self, **dict(zip(_SIZES, sizes, strict=True)))
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
@@ -138,6 +154,40 @@ class ScoreEdit(KeyScoreEdit):
             for tokens in (layout.image_tokens, layout.before_first_image)
         )
         return self.factors(image, system), image.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormulaEdit(KeyScoreEdit, ActsInStaticSteps, ABC):
+    """Base of those whose edit is a formula of the scores and the first of `key_values`."""
+
+    @property
+    @abstractmethod
+    def formula(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """From scores, `(batch, heads, rows, keys)`, and the first of `key_values`, `(batch, 1, 1, keys)`, to
+        edited ones."""
+
+    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
+        return self.formula(scores, self.columns(context, layer, scores)[0])
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        columns = self.static_columns(context, layer, keys)
+        if columns is None:
+            return None
+        factors, image = columns
+        return StaticEdits(
+            scores=Edit(self.formula, (factors,)), measure=Edit(image_attention, (image,)), sizes=_SIZES
+        )
+
+
+def image_attention(before: Tensor, after: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to the image, after an edit and before it, `(batch, heads)` each.
+
+    Args:
+        before: weights, `(batch, heads, keys)`.
+        after: in the same form.
+        image: 1 at image tokens, `(batch, 1, 1, keys)`.
+    """
+    return (after * image[:, 0]).sum(dim=-1), (before * image[:, 0]).sum(dim=-1)
 
 
 def fitted_layers(

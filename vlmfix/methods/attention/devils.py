@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import DecodeContext
-from vlmfix.methods.attention.base import ScoreEdit
+from vlmfix.methods.attention.base import FormulaEdit, ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -18,7 +18,7 @@ from vlmfix.methods.validation import check_range
 
 @register_method("devils")
 @dataclass(frozen=True, kw_only=True)
-class Devils(ScoreEdit):
+class Devils(FormulaEdit, ScoreEdit):
     """Devils in the Middle Layers (arXiv 2411.16724).
 
     In the last prompt row and in all new rows, the scores of an image token grow in all heads of a layer by
@@ -49,8 +49,9 @@ class Devils(ScoreEdit):
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
         return self.alpha * image_tokens.float()
 
-    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
-        return lift_together(scores, self.columns(context, layer, scores)[0])
+    @property
+    def formula(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return lift_together
 
 
 def lift_together(scores: Tensor, factors: Tensor) -> Tensor:

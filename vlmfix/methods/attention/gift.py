@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import ReadsLastRowAgain
+from vlmfix.engine.capabilities import ActsInStaticSteps, ReadsLastRowAgain
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
+from vlmfix.engine.static_edits import Edit, StaticEdits
 from vlmfix.engine.stats import Sums
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.chat import find_question
@@ -29,7 +30,7 @@ DEFAULT_BOOST = 4.0
 
 @register_method("gift")
 @dataclass(frozen=True, kw_only=True)
-class GIFT(Method, ReadsLastRowAgain):
+class GIFT(Method, ReadsLastRowAgain, ActsInStaticSteps):
     """Gaze Shift-Guided Cross-modal Fusion Enhancement (arXiv 2510.22067).
 
     While the question's informative words are read, the increases of attention to image tokens in one layer
@@ -219,13 +220,19 @@ class GIFT(Method, ReadsLastRowAgain):
     def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
         if context.is_prefill:
             return weights
-        layout = context.layout_at(layer)
-        groups = context.state.get((self, layout))
-        if groups is None:
-            groups = context.state[self, layout] = self._groups(context, layout)
-        return groups.to(weights.device).enhance(
-            weights, head_keep_fraction=self.head_keep_fraction, query_gain=self.query_gain
+        groups = self._groups(context, context.layout_at(layer))
+        return groups.to(weights.device).enhance(weights, **self._numbers)
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        if self.rows(context, layer) is None:
+            return None
+        return StaticEdits(
+            weights=Edit(_enhanced, self._groups(context, context.layout_at(layer)), self._numbers)
         )
+
+    @property
+    def _numbers(self) -> dict[str, float]:
+        return {"head_keep_fraction": self.head_keep_fraction, "query_gain": self.query_gain}
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         sums.details = dict(context.state.get((self, "keywords"), {}))
@@ -261,6 +268,13 @@ class GIFT(Method, ReadsLastRowAgain):
         return rows
 
     def _groups(self, context: DecodeContext, layout: PromptLayout) -> TokenGroups:
+        """Worked out once a run and set of tokens."""
+        if (self, layout) not in context.state:
+            context.state[self, layout] = self._groups_of(context, layout)
+        groups: TokenGroups = context.state[self, layout]
+        return groups
+
+    def _groups_of(self, context: DecodeContext, layout: PromptLayout) -> TokenGroups:
         saliency: Tensor = layout.gather(context.state[self, "saliency"])
         assert self.image_boost is not None
         takes = self.takes(context)[:, None]
@@ -353,6 +367,12 @@ def enhance(
     return TokenGroups.of(image_weights, image_tokens, question_tokens).enhance(
         weights, head_keep_fraction=head_keep_fraction, query_gain=query_gain
     )
+
+
+def _enhanced(
+    weights: Tensor, members: Tensor, changes: Tensor, has_image: Tensor, has_boost: Tensor, **numbers: float
+) -> Tensor:
+    return TokenGroups(members, changes, has_image, has_boost).enhance(weights, **numbers)
 
 
 class TokenGroups(NamedTuple):

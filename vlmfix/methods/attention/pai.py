@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.methods.attention.base import ScoreEdit
+from vlmfix.methods.attention.base import FormulaEdit, ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.registry import register_method
@@ -21,7 +21,7 @@ from vlmfix.methods.validation import check_range
 
 @register_method("pai")
 @dataclass(frozen=True, kw_only=True)
-class PAI(ScoreEdit, AgainstText):
+class PAI(FormulaEdit, ScoreEdit, AgainstText):
     """Pay Attention to Image (arXiv 2407.21771).
 
     In the last prompt row and in all new rows, each score of an image token grows by a share of its own size
@@ -71,8 +71,9 @@ class PAI(ScoreEdit, AgainstText):
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
         return self.alpha * image_tokens.float()
 
-    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
-        return amplify(scores, self.columns(context, layer, scores)[0])
+    @property
+    def formula(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return amplify
 
     @property
     def contrasts(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,7 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.stats import Sums
 from vlmfix.engine.vision_attention import EncodedBlock, no_class_token
-from vlmfix.methods.attention.base import KeyScoreEdit
+from vlmfix.methods.attention.base import FormulaEdit
 from vlmfix.methods.attention.pai import amplify
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
@@ -30,7 +30,7 @@ _SPATIAL_LAYER = 0
 
 @register_method("paint")
 @dataclass(frozen=True, kw_only=True)
-class PAINT(KeyScoreEdit, ReadsVisionAttention):
+class PAINT(FormulaEdit, ReadsVisionAttention):
     """Paying Attention to Informed Tokens (arXiv 2501.12206).
 
     Of each image or tile, *summary* tokens are the outliers of what the class token of the vision encoder
@@ -127,8 +127,9 @@ class PAINT(KeyScoreEdit, ReadsVisionAttention):
         padded = nn.functional.pad(boosts, (0, keys - layout.length))
         return padded, layout.over_keys(layout.image_tokens, keys).float()
 
-    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
-        return amplify(scores, self.columns(context, layer, scores)[0])
+    @property
+    def formula(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return amplify
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         super().report(context, sums)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmfix.engine.context import DecodeContext
-from vlmfix.methods.attention.base import ScoreEdit
+from vlmfix.methods.attention.base import FormulaEdit, ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -18,7 +18,7 @@ from vlmfix.methods.validation import check_range
 
 @register_method("vaf")
 @dataclass(frozen=True, kw_only=True)
-class VAF(ScoreEdit):
+class VAF(FormulaEdit, ScoreEdit):
     """Visual Amplification Fusion, of ClearSight (arXiv 2503.13107).
 
     After the last image and in all new rows, scores are multiplied before the softmax, those of image tokens
@@ -61,8 +61,9 @@ class VAF(ScoreEdit):
     def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
         return column_factors(image_tokens, system_tokens, enhance=self.enhance, suppress=self.suppress)
 
-    def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
-        return scores * self.columns(context, layer, scores)[0]
+    @property
+    def formula(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return torch.mul
 
 
 def column_factors(image_tokens: Tensor, system_tokens: Tensor, *, enhance: float, suppress: float) -> Tensor:

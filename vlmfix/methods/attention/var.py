@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ActsInStaticSteps
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
+from vlmfix.engine.static_edits import Edit, StaticEdits
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -31,7 +33,7 @@ _ROOM = 256
 
 @register_method("var")
 @dataclass(frozen=True, kw_only=True)
-class VAR(Method):
+class VAR(Method, ActsInStaticSteps):
     """Visual Attention Redistribution (arXiv 2503.03321).
 
     Attention sinks are tokens with a massive activation in a few fixed dimensions. In heads that look at the
@@ -139,13 +141,22 @@ class VAR(Method):
     def edit_weights(self, context: DecodeContext, layer: int, weights: Tensor) -> Tensor:
         groups: TokenGroups = context.state[self, layer]
         if groups.keys < weights.shape[-1]:
-            groups = context.state[self, layer] = groups.with_room()
-        return groups.redistribute(
-            weights,
-            moved_fraction=self.moved_fraction,
-            min_image_mass=self.min_image_mass,
-            min_non_sink_share=self.min_non_sink_share,
-        )
+            groups = context.state[self, layer] = groups.with_room(_ROOM)
+        return groups.redistribute(weights, **self._bounds)
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        if not self._acts(context, layer):
+            return None
+        groups: TokenGroups = context.state[self, layer]
+        return StaticEdits(weights=Edit(_redistributed, groups.with_room(keys - groups.keys), self._bounds))
+
+    @property
+    def _bounds(self) -> dict[str, float]:
+        return {
+            "moved_fraction": self.moved_fraction,
+            "min_image_mass": self.min_image_mass,
+            "min_non_sink_share": self.min_non_sink_share,
+        }
 
     def inactive_reason(self, context: DecodeContext) -> str:
         groups = [value for value in context.state.values() if isinstance(value, TokenGroups)]
@@ -251,9 +262,9 @@ class TokenGroups(NamedTuple):
         """Number of keys that the groups cover."""
         return self.members.shape[-1]
 
-    def with_room(self) -> TokenGroups:
-        """The same groups with room for generated keys, which belong to none."""
-        return self._replace(members=nn.functional.pad(self.members, (0, _ROOM)))
+    def with_room(self, keys: int) -> TokenGroups:
+        """The same groups with room for so many generated keys, which belong to none."""
+        return self._replace(members=nn.functional.pad(self.members, (0, keys)))
 
     def redistribute(
         self, weights: Tensor, *, moved_fraction: float, min_image_mass: float, min_non_sink_share: float
@@ -275,6 +286,12 @@ class TokenGroups(NamedTuple):
         sinks, _, targets = members.unbind(dim=-2)
         change = torch.addcmul(given * targets, taken, sinks, value=-1)
         return torch.addcmul(attention, attention, change).to(weights.dtype)
+
+
+def _redistributed(
+    weights: Tensor, members: Tensor, share_guard: Tensor, has_visual_sink: Tensor, **bounds: float
+) -> Tensor:
+    return TokenGroups(members, share_guard, has_visual_sink).redistribute(weights, **bounds)
 
 
 def _dimensions(values: Any) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import AddsAuxiliaryPrompt
+from vlmfix.engine.capabilities import ActsInStaticSteps, AddsAuxiliaryPrompt
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import AuxiliaryPrompt
+from vlmfix.engine.static_edits import Edit, StaticEdits
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import Method, MethodInfo
 from vlmfix.methods.logits.branch_prompts import text_alone
@@ -35,7 +36,7 @@ _TVHD_TOP = 8
 
 @register_method("vhr")
 @dataclass(frozen=True, kw_only=True)
-class VHR(Method, AddsAuxiliaryPrompt):
+class VHR(Method, AddsAuxiliaryPrompt, ActsInStaticSteps):
     """Vision-aware Head Reinforcement (arXiv 2412.13949).
 
     In the prefill the prompt is read a second time without its image tokens, beside the first in one pass.
@@ -133,6 +134,12 @@ class VHR(Method, AddsAuxiliaryPrompt):
             text = context.auxiliary_tokens(self, heads.shape[1])
             scaled[:, text] = self._scaled(heads[:, text], factors)
         return scaled
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        if not self._acts(context, layer):
+            return None
+        factors, count = context.state[self, layer]
+        return StaticEdits(heads=Edit(torch.mul, (factors,)), edited=count)
 
     def _scaled(self, text: Tensor, factors: Tensor) -> Tensor:
         """Rows of one reading of the prompt."""

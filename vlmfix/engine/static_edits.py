@@ -1,0 +1,48 @@
+"""Edits of a decode step on tensors whose shapes are the same in all steps, as static caches need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Edit(NamedTuple):
+    """A formula with all that it has to know: `function(values, *tensors, **settings)`.
+
+    Args:
+        function: pure, and without anything that depends on numbers in a tensor but what it returns: no
+            shape, no branch in Python. It is compiled with the step.
+        tensors: prepared when the prompt has been read; shapes depend on the batch, the model and the number
+            of keys alone.
+        settings: numbers and flags.
+    """
+
+    function: Callable[..., Any]
+    tensors: tuple[Tensor, ...] = ()
+    settings: Mapping[str, Any] = {}
+
+
+class StaticEdits(NamedTuple):
+    """What a method does in one layer of every decode step; each edit returns what it was given, edited.
+
+    Args:
+        scores: see `MethodHooks.edit_scores`.
+        weights: see `MethodHooks.edit_weights`.
+        heads: see `MethodHooks.edit_heads`.
+        edited: how many sites `heads` edits in each sequence, `(batch,)`.
+        sites: how many there are; None: all heads.
+        measure: from the weights of the newest row without any edit and those from edited scores, `(batch,
+            heads, keys)` float32 each, to a tuple of sizes; without it, and with `sizes`, the edit of weights
+            or heads returns a pair, what it edited and that tuple.
+        sizes: their names, see `DecodeContext.measure`; `(batch, sites)` float32 each.
+    """
+
+    scores: Edit | None = None
+    weights: Edit | None = None
+    heads: Edit | None = None
+    edited: Tensor | None = None
+    sites: int | None = None
+    measure: Edit | None = None
+    sizes: tuple[str, ...] = ()
