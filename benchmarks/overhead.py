@@ -213,7 +213,11 @@ class Cost(NamedTuple):
 
 
 def measure_once(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], tokens: int, method: vlmfix.Method | None
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    tokens: int,
+    method: vlmfix.Method | None,
+    **generate_kwargs: Any,
 ) -> Cost:
     """Generate once under the method."""
     clock = Clock()
@@ -227,6 +231,7 @@ def measure_once(
             do_sample=False,
             streamer=clock,
             return_dict_in_generate=True,
+            **generate_kwargs,
         )
     prefill, *decode = [1000 * (after - before) for before, after in pairwise(clock.times)]
     cache = sum(layer.keys.numel() + layer.values.numel() for layer in read_cache(output).layers)

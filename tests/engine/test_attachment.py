@@ -15,7 +15,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    StaticCache,
     T5Config,
     T5ForConditionalGeneration,
     TextStreamer,
@@ -185,7 +184,6 @@ def test_embeddings_with_their_ids(llava: PreTrainedModel, inputs: dict[str, tor
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"cache_implementation": "quantized"}, "cache_implementation='quantized'"),
         (
             {"generation_config": GenerationConfig(cache_implementation="offloaded_static")},
@@ -215,12 +213,6 @@ def test_continuous_batching_is_refused(llava: PreTrainedModel, inputs: dict[str
 def test_assistant_model_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
     with VAR(llava), pytest.raises(vlmfix.UnsupportedError, match="assisted decoding"):
         generate(llava, inputs, assistant_model=families.build("llava"))
-
-
-def test_static_cache_object_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
-    cache = StaticCache(config=llava.config.text_config, max_cache_len=100)
-    with VAR(llava), pytest.raises(vlmfix.UnsupportedError, match="StaticCache"):
-        generate(llava, with_cache(llava, inputs, cache))
 
 
 def test_filled_cache_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:

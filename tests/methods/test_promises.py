@@ -133,6 +133,44 @@ def test_without_cache_equals_with_cache(name: str, family: str, model: PreTrain
         )
 
 
+STATIC = {"cache_implementation": "static"}
+NOT_STATIC = {
+    *("act", "adaiat", "adavboost", "causalmm", "cei", "crops", "eah", "fade", "head_pursuit", "hulluedit"),
+    *("iat", "ilvad", "memvr", "nullu", "only", "opera", "rudder", "sid", "sira", "tame", "vista", "vti"),
+    "baseline.random_directions",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "decoding"),
+    [
+        pytest.param(name, family, decoding, id=f"{name}-{family}-{way}")
+        for number, (name, family) in enumerate(in_turn(ATTACHED))
+        for way, decoding in (("greedy", {}), ("beams", {"num_beams": 3}))
+        if way == "greedy" or (name in REPRESENTATIVES and name not in NOT_STATIC)
+    ],
+)
+def test_static_cache_equals_growing_cache(
+    name: str, family: str, decoding: dict[str, Any], model: PreTrainedModel
+) -> None:
+    inputs = families.prompt(family, model, (1, 2, 0))
+    method, other = acting(name), acting(name)
+    if name in NOT_STATIC:
+        with attached(name, model), pytest.raises(vlmfix.UnsupportedError, match="for the default dynamic"):
+            new_tokens(model, inputs, **STATIC)
+        return
+    with method(model, families.PROCESSOR):
+        growing = logits(model, inputs, **decoding)
+    new_tokens(model, inputs, **STATIC)  # leaves the length of its cache on the model
+    before = families.fingerprint(model)
+    with other(model, families.PROCESSOR):
+        static = logits(model, inputs, **decoding, **STATIC)
+        torch.testing.assert_close(static, growing, atol=1e-4, rtol=1e-4)
+    assert families.fingerprint(model) == before
+    counted = [[each[:5] for each in every.latest_edit_stats()] for every in (method, other)]
+    assert counted[0] == counted[1]
+
+
 @pytest.mark.parametrize(
     ("name", "family", "dtype"),
     [

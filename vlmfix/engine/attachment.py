@@ -284,6 +284,8 @@ class Attachment:
         named = named_arguments(kind.generate, args, kwargs)
         compatibility.check_uncompiled(self.model)
         compatibility.check_generate(self.model, named)
+        if compatibility.asks_for_static_cache(self.model, named):
+            self.static.check(methods)
         compatibility.check_window(self.decoder, self._window, *tokens.lengths(self.model, named))
         for method in methods:
             if isinstance(method, ChoosesTokens):

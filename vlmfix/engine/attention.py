@@ -57,8 +57,8 @@ def attention(
     """
     static = vars(module).get(STEP)
     if static is not None:
-        edited: tuple[Tensor, Tensor | None] = static.attention(module, query, key, value, kwargs)
-        return edited
+        of_step: tuple[Tensor, Tensor | None] = static.attention(module, query, key, value, kwargs)
+        return of_step
     attachment = vars(module).get(ATTRIBUTE)
     if (
         attachment is None

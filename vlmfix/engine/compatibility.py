@@ -225,6 +225,12 @@ def check_generate(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
     check_cache(read_cache(kwargs), can_be_static=True)
 
 
+def asks_for_static_cache(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of `generate` has a static cache; see `check_generate`."""
+    asked = generation_setting(model, kwargs, "cache_implementation")
+    return asked == "static" or type(read_cache(kwargs)) is StaticCache
+
+
 def check_memory(decoder: Any, methods: Sequence[MethodHooks]) -> None:
     """Refuse methods that need more of the layers of a decoder than these keep.
 

@@ -80,7 +80,6 @@ class ModelHooks:
         compatibility.check_pass(self.model)
         is_static = type(cache) is StaticCache and self.attachment.call.generates
         if is_static:
-            static.check(self.attachment.methods)
             named = static.read_prompts(named)
         self._learn(named, cache)
         self._wants_tuple = named.get("return_dict", self.model.config.return_dict) is False

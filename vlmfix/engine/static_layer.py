@@ -41,6 +41,15 @@ class StaticLayerStep:
         self.edited: list[Tensor] = []
         self.sized: list[Tensor] = []
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it reads and writes."""
+        formulas = [
+            each for own in self.edits for each in (own.scores, own.weights, own.heads, own.measure) if each
+        ]
+        held = [tensor for each in formulas for tensor in each.tensors]
+        return [self.mask, *self.edited, *self.sized, *held]
+
     def attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
@@ -115,7 +124,8 @@ class StaticLayerStep:
         if isinstance(edited, Tensor):
             return edited
         self._keep(number, edited[1])
-        return edited[0]
+        after: Tensor = edited[0]
+        return after
 
     def _keep(self, number: int, sizes: Sequence[Tensor]) -> None:
         self.sized[number].copy_(torch.stack(list(sizes)))

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vlmfix.engine.capabilities import ActsInStaticSteps
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
@@ -19,7 +20,7 @@ from vlmfix.methods.validation import check_choice, check_range
 
 @register_method("farsight")
 @dataclass(frozen=True, kw_only=True)
-class FarSight(Method):
+class FarSight(Method, ActsInStaticSteps):
     """FarSight (arXiv 2505.16652): in the rows of the prompt, registers stand for the tokens to come, with
     scores that fall with their distance. They take part in the softmax, and what they get is dropped: a row
     whose own scores are low says less.
@@ -77,6 +78,9 @@ class FarSight(Method):
         kept = torch.where(self.takes(context).to(weights.device)[:, None, None, None], kept, 1.0)
         self._measure(context, layer, layout, 1 - kept[..., 0])
         return weights * kept
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> None:
+        return None  # new rows have no registers
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:

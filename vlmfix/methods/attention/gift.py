@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.capabilities import ActsInStaticSteps, ReadsLastRowAgain
@@ -226,9 +226,9 @@ class GIFT(Method, ReadsLastRowAgain, ActsInStaticSteps):
     def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
         if self.rows(context, layer) is None:
             return None
-        return StaticEdits(
-            weights=Edit(_enhanced, self._groups(context, context.layout_at(layer)), self._numbers)
-        )
+        layout = context.layout_at(layer)
+        groups = self._groups(context, layout).with_room(keys - layout.length)
+        return StaticEdits(weights=Edit(_enhanced, groups, self._numbers))
 
     @property
     def _numbers(self) -> dict[str, float]:
@@ -405,6 +405,13 @@ class TokenGroups(NamedTuple):
     def to(self, device: torch.device) -> TokenGroups:
         """The same groups on `device`; itself when they are there already."""
         return self if self.members.device == device else TokenGroups(*(each.to(device) for each in self))
+
+    def with_room(self, keys: int) -> TokenGroups:
+        """The same groups with room for so many generated keys, which belong to none."""
+        return self._replace(
+            members=nn.functional.pad(self.members, (0, 0, 0, keys)),
+            changes=nn.functional.pad(self.changes, (0, keys)),
+        )
 
     def enhance(self, weights: Tensor, *, head_keep_fraction: float, query_gain: float) -> Tensor:
         """See the function of this name; `weights` may have more keys than the groups cover."""

@@ -1,0 +1,224 @@
+"""Decode steps on static caches, as they are and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, LogitsProcessorList, PreTrainedModel, StaticCache
+
+import vlmfix
+from tests.support import families
+from tests.support.methods import acting, attached, built, with_flash_attention
+from vlmfix.engine.caches import read_cache, with_cache
+
+TOKENS = 5
+STATIC = {"cache_implementation": "static"}
+
+
+@pytest.fixture
+def inputs(llava: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return families.prompt("llava", llava, (1, 2, 0))
+
+
+def generate(model: PreTrainedModel, inputs: dict[str, torch.Tensor], **kwargs: Any) -> Any:
+    output = model.generate(
+        **inputs,
+        max_new_tokens=TOKENS,
+        min_new_tokens=TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **kwargs,
+    )
+    return output.sequences, torch.stack(output.logits), read_cache(output)
+
+
+def static_cache(model: PreTrainedModel, length: int) -> StaticCache:
+    return StaticCache(config=model.config.get_text_config(), max_cache_len=length)
+
+
+@pytest.mark.parametrize("name", ["var", "vcd", "icd", "fastv"])
+def test_cache_holds_what_was_read(
+    name: str, llava: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> None:
+    """Also where branches have rows of their own, or layers fewer tokens."""
+    given = static_cache(llava, inputs["input_ids"].shape[1] + TOKENS + 7)
+    with attached(name, llava):
+        tokens, logits, grown = generate(llava, inputs)
+        again, static, used = generate(llava, with_cache(llava, inputs, given))
+    assert used is given
+    assert torch.equal(again, tokens)
+    torch.testing.assert_close(static, logits, atol=1e-4, rtol=1e-4)
+    for own, other in zip(given.layers, grown.layers, strict=True):
+        length = int(own.cumulative_length)
+        assert length == other.get_seq_length()
+        torch.testing.assert_close(own.keys[:, :, :length], other.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own.values[:, :, :length], other.values, atol=1e-4, rtol=1e-4)
+        assert not own.keys[:, :, length:].any()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("pai", "var", "vhr"), ("fastv", "gift", "vcd"), ("vaf", "adhh", "dola"), ("devils", "pai")],
+    ids="+".join,
+)
+def test_methods_together(
+    names: tuple[str, ...], llava: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> None:
+    found = []
+    for kwargs in ({}, STATIC):
+        methods = [acting(name) for name in names]
+        with ExitStack() as stack:
+            for method in methods:
+                stack.enter_context(method(llava, families.PROCESSOR))
+            _, logits, _ = generate(llava, inputs, **kwargs)
+        found.append((logits, [[row[:5] for row in each.latest_edit_stats()] for each in methods]))
+    (growing, counted), (static, again) = found
+    torch.testing.assert_close(static, growing, atol=1e-4, rtol=1e-4)
+    assert again == counted
+
+
+COMPILED = ["var", "vhr", "gift", "pai", "devils", "vaf", "adhh", "dola", "deco", "vcd", "m3id", "fastv"]
+
+
+def compiling(**kwargs: Any) -> dict[str, Any]:
+    config = CompileConfig(fullgraph=True, mode=None, **kwargs)
+    config._compile_all_devices = True  # type: ignore[assignment]  # typed by its default, None
+    return {**STATIC, "compile_config": config}
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_step_is_one_graph_that_stays(name: str) -> None:
+    """No break in the step, and other prompts, answers and blocks compile nothing new."""
+    family = "qwen2_5_vl"
+    model = built(family)
+    settings = compiling(backend="eager")
+    shorter = (1, 0, 1) if name != "fastv" else (0, 1, 2)  # slots of what it keeps depend on the length
+    for samples in ((1, 2, 0), shorter):
+        prompts = families.prompt(family, model, samples)
+        with attached(name, model):
+            tokens, logits, _ = generate(model, prompts)
+            given = with_cache(model, prompts, static_cache(model, 60))
+            again, compiled, _ = generate(model, given, compile_config=settings["compile_config"])
+        assert torch.equal(again, tokens)
+        torch.testing.assert_close(compiled, logits, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_inductor(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+    with attached("var", llava), attached("vhr", llava):
+        tokens, logits, _ = generate(llava, inputs)
+        again, compiled, _ = generate(llava, inputs, **compiling())
+    assert torch.equal(again, tokens)
+    torch.testing.assert_close(compiled, logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_stock_step_stays_stock(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+    """Compiled before a block, it is not taken for that of a method, nor the other way round."""
+    settings = compiling(backend="eager")
+    stock = generate(llava, inputs, **settings)[1]
+    with attached("pai", llava):
+        edited = generate(llava, inputs, **settings)[1]
+        growing = generate(llava, inputs)[1]
+    torch.testing.assert_close(edited, growing, atol=1e-4, rtol=1e-4)
+    assert (edited - stock).abs().max() > 1e-3
+    assert torch.equal(generate(llava, inputs, **settings)[1], stock)
+
+
+def test_hooks_that_compiled_steps_would_pass_over(
+    llava: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> None:
+    with attached("var", llava):
+        seen: list[Any] = []
+        hook = llava.register_forward_hook(lambda *given: seen.append(given[2].logits.shape))
+        try:
+            with pytest.raises(vlmfix.UnsupportedError, match="hooks on LlavaForConditionalGeneration"):
+                generate(llava, inputs, **compiling(backend="eager"))
+            generate(llava, inputs, **STATIC)
+        finally:
+            hook.remove()
+    assert len(seen) == TOKENS
+
+
+def test_gate_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+    with (
+        vlmfix.PAI(gate="entropy:0.3")(llava),
+        pytest.raises(vlmfix.UnsupportedError, match="PAI with a gate"),
+    ):
+        generate(llava, inputs, **STATIC)
+
+
+def test_cache_that_is_too_short_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+    length = inputs["input_ids"].shape[1]
+    given = with_cache(llava, inputs, static_cache(llava, length + TOKENS - 2))
+    with attached("vhr", llava), pytest.raises(vlmfix.UnsupportedError, match="lower max_new_tokens"):
+        generate(llava, given)
+    with attached("vhr", llava):
+        generate(llava, with_cache(llava, inputs, static_cache(llava, length + TOKENS - 1)))
+
+
+def test_filled_static_cache_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+    cache = static_cache(llava, 100)
+    with attached("vhr", llava):
+        first = generate(llava, with_cache(llava, inputs, cache))[0]
+        with pytest.raises(vlmfix.UnsupportedError, match="filled already"):
+            generate(llava, with_cache(llava, inputs, cache))
+        cache.reset()
+        assert torch.equal(generate(llava, with_cache(llava, inputs, cache))[0], first)
+
+
+def test_pass_by_hand_is_refused(llava: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
+    given = with_cache(llava, inputs, static_cache(llava, 100))
+    with attached("vhr", llava), pytest.raises(vlmfix.UnsupportedError, match="StaticCache"):
+        llava(**given)
+
+
+def test_flash_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_flash_attention("llava", monkeypatch)
+    prompts = families.prompt("llava", model, (1, 2))
+    with attached("vhr", model), pytest.raises(vlmfix.UnsupportedError, match="'flash_attention_2'"):
+        generate(model, prompts, **STATIC)
+
+
+def test_eager_attention(inputs: dict[str, torch.Tensor]) -> None:
+    model = built("llava", attn_implementation="eager")
+    with attached("vaf", model):
+        growing, static = (generate(model, inputs, **kwargs)[1] for kwargs in ({}, STATIC))
+    torch.testing.assert_close(static, growing, atol=1e-4, rtol=1e-4)
+
+
+def test_failed_call_leaves_the_model_as_it_was(
+    llava: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> None:
+    def stop(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] > inputs["input_ids"].shape[1] + 1:
+            raise RuntimeError("stop")
+        return scores
+
+    generate(llava, inputs, **STATIC)
+    before = families.fingerprint(llava)
+    with attached("var", llava):
+        with pytest.raises(RuntimeError, match="stop"):
+            generate(llava, inputs, logits_processor=LogitsProcessorList([stop]), **STATIC)
+        growing, static = (generate(llava, inputs, **kwargs)[1] for kwargs in ({}, STATIC))
+        torch.testing.assert_close(static, growing, atol=1e-4, rtol=1e-4)
+    assert families.fingerprint(llava) == before
