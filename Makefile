@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE = 1
 # Tests start many processes, each of which would compile the package anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test tests checks quick support coverage lint types docs bench test-oldest test-integrations clean
+.PHONY: demo test tests checks quick support coverage lint types docs bench profile test-oldest test-integrations clean
 
 demo: $(VENV)/ready
 	$(BIN)/vlmfix generate --image docs/scene.png --prompt "Describe the image." --method var --compare
@@ -51,6 +51,11 @@ docs: $(VENV)/ready
 # Speed against greedy decoding on this machine, and against the last kept run of such a machine.
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.bench
+
+# Where the time of a decode step goes: make profile METHOD=var
+METHOD ?= var
+profile: $(VENV)/ready
+	$(BIN)/python -m benchmarks.profile --method $(METHOD)
 
 test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/pytest $(PARALLEL) -m promises

@@ -36,17 +36,17 @@ def bandwidth_limit(model: PreTrainedModel) -> float:
     parts = (text_decoder(model), model.get_output_embeddings())
     embeddings = model.get_input_embeddings().weight
     weights = [each for part in parts for each in part.parameters() if each is not embeddings]
-    sizes = [each.numel() * each.element_size() for each in weights]
-    source = torch.empty(min(sum(sizes), 2**30), dtype=torch.uint8, device=model.device)
+    total: int = sum(each.numel() * each.element_size() for each in weights)
+    source = torch.empty(min(total, 2**30), dtype=torch.uint8, device=model.device)
     target = torch.empty_like(source)
-    times = []
+    times: list[float] = []
     for _ in range(8):
         _finish(model)
         start = time.perf_counter()
         target.copy_(source)
         _finish(model)
         times.append(time.perf_counter() - start)
-    return 1000 * min(times) / 2 * (sum(sizes) / len(source))
+    return 1000 * min(times) / 2 * total / len(source)
 
 
 def _finish(model: PreTrainedModel) -> None:

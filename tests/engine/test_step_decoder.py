@@ -215,7 +215,7 @@ def test_an_error_leaves_no_block(llava: PreTrainedModel) -> None:
 def test_caches_that_are_refused(llava: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     with (
         Nothing()(llava),
-        pytest.raises(vlmfix.UnsupportedError, match=r"use_cache=True|use the default dynamic cache"),
+        pytest.raises(vlmfix.UnsupportedError, match=r"use_cache=True|StaticCache is not supported"),
     ):
         read(llava, families.prompt("llava", llava), read_on, **kwargs)
 
