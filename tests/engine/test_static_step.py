@@ -83,7 +83,10 @@ def test_methods_together(
     assert again == counted
 
 
-COMPILED = ["var", "vhr", "gift", "pai", "devils", "vaf", "adhh", "dola", "deco", "vcd", "m3id", "fastv"]
+COMPILED = [
+    *("var", "vhr", "gift", "pai", "devils", "vaf", "adhh", "head_pursuit", "dola", "deco", "vcd", "m3id"),
+    *("fastv", "vista", "cei"),
+]
 
 
 def compiling(**kwargs: Any) -> dict[str, Any]:

@@ -218,8 +218,9 @@ class Attachment:
         self._set(self.model, "init_continuous_batching", compatibility.refuse_continuous_batching)
 
     def _hook_decoder(self, on: bool) -> None:
-        """Hang the hooks around the decoder and its layers, or take them off."""
+        """Hang the hooks around the decoder, its layers and their parts, or take them off."""
         self._of_decoder.close()
+        self._stream_hooks.install(self.methods if on else ())
         if not on:
             return
         for index, layer in enumerate(self.decoder.layers):

@@ -31,7 +31,10 @@ class StaticEdits(NamedTuple):
         scores: see `MethodHooks.edit_scores`.
         weights: see `MethodHooks.edit_weights`.
         heads: see `MethodHooks.edit_heads`.
-        edited: how many sites `heads` edits in each sequence, `(batch,)`.
+        stream: see `EditsStream.edit_stream`, at the one site of the method; returns a pair, what it edited
+            and a tuple of the `sizes`.
+        takes: sequences whose stream is edited, `(batch,)` bool.
+        edited: how many sites `heads` or `stream` edits in each sequence, `(batch,)`.
         sites: how many there are; None: all heads.
         measure: from the weights of the newest row without any edit and those from edited scores, `(batch,
             heads, keys)` float32 each, to a tuple of sizes; without it, and with `sizes`, the edit of weights
@@ -42,6 +45,8 @@ class StaticEdits(NamedTuple):
     scores: Edit | None = None
     weights: Edit | None = None
     heads: Edit | None = None
+    stream: Edit | None = None
+    takes: Tensor | None = None
     edited: Tensor | None = None
     sites: int | None = None
     measure: Edit | None = None

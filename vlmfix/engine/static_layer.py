@@ -18,6 +18,9 @@ from vlmfix.engine.static_edits import Edit, StaticEdits
 STEP = "_vlmfix_static_layer"
 """Of an attention module, in the decode steps of a run on a static cache: its `StaticLayerStep`."""
 
+STREAM = "_vlmfix_static_stream"
+"""Of a module after which methods edit the residual stream: the `StaticLayerStep` of its layer."""
+
 
 class StaticLayerStep:
     """What methods do in one layer of a decode step.
@@ -45,10 +48,14 @@ class StaticLayerStep:
     def tensors(self) -> list[Tensor]:
         """All that it reads and writes."""
         formulas = [
-            each for own in self.edits for each in (own.scores, own.weights, own.heads, own.measure) if each
+            each
+            for own in self.edits
+            for each in (own.scores, own.weights, own.heads, own.measure, own.stream)
+            if each
         ]
         held = [tensor for each in formulas for tensor in each.tensors]
-        return [self.mask, *self.edited, *self.sized, *held]
+        taken = [own.takes for own in self.edits if own.takes is not None]
+        return [self.mask, *self.edited, *self.sized, *taken, *held]
 
     def attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]
@@ -117,6 +124,16 @@ class StaticLayerStep:
         for number, sites in changed.items():
             self.edited[number].copy_(sites.flatten(1).sum(dim=1))
         return attend(weights, value).to(query.dtype)
+
+    def edit_stream(self, states: Tensor) -> Tensor:
+        """States of the residual stream, `(sequences, 1, hidden)`, at the site where methods edit them."""
+        own = states[: self.prompts]
+        for number, each in enumerate(self.edits):
+            if each.stream is not None:
+                assert each.takes is not None
+                after = self._apply(number, each.stream, own).to(own.dtype)
+                own = torch.where(each.takes[:, None, None], after, own)
+        return torch.cat([own, states[self.prompts :]]) if len(states) > self.prompts else own
 
     def _apply(self, number: int, edit: Edit, values: Tensor) -> Tensor:
         """The edit of one method; keeps the sizes that come with it."""

@@ -24,6 +24,7 @@ from vlmfix.engine.capabilities import (
     ActsInStaticSteps,
     AddsAuxiliaryPrompt,
     ChoosesTokens,
+    EditsStream,
     ReadsEarlyExits,
     RemembersSequences,
     RunsLayerParts,
@@ -31,9 +32,9 @@ from vlmfix.engine.capabilities import (
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.static_cache import REMEDY, RunCache
-from vlmfix.engine.static_layer import STEP, StaticLayerStep
+from vlmfix.engine.static_layer import STEP, STREAM, StaticLayerStep
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.structure import attention_layers, attention_of, text_decoder
+from vlmfix.models.structure import StreamSite, attention_layers, attention_of, stream_module, text_decoder
 
 _TAP = "_vlmfix_static_tap"
 
@@ -169,6 +170,21 @@ class StaticSteps:
             torch._dynamo.mark_static_address(tensor, guard=False)  # or CUDA graphs are not recorded
         self._layers[layer], self._acting[layer] = step, list(acting)
         self._mark(attention_of(self._decoder, layer), STEP, step)
+        streams: set[StreamSite] = {
+            site
+            for method, edits in acting.items()
+            if edits.stream is not None and isinstance(method, EditsStream)
+            for site in method.stream_sites
+        }
+        if len(streams) > 1:
+            raise UnsupportedError(
+                f"methods edit the stream in several places of a layer ({', '.join(sorted(streams))}), which "
+                f"a static cache does not allow; {REMEDY}"
+            )
+        for site in streams:
+            module = stream_module(self._decoder, layer, site)
+            self._mark(module, STREAM, step)
+            self._undo.callback(module.register_forward_hook(_edit_stream).remove)
 
     def _tap(self, context: DecodeContext, layer: int) -> None:
         module: nn.Module = self._decoder.layers[layer]
@@ -269,6 +285,14 @@ def can_act(method: MethodHooks) -> bool:
     return isinstance(method, ActsInStaticSteps) or not (
         method.edits_attention or isinstance(method, elsewhere)
     )
+
+
+def _edit_stream(module: nn.Module, args: Any, output: Any) -> Any:
+    """Edit what a module adds to the residual stream, or leaves it as; one function, as below."""
+    step: StaticLayerStep = vars(module)[STREAM]
+    if isinstance(output, tuple):
+        return (step.edit_stream(output[0]), *output[1:])
+    return step.edit_stream(output)
 
 
 def _keep_newest(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

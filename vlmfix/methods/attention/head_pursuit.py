@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from vlmfix.engine.capabilities import ActsInStaticSteps
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import Edit, StaticEdits
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import check_heads, head_pairs
 from vlmfix.methods.base import Method, MethodInfo
@@ -25,7 +28,7 @@ _DEFAULT_SHARE = 16 / 1024
 
 @register_method("head_pursuit")
 @dataclass(frozen=True, kw_only=True)
-class HeadPursuit(Method):
+class HeadPursuit(Method, ActsInStaticSteps):
     """Scaling of the heads that write the words of a concept (Head Pursuit, arXiv 2510.21518).
 
     Steering, and no cure of hallucination: heads that write a concept can be silenced, and made to say it
@@ -113,7 +116,7 @@ class HeadPursuit(Method):
         own = self._heads_of(layer)
         if not own:
             return heads
-        key = (self, layer, heads.device)
+        key = self, layer, "factors"
         if key not in context.state:
             factors = torch.ones(heads.shape[2], dtype=heads.dtype)
             factors[own] = self.head_scale
@@ -121,12 +124,18 @@ class HeadPursuit(Method):
             context.state[key] = factors[None, :, None].to(heads.device)  # the same in all sequences
             context.state[self, layer, "edited"] = edited.to(context.layout.image_tokens.device)
         context.count(self, layer, context.state[self, layer, "edited"], len(own))
-        newest = heads[:, heads.shape[1] - 1 - context.auxiliary_length].float()
-        size = torch.linalg.vector_norm(newest[:, own], dim=-1)
-        whole = torch.linalg.vector_norm(newest.flatten(1), dim=-1, keepdim=True)
-        context.measure(self, size=size / whole.clamp_min(1e-12))
-        scaled: Tensor = heads * context.state[key]
+        newest = heads.shape[1] - 1 - context.auxiliary_length
+        scaled, (size,) = _scaled(heads, context.state[key].to(heads.device), own=own, newest=newest)
+        context.measure(self, size=size)
         return scaled
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        own = self._heads_of(layer)
+        if not own:
+            return None
+        factors, edited = (context.state[self, layer, name] for name in ("factors", "edited"))
+        edit = Edit(_scaled, (factors,), {"own": own, "newest": 0})
+        return StaticEdits(heads=edit, edited=edited, sites=len(own), sizes=("size",))
 
     def edit_sites(self, layer: int, heads: int) -> int:
         return len(self._heads_of(layer))
@@ -138,3 +147,14 @@ class HeadPursuit(Method):
     def _heads_of(self, layer: int) -> list[int]:
         assert self.heads is not None
         return [head for each, head in self.heads if each == layer]
+
+
+def _scaled(
+    heads: Tensor, factors: Tensor, *, own: Sequence[int], newest: int
+) -> tuple[Tensor, tuple[Tensor]]:
+    """Outputs of heads by their factors, and what the norm of those of some heads has of that of all, in the
+    newest row, `(batch, heads)`."""
+    row = heads[:, newest].float()
+    size = torch.linalg.vector_norm(row[:, own], dim=-1)
+    whole = torch.linalg.vector_norm(row.flatten(1), dim=-1, keepdim=True)
+    return heads * factors, (size / whole.clamp_min(1e-12),)

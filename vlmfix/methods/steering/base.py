@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import EditsStream, ReadsLastRowAgain
+from vlmfix.engine.capabilities import ActsInStaticSteps, EditsStream, ReadsLastRowAgain
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import Edit, StaticEdits
 from vlmfix.methods.base import Method
 from vlmfix.models.directions import read_directions
 from vlmfix.models.profiles import Profile
+from vlmfix.models.structure import StreamSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,16 @@ class StreamEdit(Method, EditsStream, ABC):
 
     def acts_in_layer(self, context: DecodeContext, layer: int) -> bool:
         return self.edits_layer(layer) and context.layout.has_image
+
+    def edited_rows(self, context: DecodeContext, layer: int, states: Tensor) -> Tensor:
+        """Those of `states`, the last ones, that it edits."""
+        return states
+
+    def with_edited_rows(self, context: DecodeContext, layer: int, states: Tensor, rows: Tensor) -> Tensor:
+        """States `(batch, tokens, hidden)` with other last rows, see `edited`."""
+        earlier = states[:, : states.shape[1] - rows.shape[1]]
+        after = torch.cat([earlier, rows], dim=1) if earlier.shape[1] else rows
+        return self.edited(context, layer, states, after)
 
     def edited(self, context: DecodeContext, layer: int, before: Tensor, after: Tensor) -> Tensor:
         """`after` where the method takes the sequence, else `before`; counts a site a layer and step.
@@ -58,11 +70,31 @@ class NewRowEdit(StreamEdit, ReadsLastRowAgain, ABC):
     def reads_last_row_again(self, context: DecodeContext) -> bool:
         return context.layout.has_image
 
-    def with_new_rows(self, context: DecodeContext, layer: int, states: Tensor, new: Tensor) -> Tensor:
-        """States `(batch, tokens, hidden)` with other new rows, see `edited`."""
-        earlier = states[:, : states.shape[1] - new.shape[1]]
-        after = torch.cat([earlier, new], dim=1) if earlier.shape[1] else new
-        return self.edited(context, layer, states, after)
+    def edited_rows(self, context: DecodeContext, layer: int, states: Tensor) -> Tensor:
+        return states[:, context.first_new_row(layer, states.shape[1]) :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamFormula(StreamEdit, ActsInStaticSteps, ABC):
+    """Base of those whose edit is a formula of the states."""
+
+    @abstractmethod
+    def formula(self, context: DecodeContext, layer: int, device: torch.device) -> Edit:
+        """From states `(batch, tokens, hidden)` to edited ones, and the size of the edit of the newest token,
+        `(batch, 1)`, as a tuple of one."""
+
+    def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
+        rows, edit = self.edited_rows(context, layer, states), self.formula(context, layer, states.device)
+        after, (size,) = edit.function(rows, *edit.tensors, **edit.settings)
+        context.measure(self, size=size)
+        return self.with_edited_rows(context, layer, states, after.to(states.dtype))
+
+    def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
+        if not self.acts_in_layer(context, layer):
+            return None
+        takes = self.takes(context)
+        edit = self.formula(context, layer, takes.device)
+        return StaticEdits(stream=edit, takes=takes, edited=takes.long(), sites=1, sizes=("size",))
 
 
 def directions_file(

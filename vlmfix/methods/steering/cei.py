@@ -6,17 +6,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import Edit
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import at_depth
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.sid import check_layer
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.steering.base import NewRowEdit
+from vlmfix.methods.steering.base import NewRowEdit, StreamFormula
 from vlmfix.methods.validation import check_flag, check_range, check_whole
 from vlmfix.models.profiles import Profile
 from vlmfix.models.structure import StreamSite
@@ -24,7 +26,7 @@ from vlmfix.models.structure import StreamSite
 
 @register_method("cei")
 @dataclass(frozen=True, kw_only=True)
-class CEI(NewRowEdit):
+class CEI(StreamFormula, NewRowEdit):
     """Context Embedding Injection (arXiv 2601.05939), the static form.
 
     The final state of the last prompt token, after the final norm, sums up image and question. A share of it
@@ -83,16 +85,24 @@ class CEI(NewRowEdit):
             assert context.modules is not None
             context.state[self, "prompt"] = context.modules.final_norm(states[:, -1:])
             return states
-        prompt = context.state[self, "prompt"].to(states.device)
-        new = states[:, context.first_new_row(layer, states.shape[1]) :]
-        mixed = inject(new, prompt, alpha=self.alpha, match_norm=self.match_norm)
-        before, after = new[:, -1:].float(), mixed[:, -1:].float()
-        context.measure(self, size=(after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12))
-        return self.with_new_rows(context, layer, states, mixed.to(states.dtype))
+        return super().edit_stream(context, layer, site, states)
+
+    def formula(self, context: DecodeContext, layer: int, device: torch.device) -> Edit:
+        prompt = context.state[self, "prompt"].to(device)
+        return Edit(_injected, (prompt,), {"alpha": self.alpha, "match_norm": self.match_norm})
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "change of the stream after the layer, as a share of its length"}
+
+
+def _injected(
+    states: Tensor, prompt: Tensor, *, alpha: float, match_norm: bool
+) -> tuple[Tensor, tuple[Tensor]]:
+    """States with a share of that of the prompt, and how far the newest changed, as a share of its length."""
+    mixed = inject(states, prompt, alpha=alpha, match_norm=match_norm)
+    before, after = states[:, -1:].float(), mixed[:, -1:].float()
+    return mixed, ((after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12),)
 
 
 def inject(states: Tensor, prompt: Tensor, *, alpha: float, match_norm: bool = False) -> Tensor:

@@ -6,24 +6,25 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import Edit
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import fitted_layers, layer_range
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.steering.base import NewRowEdit
+from vlmfix.methods.steering.base import NewRowEdit, StreamFormula
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
-from vlmfix.models.structure import StreamSite
 
 
 @register_method("fade")
 @dataclass(frozen=True, kw_only=True)
-class FADE(NewRowEdit):
+class FADE(StreamFormula, NewRowEdit):
     """Feed-forward attenuation (arXiv 2606.29431), a reconstruction from the abstract and a digest.
 
     Attention gathers what the image shows, feed-forward parts of middle layers write what the language
@@ -63,14 +64,17 @@ class FADE(NewRowEdit):
         assert self.layers is not None
         return self.layers[0] <= layer < self.layers[1]
 
-    def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
-        new = states[:, context.first_new_row(layer, states.shape[1]) :]
-        context.measure(self, size=self.alpha * new[:, -1:].float().norm(dim=-1))
-        return self.with_new_rows(context, layer, states, attenuate(new, self.alpha))
+    def formula(self, context: DecodeContext, layer: int, device: torch.device) -> Edit:
+        return Edit(_attenuated, settings={"alpha": self.alpha})
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "length of what is taken from a feed-forward part's addition"}
+
+
+def _attenuated(added: Tensor, *, alpha: float) -> tuple[Tensor, tuple[Tensor]]:
+    """What a feed-forward part adds, made smaller, and the length of what is taken at the newest token."""
+    return attenuate(added, alpha), (alpha * added[:, -1:].float().norm(dim=-1),)
 
 
 def attenuate(added: Tensor, alpha: float) -> Tensor:

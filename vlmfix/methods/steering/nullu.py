@@ -12,23 +12,23 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import Edit
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import fitted_layers, layer_range
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import OneOf
-from vlmfix.methods.steering.base import StreamEdit, check_file_name, directions_file
+from vlmfix.methods.steering.base import StreamFormula, check_file_name, directions_file
 from vlmfix.methods.validation import check_whole
 from vlmfix.models.directions import read_directions
 from vlmfix.models.profiles import Profile
-from vlmfix.models.structure import StreamSite
 
 GREATEST_RANK = 16
 
 
 @register_method("nullu")
 @dataclass(frozen=True, kw_only=True)
-class Nullu(StreamEdit):
+class Nullu(StreamFormula):
     """Nullu (arXiv 2412.13817): takes from what the feed-forward parts of deep layers add the main
     differences between truthful and hallucinating answers.
 
@@ -90,22 +90,24 @@ class Nullu(StreamEdit):
     def acts_in_layer(self, context: DecodeContext, layer: int) -> bool:
         return self.edits_layer(layer)
 
-    def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
+    def formula(self, context: DecodeContext, layer: int, device: torch.device) -> Edit:
         key = self, layer
         if key not in context.state:
             assert context.config is not None
             found = self.subspaces(context.config)
-            context.state[key] = found[layer, : self.rank].T.to(states.device)[None]  # of all sequences
-        subspace = context.state[key][0]
-        after = remove_subspace(states, subspace)
-        newest = states[:, -1:].float()
-        removed = (newest @ subspace).square().sum(dim=-1) / newest.square().sum(dim=-1).clamp_min(1e-12)
-        context.measure(self, size=removed)
-        return self.edited(context, layer, states, after.to(states.dtype))
+            context.state[key] = found[layer, : self.rank].T.to(device)[None]  # of all sequences
+        return Edit(_removed, (context.state[key][0],))
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "share of the energy of what is added that is removed"}
+
+
+def _removed(states: Tensor, subspace: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+    """States without their part in a subspace, and the share of the energy of the newest that this takes."""
+    newest = states[:, -1:].float()
+    share = (newest @ subspace).square().sum(dim=-1) / newest.square().sum(dim=-1).clamp_min(1e-12)
+    return remove_subspace(states, subspace), (share,)
 
 
 def remove_subspace(states: Tensor, subspace: Tensor) -> Tensor:

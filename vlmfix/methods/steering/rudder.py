@@ -146,7 +146,7 @@ class RUDDER(NewRowEdit):
         added = length * opening * direction
         context.measure(self, size=added[:, -1:].norm(dim=-1), opening=opening[:, -1:, 0])
         new = (states[:, first:].float() + added).to(states.dtype)
-        return self.with_new_rows(context, layer, states, new)
+        return self.with_edited_rows(context, layer, states, new)
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:

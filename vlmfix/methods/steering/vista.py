@@ -7,22 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmfix.engine.capabilities import ReadsAhead
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import Branch
+from vlmfix.engine.static_edits import Edit
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.attention.base import fitted_layers, layer_range
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.branch_prompts import unchanged, without_image
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.steering.base import StreamEdit, angle, steer, unit
+from vlmfix.methods.steering.base import StreamFormula, angle, steer, unit
 from vlmfix.methods.validation import check_range
 from vlmfix.models.profiles import Profile
-from vlmfix.models.structure import StreamSite
 
 # Share of a state that float32 may lose.
 _ROUNDING = 1e-5
@@ -30,7 +31,7 @@ _ROUNDING = 1e-5
 
 @register_method("vista")
 @dataclass(frozen=True, kw_only=True)
-class VISTA(StreamEdit, ReadsAhead):
+class VISTA(StreamFormula, ReadsAhead):
     """Visual information Steering (arXiv 2502.03628), the steering vector; the other half of the paper is
     `sla`, and "vista+sla" is both.
 
@@ -86,11 +87,9 @@ class VISTA(StreamEdit, ReadsAhead):
         for layer, (own, other) in enumerate(zip(shown, hidden, strict=True)):
             context.state[self, layer] = difference(own.float(), other.float())
 
-    def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
-        vector = context.state[self, layer].to(states.device)[:, None]
-        after = steer(states, steering_shift(states, vector, strength=self.strength))
-        context.measure(self, size=angle(states[:, -1:], after[:, -1:]))
-        return self.edited(context, layer, states, after.to(states.dtype))
+    def formula(self, context: DecodeContext, layer: int, device: torch.device) -> Edit:
+        vector = context.state[self, layer].to(device)[:, None]
+        return Edit(_steered, (vector,), {"strength": self.strength})
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
@@ -103,6 +102,12 @@ def difference(shown: Tensor, hidden: Tensor) -> Tensor:
     vector = shown - hidden
     seen = vector.norm(dim=-1, keepdim=True) > _ROUNDING * shown.norm(dim=-1, keepdim=True)
     return vector.masked_fill(~seen, 0.0)
+
+
+def _steered(states: Tensor, vector: Tensor, *, strength: float) -> tuple[Tensor, tuple[Tensor]]:
+    """States that VISTA has steered, and degrees by which the newest turned."""
+    after = steer(states, steering_shift(states, vector, strength=strength))
+    return after, (angle(states[:, -1:], after[:, -1:]),)
 
 
 def steering_shift(states: Tensor, vector: Tensor, *, strength: float) -> Tensor:

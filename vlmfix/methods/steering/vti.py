@@ -15,24 +15,24 @@ from transformers import PreTrainedConfig
 
 from vlmfix.engine.capabilities import EditsVisionEncoder
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import Edit
 from vlmfix.engine.stats import Sums
 from vlmfix.engine.vision_encoder import VisionEncoder
 from vlmfix.errors import UnsupportedError
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
-from vlmfix.methods.steering.base import StreamEdit, angle, check_file_name, directions_file, steer, unit
+from vlmfix.methods.steering.base import StreamFormula, angle, check_file_name, directions_file, steer, unit
 from vlmfix.methods.validation import check_range
 from vlmfix.models.directions import read_directions
 from vlmfix.models.profiles import Profile
-from vlmfix.models.structure import StreamSite
 
 _SCALE = 0.1
 
 
 @register_method("vti")
 @dataclass(frozen=True, kw_only=True)
-class VTI(StreamEdit, EditsVisionEncoder):
+class VTI(StreamFormula, EditsVisionEncoder):
     """Visual and Textual Intervention (arXiv 2410.15778).
 
     What the feed-forward part of each decoder layer adds is turned, with its length kept, towards the
@@ -101,16 +101,14 @@ class VTI(StreamEdit, EditsVisionEncoder):
     def edits_layer(self, layer: int) -> bool:
         return self.alpha_text != 0
 
-    def edit_stream(self, context: DecodeContext, layer: int, site: StreamSite, states: Tensor) -> Tensor:
+    def formula(self, context: DecodeContext, layer: int, device: torch.device) -> Edit:
         key = self, layer
         if key not in context.state:
             assert context.config is not None
             found = self.vectors("text", context.config)[layer]
-            shift = _SCALE * self.alpha_text * unit(found.to(states.device))
+            shift = _SCALE * self.alpha_text * unit(found.to(device))
             context.state[key] = shift[None]  # the same in all sequences
-        after = steer(states, context.state[key][0])
-        context.measure(self, size=angle(states[:, -1:], after[:, -1:]))
-        return self.edited(context, layer, states, after.to(states.dtype))
+        return Edit(_steered, (context.state[key][0],))
 
     def hook_encoder(self, encoder: VisionEncoder) -> Sequence[RemovableHandle]:
         found = self.vectors("image", encoder.config)
@@ -132,6 +130,12 @@ class VTI(StreamEdit, EditsVisionEncoder):
     def report(self, context: DecodeContext, sums: Sums) -> None:
         if sums.size_count:
             sums.details = {"size": "degrees by which what is added in the decoder turns"}
+
+
+def _steered(states: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+    """States that VTI has steered, and degrees by which the newest turned."""
+    after = steer(states, shift)
+    return after, (angle(states[:, -1:], after[:, -1:]),)
 
 
 def _turn(shift: Tensor, module: nn.Module, args: Any, output: Tensor) -> Tensor:
