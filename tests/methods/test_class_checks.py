@@ -118,7 +118,7 @@ def test_hooks_that_are_missing() -> None:
         register_method("typo")(Typo)
     with pytest.raises(TypeError, match="NoRows overrides edit_weights and not rows"):
         register_method("norows")(NoRows)
-    with pytest.raises(TypeError, match="NoFormula lacks edit_scores"):
+    with pytest.raises(TypeError, match="NoFormula lacks formula"):
         register_method("noformula")(NoFormula)
 
 
@@ -132,8 +132,9 @@ def test_published_layers(layers: Any) -> None:
         def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
             return image_tokens.float()
 
-        def edit_scores(self, context: Any, layer: int, scores: Tensor) -> Tensor:
-            return scores
+        @property
+        def formula(self) -> Any:
+            return torch.add
 
     register_method("scores")(Scores)
     with pytest.raises(ValueError, match=r"Scores.published_layers is .*; it must be the first edited layer"):

@@ -14,7 +14,7 @@ from vlmfix.engine.gate_formulas import entropy
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.stats import Sums
 from vlmfix.errors import UnsupportedError
-from vlmfix.methods.attention.base import ScoreEdit
+from vlmfix.methods.attention.base import KeyScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.image_states import gathered, grounding
 from vlmfix.methods.registry import register_method
@@ -27,7 +27,7 @@ _NO_BOOST = 1e-6
 
 @register_method("adavboost")
 @dataclass(frozen=True, kw_only=True)
-class AdaVBoost(ScoreEdit, ReadsFinalStates, SeesLogits, RemembersSequences):
+class AdaVBoost(KeyScoreEdit, ReadsFinalStates, SeesLogits, RemembersSequences):
     """AdaVBoost, renamed SAVAA in its second version (arXiv 2602.13600): the riskier the token that was just
     predicted, the more the scores of image tokens grow in the next step.
 
@@ -105,14 +105,13 @@ class AdaVBoost(ScoreEdit, ReadsFinalStates, SeesLogits, RemembersSequences):
         return rows
 
     def key_values(self, context: DecodeContext, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
-        text = layout.real_tokens & ~layout.image_tokens & self.takes(context)[:, None]
-        return *super().key_values(context, layout, keys), layout.over_keys(text, keys).float()
-
-    def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
-        return image_tokens.float()
+        takes = self.takes(context)[:, None]
+        text = layout.real_tokens & ~layout.image_tokens & takes
+        image = layout.over_keys(layout.image_tokens & takes, keys).float()
+        return layout.over_keys(text, keys).float(), image
 
     def edit_scores(self, context: DecodeContext, layer: int, scores: Tensor) -> Tensor:
-        image, _, text = self.columns(context, layer, scores)
+        text, image = self.columns(context, layer, scores)
         risks = self._risks(context, scores)
         return boost(scores, risks, image, text, image_max=self.image_max, text_max=self.text_max)
 

@@ -135,28 +135,6 @@ class KeyScoreEdit(LayerRange, KeyEdit, MeasuresScores):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreEdit(KeyScoreEdit):
-    """Base of those that know of a key only whether it is of the image or of the system prompt."""
-
-    @abstractmethod
-    def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
-        """What the scores of each key are edited with, `(batch, keys)` float32.
-
-        Args:
-            image_tokens: `(batch, keys)` bool.
-            system_tokens: those before the first image, `(batch, keys)` bool.
-        """
-
-    def key_values(self, context: DecodeContext, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
-        takes = self.takes(context)[:, None]
-        image, system = (
-            layout.over_keys(tokens & takes, keys)
-            for tokens in (layout.image_tokens, layout.before_first_image)
-        )
-        return self.factors(image, system), image.float()
-
-
-@dataclass(frozen=True, kw_only=True)
 class FormulaEdit(KeyScoreEdit, ActsInStaticSteps, ABC):
     """Base of those whose edit is a formula of the scores and the first of `key_values`."""
 
@@ -177,6 +155,28 @@ class FormulaEdit(KeyScoreEdit, ActsInStaticSteps, ABC):
         return StaticEdits(
             scores=Edit(self.formula, (factors,)), measure=Edit(image_attention, (image,)), sizes=_SIZES
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEdit(FormulaEdit):
+    """Base of those that know of a key only whether it is of the image or of the system prompt."""
+
+    @abstractmethod
+    def factors(self, image_tokens: Tensor, system_tokens: Tensor) -> Tensor:
+        """What the scores of each key are edited with, `(batch, keys)` float32.
+
+        Args:
+            image_tokens: `(batch, keys)` bool.
+            system_tokens: those before the first image, `(batch, keys)` bool.
+        """
+
+    def key_values(self, context: DecodeContext, layout: PromptLayout, keys: int) -> tuple[Tensor, ...]:
+        takes = self.takes(context)[:, None]
+        image, system = (
+            layout.over_keys(tokens & takes, keys)
+            for tokens in (layout.image_tokens, layout.before_first_image)
+        )
+        return self.factors(image, system), image.float()
 
 
 def image_attention(before: Tensor, after: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.methods.attention.base import FormulaEdit, ScoreEdit
+from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -18,7 +18,7 @@ from vlmfix.methods.validation import check_range
 
 @register_method("devils")
 @dataclass(frozen=True, kw_only=True)
-class Devils(FormulaEdit, ScoreEdit):
+class Devils(ScoreEdit):
     """Devils in the Middle Layers (arXiv 2411.16724).
 
     In the last prompt row and in all new rows, the scores of an image token grow in all heads of a layer by

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.layout import Rows
-from vlmfix.methods.attention.base import FormulaEdit, ScoreEdit
+from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import AgainstText, contrast
 from vlmfix.methods.registry import register_method
@@ -21,7 +21,7 @@ from vlmfix.methods.validation import check_range
 
 @register_method("pai")
 @dataclass(frozen=True, kw_only=True)
-class PAI(FormulaEdit, ScoreEdit, AgainstText):
+class PAI(ScoreEdit, AgainstText):
     """Pay Attention to Image (arXiv 2407.21771).
 
     In the last prompt row and in all new rows, each score of an image token grows by a share of its own size

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmfix.methods.attention.base import FormulaEdit, ScoreEdit
+from vlmfix.methods.attention.base import ScoreEdit
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between
@@ -18,7 +18,7 @@ from vlmfix.methods.validation import check_range
 
 @register_method("vaf")
 @dataclass(frozen=True, kw_only=True)
-class VAF(FormulaEdit, ScoreEdit):
+class VAF(ScoreEdit):
     """Visual Amplification Fusion, of ClearSight (arXiv 2503.13107).
 
     After the last image and in all new rows, scores are multiplied before the softmax, those of image tokens
