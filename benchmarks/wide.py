@@ -18,7 +18,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 import typer
@@ -112,13 +112,12 @@ def _peak(name: str, size: str, device: str, dtype: str, form: Form) -> float:
         before = torch.cuda.memory_allocated()
         answer(model, inputs, form, method)
         return float(torch.cuda.max_memory_allocated() - before) / 2**20
-    watch = _Resident()
-    with watch:
+    with Resident() as watch:
         answer(model, inputs, form, method)
     return watch.most - watch.before
 
 
-class _Resident:
+class Resident:
     """Looks at the memory of this process while something is done, in MiB."""
 
     def __init__(self) -> None:
@@ -126,8 +125,9 @@ class _Resident:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()

@@ -133,7 +133,7 @@ class Counts:
     def measure(self, sizes: Mapping[str, Tensor]) -> None:
         """Sizes of edits in one layer of the current step, by name, `(rows, sites)` each."""
         for name, values in sizes.items():
-            self._sizes_now.setdefault(name, []).append(values.detach())
+            self._sizes_now.setdefault(name, []).append(values)
 
     def end_step(self, alive: Tensor, taken: Tensor, *, is_prefill: bool) -> None:
         """Sum up a step over the sequences that are alive and, for sites, that the method does not skip."""
@@ -148,7 +148,7 @@ class Counts:
         if not is_prefill:
             self._edited_in_decode |= touched.any()
         for name, values in self._sizes_now.items():
-            of_step = torch.cat([each.to(counted.device) for each in values], dim=1)
+            of_step = torch.cat([each.to(counted.device) for each in values], dim=1).detach()
             total, count = self._sizes.get(name, (0, 0))
             self._sizes[name] = (
                 total + (of_step.sum(dim=1) * counted).sum(),
