@@ -225,3 +225,25 @@ def test_failed_call_leaves_the_model_as_it_was(
         growing, static = (generate(llava, inputs, **kwargs)[1] for kwargs in ({}, STATIC))
         torch.testing.assert_close(static, growing, atol=1e-4, rtol=1e-4)
     assert families.fingerprint(llava) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (vlmfix.make_method("sid"), "SID decodes branches in passes or with weights of their own"),
+        (vlmfix.VCD(fused=False), "VCD decodes branches in passes"),
+        (
+            vlmfix.make_method("fastv", position_scheme="renumber"),
+            "FastV counts the tokens that it keeps anew",
+        ),
+        (vlmfix.make_method("tame"), "TAME cannot act in steps of one shape"),
+    ],
+    ids=["selection", "separate", "renumbered", "queries"],
+)
+def test_what_has_no_place_in_a_static_cache(
+    method: vlmfix.Method, message: str, llava: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> None:
+    before = families.fingerprint(llava)
+    with method(llava, families.PROCESSOR), pytest.raises(vlmfix.UnsupportedError, match=message):
+        generate(llava, inputs, **STATIC)
+    assert families.fingerprint(llava) == before

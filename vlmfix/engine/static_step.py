@@ -25,6 +25,7 @@ from vlmfix.engine.capabilities import (
     AddsAuxiliaryPrompt,
     ChoosesTokens,
     EditsStream,
+    PrunesTokens,
     ReadsEarlyExits,
     RemembersSequences,
     RunsLayerParts,
@@ -128,16 +129,19 @@ class StaticSteps:
         """Move what was read of the prompts into the static cache, and take the hooks off."""
         given = context.engine.static
         assert given is not None
+        methods = self._attachment.methods
         for branch in context.engine.branches:
             if not branch.fused or branch.selection or branch.edit_weights or branch.cache is None:
+                owner = next(each for each in methods if type(each).branches is not MethodHooks.branches)
                 raise UnsupportedError(
-                    "the branches of a method here have passes or weights of their own, for which a static "
-                    f"cache has no room; {REMEDY}"
+                    f"{type(owner).__name__} decodes branches in passes or with weights of their own, for "
+                    f"which a static cache has no room; {REMEDY}"
                 )
         if any(stage.renumbered for stage in context.pruning_stages):
+            owner = next(each for each in methods if isinstance(each, PrunesTokens))
             raise UnsupportedError(
-                "the tokens that a method keeps here count anew, for which a static cache has no place; "
-                f"{REMEDY}"
+                f"{type(owner).__name__} counts the tokens that it keeps anew, for which a static cache has "
+                f"no place; {REMEDY}"
             )
         config = self._model.config.get_text_config(decoder=True)
         self._cache = RunCache(config, given, read_cache(output), context)
