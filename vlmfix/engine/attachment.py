@@ -14,6 +14,7 @@ from transformers import CompileConfig, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility, few_rows, kernels, tokens
 from vlmfix.engine.branches import unfollow_beams
+from vlmfix.engine.buffered_cache import take_room
 from vlmfix.engine.caches import named_arguments
 from vlmfix.engine.call import Call
 from vlmfix.engine.capabilities import (
@@ -420,6 +421,8 @@ class Attachment:
         if context is None:
             return
         unfollow_beams(context)
+        if context.engine.cache is not None:
+            take_room(context.engine.cache)
         self.static.end()
         if not failed and not context.is_prefill:  # a prefill that failed is no run
             for method in self.methods:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from vlmfix.engine.buffered_cache import give_room
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.decoder_inputs import embedded_tokens, of_tokens, one_of_each, padded, positions_of
@@ -241,6 +242,8 @@ class BranchReader:
             ).last_hidden_state
         finally:
             context.engine.active_branch = None
+        if first:
+            give_room(branch.cache)
         return states[:, -1]
 
 

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from vlmfix.engine import compatibility
 from vlmfix.engine.branches import BranchReader, follow_beams, join
+from vlmfix.engine.buffered_cache import give_room
 from vlmfix.engine.caches import read_cache, record, stop_recording, with_cache, write_cache
 from vlmfix.engine.capabilities import (
     AddsAuxiliaryPrompt,
@@ -250,6 +251,8 @@ class ForwardHooks:
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
         if cache is not None and self._window is not None:
             stop_recording(cache)
+        if context.engine.static is None:
+            give_room(cache)
         for branch in context.engine.branches:
             branch.cache = None if cache is None else new_cache(self.decoder)
         follows = context.engine.gates.follows_beams or any(

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from vlmfix.engine import compatibility, kernels
+from vlmfix.engine.buffered_cache import take_room
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.state import CandidateBlock
@@ -52,6 +53,7 @@ class PromptBatch:
         """Of all rows; None if no method is attached."""
         self._model = model
         self._cache = read_cache(output)
+        take_room(self._cache)  # what is read of it below must stay when it is cropped
         self._kwargs = model_kwargs
         self._sequences = sequences
 
