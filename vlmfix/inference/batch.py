@@ -16,7 +16,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from vlmfix.engine import tokens
+from vlmfix.engine import leaving_rows, tokens
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.shown_pictures import ShownPictures, interpolated_positions
@@ -78,6 +78,8 @@ def answer_batch(
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
         numbers = _Numbers()
+        if len(batch) > 1 and leaving_rows.decodes_greedily(model, generate_kwargs):
+            generate_kwargs["custom_generate"] = leaving_rows.decode
         processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
         generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
         output = generate(**inputs, **generate_kwargs, logits_processor=processors)
@@ -122,6 +124,9 @@ class _Numbers(LogitsProcessor):
         broken = scores.isnan().any()
         self._broken = broken if self._broken is None else self._broken | broken
         return scores
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with some of the sequences."""
 
     def check(self) -> None:
         """Read the device, once a call.
