@@ -323,7 +323,7 @@ class DecodeContext:
             ValueError: as for `part`.
         """
         batch = self.layout.batch_size
-        if any(isinstance(value, list) and len(value) == batch for value in self.state.values()):
+        if any(_may_be_by_sequence(value, batch) for value in self.state.values()):
             raise ValueError("a method keeps a list in context.state, which may have one item a sequence")
         kept = self.part(rows)
         kept.memory = {key: value[rows] for key, value in self.memory.items()}
@@ -424,6 +424,16 @@ class DecodeContext:
         if key not in self._unions:
             self._unions[key] = reduce(or_, dict.fromkeys(rows))
         return self._unions[key]
+
+
+def _may_be_by_sequence(value: Any, batch: int) -> bool:
+    """Whether a list or tuple of anything but tensors may have one item a sequence."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == batch
+        and not all(isinstance(each, Tensor) for each in value)
+        and not hasattr(value, "_fields")
+    )
 
 
 def _of_rows(value: Any, rows: slice | Tensor, batch: int) -> Any:
