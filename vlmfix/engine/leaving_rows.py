@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
@@ -22,10 +21,8 @@ from vlmfix.models.structure import text_decoder
 
 # Sequences leave when they are this share of the batch: what that costs is a part of a step.
 _SHARE = 0.2
-# Steps after which a device other than the CPU is asked how many have ended, which waits for it.
-_STEPS = 8
-# Arguments of `generate` that change nothing about how the next token is chosen.
-_OF_GREEDY = {"eos_token_id", "logits_processor", "max_new_tokens", "pad_token_id"}
+# The step after which the cache gets room: shorter answers end before that pays.
+_LATER = 3
 
 
 @runtime_checkable
@@ -34,27 +31,6 @@ class KeepsRows(Protocol):
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with some of the sequences, `(sequences,)` int64."""
-
-
-def decodes_greedily(model: PreTrainedModel, generate_kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call of `generate` takes the likeliest token in each step, and does nothing else.
-
-    Args:
-        model: with the `generate` of transformers, or another one.
-        generate_kwargs: without the inputs.
-    """
-    kind: Any = type(model)
-    if getattr(kind, "generate", None) is not GenerationMixin.generate:
-        return False
-    return all(
-        name in _OF_GREEDY or value is None or _is_without_effect(name, value)
-        for name, value in generate_kwargs.items()
-    )
-
-
-def _is_without_effect(name: str, value: Any) -> bool:
-    default = {"do_sample": False, "use_cache": True, "early_stopping": False, "num_beams": 1}.get(name)
-    return value is default if isinstance(default, bool) else default is not None and value == default
 
 
 def decode(
@@ -88,8 +64,6 @@ def decode(
     for step in range(limit):
         output = batch.read()
         logits = output.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
-        if step == 0:
-            batch.begin(output, logits_processor)
         del output  # which holds the logits of whole prompts
         batch.take(processors(batch.sequences, logits).argmax(dim=-1), step)
         if step + 1 < limit and not batch.goes_on(step, logits_processor):
@@ -129,21 +103,13 @@ class _Batch:
         inputs = self._model.prepare_inputs_for_generation(
             self.sequences, **length, is_first_iteration=first, **self._kwargs
         )
-        if len(self.columns) == 1 and self._leave:
+        if len(self.columns) == _LATER:
             self._leave = _are_by_row(inputs, *self.sequences.shape)
         output = self._model(**inputs, return_dict=True)
         self._kwargs = self._model._update_model_kwargs_for_generation(
             output, self._kwargs, is_encoder_decoder=False
         )
         return output
-
-    def begin(self, output: Any, processors: Iterable[Any]) -> None:
-        """Learn whether sequences can leave, when the prompts have been read."""
-        self._leave = give_room(read_cache(output)) and all(
-            isinstance(each, KeepsRows) for each in processors
-        )
-        if self._attachment is not None:
-            self._leave = self._attachment.give_room() and self._leave
 
     def take(self, tokens: Tensor, step: int) -> None:
         """Go on with these tokens, `(sequences,)`."""
@@ -155,14 +121,21 @@ class _Batch:
         self._alive = self._alive & ~torch.isin(tokens, self._ends)
 
     def goes_on(self, step: int, processors: Iterable[Any]) -> bool:
-        """Whether any sequence has not ended; many that have may leave."""
-        if self._alive.device.type != "cpu" and step % _STEPS:
-            return True
+        """Whether any sequence has not ended; many that have may leave. Reads the device."""
         alive = self._alive.cpu()
         count = int(alive.sum())
-        if step and self._leave and 0 < count <= (1 - _SHARE) * len(alive):
+        if step == _LATER:
+            self._give_room(processors)
+        if self._leave and 0 < count <= (1 - _SHARE) * len(alive):
             self._keep(rows_that_stay(alive), processors)
         return count > 0
+
+    def _give_room(self, processors: Iterable[Any]) -> None:
+        """Give caches room, and learn whether sequences can leave."""
+        can_leave = [give_room(read_cache(self._kwargs))]
+        if self._attachment is not None:
+            can_leave.append(self._attachment.give_room())
+        self._leave &= all(can_leave) and all(isinstance(each, KeepsRows) for each in processors)
 
     def _keep(self, rows: Tensor, processors: Iterable[Any]) -> None:
         if self._attachment is not None and not self._attachment.keep_rows(rows):

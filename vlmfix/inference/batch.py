@@ -23,6 +23,7 @@ from vlmfix.engine.shown_pictures import ShownPictures, interpolated_positions
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.decoding import is_greedy
 from vlmfix.inference.output import Answer, read_answers
 from vlmfix.inference.rendering import model_inputs
 
@@ -98,7 +99,7 @@ def answer_batch(
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
         numbers = _Numbers()
-        if len(batch) > 1 and leaving_rows.decodes_greedily(model, generate_kwargs):
+        if len(batch) > 1 and is_greedy(model, generate_kwargs):
             generate_kwargs["custom_generate"] = leaving_rows.decode
         processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
         generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
