@@ -191,6 +191,15 @@ def test_what_needs_all_sequences_keeps_them(models: dict[str, PreTrainedModel])
     assert observer.seen == [6] * 9
 
 
+def test_without_a_cache_all_is_read_anew(models: dict[str, PreTrainedModel]) -> None:
+    model = models[QUICK]
+    inputs = families.prompt(QUICK, model, IMAGES)
+    expected, _ = answered(model, None, inputs)
+    found, sizes = answered(model, None, inputs, use_cache=False, custom_generate=decode)
+    assert found.tolist() == expected.tolist()
+    assert sizes == []  # of passes over new tokens alone
+
+
 def test_rows_that_stay_move_as_little_as_they_can() -> None:
     alive = torch.tensor([True, False, True, False, True, True])
     rows = rows_that_stay(alive)

@@ -97,11 +97,11 @@ class _Batch:
         self._leave = False
 
     def read(self) -> Any:
-        """What the model makes of the prompts, and then of the newest tokens."""
+        """What the model makes of the prompts, and then of the newest tokens; without a cache, of all."""
         first = not self.columns
-        length = {} if first else {"next_sequence_length": 1}
+        newest = None if first or not self._kwargs["use_cache"] else 1
         inputs = self._model.prepare_inputs_for_generation(
-            self.sequences, **length, is_first_iteration=first, **self._kwargs
+            self.sequences, next_sequence_length=newest, is_first_iteration=first, **self._kwargs
         )
         if len(self.columns) == _LATER:
             self._leave = _are_by_row(inputs, *self.sequences.shape)
