@@ -17,7 +17,7 @@ from transformers import (
 from vlmfix.engine import kernels
 from vlmfix.engine.buffered_cache import give_room, keep_rows, rows_that_stay
 from vlmfix.engine.caches import read_cache
-from vlmfix.models.structure import text_decoder
+from vlmfix.models.structure import image_arguments, text_decoder
 
 # Sequences leave when they are this share of the batch: what that costs is a part of a step.
 _SHARE = 0.2
@@ -104,7 +104,9 @@ class _Batch:
             self.sequences, next_sequence_length=newest, is_first_iteration=first, **self._kwargs
         )
         if len(self.columns) == _LATER:
-            self._leave = _are_by_row(inputs, *self.sequences.shape)
+            of_images = image_arguments(self._model)  # which versions pass on, and no decode step reads
+            others = {name: value for name, value in inputs.items() if name not in of_images}
+            self._leave = _are_by_row(others, *self.sequences.shape)
         output = self._model(**inputs, return_dict=True)
         self._kwargs = self._model._update_model_kwargs_for_generation(
             output, self._kwargs, is_encoder_decoder=False
