@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine import attention, compatibility, few_rows, kernels, tokens
 from vlmfix.engine.branches import unfollow_beams
-from vlmfix.engine.buffered_cache import give_room, keep_rows
 from vlmfix.engine.caches import named_arguments
 from vlmfix.engine.call import Call
 from vlmfix.engine.capabilities import (
@@ -367,36 +366,6 @@ class Attachment:
             yield part
         finally:
             self.call.context = whole
-
-    def give_room(self) -> bool:
-        """Put the caches of branches into buffers, as that of the prompts is; whether sequences may leave the
-        batch, of which no observer then misses any."""
-        context = self.context
-        branches = [] if context is None else context.engine.branches
-        roomy = [give_room(branch.cache) for branch in branches]
-        return (
-            all(roomy)
-            and all(branch.comes_apart for branch in branches)
-            and all(method.edits and not isinstance(method, ChoosesTokens) for method in self.methods)
-        )
-
-    def keep_rows(self, rows: Tensor) -> bool:
-        """Go on with some of the sequences, between two steps; whether all that methods keep allows it.
-
-        Args:
-            rows: as `rows_that_stay` orders them.
-        """
-        context = self.context
-        assert context is not None
-        try:
-            kept = context.kept(rows)
-        except ValueError:  # of a tensor that does not tell the sequences apart
-            return False
-        for branch in kept.engine.branches:
-            if branch.cache is not None:
-                keep_rows(branch.cache, rows)
-        self.call.context = kept
-        return True
 
     @contextmanager
     def beside(self, method: MethodHooks, call: Call, processor: ProcessorMixin | None) -> Iterator[None]:

@@ -17,12 +17,30 @@ from transformers import (
 from vlmfix.engine import kernels
 from vlmfix.engine.buffered_cache import give_room, keep_rows, rows_that_stay
 from vlmfix.engine.caches import read_cache
+from vlmfix.engine.call import Call
+from vlmfix.engine.capabilities import ChoosesTokens
+from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.method import MethodHooks
 from vlmfix.models.structure import image_arguments, text_decoder
 
 # Sequences leave when they are this share of the batch: what that costs is a part of a step.
 _SHARE = 0.2
 # The step after which the cache gets room: shorter answers end before that pays.
 _LATER = 3
+
+
+class Attached(Protocol):
+    """What hangs on a model, as the loop sees it."""
+
+    call: Call
+
+    @property
+    def context(self) -> DecodeContext | None:
+        """The run in progress; None: there is none."""
+
+    @property
+    def methods(self) -> tuple[MethodHooks, ...]:
+        """Those that act."""
 
 
 @runtime_checkable
@@ -93,7 +111,7 @@ class _Batch:
         self._ends = input_ids.new_tensor([] if ends is None else [ends] if isinstance(ends, int) else ends)
         pad = config.pad_token_id
         self._pad = pad if pad is not None else int(self._ends[0]) if len(self._ends) else 0
-        self._attachment = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
+        self._attachment: Attached | None = vars(text_decoder(model)).get(kernels.ATTRIBUTE)
         self._leave = False
 
     def read(self) -> Any:
@@ -136,11 +154,11 @@ class _Batch:
         """Give caches room, and learn whether sequences can leave."""
         can_leave = [give_room(read_cache(self._kwargs))]
         if self._attachment is not None:
-            can_leave.append(self._attachment.give_room())
+            can_leave.append(_give_room_to_branches(self._attachment))
         self._leave &= all(can_leave) and all(isinstance(each, KeepsRows) for each in processors)
 
     def _keep(self, rows: Tensor, processors: Iterable[Any]) -> None:
-        if self._attachment is not None and not self._attachment.keep_rows(rows):
+        if self._attachment is not None and not _keep_in_run(self._attachment, rows):
             self._leave = False
             return
         keep_rows(read_cache(self._kwargs), rows)
@@ -154,6 +172,32 @@ class _Batch:
         self.sequences, self._rows, self._alive = (
             each[rows] for each in (self.sequences, self._rows, self._alive)
         )
+
+
+def _give_room_to_branches(attachment: Attached) -> bool:
+    """Give the caches of branches room; whether sequences may leave, of which no observer then misses any."""
+    branches = [] if attachment.context is None else attachment.context.engine.branches
+    roomy = [give_room(branch.cache) for branch in branches]
+    return (
+        all(roomy)
+        and all(branch.comes_apart for branch in branches)
+        and all(method.edits and not isinstance(method, ChoosesTokens) for method in attachment.methods)
+    )
+
+
+def _keep_in_run(attachment: Attached, rows: Tensor) -> bool:
+    """Go on with the run of some of the sequences; whether all that methods keep allows it."""
+    if attachment.context is None:
+        return True
+    try:
+        kept = attachment.context.kept(rows)
+    except ValueError:  # of what does not tell the sequences apart
+        return False
+    for branch in kept.engine.branches:
+        if branch.cache is not None:
+            keep_rows(branch.cache, rows)
+    attachment.call.context = kept
+    return True
 
 
 def _is_by_token(value: Any, batch: int, tokens: int) -> bool:
