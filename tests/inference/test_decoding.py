@@ -10,7 +10,7 @@ import torch
 
 import vlmfix
 from vlmfix.evaluation.datasets import demo_scene, render
-from vlmfix.inference.decoding import plain_decoding, set_aside
+from vlmfix.inference.decoding import is_greedy, plain_decoding, set_aside
 
 LONG = 30
 """Tokens within which the answer ends by itself."""
@@ -90,3 +90,32 @@ def test_tokens_that_the_model_has_no_embedding_for_are_refused() -> None:
     processor.tokenizer.add_tokens(["zebrafish"])
     with pytest.raises(ValueError, match=r"the tokenizer gives token \d+, but the embedding"):
         vlmfix.generate(model, processor, PICTURE, "Is there a zebrafish?", max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, True),
+        ({"top_p": None, "use_cache": True, "length_penalty": 1.0, "logits_processor": [object()]}, True),
+        ({"do_sample": True}, False),
+        ({"num_beams": 2}, False),
+        ({"streamer": object()}, False),
+        ({"repetition_penalty": 1.2}, False),
+        ({"use_cache": False}, False),
+        ({"custom_generate": print}, False),
+        ({"generation_config": object()}, False),
+    ],
+)
+def test_greedy_decoding_is_known_by_its_arguments(
+    given: dict[str, Any], expected: bool, loaded: tuple[Any, Any]
+) -> None:
+    plain = plain_decoding(loaded[0], {"max_new_tokens": 4})
+    assert is_greedy(loaded[0], plain | given) == expected
+    assert not is_greedy(loaded[0], {"max_new_tokens": 4} | given)  # the checkpoint may want to sample
+
+
+def test_a_model_with_a_generate_of_its_own_keeps_it(loaded: tuple[Any, Any]) -> None:
+    class Own(type(loaded[0])):  # type: ignore[misc]
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    assert not is_greedy(Own(loaded[0].config), plain_decoding(loaded[0], {"max_new_tokens": 4}))

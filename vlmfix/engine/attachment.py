@@ -420,6 +420,7 @@ class Attachment:
         context, self.call.context = self.call.context, None
         if context is None:
             return
+        context = context.joined()
         unfollow_beams(context)
         if context.engine.cache is not None:
             take_room(context.engine.cache)

@@ -110,7 +110,7 @@ class DecodeContext:
     memory: dict[Hashable, Tensor] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
     declined: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
-    whole: tuple[DecodeContext, slice] | None = None
+    whole: tuple[DecodeContext, slice | Tensor] | None = None
     _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -276,8 +276,16 @@ class DecodeContext:
             key: value.index_select(0, sources.to(value.device)) for key, value in self.memory.items()
         }
 
-    def part(self, rows: slice) -> DecodeContext:
-        """The run of some sequences alone, when the prompt has been read; what it counts, counts here."""
+    def part(self, rows: slice | Tensor) -> DecodeContext:
+        """The run of some sequences alone, when the prompt has been read.
+
+        Args:
+            rows: a slice, and what it counts, counts here; or their numbers, `(sequences,)` int64 on the CPU,
+                and it counts here when `joined` says so.
+
+        Raises:
+            ValueError: a method keeps what does not tell the sequences apart.
+        """
         batch = self.layout.batch_size
         return DecodeContext(
             self.layout.part(rows),
@@ -304,6 +312,36 @@ class DecodeContext:
             },
             whole=(self, rows),
         )
+
+    def kept(self, rows: Tensor) -> DecodeContext:
+        """The run of the sequences that go on, all of which is theirs, between two steps.
+
+        Args:
+            rows: `(sequences,)` int64 on the CPU.
+
+        Raises:
+            ValueError: as for `part`.
+        """
+        batch = self.layout.batch_size
+        if any(_may_be_by_sequence(value, batch) for value in self.state.values()):
+            raise ValueError("a method keeps a list in context.state, which may have one item a sequence")
+        kept = self.part(rows)
+        kept.memory = {key: value[rows] for key, value in self.memory.items()}
+        kept.alive, kept.engine = self.alive[rows], self.engine.kept(rows, batch)
+        for name in ("image_arguments", "encode_images", "embed_tokens", "encoder", "vision_encoder"):
+            setattr(kept, name, getattr(self, name))
+        return kept
+
+    def joined(self) -> DecodeContext:
+        """The run of all sequences that began it, with what was counted since some of them left."""
+        context = self
+        while context.whole is not None:
+            whole, rows = context.whole
+            assert isinstance(rows, Tensor)
+            for method, counts in context.counts.items():
+                whole.counts_of(method).add_part(counts, rows)
+            context = whole
+        return context
 
     def check_attention(self, name: str, layers: Sequence[int], *, all_of_them: bool = False) -> None:
         """Refuse a method whose layers keep a state in the place of attention.
@@ -372,12 +410,12 @@ class DecodeContext:
     def counts_of(self, method: Any) -> Counts:
         """The counters of `method` in this run."""
         if method not in self.counts:
-            if self.whole is None:
+            whole, rows = self.whole or (self, None)
+            if isinstance(rows, slice):
+                self.counts[method] = whole.counts_of(method).part(rows)
+            else:
                 device = self.layout.image_tokens.device
                 self.counts[method] = Counts(self.layout.batch_size, self.num_layers, device)
-            else:
-                context, rows = self.whole
-                self.counts[method] = context.counts_of(method).part(rows)
         return self.counts[method]
 
     def union(self, rows: list[Rows]) -> Rows:
@@ -388,11 +426,21 @@ class DecodeContext:
         return self._unions[key]
 
 
-def _of_rows(value: Any, rows: slice, batch: int) -> Any:
+def _may_be_by_sequence(value: Any, batch: int) -> bool:
+    """Whether a list or tuple of anything but tensors may have one item a sequence."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == batch
+        and not all(isinstance(each, Tensor) for each in value)
+        and not hasattr(value, "_fields")
+    )
+
+
+def _of_rows(value: Any, rows: slice | Tensor, batch: int) -> Any:
     """What some of `batch` sequences have of a value that a method keeps.
 
     Raises:
-        ValueError: a tensor does not tell the sequences apart, so that nobody knows whose its numbers are.
+        ValueError: it does not tell the sequences apart, so that nobody knows whose its numbers are.
     """
     if isinstance(value, Rows):
         return Rows(value.index, value.mask[rows])
@@ -409,4 +457,8 @@ def _of_rows(value: Any, rows: slice, batch: int) -> Any:
     if isinstance(value, tuple):
         parts = [_of_rows(each, rows, batch) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, dict):
+        return {key: _of_rows(each, rows, batch) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_of_rows(each, rows, batch) for each in value]
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,12 @@ class GateState:
         }
         if self.in_answer is not None:
             self.in_answer = self.in_answer.index_select(0, sources.to(self.in_answer.device))
+
+    def kept(self, rows: Tensor) -> GateState:
+        """The gates of some of the sequences, between two steps."""
+        kept = replace(self)
+        kept.follow(rows)
+        return kept
 
     def of_attention(self, method: Any, like: Tensor) -> Tensor:
         """The opening for edits of attention in this step, from what was seen in the step before, `(batch,)`.

@@ -233,8 +233,8 @@ class PromptLayout:
         rows = torch.arange(self.batch_size, device=first.device)
         return bool(self.seen[rows, first, -1].all()) and self.length > 1
 
-    def part(self, rows: slice) -> PromptLayout:
-        """The layout of some samples, with the padding of all."""
+    def part(self, rows: slice | Tensor) -> PromptLayout:
+        """The layout of some samples, a slice or their numbers, with the padding of all."""
         positions = None if self.positions is None else self.positions[rows]
         seen = None if self.seen is None else self.seen[rows]
         part = PromptLayout(self.image_tokens[rows], self.real_tokens[rows], positions, seen)

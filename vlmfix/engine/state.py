@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -167,6 +167,22 @@ class Branch:
         ahead = torch.arange(1, generated + 1, device=own.device)
         return torch.cat([own, own[..., -1:] + ahead], dim=-1)
 
+    @property
+    def comes_apart(self) -> bool:
+        """Whether what it has of each prompt can be told, once it has been read."""
+        return self.cache is not None and self.selection is None and self.edit_weights is None
+
+    def kept(self, rows: Tensor) -> Branch:
+        """The branch of some of the prompts, read already, with its cache as it is."""
+        return Branch(
+            self.inputs_embeds[rows],
+            self.real_tokens[rows],
+            _of_batch(self.position_ids, rows, len(self.real_tokens), -2),
+            fused=self.fused,
+            seen=None if self.seen is None else self.seen[rows],
+            cache=self.cache,
+        )
+
 
 @dataclass(eq=False)
 class Prefix:
@@ -293,3 +309,21 @@ class EngineState:
     gates: GateState = field(default_factory=GateState)
     first_state: Tensor | None = None
     read: Tensor | None = None
+
+    def kept(self, rows: Tensor, batch: int) -> EngineState:
+        """What is known of some of the sequences of a batch, between two steps."""
+        first = self.first_position
+        return replace(
+            self,
+            branches=[branch.kept(rows) for branch in self.branches],
+            next_position=_of_batch(self.next_position, rows, batch, -1),
+            first_position=first[rows] if isinstance(first, Tensor) else first,
+            gates=self.gates.kept(rows),
+        )
+
+
+def _of_batch(values: Tensor | None, rows: Tensor, batch: int, dim: int) -> Tensor | None:
+    """Of values that one dimension has for each of the batch, or one for all, those of some rows."""
+    if values is None or values.shape[dim] != batch:
+        return values
+    return values.index_select(dim, rows.to(values.device))

@@ -166,6 +166,17 @@ class Counts:
         part._edited_now, part._sizes_now = [], {}
         return part
 
+    def add_part(self, part: Counts, rows: Tensor) -> None:
+        """Add counters of some sequences, `(sequences,)` int64, that counted by themselves."""
+        rows = rows.to(self._edited.device)
+        for name in ("_edited", "_eligible", "_steps", "_steps_edited"):
+            getattr(self, name).index_add_(0, rows, getattr(part, name))
+        self._edited_in_decode |= part._edited_in_decode
+        for name, (total, count) in part._sizes.items():
+            before = self._sizes.get(name, (0, 0))
+            self._sizes[name] = (before[0] + total, before[1] + count)
+        self.divergence.add_part(part.divergence, rows)
+
     def _sum_up(self) -> Tensor:
         """What was edited in this step, `(rows, layers)`; layers of one shape are summed up together."""
         total = torch.zeros_like(self._edited)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -16,13 +16,14 @@ from transformers import (
     ProcessorMixin,
 )
 
-from vlmfix.engine import tokens
+from vlmfix.engine import leaving_rows, tokens
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.shown_pictures import ShownPictures, interpolated_positions
 from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.errors import UnsupportedError
 from vlmfix.inference.conversation import Conversation, open_conversations
+from vlmfix.inference.decoding import is_greedy
 from vlmfix.inference.output import Answer, read_answers
 from vlmfix.inference.rendering import model_inputs
 
@@ -32,12 +33,35 @@ ChangeInputs = Callable[[BatchFeature], BatchFeature]
 """From what a processor made of a batch to what the model reads."""
 
 
+class Prepared(NamedTuple):
+    """What a model reads of a batch.
+
+    Args:
+        inputs: on the CPU.
+        interpolates: whether its vision encoder has to interpolate its positions.
+    """
+
+    inputs: BatchFeature
+    interpolates: bool
+
+
+def prepare_batch(
+    processor: ProcessorMixin, batch: Sequence[Conversation], show: Show | None = None
+) -> Prepared:
+    """Model inputs of a batch, without the model; see `answer_batch`."""
+    opened = open_conversations(batch)
+    if show is None:
+        return Prepared(model_inputs(opened, processor), interpolates=False)
+    return _changed_inputs(opened, processor, show)
+
+
 def answer_batch(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     batch: Sequence[Conversation],
     show: Show | None = None,
     change_inputs: ChangeInputs | None = None,
+    prepared: Prepared | None = None,
     **generate_kwargs: Any,
 ) -> list[Answer]:
     """Answers of one forward pass a token, under whatever methods are attached.
@@ -49,6 +73,7 @@ def answer_batch(
         batch: each prompt; its pictures may be paths.
         show: what is shown in the place of the pictures; None: these.
         change_inputs: changes what the model reads; None: nothing does.
+        prepared: what `prepare_batch` made of all this; None: it is yet to be made.
         **generate_kwargs: for `model.generate`, `max_new_tokens` among them.
 
     Raises:
@@ -60,14 +85,10 @@ def answer_batch(
             f"{type(model).__name__} is an encoder-decoder model, whose answers do not follow their prompts; "
             "use a decoder-only model"
         )
-    opened = open_conversations(batch)
+    inputs, interpolates = prepared or prepare_batch(processor, batch, show)
     with ExitStack() as stack:
-        if show is None:
-            inputs = model_inputs(opened, processor)
-        else:
-            inputs, interpolates = _changed_inputs(opened, processor, show)
-            if interpolates:
-                stack.enter_context(interpolated_positions(model))
+        if interpolates:
+            stack.enter_context(interpolated_positions(model))
         if change_inputs is not None:
             inputs = change_inputs(inputs)
         check_token_ids(inputs["input_ids"], model)
@@ -78,6 +99,8 @@ def answer_batch(
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
         numbers = _Numbers()
+        if len(batch) > 1 and is_greedy(model, generate_kwargs):
+            generate_kwargs["custom_generate"] = leaving_rows.decode
         processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
         generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
         output = generate(**inputs, **generate_kwargs, logits_processor=processors)
@@ -85,10 +108,8 @@ def answer_batch(
     return read_answers(output, inputs["attention_mask"], end_tokens, processor)
 
 
-def _changed_inputs(
-    conversations: Sequence[Conversation], processor: ProcessorMixin, show: Show
-) -> tuple[BatchFeature, bool]:
-    """Inputs with other pictures, and whether the vision encoder has to interpolate its positions.
+def _changed_inputs(conversations: Sequence[Conversation], processor: ProcessorMixin, show: Show) -> Prepared:
+    """Inputs with other pictures.
 
     Raises:
         UnsupportedError: a video, or a processor that makes another number of tokens than it should.
@@ -109,7 +130,7 @@ def _changed_inputs(
             f"{type(processor).__name__} makes {made} image tokens of the pictures that are shown instead, "
             f"and not {wanted}; they cannot be changed for it"
         )
-    return inputs, shown.interpolates
+    return Prepared(inputs, shown.interpolates)
 
 
 class _Numbers(LogitsProcessor):
@@ -122,6 +143,9 @@ class _Numbers(LogitsProcessor):
         broken = scores.isnan().any()
         self._broken = broken if self._broken is None else self._broken | broken
         return scores
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with some of the sequences."""
 
     def check(self) -> None:
         """Read the device, once a call.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 # What chooses no tokens: ids, lengths that every call gives, the cache, notes of transformers.
 _KEPT = {
@@ -33,6 +33,8 @@ _PLAIN: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "typical_p": 1.0,
 }
+# Arguments of greedy decoding.
+_OF_GREEDY = {"eos_token_id", "logits_processor", "max_new_tokens", "pad_token_id"}
 # The defaults of transformers for sampling; without it, None is without effect and without a warning.
 _SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
@@ -53,6 +55,24 @@ def plain_decoding(model: PreTrainedModel, generate_kwargs: Mapping[str, Any]) -
     plain = {name: without_effect.get(name) for name in _own(model)} | {"do_sample": False, "num_beams": 1}
     return {name: value for name, value in plain.items() if getattr(given, name, None) is None} | dict(
         generate_kwargs
+    )
+
+
+def is_greedy(model: PreTrainedModel, generate_kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of `generate` takes the likeliest token in each step, by the scores that processors of
+    its own give, and does nothing else.
+
+    Args:
+        model: with the `generate` of transformers, or another one.
+        generate_kwargs: as `plain_decoding` gives them.
+    """
+    own: Any = type(model)
+    if getattr(own, "generate", None) is not GenerationMixin.generate:
+        return False
+    without_effect = _PLAIN | {"use_cache": True}
+    return {"do_sample", "num_beams"} <= generate_kwargs.keys() and all(
+        name in _OF_GREEDY or value is None or (name in without_effect and value == without_effect[name])
+        for name, value in generate_kwargs.items()
     )
 
 

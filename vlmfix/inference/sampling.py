@@ -50,6 +50,10 @@ class SeededSampling(LogitsProcessor):
         self._step += 1
         return scores + noise.to(scores.dtype)
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with some of the sequences, `(sequences,)` int64."""
+        self.seeds = self.seeds[rows]
+
 
 class SamplingByRow(LogitsProcessor):
     """Sampling in which each sequence of a batch has settings of its own, and some may be greedy.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
@@ -14,6 +15,8 @@ from vlmfix.errors import UnsupportedError
 
 _FIRST, _ANSWER, _LAST, _SYSTEM = "vlmfixfirst", "vlmfixanswer", "vlmfixlast", "vlmfixsystem"
 _REMEDY = "render the prompt with processor.apply_chat_template"
+
+_takes_parts: WeakKeyDictionary[Any, tuple[str | None, bool]] = WeakKeyDictionary()
 
 # Role words at the beginning or end of prompts in forms of other models.
 _OTHER_FORM = re.compile(
@@ -168,6 +171,13 @@ def chat_template(processor: ProcessorMixin) -> str | None:
 def takes_parts(processor: ProcessorMixin) -> bool:
     """Whether the processor's template takes content in parts, such as images, and no string alone."""
     template = chat_template(processor)
+    known = _takes_parts.get(processor)
+    if known is None or known[0] != template:
+        known = _takes_parts[processor] = (template, _renders_parts(template, processor))
+    return known[1]
+
+
+def _renders_parts(template: str | None, processor: ProcessorMixin) -> bool:
     turns: list[Any] = [{"role": "user", "content": [{"type": "text", "text": _FIRST}]}]
     try:
         text = processor.apply_chat_template(turns, chat_template=template, tokenize=False)

@@ -562,14 +562,16 @@ def test_the_manifest_tells_a_person_what_was_done(
 
 @pytest.mark.parametrize(("tokens", "size"), [(4, 32), (64, 32), (65, 16), (512, 16)])
 def test_batches_are_smaller_where_answers_are_long(tokens: int, size: int) -> None:
-    assert default_batch_size("cpu", jobs.PROTOCOL.with_(max_new_tokens=tokens)) == size
+    protocol = jobs.PROTOCOL.with_(max_new_tokens=tokens)
+    assert default_batch_size("cpu", protocol) == default_batch_size("cpu", protocol, 7 * 10**9) == size
+    assert default_batch_size("cpu", protocol, 5 * 10**6) == 64
 
 
-@pytest.mark.parametrize(("size", "largest"), [(0, 32), (5, 5)])
+@pytest.mark.parametrize(("size", "largest"), [(0, 64), (5, 5)])
 def test_batches_have_the_size_of_the_job(
     size: int, largest: int, loaded: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    asked = jobs.draws(jobs.samples(tmp_path / "images", images=11))
+    asked = jobs.draws(jobs.samples(tmp_path / "images", images=22))
     how = Assignment(Variant("greedy", ()), jobs.PROTOCOL, size, None)
     batches = list(LocalHost(*loaded).answers(how, asked, lambda *_: {}))
     assert max(map(len, batches)) == largest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from PIL import Image
 
 import vlmfix
 from tests.support import jobs
+from vlmfix.evaluation.runner import loading
 from vlmfix.evaluation.runner import worker as module
 from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError
 from vlmfix.evaluation.sample import UNREACHED, Sample
-from vlmfix.inference.batch import answer_batch
+from vlmfix.inference.batch import answer_batch, prepare_batch
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
 from vlmfix.methods.baselines.output_shift import answer_ids
@@ -292,10 +294,41 @@ def test_want_of_memory_while_pictures_are_opened(
             raise MemoryError
         return open_images(path)
 
-    monkeypatch.setattr(module, "open_images", hungry)
+    monkeypatch.setattr(loading, "open_images", hungry)
     jobs.worker(loaded, batch_size=8).work(run, jobs.draws(asked), max_errors=0)
     assert texts(run, asked) == expected
     assert {record["status"] for record in jobs.records(run.path)} == {"ok"}
+
+
+def test_the_next_batch_is_loaded_while_the_model_is_at_work(
+    loaded: tuple[Any, Any],
+    asked: list[Sample],
+    expected: list[str],
+    run: RunStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = [threading.Event() for _ in range(len(asked) + 1)]
+    prepared: list[Any] = []
+
+    def noted(processor: Any, batch: Any, show: Any) -> Any:
+        prepared.append(processor)
+        begun[len(prepared)].set()
+        return prepare_batch(processor, batch, show)
+
+    def waiting(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> Any:
+        answered.append(len(batch))
+        is_last = sum(answered) == len(asked)
+        assert is_last or begun[len(answered) + 1].wait(timeout=60)
+        assert kwargs["prepared"] is not None
+        return answer_batch(model, processor, batch, show, **kwargs)
+
+    answered: list[int] = []
+    monkeypatch.setattr(loading, "prepare_batch", noted)
+    monkeypatch.setattr(module, "answer_batch", waiting)
+    jobs.worker(loaded, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
+    assert texts(run, asked) == expected
+    assert len(prepared) == len(answered) > 1
+    assert all(processor is not loaded[1] for processor in prepared)  # which no two threads may use
 
 
 def test_a_sample_that_breaks_a_batch_is_found(
@@ -379,7 +412,7 @@ def test_readers_of_pictures_may_raise_anything(
             raise error
         return open_images(path)
 
-    monkeypatch.setattr(module, "open_images", unreadable)
+    monkeypatch.setattr(loading, "open_images", unreadable)
     jobs.worker(loaded).work(run, jobs.draws(asked), max_errors=3)
     found = run.read({draw.identity: draw.key for draw in jobs.draws(asked)})
     assert {record["error_type"] for record in found.failed.values()} == {type(error).__name__}

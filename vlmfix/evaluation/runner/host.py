@@ -31,6 +31,8 @@ from vlmfix.methods.suitability import profile_values
 # Prompts per forward pass, where nobody says; halved when memory runs out.
 _BATCH_SIZES = {"cpu": 32, "cuda": 64}
 _LONG_ANSWER = 64
+# Of small models on a CPU, in parameters: what a step costs beside arithmetic is most of it.
+_SMALL, _OF_SMALL = 10**9, 64
 
 Question = tuple[str, bool]
 """A prompt before any template, and whether it is about an image."""
@@ -151,7 +153,9 @@ class LocalHost:
 
     def answers(self, assignment: Assignment, draws: Sequence[Draw], judge: Judge) -> Batches:
         _warm_up(self.model, self.processor)
-        size = assignment.batch_size or default_batch_size(self.model.device.type, assignment.protocol)
+        size = assignment.batch_size or default_batch_size(
+            self.model.device.type, assignment.protocol, self.model.num_parameters()
+        )
         worker = Worker(
             self.model,
             self.processor,
@@ -170,8 +174,16 @@ def question_of(sample: Sample) -> Question:
     return sample.prompt, sample.image is not None
 
 
-def default_batch_size(device: str, protocol: TaskProtocol) -> int:
-    """Prompts per forward pass on a type of device."""
+def default_batch_size(device: str, protocol: TaskProtocol, parameters: int | None = None) -> int:
+    """Prompts per forward pass on a type of device.
+
+    Args:
+        device: its type.
+        protocol: which says how long answers can be.
+        parameters: how many the model has; None: not known.
+    """
+    if device == "cpu" and parameters is not None and parameters < _SMALL:
+        return _OF_SMALL
     size = _BATCH_SIZES.get(device, 8)
     return size if protocol.max_new_tokens <= _LONG_ANSWER else size // 2
 

@@ -9,28 +9,26 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.api import decoding_under, pictures_under, prompt_under
 from vlmfix.engine.stats import summed
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
+from vlmfix.evaluation.runner.loading import Loaded, Loader
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, RunStore
 from vlmfix.evaluation.sample import UNREACHED, Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
 from vlmfix.inference.batch import answer_batch
-from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
-from vlmfix.inference.pictures import open_images
 from vlmfix.inference.sampling import SeededSampling, seed_of
 from vlmfix.methods.baselines.output_shift import answer_margins
 from vlmfix.methods.multi_pass import MultiPassMethod
@@ -107,6 +105,7 @@ class Worker:
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
     _passes: ForwardCounter = field(init=False)
+    _loader: Loader = field(init=False)
 
     def __post_init__(self) -> None:
         self._passes = ForwardCounter(self.model, keeps_logits=self.answer_ids is not None)
@@ -131,14 +130,25 @@ class Worker:
                 if method.attaches:
                     stack.enter_context(method(self.model, self.processor))
             stack.enter_context(self._passes.counted())
-            while queue:
-                batch = self._next_batch(queue)
-                records = self._records(batch)
+            self._loader = stack.enter_context(Loader(self.processor, self.methods))
+            ahead = self._begin(queue)
+            while ahead is not None:
+                batch, loading = ahead
+                ahead = self._begin(queue)
+                records = self._records(batch, loading.result())
                 if records is None:
                     self.batch_size = len(batch) // 2
-                    queue.extendleft(reversed(batch))
+                    queue.extendleft(reversed([*batch, *(ahead[0] if ahead else ())]))
+                    ahead = self._begin(queue)
                     continue
                 yield records
+
+    def _begin(self, queue: deque[Draw]) -> tuple[list[Draw], Future[Loaded]] | None:
+        """Begin to load the next batch; None: there is none."""
+        if not queue:
+            return None
+        batch = self._next_batch(queue)
+        return batch, self._loader.begin([draw.sample for draw in batch])
 
     def _next_batch(self, queue: deque[Draw]) -> list[Draw]:
         """Neighbours; a prompt that is far longer or shorter waits, as all are padded to the longest."""
@@ -152,25 +162,17 @@ class Worker:
             batch.append(queue.popleft())
         return batch
 
-    def _records(self, batch: list[Draw]) -> list[dict[str, Any]] | None:
+    def _records(self, batch: list[Draw], loaded: Loaded) -> list[dict[str, Any]] | None:
         """One record a draw, of success or of failure; None: memory ran out for this number."""
-        opened = _opened(batch)
-        if len(batch) > 1 and any(
-            isinstance(found, Exception) and is_out_of_memory(found) for found in opened.values()
-        ):
+        failures = [(draw, loaded.failure(draw.sample)) for draw in batch]
+        if len(batch) > 1 and any(error is not None and is_out_of_memory(error) for _, error in failures):
             return None
-        pictures = {path: found for path, found in opened.items() if isinstance(found, Image.Image)}
-        readable, records = [], []
-        for draw in batch:
-            found = None if draw.sample.image is None else opened[draw.sample.image]
-            if isinstance(found, Exception):
-                records.append(self._failure(draw, found))
-            else:
-                readable.append(draw)
+        readable = [draw for draw, error in failures if error is None]
+        records = [self._failure(draw, error) for draw, error in failures if error is not None]
         if not readable:
             return records
         try:
-            return records + self._answers(readable, pictures)
+            return records + self._answers(readable, loaded)
         except vlmfix.UnsupportedError:
             raise
         except Exception as error:
@@ -182,22 +184,23 @@ class Worker:
         if len(readable) == 1:
             return [*records, self._failure(readable[0], reason)]
         for draw in readable:  # which of them it was
-            records += self._records([draw]) or []
+            records += self._records([draw], self._loader.begin([draw.sample]).result()) or []
         return records
 
-    def _answers(self, batch: list[Draw], pictures: Mapping[Path, Image.Image]) -> list[dict[str, Any]]:
+    def _answers(self, batch: list[Draw], loaded: Loaded) -> list[dict[str, Any]]:
         start = time.perf_counter()
         self._passes.begin()
         generate_kwargs = self._generate_kwargs(batch)
-        pairs = [(draw.sample.image and pictures[draw.sample.image], self._asked(draw)) for draw in batch]
         asking = [method for method in self.methods if isinstance(method, MultiPassMethod)]
         if asking:
-            refinement = asking[0].run(self.model, self.processor, *pairs[0], **generate_kwargs)
+            [asked] = loaded.asked
+            refinement = asking[0].run_conversation(self.model, self.processor, asked, **generate_kwargs)
             answers = [refinement.final]
         else:
-            asked = [Conversation.of(*pair) for pair in pairs]
             show = pictures_under(self.methods, self.processor)
-            answers = answer_batch(self.model, self.processor, asked, show, **generate_kwargs)
+            answers = answer_batch(
+                self.model, self.processor, loaded.asked, show, prepared=loaded.prepared, **generate_kwargs
+            )
         end = time.perf_counter()
         memory = peak_memory(self.model.device)
         passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
@@ -385,14 +388,3 @@ def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
         "host": platform.node(),
         "written_at": time.time(),
     }
-
-
-def _opened(batch: Sequence[Draw]) -> dict[Path, Image.Image | Exception]:
-    """The picture of each file that a batch asks about, or why there is none."""
-    opened: dict[Path, Image.Image | Exception] = {}
-    for path in {draw.sample.image for draw in batch if draw.sample.image is not None}:
-        try:
-            [opened[path]] = open_images(path)
-        except Exception as error:  # readers of image formats raise what they like
-            opened[path] = error
-    return opened

@@ -89,10 +89,10 @@ class BaselineOutputShift(Method):
             found = answer_ids(context.processor.tokenizer)
             ids = (self.yes_ids or found[0], self.no_ids or found[1])
         device = context.layout.image_tokens.device
-        context.state[self, "ids"] = [torch.tensor(each, device=device) for each in ids]
+        context.state[self, "ids"] = tuple(torch.tensor([each], device=device) for each in ids)
 
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-        yes, no = (each.to(logits.device) for each in context.state[self, "ids"])
+        yes, no = (each[0].to(logits.device) for each in context.state[self, "ids"])
         if self.form == "shift":
             return shifted(logits, yes, no, self.delta)
         return forced(logits, yes, no, mass=self.mass, margin=self.margin)

@@ -98,14 +98,16 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
         if not branches:
             return logits
         contrast = contrast_layers(logits, torch.stack(list(branches), dim=1), self.weight)
-        counts: Tensor = context.state.setdefault((self, "chosen"), contrast.chosen.new_zeros(len(branches)))
-        counts.index_add_(0, contrast.chosen, context.alive.to(counts))
+        counts: Tensor = context.state.setdefault(
+            (self, "chosen"), contrast.chosen.new_zeros(1, len(branches))
+        )
+        counts.index_add_(1, contrast.chosen, context.alive.to(counts)[None])
         return contrast.logits
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         chosen = context.state.get((self, "chosen"))
         if chosen is not None:
-            counts = chosen.tolist()
+            [counts] = chosen.tolist()
             for each, count in zip(self._candidates, counts, strict=True):
                 sums.other_sizes[f"exit {each}"] = (float(count), sum(counts))
 

@@ -97,7 +97,7 @@ class MMTok(CountedPruning, ReadsVisionAttention):
         whole = torch.tensor([[self._budget(count) >= count] for [count] in counts])
         mask = (~image_tokens | whole.to(image_tokens.device)).to(hidden_states.device)
         asked = question_embeddings(context, hidden_states, content_only=not _has_three_axes(context.config))
-        context.state[self, "saturated"] = []
+        saturated = []
         for block in shown_blocks(context, self._budget):
             own = block.positions.to(hidden_states.device)
             tokens, words = hidden_states[block.sample, own], asked[block.sample]
@@ -109,14 +109,16 @@ class MMTok(CountedPruning, ReadsVisionAttention):
             )
             picks, gains = cover(covers, block.share)
             mask[block.sample, own[picks]] = True
-            context.state[self, "saturated"].append((gains == 0).any()[None])
+            saturated.append((gains == 0).any())
+        if saturated:
+            context.state[self, "saturated"] = torch.stack(saturated)[None]  # of all images
         return mask
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
         super().report(context, sums)
         saturated = context.state.get((self, "saturated"))
-        if saturated:
-            sums.details["saturated"] = float(torch.cat(saturated).float().mean())
+        if saturated is not None:
+            sums.details["saturated"] = float(saturated.float().mean())
 
     def _budget(self, tokens: int) -> int:
         """How many of the image tokens of a prompt stay."""

@@ -72,12 +72,12 @@ class PruneSID(CountedPruning, ReadsVisionAttention):
         whole = image_tokens.sum(dim=1, keepdim=True) <= kept
         mask = (~image_tokens | whole).to(hidden_states.device)
         states = hidden_states.clone()
-        context.state[self, "active"] = []
+        shares = []
         for block in shown_blocks(context, lambda _: kept):
             own = block.positions.to(hidden_states.device)
             picks, active = self._pick(block, hidden_states[block.sample, own])
             mask[block.sample, own[picks]] = True
-            context.state[self, "active"].append(active)
+            shares.append(active)
             feature = block.encoded.class_feature
             if self._takes_class_token(block):
                 assert feature is not None
@@ -85,6 +85,8 @@ class PruneSID(CountedPruning, ReadsVisionAttention):
                 place = own[leaves.int().argmax()]
                 mask[block.sample, place] = True
                 states[block.sample, place] = context.encoder.project(feature[None])[0].to(states)
+        if shares:
+            context.state[self, "active"] = sum(shares) / len(shares)
         return PruneResult(mask, states)
 
     def _takes_class_token(self, block: ShownBlock) -> bool:
@@ -118,8 +120,8 @@ class PruneSID(CountedPruning, ReadsVisionAttention):
     def report(self, context: DecodeContext, sums: Sums) -> None:
         super().report(context, sums)
         active = context.state.get((self, "active"))
-        if active:
-            sums.details["nms_active"] = sum(active) / len(active)
+        if active is not None:
+            sums.details["nms_active"] = active
 
 
 class Groups(NamedTuple):
