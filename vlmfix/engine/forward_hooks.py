@@ -190,7 +190,8 @@ class ForwardHooks:
             if context.step and self._reader.is_joined(context):
                 write_cache(output, read_cache(self._given))
             else:
-                rows = self._reader.read(context, self._given)
+                keeps_prefix = all(method.keeps_prefix for method in self.attachment.methods)
+                rows = self._reader.read(context, self._given, keeps_prefix=keeps_prefix)
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
         if context.step == 0 and any(isinstance(each, UsesOutputHead) for each in self.attachment.methods):
