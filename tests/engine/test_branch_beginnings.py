@@ -24,7 +24,7 @@ from tests.support.branches import (
     text_logits,
     with_ids,
 )
-from tests.support.methods import acting, built, in_turn, with_flash_attention
+from tests.support.methods import acting, built, in_turn, values, with_flash_attention
 from tests.support.names import QUICK, UNLIKE
 from vlmfix.engine import branch_beginnings
 from vlmfix.engine.beginnings import WholeSequences
@@ -86,6 +86,24 @@ def test_as_if_read_in_full(
     found = shared(model, acting(name), inputs, **kwargs)
     read_in_full()
     assert_same(found, shared(model, acting(name), inputs, **kwargs))
+
+
+@pytest.mark.parametrize("family", GREEDY)
+def test_prompts_without_padding(
+    model: PreTrainedModel, family: str, read_in_full: Callable[[], None]
+) -> None:
+    """One prompt, and one that comes three times, whose branches are alike to the end."""
+    single = families.split(family, model, families.prompt(family, model))[0]
+    thrice = {name: value.repeat(3, *[1] * (value.ndim - 1)) for name, value in single.items()}
+    found = [
+        shared(model, acting(name), inputs) for name in ("m3id", "vcd", "icd") for inputs in (single, thrice)
+    ]
+    for alone, three in zip(found[::2], found[1::2], strict=True):
+        assert_same(three, alone.expand_as(three))
+    read_in_full()
+    assert_same(found[0], shared(model, acting("m3id"), single))
+    for other, name in zip(found[1::2], ("m3id", "vcd", "icd"), strict=True):
+        assert_same(other, shared(model, acting(name), thrice))
 
 
 @pytest.mark.parametrize("family", GREEDY)
@@ -164,6 +182,58 @@ class MarkedAlike(Marked):
     alike = True
 
 
+class SeesAhead(MarkedAlike):
+    """All tokens of the branch see each other."""
+
+    def branches(self, *args: Any) -> list[Branch]:
+        [branch] = super().branches(*args)
+        branch.seen = branch.real_tokens[:, None].expand(-1, branch.real_tokens.shape[1], -1)
+        return [branch]
+
+
+class HasMore(MarkedAlike):
+    """The decoder is given something of each token that is not known."""
+
+    def branches(self, *args: Any) -> list[Branch]:
+        [branch] = super().branches(*args)
+        branch.decoder_inputs = {"kinds": branch.real_tokens.int()}
+        return [branch]
+
+
+@pytest.mark.parametrize("kind", [SeesAhead, HasMore])
+def test_what_does_not_come_apart_is_read_in_full(llava: PreTrainedModel, kind: type[Marked]) -> None:
+    inputs = questions(llava, QUICK)
+    assert passes(llava, kind(), inputs)[2:] == [inputs["input_ids"].numel()]
+
+
+class Same(Marked):
+    """The branch is the prompt."""
+
+    def branches(
+        self, context: DecodeContext, inputs_embeds: Tensor, decoder_inputs: Mapping[str, Any]
+    ) -> list[Branch]:
+        return [unchanged(context, inputs_embeds, decoder_inputs, fused=self.fused)]
+
+
+@pytest.mark.parametrize("family", UNLIKE)
+def test_what_a_method_edits_in_the_prompt_is_not_shared(model: PreTrainedModel, family: str) -> None:
+    inputs = questions(model, family)
+    stock = values(model, inputs, max_new_tokens=1)
+    with acting("var")(model):
+        edited = values(model, inputs, max_new_tokens=1)
+    assert (edited - stock).abs().max() > 1e-3
+    seen = []
+
+    class Watched(Same):
+        def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
+            seen.append(branches[0])
+            return logits
+
+    once, each, branch = passes(model, Watched(beta=0), inputs, acting("var"))
+    assert branch == each
+    assert_same(seen[0][None], stock)
+
+
 def test_other_embeddings_are_never_shared(llava: PreTrainedModel, read_in_full: Callable[[], None]) -> None:
     inputs = questions(llava, QUICK)
     whole = inputs["input_ids"].numel()
@@ -187,27 +257,30 @@ def test_other_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_common_lengths() -> None:
-    real = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()
-    embeddings = torch.tensor([[9, 1, 2, 3, 4], [1, 2, 3, 5, 6], [8, 8, 1, 2, 7]])[..., None].float()
+    real = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
+    embeddings = torch.tensor([[9, 1, 2, 3, 4], [1, 2, 3, 5, 6], [8, 8, 1, 2, 7], [1, 2, 7, 7, 7]])
+    embeddings = embeddings[..., None].float()
     positions = (real.cumsum(dim=1) - 1).clamp_min(0)
 
     def sequences(positions: Tensor, **kwargs: Any) -> WholeSequences:
         return WholeSequences({"inputs_embeds": embeddings, **kwargs}, real, positions)
 
     own = sequences(positions)
-    rows = torch.tensor([1, 1, 0])
-    assert own.common_lengths(own, rows).tolist() == [3, 5, 2]
+    rows = torch.tensor([1, 1, 0, 2])
+    assert own.common_lengths(own, rows).tolist() == [3, 5, 2, 3]
+    nowhere = sequences(torch.zeros_like(positions))
+    assert nowhere.common_lengths(nowhere, torch.tensor([0, 1, 3, 3])).tolist() == [4, 5, 3, 5]
     moved = positions.clone()
     moved[1, 2] += 1
-    assert own.common_lengths(sequences(moved), rows).tolist() == [2, 2, 2]
+    assert own.common_lengths(sequences(moved), rows).tolist() == [2, 2, 2, 3]
     axes = positions.expand(3, -1, -1).clone()
     axes[2, 0, 2] += 1
-    assert sequences(axes).common_lengths(sequences(axes), rows).tolist() == [1, 5, 1]
+    assert sequences(axes).common_lengths(sequences(axes), rows).tolist() == [1, 5, 1, 3]
     places = torch.zeros_like(real)
     places[:, 2:4] = True
-    features = torch.arange(6.0)[:, None]
+    features = torch.arange(8.0)[:, None]
     features[2:4] = features[:2]
     injected = sequences(positions, visual_pos_masks=places, deepstack_visual_embeds=[features])
-    assert injected.common_lengths(own, torch.arange(3)).tolist() == [1, 2, 0]
-    assert injected.common_lengths(injected, torch.arange(3)).tolist() == [4, 5, 3]
-    assert injected.common_lengths(injected, torch.tensor([1, 1, 1])).tolist() == [1, 5, 0]
+    assert injected.common_lengths(own, torch.arange(4)).tolist() == [1, 2, 0, 2]
+    assert injected.common_lengths(injected, torch.arange(4)).tolist() == [4, 5, 3, 5]
+    assert injected.common_lengths(injected, torch.tensor([1, 1, 1, 1])).tolist() == [1, 5, 0, 2]

@@ -72,9 +72,7 @@ def _shared(
         alike = own.common_lengths(prompts, torch.arange(batch, device=starts.device))
         of_prompts = (starts + torch.minimum(alike, _before_last_image(context.layout))).min()
     if known is not None:
-        alike = own.common_lengths(own, known.first_rows[known.owner])
-        is_alone = known.owner.bincount()[known.owner] == 1
-        of_each_other = (starts + alike).masked_fill(is_alone, length).min()
+        of_each_other = (starts + own.common_lengths(own, known.first_rows[known.owner])).min()
     # The state of the last token is wanted, so that each sequence reads it.
     ends = torch.stack([of_prompts, of_each_other, starts.min()]).clamp_max(length - 1)
     from_prompts, read_once, first = ends.tolist()
