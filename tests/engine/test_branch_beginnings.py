@@ -1,4 +1,4 @@
-"""Branches that begin like their prompts or like each other: as if they were read in full, of fewer tokens."""
+"""Branches that begin like their prompts or like each other: as read in full, of fewer tokens."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_what_a_method_edits_in_the_prompt_is_not_shared(model: PreTrainedModel,
             seen.append(branches[0])
             return logits
 
-    once, each, branch = passes(model, Watched(beta=0), inputs, acting("var"))
+    _, each, branch = passes(model, Watched(beta=0), inputs, acting("var"))
     assert branch == each
     assert_same(seen[0][None], stock)
 
