@@ -2,6 +2,7 @@
 
     python -m benchmarks.overhead --size 0.3b
     python -m benchmarks.overhead --size 0.3b --method adaptinfer --images 4 --tokens 16
+    python -m benchmarks.overhead --size 0.3b --method vcd --questions 8 --tokens 1
 
 Each round runs the stock model and the method one after the other; the ratio is the median over the rounds.
 Methods that ask several times (CARVE) or decode in a loop of their own (OPERA) are left out, as their cost
@@ -17,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,8 @@ from transformers.generation.streamers import BaseStreamer
 import vlmfix
 from vlmfix.engine.caches import read_cache
 from vlmfix.engine.capabilities import ChoosesTokens
+from vlmfix.engine.prefix_cache import shared_prefix
+from vlmfix.engine.vision_cache import cached_vision
 from vlmfix.models.directions import write_directions
 from vlmfix.models.profiles import Profile
 from vlmfix.settings import configs_directory
@@ -177,16 +180,19 @@ class Processor:
         )
 
 
-def random_inputs(model: PreTrainedModel, batch_size: int, images: int) -> dict[str, torch.Tensor]:
-    """Images and a short question a sample."""
-    words = torch.randint(10, 1000, (batch_size, QUESTION_TOKENS))
-    image = torch.full((batch_size, images * IMAGE_TOKENS), IMAGE_TOKEN)
-    input_ids = torch.cat([words[:, :8], image, words[:, 8:]], dim=1).to(model.device)
-    pixels = (batch_size * images, 3, 336, 336)
+def random_inputs(
+    model: PreTrainedModel, batch_size: int, images: int, questions: int = 1
+) -> dict[str, torch.Tensor]:
+    """Images a sample, and short questions about them, one prompt each."""
+    before = torch.randint(10, 1000, (batch_size, 8)).repeat_interleave(questions, dim=0)
+    words = torch.randint(10, 1000, (batch_size * questions, QUESTION_TOKENS - 8))
+    image = torch.full((batch_size * questions, images * IMAGE_TOKENS), IMAGE_TOKEN)
+    input_ids = torch.cat([before, image, words], dim=1).to(model.device)
+    pixels = torch.randn(batch_size, images, 3, 336, 336, dtype=model.dtype, device=model.device)
     return {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
-        "pixel_values": torch.randn(pixels, dtype=model.dtype, device=model.device),
+        "pixel_values": pixels.repeat_interleave(questions, dim=0).flatten(0, 1),
     }
 
 
@@ -217,12 +223,19 @@ def measure_once(
     inputs: dict[str, torch.Tensor],
     tokens: int,
     method: vlmfix.Method | None,
+    *,
+    shares: bool = False,
     **generate_kwargs: Any,
 ) -> Cost:
-    """Generate once under the method."""
+    """Generate once under the method; prompts may share what they begin with, as they do in the harness."""
     clock = Clock()
     processor: Any = Processor()  # in the place of one of transformers
-    with method(model, processor) if method else nullcontext():
+    with ExitStack() as stack:
+        if method:
+            stack.enter_context(method(model, processor))
+        if shares:
+            stack.enter_context(cached_vision(model))
+            stack.enter_context(shared_prefix(model))
         generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
         output = generate(
             **inputs,
@@ -246,12 +259,15 @@ def measure_rounds(
     rounds: int,
     batch_size: int,
     images: int,
+    questions: int = 1,
 ) -> tuple[list[Cost], list[Cost]]:
     """The cost of each round after one to warm up, and its ratio to greedy in the same round."""
-    inputs = random_inputs(model, batch_size, images)
+    inputs = random_inputs(model, batch_size, images, questions)
     costs, ratios = [], []
     for _ in track(range(rounds + 1), description=type(method).__name__.lower(), transient=True):
-        greedy, steered = (measure_once(model, inputs, tokens, each) for each in (None, method))
+        greedy, steered = (
+            measure_once(model, inputs, tokens, each, shares=questions > 1) for each in (None, method)
+        )
         costs.append(steered)
         ratios.append(Cost(*(ours / plain for ours, plain in zip(steered, greedy, strict=True))))
     return costs[1:], ratios[1:]
@@ -269,6 +285,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds after one warm-up.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
     images: Annotated[int, typer.Option(min=1, help="Images of 576 tokens in a prompt.")] = 1,
+    questions: Annotated[
+        int, typer.Option(min=1, help="Questions about the images of a sample, read as the harness does.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="torch dtype.")] = "float32",
     kernel: Annotated[str, typer.Option(help="Attention of the stock model.")] = "sdpa",
@@ -281,8 +300,8 @@ def main(
     model = random_llava(size, device=device, dtype=getattr(torch, dtype), kernel=kernel)
     prompt = images * IMAGE_TOKENS + QUESTION_TOKENS
     table = Table(
-        title=f"random LLaVA {size}, {dtype}, {kernel}, {device}, batch {batch_size}, {prompt} prompt "
-        f"tokens, {tokens} new ones"
+        title=f"random LLaVA {size}, {dtype}, {kernel}, {device}, batch {batch_size * questions}, {prompt} "
+        f"prompt tokens, {tokens} new ones"
     )
     columns = (
         "prefill ms",
@@ -308,7 +327,13 @@ def main(
             rows[f"{name}, separate passes"] = dataclasses.replace(acts, fused=False)  # type: ignore[call-arg]
     for name, steered in rows.items():
         measured = measure_rounds(
-            model, steered, tokens=tokens, rounds=rounds, batch_size=batch_size, images=images
+            model,
+            steered,
+            tokens=tokens,
+            rounds=rounds,
+            batch_size=batch_size,
+            images=images,
+            questions=questions,
         )
         cost, ratio = map(median, measured)
         table.add_row(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import attention, compatibility, few_rows, kernels, tokens
+from vlmfix.engine import attention, compatibility, few_rows, kernels, last_row, tokens
 from vlmfix.engine.branches import unfollow_beams
 from vlmfix.engine.buffered_cache import take_room
 from vlmfix.engine.caches import named_arguments
@@ -227,6 +227,7 @@ class Attachment:
         for index, layer in enumerate(self.decoder.layers):
             before_layer = functools.partial(self._decoder_hooks.before_layer, index)
             self._of_decoder.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
+        last_row.install(self.decoder, self._reads_last_row_alone, self._of_decoder)
         before, after = self._decoder_hooks.before_decoder, self._decoder_hooks.after_decoder
         self._of_decoder.callback(self.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
         self._of_decoder.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
@@ -246,6 +247,13 @@ class Attachment:
     def _stock_rows(self) -> int:
         """Rows of the prompts in a decode step; those of other calls are all of the model's own."""
         return sys.maxsize if self.context is None else self.context.layout.batch_size
+
+    def _reads_last_row_alone(self) -> bool:
+        """Whether a pass is over a branch, or over what prompts begin with, of which keys and values stay."""
+        engine = None if self.context is None else self.context.engine
+        return engine is not None and (
+            engine.active_branch is not None or (engine.prefix is not None and not engine.prefix.is_read)
+        )
 
     def _set(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute of this instance; undone, it is what it was, or gone."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from vlmfix.engine.beginnings import WholeSequences
+from vlmfix.engine.branch_beginnings import passes
 from vlmfix.engine.buffered_cache import give_room
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.context import DecodeContext
@@ -117,13 +119,19 @@ class BranchReader:
             nn.functional.pad(branch.real_tokens.long(), (0, generated), value=1) if self._has_state else None
         )
 
-    def read(self, context: DecodeContext, decoder_given: Mapping[str, Any]) -> list[Tensor]:
+    def read(
+        self, context: DecodeContext, decoder_given: Mapping[str, Any], *, keeps_prefix: bool
+    ) -> list[Tensor]:
         """Let the decoder read the branches by themselves: their last hidden states, `(batch, hidden)`.
 
         Args:
             decoder_given: arguments of the pass over the prompts.
+            keeps_prefix: see `MethodHooks.keeps_prefix`; of all methods.
         """
-        return [self._read(context, branch, decoder_given) for branch in context.engine.branches]
+        return [
+            self._read(context, branch, decoder_given, keeps_prefix=keeps_prefix)
+            for branch in context.engine.branches
+        ]
 
     def read_layers(
         self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]
@@ -209,7 +217,14 @@ class BranchReader:
         rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in range(len(writes))]
         return [[token for token in row if token >= 0] for row in rows for _ in range(context.copies)]
 
-    def _read(self, context: DecodeContext, branch: Branch, decoder_given: Mapping[str, Any]) -> Tensor:
+    def _read(
+        self,
+        context: DecodeContext,
+        branch: Branch,
+        decoder_given: Mapping[str, Any],
+        *,
+        keeps_prefix: bool = False,
+    ) -> Tensor:
         embeddings = decoder_given["inputs_embeds"]
         first = context.step == 0
         if first and branch.late is not None:
@@ -231,15 +246,25 @@ class BranchReader:
         positions = branch.positions(
             positions_of(decoder_given, context.layout), context.step, context.first_position
         )
-        given["position_ids"] = positions[..., -read.shape[1] :]
-        context.engine.active_branch = branch
+        given |= {
+            "position_ids": positions[..., -read.shape[1] :],
+            "inputs_embeds": read,
+            "attention_mask": self._padding_of(branch, context.step),
+            "use_cache": branch.cache is not None,
+        }
+        given = with_cache(self._decoder, given, branch.cache)
+        prompts = WholeSequences(
+            dict(decoder_given), context.layout.real_tokens, positions_of(decoder_given, context.layout)
+        )
+        reading = (
+            passes(context, self._decoder, branch, given, prompts, keeps_prefix=keeps_prefix)
+            if first
+            else [(branch, given)]
+        )
         try:
-            states: Tensor = self._decoder(
-                inputs_embeds=read,
-                attention_mask=self._padding_of(branch, context.step),
-                use_cache=branch.cache is not None,
-                **with_cache(self._decoder, given, branch.cache),
-            ).last_hidden_state
+            for active, arguments in reading:
+                context.engine.active_branch = active
+                states: Tensor = self._decoder(**arguments).last_hidden_state
         finally:
             context.engine.active_branch = None
         if first:

@@ -198,7 +198,8 @@ class ForwardHooks:
             if context.step and self._reader.is_joined(context):
                 write_cache(output, read_cache(self._given))
             else:
-                rows = self._reader.read(context, self._given)
+                keeps_prefix = all(method.keeps_prefix for method in self.attachment.methods)
+                rows = self._reader.read(context, self._given, keeps_prefix=keeps_prefix)
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
         if context.step == 0 and any(isinstance(each, UsesOutputHead) for each in self.attachment.methods):
@@ -210,6 +211,8 @@ class ForwardHooks:
             _append_rows(context, output, rows)
         if context.engine.static is not None:
             self.attachment.static.begin(context, output)
+        elif context.step == 0:
+            give_room(context.engine.cache)
         return output
 
     def _check_cache(self, context: DecodeContext, kwargs: dict[str, Any], output: Any) -> None:
@@ -251,8 +254,6 @@ class ForwardHooks:
             _replace_rows(output, lambda states: torch.cat([states[:, :-1], last.pop(0)], dim=1))
         if cache is not None and self._window is not None:
             stop_recording(cache)
-        if context.engine.static is None:
-            give_room(cache)
         for branch in context.engine.branches:
             branch.cache = None if cache is None else new_cache(self.decoder)
         follows = context.engine.gates.follows_beams or any(

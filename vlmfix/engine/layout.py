@@ -267,9 +267,14 @@ class PromptLayout:
         return self._cached_mask(1, keys)[:, 0, 0].to(device)
 
     def attention_mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
-        """What the last `queries` of `keys` tokens see, `(batch, 1, queries, keys)`; None: plain causal."""
+        """What the last `queries` of `keys` tokens see, `(batch or 1, 1, queries, keys)`; None: those up to
+        themselves, as kernels take it."""
         is_plain = self.seen is None or queries <= keys - self.length
-        return None if is_plain and not self.has_padding else self._cached_mask(queries, keys).to(device)
+        if not is_plain or self.has_padding:
+            return self._cached_mask(queries, keys).to(device)
+        if 1 < queries < keys:  # which kernels count from the first key
+            return self._cached_mask(queries, keys)[:1].to(device)
+        return None
 
     def _cached_mask(self, queries: int, keys: int) -> Tensor:
         """One mask serves all layers of a step."""

@@ -11,19 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from vlmfix.engine import compatibility, kernels, tokens
-from vlmfix.engine.caches import read_cache, with_cache, without_cache
+from vlmfix.engine.beginnings import WholeSequences, fill, keeps_all_tokens
+from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.callers import turns_of
-from vlmfix.engine.decoder_inputs import extras
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.state import Prefix
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import new_cache, text_decoder
-
-# What Qwen3-VL adds after its first layers, and where; the one kind of addition that is taken apart here.
-_INJECTED = {"visual_pos_masks", "deepstack_visual_embeds"}
 
 
 @contextmanager
@@ -78,19 +74,12 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
         if context is not None:
             context.engine.prefix = prefix
         prefixes = new_cache(decoder)
-        read(**with_cache(decoder, batch.prefixes(prefix), prefixes))
+        read(**with_cache(decoder, batch.whole.beginnings(prefix), prefixes))
         prefix.is_read = True
-        layers: list[Any] = prefixes.layers  # typed as their base class, without keys
-        for layer, cached in enumerate(layers):
-            key, value = (
-                prefix.spread(each.transpose(1, 2)).transpose(1, 2) for each in (cached.keys, cached.values)
-            )
-            batch.cache.update(key, value, layer)
-        try:
-            return read(**with_cache(decoder, batch.rest(prefix), batch.cache))
-        finally:
-            if context is not None:
-                context.engine.prefix = None
+        fill(batch.cache, prefix, prefixes.layers)
+        output = read(**with_cache(decoder, batch.whole.rest(prefix), batch.cache))
+        prefix.hidden_states.clear()
+        return output
 
     attributes = vars(decoder)
     before = {name: attributes[name] for name in ("forward",) if name in attributes}
@@ -106,37 +95,29 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(eq=False)
 class _Batch:
-    """The arguments of a pass of the decoder that reads whole prompts.
+    """A pass of the decoder that reads whole prompts.
 
     Args:
-        kwargs: of the decoder.
-        cache: empty.
-        real_tokens: `(batch, prompt)` bool.
+        whole: what it reads.
+        cache: that it fills; empty.
         starts: column of the first token of each prompt.
         ends: column of the last image token of each prompt.
-        positions: of the rotary embedding, `(..., batch, prompt)`.
     """
 
-    kwargs: dict[str, Any]
+    whole: WholeSequences
     cache: DynamicCache
-    real_tokens: Tensor
     starts: list[int]
     ends: list[int]
-    positions: Tensor
 
     @classmethod
     def of(cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, visual_tokens: list[int]) -> _Batch | None:
         """The pass, if prompts can share anything in it."""
         cache = read_cache(kwargs)
         embeddings, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-        plain = (
-            isinstance(cache, DynamicCache)
-            and cache.get_seq_length() == 0
-            and all(type(layer) is DynamicLayer for layer in cache.layers)
-            and not set(extras(kwargs)) - _INJECTED
-        )
         detailed = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
-        if prompt_ids is None or embeddings is None or not plain or detailed:
+        if prompt_ids is None or embeddings is None or detailed:
+            return None
+        if not keeps_all_tokens(cache) or cache.get_seq_length():
             return None
         if len(prompt_ids) < 2 or embeddings.shape[:2] != prompt_ids.shape:
             return None
@@ -145,17 +126,16 @@ class _Batch:
         real_tokens = torch.ones_like(prompt_ids, dtype=torch.bool) if mask is None else mask.bool()
         image_tokens = torch.isin(prompt_ids, prompt_ids.new_tensor(visual_tokens)) & real_tokens
         length = prompt_ids.shape[1]
-        starts = real_tokens.int().argmax(dim=1)
-        # Whether every prompt has an image, and padding on the left only.
-        regular = image_tokens.any(dim=1) & (real_tokens.sum(dim=1) == length - starts)
-        if not bool(regular.all()):
-            return None
-        ends = length - 1 - image_tokens.flip(1).int().argmax(dim=1)
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(length, device=embeddings.device)[None]
-        positions = positions.expand(*positions.shape[:-2], len(prompt_ids), length)
-        return cls(kwargs, cache, real_tokens, starts.tolist(), ends.tolist(), positions)
+        whole = WholeSequences(kwargs, real_tokens, positions)
+        # Whether every prompt has an image, and padding on the left only.
+        regular = image_tokens.any(dim=1) & (real_tokens.sum(dim=1) == length - whole.starts)
+        if not whole.comes_apart or not bool(regular.all()):
+            return None
+        ends = length - 1 - image_tokens.flip(1).int().argmax(dim=1)
+        return cls(whole, cache, whole.starts.tolist(), ends.tolist())
 
     def prefix(self) -> Prefix | None:
         """What the prompts share; None: no two of them begin alike."""
@@ -166,7 +146,7 @@ class _Batch:
             if known is None:
                 firsts.append(row)
             owner.append(len(firsts) - 1 if known is None else known)
-        device = self.real_tokens.device
+        device = self.whole.real_tokens.device
         starts, ends = (torch.tensor(each, device=device) for each in (self.starts, self.ends))
         first_rows = torch.tensor(firsts, device=device)
         lengths = (ends - starts)[first_rows]
@@ -186,46 +166,7 @@ class _Batch:
         spans = [slice(self.starts[each], self.ends[each]) for each in (first, row)]
         if spans[0].stop - spans[0].start != spans[1].stop - spans[1].start:
             return False
-        embeddings = self.kwargs["inputs_embeds"]
+        embeddings, positions = self.whole.kwargs["inputs_embeds"], self.whole.all_positions
         return torch.equal(embeddings[first, spans[0]], embeddings[row, spans[1]]) and torch.equal(
-            self.positions[..., first, spans[0]], self.positions[..., row, spans[1]]
+            positions[..., first, spans[0]], positions[..., row, spans[1]]
         )
-
-    def prefixes(self, prefix: Prefix) -> dict[str, Any]:
-        """Arguments of the pass over the beginnings."""
-        columns = prefix.layout.positions
-        assert columns is not None
-        rows = prefix.first_rows[:, None].expand_as(columns)
-        mask = prefix.layout.real_tokens.long() if prefix.layout.has_padding else None
-        return self._part(rows, columns, prefix.layout.real_tokens, mask)
-
-    def rest(self, prefix: Prefix) -> dict[str, Any]:
-        """Arguments of the pass over what follows."""
-        batch, length = self.real_tokens.shape
-        columns = torch.arange(prefix.places.shape[1], length, device=self.real_tokens.device)
-        rows = torch.arange(batch, device=columns.device)[:, None].expand(-1, len(columns))
-        return self._part(
-            rows, columns.expand_as(rows), self.real_tokens[:, columns], self.kwargs.get("attention_mask")
-        )
-
-    def _part(
-        self, rows: Tensor, columns: Tensor, real_tokens: Tensor, mask: Tensor | None
-    ) -> dict[str, Any]:
-        """Arguments for the tokens at `(rows, columns)` of the batch."""
-
-        def at(values: Tensor) -> Tensor:
-            return values[..., rows.to(values.device), columns.to(values.device)]
-
-        part = without_cache(self.kwargs)
-        embeddings = self.kwargs["inputs_embeds"]
-        part["inputs_embeds"] = embeddings[rows.to(embeddings.device), columns.to(embeddings.device)]
-        part |= {"attention_mask": mask, "position_ids": at(self.positions)}
-        visual = self.kwargs.get("visual_pos_masks")
-        if visual is not None:  # features that Qwen3-VL adds to the image tokens, listed over the whole batch
-            number = (visual.flatten().long().cumsum(0) - 1).view_as(visual)
-            part["visual_pos_masks"] = at(visual) & real_tokens.to(visual.device)
-            chosen = at(number)[part["visual_pos_masks"]]
-            part["deepstack_visual_embeds"] = [
-                each[chosen.to(each.device)] for each in self.kwargs["deepstack_visual_embeds"]
-            ]
-        return part

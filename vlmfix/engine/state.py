@@ -211,6 +211,16 @@ class Prefix:
         owner, places = self.owner.to(values.device), self.places.to(values.device)
         return values[owner[:, None], places]
 
+    def spread_heads(self, values: Tensor) -> Tensor:
+        """Of `(beginnings, heads, tokens, head_dim)` keys or values, those of the first columns of each
+        prompt, `(batch, heads, columns, head_dim)`."""
+        _, heads, tokens, size = values.shape
+        owner, places = self.owner.to(values.device), self.places.to(values.device)
+        firsts = (owner[:, None] * heads + torch.arange(heads, device=owner.device)) * tokens
+        index = firsts[:, :, None] + places[:, None]
+        # By whole rows, which takes a third of the time that an index for each dimension does on a CPU.
+        return values.reshape(-1, size).index_select(0, index.flatten()).view(*index.shape, size)
+
 
 @dataclass(eq=False)
 class CandidateBlock:
@@ -281,7 +291,7 @@ class EngineState:
         first_position: position of the first token of the prompts, `(batch, 1)`, or one for all.
         planned: tokens that a `generate` call lets follow at most; 1: it does not say.
         encoded: what `generate` made of the images before the pass, by kind; None: nothing.
-        prefix: what prompts of the batch begin with, where it is read once for all; in the prefill only.
+        prefix: what prompts of the batch begin with, where it was read once for all.
         peeking: the rows that `DecodeContext.peek` is computing.
         peeked: what it computed.
         gates: of the methods that have one.
