@@ -211,7 +211,7 @@ class ForwardHooks:
             _append_rows(context, output, rows)
         if context.engine.static is not None:
             self.attachment.static.begin(context, output)
-        elif context.step == 0:
+        elif context.step == 0 and context.engine.candidates is None:
             give_room(context.engine.cache)
         return output
 
