@@ -87,6 +87,7 @@ def main(
         "first call s",
         box=MARKDOWN,
     )
+    console = Console(width=140)
     plain: list[tuple[Cost, Cost]] = []
     for name in ("greedy", *(method or METHODS)):
         acts: vlmfix.Method | None = None if name == "greedy" else acting(name, size)
@@ -119,7 +120,9 @@ def main(
             *ratios[1:],
             f"{first:.0f}",
         )
-    console = Console(width=140)
+        console.print(
+            f"{name}: {eager.decode:.2f} ms eager, {compiled.decode:.2f} ms compiled", highlight=False
+        )
     console.print(table)
     eager, compiled = (median([each[column] for each in plain]) for column in (0, 1))
     console.print(
