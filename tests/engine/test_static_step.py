@@ -245,3 +245,22 @@ def test_what_has_no_place_in_a_static_cache(
     with method(llava, families.PROCESSOR), pytest.raises(vlmfix.UnsupportedError, match=message):
         generate(llava, inputs, **STATIC)
     assert families.fingerprint(llava) == before
+
+
+def test_exits_of_a_model_that_caps_its_logits_are_refused(
+    llava: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> None:
+    """They go through its output head alone there, and through the model on a growing cache."""
+
+    def capped(module: Any, args: Any, output: Any) -> Any:
+        output.logits = 0.1 * torch.tanh(output.logits / 0.1)
+        return output
+
+    handle = llava.register_forward_hook(capped)
+    try:
+        with attached("dola", llava):
+            generate(llava, inputs)
+            with pytest.raises(vlmfix.UnsupportedError, match=r"caps or scales .* DoLa reads"):
+                generate(llava, inputs, **STATIC)
+    finally:
+        handle.remove()

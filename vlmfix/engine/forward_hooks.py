@@ -202,7 +202,10 @@ class ForwardHooks:
                 rows = self._reader.read(context, self._given, keeps_prefix=keeps_prefix)
         self._given = {}
         newest = output.last_hidden_state[: context.layout.batch_size, -1]
-        if context.step == 0 and any(isinstance(each, UsesOutputHead) for each in self.attachment.methods):
+        by_head: Any = UsesOutputHead  # of a static cache, exits go through the head after the step, too
+        if context.engine.static is not None:
+            by_head = UsesOutputHead | ReadsEarlyExits
+        if context.step == 0 and any(isinstance(each, by_head) for each in self.attachment.methods):
             context.engine.first_state = newest
         for method in self.attachment.methods:
             if isinstance(method, ReadsEarlyExits):

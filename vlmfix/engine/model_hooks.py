@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, StaticCache
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.caches import named_arguments, read_cache
 from vlmfix.engine.call import Call
-from vlmfix.engine.capabilities import ChoosesTokens, SeesLogits, UsesOutputHead
+from vlmfix.engine.capabilities import ChoosesTokens, ReadsEarlyExits, SeesLogits, UsesOutputHead
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.gate_formulas import blend_logits
 from vlmfix.engine.in_place import called
@@ -219,7 +219,9 @@ def _check_head(context: DecodeContext, methods: Sequence[MethodHooks], output: 
     """Refuse methods that turn states into logits by themselves on a model that does it in another way."""
     states, context.engine.first_state = context.engine.first_state, None
     if states is not None and context.modules is not None:
-        name = next(type(method).__name__ for method in methods if isinstance(method, UsesOutputHead))
+        kinds = UsesOutputHead, ReadsEarlyExits  # of the latter on a static cache alone, so the former first
+        users = [method for kind in kinds for method in methods if isinstance(method, kind)]
+        name = type(users[0]).__name__
         context.modules.check_output_logits(name, states, output.logits[: len(states), -1].float())
 
 
