@@ -99,3 +99,29 @@ def test_steps_copy_no_keys(name: str, llava: PreTrainedModel) -> None:
     assert all(each == places[0] for each in places)
     cache = read_cache(output)
     assert all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def test_a_backward_pass_finds_what_was_held() -> None:
+    gradients = []
+    for has_room in (False, True):
+        cache = filled()
+        if has_room:
+            give_room(cache)
+        states = torch.full((3, 2, 1, 4), 2.0, requires_grad=True)
+        total = torch.zeros(())
+        for _ in range(3):
+            keys, values = cache.update(states, states * states, 0)
+            total = total + (keys * values).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        gradients.append(states.grad)
+    assert torch.equal(*gradients)
+
+
+def test_steps_in_and_out_of_inference_mode() -> None:
+    plain, roomy = filled(), filled()
+    give_room(roomy)
+    for inference in (True, True, False, False, True):
+        with torch.inference_mode(inference):
+            ones = torch.ones(3, 2, 1, 4)
+            for own, other in zip(roomy.update(ones, ones, 0), plain.update(ones, ones, 0), strict=True):
+                assert torch.equal(own, other)

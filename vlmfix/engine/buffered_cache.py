@@ -38,7 +38,8 @@ class BufferedLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Append to keys and values."""
         before = self.get_seq_length()
-        if before == 0:  # it was reset
+        # It was reset, or what it holds has to stay as it is for a backward pass.
+        if before == 0 or (torch.is_grad_enabled() and key_states.requires_grad):
             return super().update(key_states, value_states, *args, **kwargs)
         length = before + key_states.shape[2]
         if not self._is_in_buffers or length > self._buffers[0].shape[2]:
@@ -65,9 +66,10 @@ class BufferedLayer(DynamicLayer):
 
     @property
     def _is_in_buffers(self) -> bool:
-        """Whether keys and values are still beginnings of the buffers."""
+        """Whether keys and values are still beginnings of the buffers, which may be written to."""
         return bool(self._buffers) and all(
-            states.data_ptr() == buffer.data_ptr()
+            buffer.is_inference() == torch.is_inference_mode_enabled()
+            and states.data_ptr() == buffer.data_ptr()
             and states.stride() == buffer.stride()
             and len(states) == len(buffer)
             for states, buffer in zip(self._held, self._buffers, strict=True)
