@@ -43,8 +43,8 @@ class RunCache:
                 "longer, or lower max_new_tokens"
             )
         self.branches = tuple(context.engine.branches)
-        is_own = not self.branches and not context.pruning_stages
-        self.cache = given if is_own else StaticCache(config, max_cache_len=1)
+        has_other_lengths = self.branches or context.pruning_stages
+        self.cache = StaticCache(config, max_cache_len=1) if has_other_lengths else given
         caches = [grown, *(branch.cache for branch in self.branches)]
         self.firsts: list[int] = []
         self._masks: dict[tuple[PromptLayout, torch.device], tuple[Tensor, int]] = {}
