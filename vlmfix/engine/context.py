@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.modules import DecoderModules
+from vlmfix.engine.rows_of_state import may_be_by_sequence, of_rows
 from vlmfix.engine.state import AuxiliaryPrompt, Encoded, EngineState, PruningStage
 from vlmfix.engine.stats import Counts
 from vlmfix.engine.tokens import has_no_markers, image_markers
@@ -305,7 +306,7 @@ class DecodeContext:
             ],
             config=self.config,
             modules=self.modules,
-            state={key: _of_rows(value, rows, batch) for key, value in self.state.items()},
+            state={key: of_rows(value, rows, batch) for key, value in self.state.items()},
             declined={
                 method: {reason: sequences[rows] for reason, sequences in reasons.items()}
                 for method, reasons in self.declined.items()
@@ -323,7 +324,7 @@ class DecodeContext:
             ValueError: as for `part`.
         """
         batch = self.layout.batch_size
-        if any(_may_be_by_sequence(value, batch) for value in self.state.values()):
+        if any(may_be_by_sequence(value, batch) for value in self.state.values()):
             raise ValueError("a method keeps a list in context.state, which may have one item a sequence")
         kept = self.part(rows)
         kept.memory = {key: value[rows] for key, value in self.memory.items()}
@@ -424,41 +425,3 @@ class DecodeContext:
         if key not in self._unions:
             self._unions[key] = reduce(or_, dict.fromkeys(rows))
         return self._unions[key]
-
-
-def _may_be_by_sequence(value: Any, batch: int) -> bool:
-    """Whether a list or tuple of anything but tensors may have one item a sequence."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == batch
-        and not all(isinstance(each, Tensor) for each in value)
-        and not hasattr(value, "_fields")
-    )
-
-
-def _of_rows(value: Any, rows: slice | Tensor, batch: int) -> Any:
-    """What some of `batch` sequences have of a value that a method keeps.
-
-    Raises:
-        ValueError: it does not tell the sequences apart, so that nobody knows whose its numbers are.
-    """
-    if isinstance(value, Rows):
-        return Rows(value.index, value.mask[rows])
-    if isinstance(value, Tensor):
-        if value.ndim == 0 or value.shape[0] == 1:
-            return value
-        if value.shape[0] != batch:
-            shape = tuple(value.shape)
-            raise ValueError(
-                f"a method keeps a tensor of shape {shape} in context.state; its first dimension must count "
-                f"the {batch} sequences, or be 1 for all"
-            )
-        return value[rows]
-    if isinstance(value, tuple):
-        parts = [_of_rows(each, rows, batch) for each in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if isinstance(value, dict):
-        return {key: _of_rows(each, rows, batch) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_of_rows(each, rows, batch) for each in value]
-    return value
