@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import CompileConfig, PreTrainedModel, ProcessorMixin
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 
-from vlmfix.engine import attention, compatibility, few_rows, kernels, last_row, tokens
+from vlmfix.engine import compatibility, tokens
 from vlmfix.engine.branches import unfollow_beams
 from vlmfix.engine.buffered_cache import take_room
 from vlmfix.engine.caches import named_arguments
@@ -28,23 +27,21 @@ from vlmfix.engine.capabilities import (
 )
 from vlmfix.engine.combination import check_pair
 from vlmfix.engine.context import DecodeContext
-from vlmfix.engine.forward_hooks import ForwardHooks
 from vlmfix.engine.gating import GateState
+from vlmfix.engine.installation import Installation
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.method import MethodHooks
-from vlmfix.engine.model_hooks import ModelHooks
 from vlmfix.engine.modules import DecoderModules
 from vlmfix.engine.outside_passes import OutsidePasses, names_of
 from vlmfix.engine.phases import visual_tokens
 from vlmfix.engine.rereading import read_anew
 from vlmfix.engine.state import Encoded
 from vlmfix.engine.static_step import StaticSteps
-from vlmfix.engine.stream_hooks import StreamHooks
 from vlmfix.engine.vision_attention import EncoderTap
 from vlmfix.engine.vision_cache import encode_images, with_pixel_values
 from vlmfix.engine.vision_encoder import Removable, VisionEncoder
 from vlmfix.errors import UnsupportedError
-from vlmfix.models.structure import attention_layers, attention_of, image_arguments, memory_of, text_decoder
+from vlmfix.models.structure import attention_layers, image_arguments, memory_of, text_decoder
 
 
 class Attachment:
@@ -65,18 +62,14 @@ class Attachment:
         self.kernel: str = self.decoder.config._attn_implementation
         self.methods: tuple[MethodHooks, ...] = ()
         self.outside = OutsidePasses(self, model)
-        self._decoder_hooks = ForwardHooks(self, self.decoder)
-        self._model_hooks = ModelHooks(self, model)
-        self._stream_hooks = StreamHooks(self, self.decoder)
-        self.static = StaticSteps(self, model, self._hook_decoder)
-        self._of_decoder = ExitStack()
+        self._installation = Installation(self, model)
+        self.static = StaticSteps(self, model, self._installation.hook_decoder)
         self._turns = self.outside.turns
         self.call = Call()
         self._processor: ProcessorMixin | None = None
         self._encoder: EncoderTap | None = None
         self._edited_encoder: VisionEncoder | None = None
         self._of_encoder: dict[int, Sequence[Removable]] = {}
-        self._undo = ExitStack()
 
     @property
     def context(self) -> DecodeContext | None:
@@ -123,7 +116,7 @@ class Attachment:
             )
         self.check(method)
         if isinstance(method, EditsStream):
-            self._stream_hooks.check(method)
+            self._installation.stream.check(method)
         self._watch_encoder((*self.methods, method))
         hooks: Sequence[Removable] = ()
         try:
@@ -132,13 +125,12 @@ class Attachment:
                 hooks = method.hook_encoder(self._edited_encoder)
             self._processor = processor or self._processor
             if not self.methods:
-                self._install()
+                self._installation.install(self._guarded)
             if _adds_rows(method) and not any(map(_adds_rows, self.methods)):
-                modules = (self.decoder, self.model.get_output_embeddings())
-                few_rows.install(modules, self._stock_rows, self._undo)
+                self._installation.take_few_rows()
         except BaseException:
             if not self.methods:
-                self._undo.close()
+                self._installation.undo()
             for hook in hooks:
                 hook.remove()
             if edits_encoder(method):
@@ -148,7 +140,7 @@ class Attachment:
         self.end_run()
         self._of_encoder[id(method)] = hooks
         if isinstance(method, EditsStream):
-            self._stream_hooks.install((*self.methods, method))
+            self._installation.stream.install((*self.methods, method))
         self.methods += (method,)
 
     def detach(self, method: MethodHooks) -> None:
@@ -157,14 +149,14 @@ class Attachment:
             self.end_run()
             self.methods = tuple(other for other in self.methods if other is not method)
             if isinstance(method, EditsStream):
-                self._stream_hooks.install(self.methods)
+                self._installation.stream.install(self.methods)
             for hook in self._of_encoder.pop(id(method), ()):
                 hook.remove()
             self._watch_encoder(self.methods)
             if edits_encoder(method):
                 self._edited_encoder = None
             if not self.methods:
-                self._undo.close()
+                self._installation.undo()
 
     def _watch_encoder(self, methods: Sequence[MethodHooks]) -> None:
         """Read the attention of the vision encoder as long as one of these methods needs it.
@@ -188,81 +180,6 @@ class Attachment:
         tap.keeps_maps = any(each.reads_maps for each in reading)
         wanted = [item for each in reading for item in each.encoder_layers.items()]
         tap.read_layers({layer: (layer, True) in wanted for layer, _ in wanted})
-
-    def _install(self) -> None:
-        attention.register()
-        # First, and gone last: whoever looks at the configuration meanwhile finds out why it is as it is.
-        self._set(self.decoder, kernels.ATTRIBUTE, self)
-        for module in self.decoder.modules():
-            if isinstance(module, PreTrainedModel):
-                # Not by the public setter, which may look for kernels anew.
-                self._undo.callback(
-                    setattr, module.config, "_attn_implementation", module.config._attn_implementation
-                )
-        self.decoder.set_attn_implementation(kernels.NAME)
-        if self.decoder.config._attn_implementation != kernels.NAME:
-            raise UnsupportedError(
-                f"{type(self.decoder).__name__} does not use the attention registry of transformers, so that "
-                "no method can see its attention"
-            )
-        for index in attention_layers(self.decoder):
-            self._set(attention_of(self.decoder, index), kernels.ATTRIBUTE, self)
-        self._hook_decoder(True)
-        self._undo.callback(self._of_decoder.close)
-        of_model = self._model_hooks
-        self._undo.callback(self.model.register_forward_pre_hook(of_model.before, with_kwargs=True).remove)
-        self._undo.callback(self.model.register_forward_hook(of_model.after).remove)
-        self._undo.callback(self.model.register_forward_hook(of_model.end, always_call=True).remove)
-        self.outside.install(self._undo)
-        self._set(self.model, "generate", self._guarded(self.model.generate))
-        self._set(self.model, "get_compiled_call", self._compiled_call)
-        self._set(self.model, "init_continuous_batching", compatibility.refuse_continuous_batching)
-
-    def _hook_decoder(self, on: bool) -> None:
-        """Hang the hooks around the decoder, its layers and their parts, or take them off."""
-        self._of_decoder.close()
-        self._stream_hooks.install(self.methods if on else ())
-        if not on:
-            return
-        for index, layer in enumerate(self.decoder.layers):
-            before_layer = functools.partial(self._decoder_hooks.before_layer, index)
-            self._of_decoder.callback(layer.register_forward_pre_hook(before_layer, with_kwargs=True).remove)
-        last_row.install(self.decoder, self._reads_last_row_alone, self._of_decoder)
-        before, after = self._decoder_hooks.before_decoder, self._decoder_hooks.after_decoder
-        self._of_decoder.callback(self.decoder.register_forward_pre_hook(before, with_kwargs=True).remove)
-        self._of_decoder.callback(self.decoder.register_forward_hook(after, with_kwargs=True).remove)
-
-    def _compiled_call(self, config: CompileConfig | None) -> Any:
-        """Stands in for a model's `get_compiled_call`: the hooks around the model stay out of what is
-        compiled."""
-        forward = self.static.compiled(config, self.methods)
-
-        def call(**kwargs: Any) -> Any:
-            hooks = self._model_hooks
-            _, given = hooks.before(self.model, (), kwargs) or ((), kwargs)
-            return hooks.after(self.model, (), forward(**given))
-
-        return call
-
-    def _stock_rows(self) -> int:
-        """Rows of the prompts in a decode step; those of other calls are all of the model's own."""
-        return sys.maxsize if self.context is None else self.context.layout.batch_size
-
-    def _reads_last_row_alone(self) -> bool:
-        """Whether a pass is over a branch, or over what prompts begin with, of which keys and values stay."""
-        engine = None if self.context is None else self.context.engine
-        return engine is not None and (
-            engine.active_branch is not None or (engine.prefix is not None and not engine.prefix.is_read)
-        )
-
-    def _set(self, module: nn.Module, name: str, value: Any) -> None:
-        """Set an attribute of this instance; undone, it is what it was, or gone."""
-        attributes = vars(module)
-        if name in attributes:
-            self._undo.callback(attributes.__setitem__, name, attributes[name])
-        else:
-            self._undo.callback(attributes.pop, name)
-        attributes[name] = value
 
     def _guarded(self, generate: Any) -> Any:
         """`generate` that refuses what cannot be kept right and marks where a call begins and ends."""
@@ -415,11 +332,11 @@ class Attachment:
         try:
             self._watch_encoder(self.methods)
             if len(self.methods) == 1:
-                self._install()
+                self._installation.install(self._guarded)
             yield
         finally:
             if len(self.methods) == 1:
-                self._undo.close()
+                self._installation.undo()
             self.methods, self.call, self._processor = aside
             self._watch_encoder(self.methods)
 
