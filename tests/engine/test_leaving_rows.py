@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 import vlmfix
 from tests.support import families, zoo
+from tests.support.did import assert_did_the_same
 from tests.support.methods import ATTACHED, METHODS, acting, in_turn
 from tests.support.names import FAMILIES, QUICK
 from vlmfix.engine.buffered_cache import BufferedLayer, rows_that_stay
@@ -67,15 +67,6 @@ class Ends(LogitsProcessor):
         self.steps = self.steps[rows]
 
 
-def in_digits(stats: Any) -> Any:
-    """What a method did, up to the order in which numbers were added."""
-    if isinstance(stats, float):
-        return float(f"{stats:.3g}")
-    if isinstance(stats, dict):
-        return {name: in_digits(value) for name, value in stats.items()}
-    return stats
-
-
 @pytest.mark.promises
 @pytest.mark.parametrize(("name", "family"), in_turn(WITHOUT_A_LOOP))
 def test_a_method_does_the_same_in_what_is_left(name: str, family: str, model: PreTrainedModel) -> None:
@@ -84,8 +75,7 @@ def test_a_method_does_the_same_in_what_is_left(name: str, family: str, model: P
     expected, _ = answered(model, before, inputs)
     found, sizes = answered(model, after, inputs, custom_generate=decode)
     assert found.tolist() == expected.tolist()
-    did, wanted = (in_digits(dataclasses.asdict(each.edit_stats())) for each in (after, before))
-    assert did == wanted
+    assert_did_the_same(after, before)
     assert [row[:5] for row in after.latest_edit_stats()] == [row[:5] for row in before.latest_edit_stats()]
     rows = sizes[-8] // len(IMAGES)  # with branches
     assert [size // rows for size in sizes[-6:]] == ([6] * 6 if name in STAY else [6, 3, 2, 1, 1, 1])
@@ -114,9 +104,7 @@ def test_methods_together_do_the_same(names: tuple[str, str], models: dict[str, 
     assert found.tolist() == expected.tolist()
     assert sizes[-1] < sizes[0]
     for one, other in zip(after, before, strict=True):
-        assert in_digits(dataclasses.asdict(one.edit_stats())) == in_digits(
-            dataclasses.asdict(other.edit_stats())
-        )
+        assert_did_the_same(one, other)
 
 
 @pytest.mark.parametrize("gate", ["entropy:0.3", "image_mass:below:0.5"])
@@ -128,9 +116,7 @@ def test_gates_follow_their_sequences(gate: str, models: dict[str, PreTrainedMod
     found, sizes = answered(model, after, inputs, custom_generate=decode)
     assert found.tolist() == expected.tolist()
     assert sizes[-1] < sizes[0]
-    assert in_digits(dataclasses.asdict(after.edit_stats())) == in_digits(
-        dataclasses.asdict(before.edit_stats())
-    )
+    assert_did_the_same(after, before)
 
 
 def test_draws_stay_with_their_sequences(models: dict[str, PreTrainedModel]) -> None:

@@ -35,6 +35,7 @@ from vlmfix.engine.modules import DecoderModules
 from vlmfix.engine.outside_passes import OutsidePasses, names_of
 from vlmfix.engine.phases import visual_tokens
 from vlmfix.engine.rereading import read_anew
+from vlmfix.engine.rows_of_runs import settle
 from vlmfix.engine.state import Encoded
 from vlmfix.engine.static_step import StaticSteps
 from vlmfix.engine.vision_attention import EncoderTap
@@ -345,14 +346,35 @@ class Attachment:
         context, self.call.context = self.call.context, None
         if context is None:
             return
-        context = context.joined()
+        settle(context)
         unfollow_beams(context)
         if context.engine.cache is not None:
             take_room(context.engine.cache)
         self.static.end()
         if not failed and not context.is_prefill:  # a prefill that failed is no run
-            for method in self.methods:
-                method.end(context)
+            for run in [each.run for each in context.began] or [context]:
+                self.end_sequences(run)
+
+    def end_sequences(self, run: DecodeContext) -> None:
+        """Hand what the methods did in the sequences of a run over to them, when all of these have ended."""
+        for method in self.methods:
+            method.end(run)
+
+    def park(self) -> Call:
+        """The call in progress, which goes on within `resumed`; the model may serve others until then."""
+        parked, self.call = self.call, Call()
+        return parked
+
+    @contextmanager
+    def resumed(self, call: Call) -> Iterator[None]:
+        """Within the block, passes are those of a call that was parked."""
+        with self._turns.call():
+            self.end_run()
+            self.call = call
+            try:
+                yield
+            finally:
+                self.park()
 
 
 def _adds_rows(method: MethodHooks) -> bool:

@@ -64,6 +64,17 @@ class BufferedLayer(DynamicLayer):
         self._buffers = tuple(buffer[: len(rows)] for buffer in self._buffers)
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
+    def take_in(self, other: BufferedLayer) -> None:
+        """Go on with the sequences of another layer, too, after these; both hold as many tokens."""
+        length, buffers = self.get_seq_length(), list[Tensor]()
+        for mine, others in zip(self._held, other._held, strict=True):
+            rows, heads, _, size = mine.shape
+            buffers.append(mine.new_empty(rows + len(others), heads, length + _ROOM, size))
+            buffers[-1][:rows, :, :length] = mine
+            buffers[-1][rows:, :, :length] = others
+        self._buffers = tuple(buffers)
+        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+
     @property
     def _is_in_buffers(self) -> bool:
         """Whether keys and values are still beginnings of the buffers, which may be written to."""
@@ -131,3 +142,19 @@ def keep_rows(cache: Cache, rows: Tensor) -> None:
     for layer in cache.layers:
         if isinstance(layer, BufferedLayer):
             layer.keep(rows)
+
+
+def can_join(one: Cache, two: Cache) -> bool:
+    """Whether two caches with room hold as many tokens in each layer."""
+    lengths = [
+        [each.get_seq_length() if isinstance(each, BufferedLayer) else None for each in cache.layers]
+        for cache in (one, two)
+    ]
+    return lengths[0] == lengths[1]
+
+
+def join(one: Cache, two: Cache) -> None:
+    """Let a cache hold the sequences of another one, too, after its own; see `can_join`."""
+    for mine, others in zip(one.layers, two.layers, strict=True):
+        if isinstance(mine, BufferedLayer) and isinstance(others, BufferedLayer):
+            mine.take_in(others)

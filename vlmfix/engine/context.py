@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from vlmfix.engine.layout import PromptLayout, Rows
 from vlmfix.engine.modules import DecoderModules
-from vlmfix.engine.rows_of_state import may_be_by_sequence, of_rows
+from vlmfix.engine.rows_of_state import of_rows
 from vlmfix.engine.state import AuxiliaryPrompt, Encoded, EngineState, PruningStage
 from vlmfix.engine.stats import Counts
 from vlmfix.engine.tokens import has_no_markers, image_markers
@@ -76,6 +76,7 @@ class DecodeContext:
         counts: what each method did.
         declined: by method and reason, sequences that it leaves as they are, see `decline`.
         whole: the run of which this is a part, and which sequences of it these are.
+        began: the runs in which these sequences began, where it is not this one.
     """
 
     layout: PromptLayout
@@ -111,7 +112,8 @@ class DecodeContext:
     memory: dict[Hashable, Tensor] = field(default_factory=dict)
     counts: dict[Any, Counts] = field(default_factory=dict)
     declined: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
-    whole: tuple[DecodeContext, slice | Tensor] | None = None
+    whole: tuple[DecodeContext, slice] | None = None
+    began: tuple[Began, ...] = ()
     _unions: dict[tuple[Rows, ...], Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -282,7 +284,7 @@ class DecodeContext:
 
         Args:
             rows: a slice, and what it counts, counts here; or their numbers, `(sequences,)` int64 on the CPU,
-                and it counts here when `joined` says so.
+                and it counts by itself.
 
         Raises:
             ValueError: a method keeps what does not tell the sequences apart.
@@ -311,38 +313,8 @@ class DecodeContext:
                 method: {reason: sequences[rows] for reason, sequences in reasons.items()}
                 for method, reasons in self.declined.items()
             },
-            whole=(self, rows),
+            whole=(self, rows) if isinstance(rows, slice) else None,
         )
-
-    def kept(self, rows: Tensor) -> DecodeContext:
-        """The run of the sequences that go on, all of which is theirs, between two steps.
-
-        Args:
-            rows: `(sequences,)` int64 on the CPU.
-
-        Raises:
-            ValueError: as for `part`.
-        """
-        batch = self.layout.batch_size
-        if any(may_be_by_sequence(value, batch) for value in self.state.values()):
-            raise ValueError("a method keeps a list in context.state, which may have one item a sequence")
-        kept = self.part(rows)
-        kept.memory = {key: value[rows] for key, value in self.memory.items()}
-        kept.alive, kept.engine = self.alive[rows], self.engine.kept(rows, batch)
-        for name in ("image_arguments", "encode_images", "embed_tokens", "encoder", "vision_encoder"):
-            setattr(kept, name, getattr(self, name))
-        return kept
-
-    def joined(self) -> DecodeContext:
-        """The run of all sequences that began it, with what was counted since some of them left."""
-        context = self
-        while context.whole is not None:
-            whole, rows = context.whole
-            assert isinstance(rows, Tensor)
-            for method, counts in context.counts.items():
-                whole.counts_of(method).add_part(counts, rows)
-            context = whole
-        return context
 
     def check_attention(self, name: str, layers: Sequence[int], *, all_of_them: bool = False) -> None:
         """Refuse a method whose layers keep a state in the place of attention.
@@ -411,8 +383,8 @@ class DecodeContext:
     def counts_of(self, method: Any) -> Counts:
         """The counters of `method` in this run."""
         if method not in self.counts:
-            whole, rows = self.whole or (self, None)
-            if isinstance(rows, slice):
+            if self.whole is not None:
+                whole, rows = self.whole
                 self.counts[method] = whole.counts_of(method).part(rows)
             else:
                 device = self.layout.image_tokens.device
@@ -425,3 +397,18 @@ class DecodeContext:
         if key not in self._unions:
             self._unions[key] = reduce(or_, dict.fromkeys(rows))
         return self._unions[key]
+
+
+@dataclass(frozen=True)
+class Began:
+    """Sequences that are read on in another run than that in which they began.
+
+    Args:
+        run: that in which they began; what is counted since counts there when it is settled.
+        rows: their numbers there, `(sequences,)` int64 on the CPU.
+        places: where they stand now, `(sequences,)` int64 on the CPU.
+    """
+
+    run: DecodeContext
+    rows: Tensor
+    places: Tensor

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmfix.engine import rows_of_state
 from vlmfix.engine.gate_formulas import blend
 from vlmfix.engine.gates import ImageMass, Seen
 from vlmfix.errors import UnsupportedError
@@ -109,6 +110,17 @@ class GateState:
         kept = replace(self)
         kept.follow(rows)
         return kept
+
+    def with_others(self, other: GateState, batches: tuple[int, int]) -> GateState:
+        """The gates of these sequences and of others, between two steps.
+
+        Raises:
+            ValueError: what was seen of them does not go together.
+        """
+        found = replace(self)
+        found._coming = rows_of_state.joined(self._coming, other._coming, batches)
+        found.in_answer = rows_of_state.joined_by_row(self.in_answer, other.in_answer, batches)
+        return found
 
     def of_attention(self, method: Any, like: Tensor) -> Tensor:
         """The opening for edits of attention in this step, from what was seen in the step before, `(batch,)`.

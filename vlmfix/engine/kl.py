@@ -88,11 +88,11 @@ class DivergenceCounts:
         self._sums[:, 2] = before[:, 2].maximum(kl)
         self._now = None
 
-    def add_part(self, part: DivergenceCounts, rows: Tensor) -> None:
-        """Add the sums of some sequences, `(sequences,)` int64."""
-        before = self._sums[rows]
-        self._sums[rows] = before + part._sums
-        self._sums[rows, 2] = before[:, 2].maximum(part._sums[:, 2])
+    def add_part(self, part: DivergenceCounts, rows: Tensor, places: Tensor) -> None:
+        """Add the sums of some sequences, `(sequences,)` int64, which stand at these places of the part."""
+        before, new = self._sums[rows], part._sums[places]
+        self._sums[rows] = before + new
+        self._sums[rows, 2] = before[:, 2].maximum(new[:, 2])
 
     def close(self) -> list[Divergence]:
         """The sums of each sequence as plain numbers."""

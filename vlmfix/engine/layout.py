@@ -242,6 +242,28 @@ class PromptLayout:
             vars(part)[name] = getattr(self, name)[rows]
         return part
 
+    def with_others(self, other: PromptLayout) -> PromptLayout:
+        """The layout of these prompts and of others, which are as long with their padding.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.length != other.length:
+            raise ValueError(f"prompts of {self.length} and of {other.length} tokens")
+        of_both = [(getattr(self, name), getattr(other, name)) for name in ("positions", "seen")]
+        if any((one is None) != (two is None) for one, two in of_both):
+            raise ValueError("prompts of one run were pruned, or see ahead, and those of the other do not")
+        positions, seen = (None if one is None else torch.cat([one, two]) for one, two in of_both)
+        found = PromptLayout(
+            torch.cat([self.image_tokens, other.image_tokens]),
+            torch.cat([self.real_tokens, other.real_tokens]),
+            positions,
+            seen,
+        )
+        for name in ("before_first_image", "after_last_image"):  # also where no image token is left
+            vars(found)[name] = torch.cat([getattr(self, name), getattr(other, name)])
+        return found
+
     def gather(self, values: Tensor) -> Tensor:
         """Of `values` over the whole prompt, `(batch, prompt)`, those of these tokens, `(batch, tokens)`."""
         return values if self.positions is None else values.gather(1, self.positions.to(values.device))

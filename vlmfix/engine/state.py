@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from vlmfix.engine import rows_of_state
 from vlmfix.engine.gating import GateState
 from vlmfix.engine.layout import PromptLayout, Rows
 
@@ -183,6 +184,24 @@ class Branch:
             cache=self.cache,
         )
 
+    def with_others(self, other: Branch) -> Branch:
+        """The branch of these prompts and of others, without its cache; both were asked for by `kept`.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        batches = len(self.real_tokens), len(other.real_tokens)
+        if self.fused != other.fused:
+            raise ValueError("the branch of one run is read with the prompts, and that of the other is not")
+        return Branch(
+            rows_of_state.joined(self.inputs_embeds, other.inputs_embeds, batches),
+            rows_of_state.joined(self.real_tokens, other.real_tokens, batches),
+            rows_of_state.joined_by_row(self.position_ids, other.position_ids, batches, -2),
+            fused=self.fused,
+            seen=rows_of_state.joined_by_row(self.seen, other.seen, batches),
+            cache=self.cache,
+        )
+
 
 @dataclass(eq=False)
 class Prefix:
@@ -329,6 +348,24 @@ class EngineState:
             next_position=_of_batch(self.next_position, rows, batch, -1),
             first_position=first[rows] if isinstance(first, Tensor) else first,
             gates=self.gates.kept(rows),
+        )
+
+    def with_others(self, other: EngineState, batches: tuple[int, int]) -> EngineState:
+        """What is known of the sequences of two runs, the caches of which are joined by themselves.
+
+        Raises:
+            ValueError: the runs do not go together.
+        """
+        if len(self.branches) != len(other.branches) or self.tapped_layers != other.tapped_layers:
+            raise ValueError("the two runs have other branches or early exits")
+        firsts = self.first_position, other.first_position
+        return replace(
+            self,
+            branches=[one.with_others(two) for one, two in zip(self.branches, other.branches, strict=True)],
+            next_position=rows_of_state.joined_by_row(self.next_position, other.next_position, batches, -1),
+            first_position=rows_of_state.joined(*firsts, batches),
+            gates=self.gates.with_others(other.gates, batches),
+            encoded=None,
         )
 
 

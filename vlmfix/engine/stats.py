@@ -166,16 +166,22 @@ class Counts:
         part._edited_now, part._sizes_now = [], {}
         return part
 
-    def add_part(self, part: Counts, rows: Tensor) -> None:
-        """Add counters of some sequences, `(sequences,)` int64, that counted by themselves."""
-        rows = rows.to(self._edited.device)
+    def add_part(self, part: Counts, rows: Tensor, places: Tensor, *, with_sizes: bool = True) -> None:
+        """Add counters of some sequences that counted by themselves.
+
+        Args:
+            rows: which sequences these are here, `(sequences,)` int64.
+            places: where they stand in the part, `(sequences,)` int64.
+            with_sizes: whether the sizes of edits are taken, too, which the part does not have by sequence.
+        """
+        rows, places = (each.to(self._edited.device) for each in (rows, places))
         for name in ("_edited", "_eligible", "_steps", "_steps_edited"):
-            getattr(self, name).index_add_(0, rows, getattr(part, name))
+            getattr(self, name).index_add_(0, rows, getattr(part, name)[places])
         self._edited_in_decode |= part._edited_in_decode
-        for name, (total, count) in part._sizes.items():
+        for name, (total, count) in part._sizes.items() if with_sizes else ():
             before = self._sizes.get(name, (0, 0))
             self._sizes[name] = (before[0] + total, before[1] + count)
-        self.divergence.add_part(part.divergence, rows)
+        self.divergence.add_part(part.divergence, rows, places)
 
     def _sum_up(self) -> Tensor:
         """What was edited in this step, `(rows, layers)`; layers of one shape are summed up together."""
