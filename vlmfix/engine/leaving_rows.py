@@ -23,7 +23,7 @@ from vlmfix.engine.call import Call
 from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.method import MethodHooks
-from vlmfix.engine.rows_of_runs import kept, together
+from vlmfix.engine.rows_of_runs import kept, settle, together
 from vlmfix.models.structure import image_arguments, text_decoder
 
 # Sequences leave when they are this share of the batch: what that costs is a part of a step.
@@ -112,12 +112,16 @@ class Prompts:
         answers: new tokens, `(batch, most of them)`, padded on the right.
         left: how many are being answered.
         run: of the methods; None: none is attached.
+        seconds: that writing took after the first token, in a batch with others by their share of its rows.
+        passes: of the model, of these tokens.
     """
 
     input_ids: Tensor
     answers: Tensor
     left: int
     run: DecodeContext | None = None
+    seconds: float = 0.0
+    passes: float = 0.0
 
     def output(self, steps: int) -> Tensor:
         """Prompts and so many tokens of the answers, as `generate` returns them."""
@@ -285,8 +289,20 @@ class RunningBatch:
         """Prompts of which all answers have ended since it was asked, or all if none goes on."""
         if not self.goes_on:
             self._places = [each for each in self._places if self._left_of(each, _NONE) is not None]
+            if self._call is not None and self._call.context is not None:
+                settle(self._call.context)
         ended, self._ended = self._ended, []
         return ended
+
+    def end(self, prompts: Prompts) -> None:
+        """Tell the methods that prompts have ended, where no call of `generate` does."""
+        if self._attachment is not None and prompts.run is not None:
+            self._attachment.end_sequences(prompts.run)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of each prompt, with padding."""
+        return self._sequences.shape[1] - self.steps
 
     def _read(self) -> Any:
         """What the model makes of the prompts, and then of the newest tokens; without a cache, of all."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vlmfix.engine.context import Began, DecodeContext
+from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.rows_of_state import joined, joined_by_row, may_be_by_sequence
 from vlmfix.engine.state import PruningStage
 
@@ -73,7 +77,7 @@ def together(first: DecodeContext, second: DecodeContext) -> DecodeContext:
         config=first.config,
         modules=first.modules,
         engine=first.engine.with_others(second.engine, batches),
-        state=joined(first.state, second.state, batches),
+        state=joined(_without_layouts(first.state), _without_layouts(second.state), batches),
         memory=joined(first.memory, second.memory, batches),
         declined=_declined(first, second),
     )
@@ -109,6 +113,15 @@ def _kept(began: Began, rows: Tensor, batch: int) -> Began | None:
     left = numbers[rows]
     places = (left >= 0).nonzero().flatten()
     return Began(began.run, left[places], places) if len(places) else None
+
+
+def _without_layouts(state: dict[Hashable, Any]) -> dict[Hashable, Any]:
+    """What methods keep but for what they find anew for a layout, which is in its key."""
+    return {
+        key: value
+        for key, value in state.items()
+        if not (isinstance(key, tuple) and any(isinstance(each, PromptLayout) for each in key))
+    }
 
 
 def _declined(first: DecodeContext, second: DecodeContext) -> dict[object, dict[str, Tensor]]:

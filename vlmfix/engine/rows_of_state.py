@@ -102,11 +102,11 @@ def joined_by_row(
 
 
 def _joined_tensors(first: Tensor, second: Tensor, batches: tuple[int, int]) -> Tensor:
-    for_all = first.ndim == 0 or (first.shape[0] == 1 and max(batches) > 1)
-    if for_all and first.shape == second.shape and torch.equal(first, second):
-        return first
-    if first.ndim == 0 or first.ndim != second.ndim:
-        raise ValueError("a method keeps a number of all prompts, which differs")
+    for each, batch in zip((first, second), batches, strict=True):
+        if each.ndim == 0 or (each.shape[0] == 1 and batch > 1):
+            if first.shape == second.shape and torch.equal(first, second):
+                return first
+            raise ValueError("a method keeps numbers of all prompts, which differ")
     found = joined_by_row(first, second, batches)
     assert found is not None
     return found
