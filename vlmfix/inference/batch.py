@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -80,6 +81,43 @@ def answer_batch(
         ValueError: a prompt or picture cannot be read, or the model gives no numbers.
         UnsupportedError: an encoder-decoder model, or pictures that it or its processor does not take.
     """
+    with asked(model, processor, batch, show, change_inputs, prepared, **generate_kwargs) as call:
+        arguments = call.generate_kwargs
+        if len(batch) > 1 and is_greedy(model, generate_kwargs):
+            arguments["custom_generate"] = leaving_rows.decode
+        generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
+        output = generate(**call.inputs, **arguments)
+    call.numbers.check()
+    return read_answers(output, call.inputs["attention_mask"], call.end_tokens, processor)
+
+
+class Asked(NamedTuple):
+    """A call of `generate` that is about to be made.
+
+    Args:
+        inputs: of the model.
+        generate_kwargs: further arguments.
+        end_tokens: ids that end an answer; None: nothing does.
+        numbers: watches the scores.
+    """
+
+    inputs: BatchFeature
+    generate_kwargs: dict[str, Any]
+    end_tokens: Tensor | None
+    numbers: Numbers
+
+
+@contextmanager
+def asked(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: Sequence[Conversation],
+    show: Show | None = None,
+    change_inputs: ChangeInputs | None = None,
+    prepared: Prepared | None = None,
+    **generate_kwargs: Any,
+) -> Iterator[Asked]:
+    """The call of `generate` that answers a batch, to be made within the block; see `answer_batch`."""
     if model.config.is_encoder_decoder:
         raise UnsupportedError(
             f"{type(model).__name__} is an encoder-decoder model, whose answers do not follow their prompts; "
@@ -98,14 +136,9 @@ def answer_batch(
         if alike or generate_kwargs.get("num_beams", 1) > 1:  # beams begin alike
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
-        numbers = _Numbers()
-        if len(batch) > 1 and is_greedy(model, generate_kwargs):
-            generate_kwargs["custom_generate"] = leaving_rows.decode
+        numbers = Numbers()
         processors = LogitsProcessorList([*(generate_kwargs.pop("logits_processor", None) or ()), numbers])
-        generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
-        output = generate(**inputs, **generate_kwargs, logits_processor=processors)
-    numbers.check()
-    return read_answers(output, inputs["attention_mask"], end_tokens, processor)
+        yield Asked(inputs, generate_kwargs | {"logits_processor": processors}, end_tokens, numbers)
 
 
 def _changed_inputs(conversations: Sequence[Conversation], processor: ProcessorMixin, show: Show) -> Prepared:
@@ -133,19 +166,23 @@ def _changed_inputs(conversations: Sequence[Conversation], processor: ProcessorM
     return Prepared(inputs, shown.interpolates)
 
 
-class _Numbers(LogitsProcessor):
+class Numbers(LogitsProcessor):
     """Watches whether scores are numbers; what is not would be read as the first token of the vocabulary."""
 
     def __init__(self) -> None:
-        self._broken: Tensor | None = None
+        self._broken: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        broken = scores.isnan().any()
-        self._broken = broken if self._broken is None else self._broken | broken
+        self._broken.append(scores.isnan().any())
         return scores
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with some of the sequences."""
+
+    def take_in(self, other: Numbers) -> None:
+        """Go on with other sequences, too; whoever of the two is asked then knows of all."""
+        self._broken += other._broken
+        other._broken = self._broken
 
     def check(self) -> None:
         """Read the device, once a call.
@@ -153,7 +190,7 @@ class _Numbers(LogitsProcessor):
         Raises:
             ValueError: some were not.
         """
-        if self._broken is not None and bool(self._broken):
+        if self._broken and bool(torch.stack(self._broken).any()):
             raise ValueError(
                 "the model gives scores that are not numbers (NaN), so that there is no answer; float16 "
                 "overflows in models trained in bfloat16 (use bfloat16 or float32), or weights or settings "

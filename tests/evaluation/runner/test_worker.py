@@ -16,13 +16,14 @@ from PIL import Image
 import vlmfix
 from tests.support import jobs
 from vlmfix.evaluation.runner import loading
-from vlmfix.evaluation.runner import worker as module
 from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError
 from vlmfix.evaluation.sample import UNREACHED, Sample
-from vlmfix.inference.batch import answer_batch, prepare_batch
+from vlmfix.inference import stream as answer_stream
+from vlmfix.inference.batch import prepare_batch
 from vlmfix.inference.output import Answer
 from vlmfix.inference.pictures import open_images
+from vlmfix.inference.stream import AnswerStream
 from vlmfix.methods.baselines.output_shift import answer_ids
 
 FIELDS = {
@@ -89,11 +90,12 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The prompts of each batch that a model is asked."""
     seen: list[list[str]] = []
 
-    def watched(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> Any:
+    def watched(stream: AnswerStream, batch: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append([each.question.text for each in batch])
-        return answer_batch(model, processor, batch, show, **kwargs)
+        return begin(stream, batch, *args, **kwargs)
 
-    monkeypatch.setattr(module, "answer_batch", watched)
+    begin = AnswerStream.begin
+    monkeypatch.setattr(AnswerStream, "begin", watched)
     return seen
 
 
@@ -103,13 +105,14 @@ def failing(
     """Let the model raise an error for some batches; the sizes of all batches."""
     sizes: list[int] = []
 
-    def raising(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> Any:
+    def raising(stream: AnswerStream, batch: Any, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(batch))
         if when(batch):
             raise error
-        return answer_batch(model, processor, batch, show, **kwargs)
+        return begin(stream, batch, *args, **kwargs)
 
-    monkeypatch.setattr(module, "answer_batch", raising)
+    begin = AnswerStream.begin
+    monkeypatch.setattr(AnswerStream, "begin", raising)
     return sizes
 
 
@@ -224,10 +227,8 @@ def test_reasoning_is_kept_apart_and_what_does_not_end_is_no_answer(
     """Such samples count, are not judged, and stop no run."""
     judged: list[str] = []
 
-    def thinking(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> list[Answer]:
-        answers = answer_batch(
-            model, processor, batch, show, **kwargs
-        )  # the tokens of which are the reasoning's
+    def thinking(*args: Any) -> list[Answer]:
+        answers = read_answers(*args)  # the tokens of which are the reasoning's
         ends = {"text": "No.", "reasoning": "Is it?", "reasoning_tokens": 2}
         open_ended = {"text": "", "reasoning": "Yes", "reasoning_tokens": len(answers[0].token_ids)}
         return [
@@ -235,7 +236,8 @@ def test_reasoning_is_kept_apart_and_what_does_not_end_is_no_answer(
             for number, answer in enumerate(answers)
         ]
 
-    monkeypatch.setattr(module, "answer_batch", thinking)
+    read_answers = answer_stream.read_answers
+    monkeypatch.setattr(answer_stream, "read_answers", thinking)
 
     def judge(sample: Sample, text: str, cut: bool) -> dict[str, Any]:
         judged.append(text)
@@ -315,16 +317,18 @@ def test_the_next_batch_is_loaded_while_the_model_is_at_work(
         begun[len(prepared)].set()
         return prepare_batch(processor, batch, show)
 
-    def waiting(model: Any, processor: Any, batch: Any, show: Any, **kwargs: Any) -> Any:
+    def waiting(stream: AnswerStream, batch: Any, show: Any, prepared: Any, **kwargs: Any) -> Any:
         answered.append(len(batch))
         is_last = sum(answered) == len(asked)
         assert is_last or begun[len(answered) + 1].wait(timeout=60)
-        assert kwargs["prepared"] is not None
-        return answer_batch(model, processor, batch, show, **kwargs)
+        assert prepared is not None
+        return begin(stream, batch, show, prepared, **kwargs)
+
+    begin = AnswerStream.begin
 
     answered: list[int] = []
     monkeypatch.setattr(loading, "prepare_batch", noted)
-    monkeypatch.setattr(module, "answer_batch", waiting)
+    monkeypatch.setattr(AnswerStream, "begin", waiting)
     jobs.worker(loaded, batch_size=4).work(run, jobs.draws(asked), max_errors=0)
     assert texts(run, asked) == expected
     assert len(prepared) == len(answered) > 1

@@ -8,7 +8,7 @@ import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -26,10 +26,10 @@ from vlmfix.evaluation.runner.run_store import Identity, RunStore
 from vlmfix.evaluation.sample import UNREACHED, Sample
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
-from vlmfix.inference.batch import answer_batch
 from vlmfix.inference.decoding import plain_decoding
 from vlmfix.inference.output import Answer
 from vlmfix.inference.sampling import SeededSampling, seed_of
+from vlmfix.inference.stream import Answering, AnswerStream
 from vlmfix.methods.baselines.output_shift import answer_margins
 from vlmfix.methods.multi_pass import MultiPassMethod
 
@@ -80,6 +80,25 @@ class Draw:
         return cluster, self.sample.cluster, self.sample.id, self.repeat
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Draws that were begun together.
+
+    Args:
+        draws: as they were asked.
+        prefill: seconds until the first forward pass was over.
+        begun: seconds after that until the first tokens were there, or all of them.
+        passes: forward passes up to then.
+        margins: see `Worker.answer_ids`.
+    """
+
+    draws: list[Draw]
+    prefill: float
+    begun: float
+    passes: float
+    margins: list[dict[str, float]]
+
+
 @dataclass
 class Worker:
     """Answers draws with one model and the methods that act on it.
@@ -106,6 +125,8 @@ class Worker:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     _passes: ForwardCounter = field(init=False)
     _loader: Loader = field(init=False)
+    _stream: AnswerStream = field(init=False)
+    _unfinished: dict[Answering, _Batch] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._passes = ForwardCounter(self.model, keeps_logits=self.answer_ids is not None)
@@ -113,7 +134,7 @@ class Worker:
             self.batch_size = 1
 
     def answers(self, draws: Sequence[Draw]) -> Batches:
-        """Answer all draws, in batches of neighbours.
+        """Answer all draws, in batches of neighbours; what is left of one is answered with the next.
 
         Args:
             draws: in any order.
@@ -131,17 +152,22 @@ class Worker:
                     stack.enter_context(method(self.model, self.processor))
             stack.enter_context(self._passes.counted())
             self._loader = stack.enter_context(Loader(self.processor, self.methods))
+            self._forget()
             ahead = self._begin(queue)
-            while ahead is not None:
-                batch, loading = ahead
-                ahead = self._begin(queue)
-                records = self._records(batch, loading.result())
-                if records is None:
-                    self.batch_size = len(batch) // 2
-                    queue.extendleft(reversed([*batch, *(ahead[0] if ahead else ())]))
+            while ahead is not None or self._unfinished:
+                if ahead is None:
+                    records, again = self._finish()
+                else:
+                    batch, loading = ahead
                     ahead = self._begin(queue)
-                    continue
-                yield records
+                    records, again = self._records(batch, loading.result())
+                if again:  # memory ran out for so many
+                    self.batch_size = min(self.batch_size, len(again)) // 2
+                    self._forget()
+                    queue.extendleft(reversed([*again, *(ahead[0] if ahead else ())]))
+                    ahead = self._begin(queue)
+                if records:
+                    yield records
 
     def _begin(self, queue: deque[Draw]) -> tuple[list[Draw], Future[Loaded]] | None:
         """Begin to load the next batch; None: there is none."""
@@ -162,32 +188,68 @@ class Worker:
             batch.append(queue.popleft())
         return batch
 
-    def _records(self, batch: list[Draw], loaded: Loaded) -> list[dict[str, Any]] | None:
-        """One record a draw, of success or of failure; None: memory ran out for this number."""
+    def _records(self, batch: list[Draw], loaded: Loaded) -> tuple[list[dict[str, Any]], list[Draw]]:
+        """Records, of success or of failure, of all draws that are answered after these have been begun, and
+        the draws for which memory ran out."""
         failures = [(draw, loaded.failure(draw.sample)) for draw in batch]
         if len(batch) > 1 and any(error is not None and is_out_of_memory(error) for _, error in failures):
-            return None
+            return [], self._forget() + batch
         readable = [draw for draw, error in failures if error is None]
         records = [self._failure(draw, error) for draw, error in failures if error is not None]
         if not readable:
-            return records
+            return records, []
         try:
-            return records + self._answers(readable, loaded)
+            self._ask(readable, loaded)
         except vlmfix.UnsupportedError:
             raise
         except Exception as error:
             reason = error.with_traceback(None)  # whose frames hold tensors
+            return self._after(reason, self._forget() + readable, records)
+        return self._ended(self._stream.advance(), records)
+
+    def _finish(self) -> tuple[list[dict[str, Any]], list[Draw]]:
+        """Records of all draws that were begun, and the draws for which memory ran out."""
+        return self._ended(self._stream.finish(), [])
+
+    def _ended(
+        self, ended: Iterator[Answering], records: list[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[Draw]]:
+        """The same for draws whose answers end; their records come to others that are there."""
+        try:
+            for answering in ended:
+                records += self._written(self._unfinished[answering], answering)
+                del self._unfinished[answering]
+        except vlmfix.UnsupportedError:
+            raise
+        except Exception as error:
+            reason = error.with_traceback(None)
+        else:
+            return records, []
+        return self._after(reason, self._forget(), records)
+
+    def _after(
+        self, reason: Exception, draws: list[Draw], records: list[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[Draw]]:
+        """The same after an error, when draws are left that nobody answers."""
         if is_out_of_memory(reason):
             free_memory()
-            if len(batch) > 1:
-                return None
-        if len(readable) == 1:
-            return [*records, self._failure(readable[0], reason)]
-        for draw in readable:  # which of them it was
-            records += self._records([draw], self._loader.begin([draw.sample]).result()) or []
-        return records
+            if len(draws) > 1:
+                return records, draws
+        if len(draws) == 1:
+            return [*records, self._failure(draws[0], reason)], []
+        for draw in draws:  # which of them it was
+            records += self._records([draw], self._loader.begin([draw.sample]).result())[0]
+        return records, []
 
-    def _answers(self, batch: list[Draw], loaded: Loaded) -> list[dict[str, Any]]:
+    def _forget(self) -> list[Draw]:
+        """Begin a stream in the place of that at work, which loses these draws."""
+        lost = [draw for batch in self._unfinished.values() for draw in batch.draws]
+        self._unfinished = {}
+        self._stream = AnswerStream(self.model, self.processor, self.batch_size, lambda: self._passes.count)
+        return lost
+
+    def _ask(self, batch: list[Draw], loaded: Loaded) -> None:
+        """Begin to answer draws."""
         start = time.perf_counter()
         self._passes.begin()
         generate_kwargs = self._generate_kwargs(batch)
@@ -195,20 +257,23 @@ class Worker:
         if asking:
             [asked] = loaded.asked
             refinement = asking[0].run_conversation(self.model, self.processor, asked, **generate_kwargs)
-            answers = [refinement.final]
+            answering = self._stream.give([refinement.final])
         else:
             show = pictures_under(self.methods, self.processor)
-            answers = answer_batch(
-                self.model, self.processor, loaded.asked, show, prepared=loaded.prepared, **generate_kwargs
-            )
+            answering = self._stream.begin(loaded.asked, show, loaded.prepared, **generate_kwargs)
         end = time.perf_counter()
-        memory = peak_memory(self.model.device)
-        passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
-        prefill = (self._passes.first or end) - start
-        did = self._activities(len(batch))
+        first = self._passes.first or end
         margins = self._margins(len(batch))
+        self._unfinished[answering] = _Batch(batch, first - start, end - first, self._passes.count, margins)
+
+    def _written(self, batch: _Batch, answering: Answering) -> list[dict[str, Any]]:
+        """One record a draw of a batch that has been answered."""
+        draws, answers = batch.draws, answering.answers
+        memory = peak_memory(self.model.device)
+        passes = (batch.passes + answering.passes) / max(len(answer.token_ids) for answer in answers)
+        did = self._activities(len(draws))
         return [
-            record_head(draw, self._asked(draw), len(batch))
+            record_head(draw, self._asked(draw), len(draws))
             | {
                 "status": "ok",
                 "text": answer.text,
@@ -217,8 +282,8 @@ class Worker:
                 "n_new_tokens": len(answer.token_ids),
                 "finish": "eos" if answer.ended else "length",
                 "method_info": activity,
-                "time_prefill": prefill / len(batch),
-                "time_decode": (end - start - prefill) / len(batch),
+                "time_prefill": batch.prefill / len(draws),
+                "time_decode": (batch.begun + answering.seconds) / len(draws),
                 "forwards_per_token": passes,
                 "peak_memory": memory,
             }
@@ -229,7 +294,7 @@ class Worker:
                 else {}
             )
             | (margin if answer.reasoning is None else {})  # of the first step, which reasons
-            for draw, answer, activity, margin in zip(batch, answers, did, margins, strict=True)
+            for draw, answer, activity, margin in zip(draws, answers, did, batch.margins, strict=True)
         ]
 
     def _asked(self, draw: Draw) -> str:
