@@ -70,7 +70,8 @@ class DecodeContext:
             given weights `(batch, heads, rows, keys)`; during `Method.observe` only.
         engine: what the engine alone knows of the run.
         state: what methods keep from the prefill for later steps, under keys such as `(self, layer)`; the
-            first dimension of tensors counts the sequences, or is 1 for all.
+            first dimension of tensors counts the sequences, or is 1 for all. What has a `PromptLayout` in its
+            key is found anew when sequences come or go.
         memory: what `RemembersSequences` methods keep of the tokens generated so far, under such keys,
             `(batch, ...)` each; beams take it along.
         counts: what each method did.
