@@ -94,7 +94,8 @@ def test_answers_are_those_of_the_library(
     assert joins[0] == (2, 2)
     assert len(joins) > 1
     for record in records:
-        assert record["forwards_per_token"] == pytest.approx(2 if names == ("vcd",) else 1)
+        # One a token, and of the prompt less, as questions about one image share its reading.
+        assert record["forwards_per_token"] == pytest.approx(2 if names == ("vcd",) else 1, rel=0.05)
         assert record["time_decode"] > 0
         for name in names:
             assert record["method_info"][name]["steps"] == record["n_new_tokens"]
