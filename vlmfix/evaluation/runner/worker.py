@@ -18,9 +18,10 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.api import decoding_under, pictures_under, prompt_under
+from vlmfix.engine.kept_readings import KeptReadings, kept_readings
 from vlmfix.engine.stats import summed
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
-from vlmfix.evaluation.runner.loading import Loaded, Loader
+from vlmfix.evaluation.runner.loading import KeptPictures, Loaded, Loader
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, RunStore
 from vlmfix.evaluation.sample import UNREACHED, Sample
@@ -94,6 +95,7 @@ class Worker:
         answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
             between them at the first step; None: they shall not.
         decoding: arguments of `model.generate` in the place of those of the protocol.
+        pictures: what other runs have loaded, and will want; None: there are none.
     """
 
     model: PreTrainedModel
@@ -104,6 +106,7 @@ class Worker:
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    pictures: KeptPictures | None = None
     _passes: ForwardCounter = field(init=False)
     _loader: Loader = field(init=False)
 
@@ -130,7 +133,7 @@ class Worker:
                 if method.attaches:
                     stack.enter_context(method(self.model, self.processor))
             stack.enter_context(self._passes.counted())
-            self._loader = stack.enter_context(Loader(self.processor, self.methods))
+            self._loader = stack.enter_context(Loader(self.processor, self.methods, self.pictures))
             ahead = self._begin(queue)
             while ahead is not None:
                 batch, loading = ahead
@@ -178,7 +181,11 @@ class Worker:
         except Exception as error:
             reason = error.with_traceback(None)  # whose frames hold tensors
         if is_out_of_memory(reason):
+            kept = kept_readings(self.model)
+            gave_up = kept is not None and kept.give_up()
             free_memory()
+            if gave_up:
+                return self._records(batch, loaded)
             if len(batch) > 1:
                 return None
         if len(readable) == 1:
@@ -188,6 +195,10 @@ class Worker:
         return records
 
     def _answers(self, batch: list[Draw], loaded: Loaded) -> list[dict[str, Any]]:
+        kept = kept_readings(self.model) or KeptReadings(self.model.device, 0)
+        others, spared = kept.size, kept.spared_seconds
+        if others:
+            reset_peak_memory(self.model.device)
         start = time.perf_counter()
         self._passes.begin()
         generate_kwargs = self._generate_kwargs(batch)
@@ -203,8 +214,11 @@ class Worker:
             )
         end = time.perf_counter()
         memory = peak_memory(self.model.device)
+        if memory is not None:
+            memory -= others
         passes = self._passes.count / max(len(answer.token_ids) for answer in answers)
-        prefill = (self._passes.first or end) - start
+        decode = end - (self._passes.first or end)
+        prefill = end - start - decode + kept.spared_seconds - spared
         did = self._activities(len(batch))
         margins = self._margins(len(batch))
         return [
@@ -218,7 +232,7 @@ class Worker:
                 "finish": "eos" if answer.ended else "length",
                 "method_info": activity,
                 "time_prefill": prefill / len(batch),
-                "time_decode": (end - start - prefill) / len(batch),
+                "time_decode": decode / len(batch),
                 "forwards_per_token": passes,
                 "peak_memory": memory,
             }
@@ -274,41 +288,67 @@ class Worker:
         }
 
 
-def write_down(
-    run: RunStore,
-    shard: str,
-    batches: Batches,
-    *,
-    max_errors: int,
-    on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
-) -> None:
-    """Append what is answered to a run; each batch is on disk before the next one begins.
+class Writer:
+    """Appends what is answered to a run; each batch is on disk before the next one begins.
+
+    Args:
+        run: to append to; whoever made it closes it.
+        shard: of this process, for file names.
+        max_errors: number of failures after which work stops.
+        on_records: called with the records just written.
+    """
+
+    def __init__(
+        self,
+        run: RunStore,
+        shard: str,
+        *,
+        max_errors: int,
+        on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+    ) -> None:
+        self.run = run
+        self.shard = shard
+        self.max_errors = max_errors
+        self.on_records = on_records
+        self._failures = 0
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Append the records of a batch.
+
+        Raises:
+            TooManyErrorsError: more than `max_errors` draws have failed.
+            OSError: the disk is full.
+        """
+        self.run.append(records, self.shard)
+        self.on_records(records)
+        errors = [record for record in records if record["status"] == "error"]
+        failed = [record for record in errors if record["error_type"] != UNREACHED]
+        self._failures += len(failed)
+        if self._failures > self.max_errors:
+            raise TooManyErrorsError(
+                f"{self._failures} samples failed, more than the {self.max_errors} that --max-errors allows; "
+                f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
+                f"({failed[-1]['error_type']})"
+            )
+
+
+def write_down(run: RunStore, shard: str, batches: Batches, **settings: Any) -> None:
+    """Append all that is answered to a run.
 
     Args:
         run: to append to.
-        shard: of this process, for file names.
+        shard: of this process.
         batches: see `Worker.answers`.
-        max_errors: number of failures after which work stops.
-        on_records: called with the records just written.
+        **settings: of `Writer`.
 
     Raises:
-        TooManyErrorsError: more than `max_errors` draws failed.
+        TooManyErrorsError: too many draws failed.
         OSError: the disk is full.
     """
-    failures = 0
+    writer = Writer(run, shard, **settings)
     with closing(run), closing(batches):
         for records in batches:
-            run.append(records, shard)
-            on_records(records)
-            errors = [record for record in records if record["status"] == "error"]
-            failed = [record for record in errors if record["error_type"] != UNREACHED]
-            failures += len(failed)
-            if failures > max_errors:
-                raise TooManyErrorsError(
-                    f"{failures} samples failed, more than the {max_errors} that --max-errors allows; "
-                    f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
-                    f"({failed[-1]['error_type']})"
-                )
+            writer.write(records)
 
 
 def judged(judge: Judge, sample: Sample, text: str, *, truncated: bool) -> dict[str, Any]:
