@@ -83,10 +83,11 @@ class ConsoleProgress:
     def hide(self, run: _Run) -> None:
         """Take away the bar of a run that is over."""
         if self._bars is not None and run.bar is not None:
-            self._bars.remove_task(run.bar)
             if all(one.is_over for one in self._runs):
                 self._bars.stop()
                 self._bars = None
+            else:
+                self._bars.remove_task(run.bar)
 
     @property
     def bars(self) -> list[Task]:
