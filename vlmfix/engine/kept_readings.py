@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmfix.engine import compatibility
+from vlmfix.engine.kept_beginnings import Beginning, KnownBeginnings, ReadBeginnings
 from vlmfix.engine.state import Encoded
 from vlmfix.models.structure import text_decoder
 
@@ -21,7 +22,7 @@ Features = tuple[Encoded, Any]
 
 
 class KeptReadings:
-    """Features of images, within a number of bytes; what does not fit is not kept.
+    """Features of images and beginnings of prompts, within a number of bytes; what does not fit is not kept.
 
     Args:
         device: of the model.
@@ -35,7 +36,11 @@ class KeptReadings:
         """Bytes that are taken."""
         self.spared_seconds = 0.0
         """What it took to make all that was taken from here so far, at the time when it was made."""
+        self.spared_tokens = 0
+        """Tokens that the text decoder did not read, as they were taken from here."""
         self._features: dict[bytes, tuple[Features, float]] = {}
+        self._beginnings = KnownBeginnings()
+        self._bytes_a_token = 0.0
 
     def features(self, digest: bytes) -> Features | None:
         """Those of an image; None: they are not here."""
@@ -51,6 +56,37 @@ class KeptReadings:
             own, *injected = map(_alone, tensors)
             self._features[digest] = (Encoded(own, injected), form), seconds
 
+    def beginnings(self, asked: Sequence[list[Tensor]], *, with_states: bool) -> list[Beginning | None]:
+        """Of prompts, each one or None; see `KnownBeginnings.find`."""
+        found = self._beginnings.find(asked, with_states=with_states)
+        for each in found:
+            if each is not None:
+                self.spared_seconds += each.read.seconds
+                self.spared_tokens += each.length
+        return found
+
+    def keep_beginnings(self, told_by: Sequence[list[Tensor]], read: ReadBeginnings) -> None:
+        """Keep as many beginnings as there is room for.
+
+        Args:
+            told_by: of each, what tells it apart.
+            read: all of them.
+        """
+        tokens = read.layers[0].keys.shape[2]
+        self._bytes_a_token = read.size / tokens
+        telling = max(sum(each.nbytes for each in values) for values in told_by)
+        number = min(len(told_by), (self.limit - self.size) // (read.size + telling))
+        if number > 0:
+            self.size += number * (read.size + telling)
+            own = read.first(number)
+            values = [[each.clone() for each in several] for several in told_by[:number]]
+            kept = [Beginning(own, row, len(several[0])) for row, several in enumerate(values)]
+            self._beginnings.keep(values, kept)
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether beginnings of so many tokens in all fit, as far as is known."""
+        return self.limit > self.size + tokens * self._bytes_a_token
+
     def takes(self, size: int) -> bool:
         """Whether there was room for so many bytes, which then are taken."""
         if self.size + size > self.limit:
@@ -62,6 +98,7 @@ class KeptReadings:
         """Let go of everything and keep nothing more, where memory ran out; False: nothing was here."""
         had, self.size, self.limit = self.size, 0, 0
         self._features.clear()
+        self._beginnings.clear()
         return had > 0
 
     def now(self) -> float:
@@ -79,7 +116,7 @@ def keep_readings(model: PreTrainedModel, limit: int) -> Iterator[KeptReadings]:
     """Within the block, calls of `answer_batch` keep for each other what the model made of pictures.
 
     It is found by value, so that whatever changed pixels, features or prompts is read anew. What a method
-    takes part in is not kept, see `cached_vision`.
+    takes part in is neither kept nor taken from here, see `cached_vision` and `shared_prefix`.
 
     Args:
         model: whose readings.
