@@ -128,6 +128,7 @@ def keep_readings(model: PreTrainedModel, limit: int) -> Iterator[KeptReadings]:
         yield kept
     finally:
         del _kept[decoder]
+        kept.give_up()
 
 
 def kept_readings(model: PreTrainedModel) -> KeptReadings | None:
