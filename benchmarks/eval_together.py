@@ -124,7 +124,7 @@ def main(
     )
     gain = f"{median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})"
     table.add_row(", ".join(methods), one, other, gain, f"{differing} of {len(alone)}")
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

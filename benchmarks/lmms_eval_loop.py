@@ -121,7 +121,7 @@ def main(
         f"{len(differing)} of {len(samples)}",
         f"{worded} of {len(prompts)}",
     )
-    console = Console(width=120)
+    console = Console(width=140)
     console.print(table)
     for one_text, own_text in differing[:3]:
         console.print(f"lmms-eval: {one_text!r}; vlmfix: {own_text!r}", markup=False)
