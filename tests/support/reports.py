@@ -66,8 +66,9 @@ class Notes:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def begin(self, title: str, running: str, total: int, done: int) -> None:
+    def begin(self, title: str, running: str, total: int, done: int) -> Notes:
         self.active.append((title, running, total, done))
+        return self
 
     def advance(self, records: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> None:
         self.statuses += [record["status"] for record in records]

@@ -105,6 +105,16 @@ class WholeSequences:
             values.append(dense)
         return values
 
+    def values(self, rows: Sequence[int], spans: Sequence[slice]) -> list[list[Tensor]]:
+        """All that tells parts of sequences apart, of each `(tokens, values)` tensors, embeddings first.
+
+        Args:
+            rows: the sequences.
+            spans: columns of the part of each.
+        """
+        values = self._values()
+        return [[each[row, span] for each in values] for row, span in zip(rows, spans, strict=True)]
+
     def _part(
         self, rows: Tensor, columns: Tensor, real_tokens: Tensor, mask: Tensor | None
     ) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from vlmfix.engine import compatibility, kernels, tokens
 from vlmfix.engine.beginnings import WholeSequences, fill, keeps_all_tokens
 from vlmfix.engine.caches import read_cache, with_cache
 from vlmfix.engine.callers import turns_of
+from vlmfix.engine.kept_beginnings import Beginning, ReadBeginnings, digests, gathered
+from vlmfix.engine.kept_readings import KeptReadings, kept_readings
 from vlmfix.engine.layout import PromptLayout
 from vlmfix.engine.state import Prefix
 from vlmfix.errors import UnsupportedError
@@ -29,7 +31,7 @@ def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
     That is the text and images before the last image token; prompts are compared by value. The key and
     value cache is then the same as without, but for rounding. Methods that act there (`Method.keeps_prefix`),
     prompts without an image, caches other than the dynamic one and calls that want all hidden states read
-    each prompt in full.
+    each prompt in full. In a block of `keep_readings`, what was read in earlier passes is not read again.
 
     Other threads read their prompts in full, and wait for the end of the block with blocks of their own.
 
@@ -50,6 +52,7 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     prompt_ids: Tensor | None = None
+    kept = kept_readings(model)
 
     def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal prompt_ids
@@ -67,16 +70,35 @@ def _sharing(model: PreTrainedModel) -> Iterator[None]:
             return read(*args, **kwargs)
         if attachment is not None and not all(method.keeps_prefix for method in attachment.methods):
             return read(*args, **kwargs)
-        batch = None if args else _Batch.of(kwargs, prompt_ids, visual_tokens)
-        prefix = None if batch is None else batch.prefix()
+        fewest = 2 if kept is None else 1  # others may share it
+        batch = None if args else _Batch.of(kwargs, prompt_ids, visual_tokens, fewest)
+        prefix = None if batch is None else batch.prefix(alone=kept is not None)
         if batch is None or prefix is None:
             return read(*args, **kwargs)
+        with_states = attachment is not None and any(each.sees_layers for each in attachment.methods)
+
+        def read_part(part: Prefix) -> ReadBeginnings:
+            """Read beginnings, in which no method edits."""
+            if context is not None:
+                context.engine.prefix = part
+            start = 0.0 if kept is None else kept.now()
+            cache = new_cache(decoder)
+            read(**with_cache(decoder, batch.whole.beginnings(part), cache))
+            seconds = 0.0 if kept is None else (kept.now() - start) / len(part.first_rows)
+            return ReadBeginnings.of(cache.layers, part.hidden_states, seconds)
+
+        beginnings: ReadBeginnings | None
+        if kept is None:
+            beginnings = read_part(prefix)
+        else:
+            beginnings = batch.known(prefix, kept, read_part, with_states=with_states)
+        if beginnings is None:
+            return read(*args, **kwargs)
+        prefix.hidden_states = list(beginnings.hidden_states) if with_states else []
+        prefix.is_read = True
         if context is not None:
             context.engine.prefix = prefix
-        prefixes = new_cache(decoder)
-        read(**with_cache(decoder, batch.whole.beginnings(prefix), prefixes))
-        prefix.is_read = True
-        fill(batch.cache, prefix, prefixes.layers)
+        fill(batch.cache, prefix, beginnings.layers)
         output = read(**with_cache(decoder, batch.whole.rest(prefix), batch.cache))
         prefix.hidden_states.clear()
         return output
@@ -110,8 +132,10 @@ class _Batch:
     ends: list[int]
 
     @classmethod
-    def of(cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, visual_tokens: list[int]) -> _Batch | None:
-        """The pass, if prompts can share anything in it."""
+    def of(
+        cls, kwargs: dict[str, Any], prompt_ids: Tensor | None, visual_tokens: list[int], fewest: int
+    ) -> _Batch | None:
+        """The pass, if at least so many prompts can share anything in it."""
         cache = read_cache(kwargs)
         embeddings, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         detailed = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
@@ -119,7 +143,7 @@ class _Batch:
             return None
         if not keeps_all_tokens(cache) or cache.get_seq_length():
             return None
-        if len(prompt_ids) < 2 or embeddings.shape[:2] != prompt_ids.shape:
+        if len(prompt_ids) < fewest or embeddings.shape[:2] != prompt_ids.shape:
             return None
         if mask is not None and (not isinstance(mask, Tensor) or mask.shape != prompt_ids.shape):
             return None
@@ -137,33 +161,81 @@ class _Batch:
         ends = length - 1 - image_tokens.flip(1).int().argmax(dim=1)
         return cls(whole, cache, whole.starts.tolist(), ends.tolist())
 
-    def prefix(self) -> Prefix | None:
-        """What the prompts share; None: no two of them begin alike."""
+    def prefix(self, *, alone: bool) -> Prefix | None:
+        """What the prompts share; None: nothing.
+
+        Args:
+            alone: whether they need share nothing with each other.
+        """
         firsts: list[int] = []
         owner = []
-        for row in range(len(self.starts)):
-            known = next((number for number, first in enumerate(firsts) if self._alike(first, row)), None)
+        embeddings = self.whole.kwargs["inputs_embeds"]
+        keys = digests([embeddings[row, self._span(row)] for row in range(len(self.starts))])
+        for row, key in enumerate(keys):
+            candidates = (number for number, first in enumerate(firsts) if keys[first] == key)
+            known = next((number for number in candidates if self._alike(firsts[number], row)), None)
             if known is None:
                 firsts.append(row)
             owner.append(len(firsts) - 1 if known is None else known)
-        device = self.whole.real_tokens.device
-        starts, ends = (torch.tensor(each, device=device) for each in (self.starts, self.ends))
-        first_rows = torch.tensor(firsts, device=device)
-        lengths = (ends - starts)[first_rows]
-        longest = int(lengths.max())
-        if len(firsts) == len(owner) or min(self.ends) == 0 or longest == 0:
+        lengths = [self.ends[row] - self.starts[row] for row in firsts]
+        longest = max(lengths)
+        if (len(firsts) == len(owner) and not alone) or min(self.ends) == 0 or longest == 0:
             return None
-        columns = ends[first_rows, None] - longest + torch.arange(longest, device=device)
-        real_tokens = columns >= starts[first_rows, None]
+        part, starts = self._part(firsts), self.whole.starts
+        owners = torch.tensor(owner, device=starts.device)
+        tokens = torch.arange(min(self.ends), device=starts.device) - starts[:, None]
+        missing = longest - torch.tensor(lengths, device=starts.device)
+        places = (tokens + missing[owners, None]).clamp(0, longest - 1)
+        return Prefix(part.layout, part.first_rows, owners, places)
+
+    def known(
+        self,
+        prefix: Prefix,
+        kept: KeptReadings,
+        read: Callable[[Prefix], ReadBeginnings],
+        *,
+        with_states: bool,
+    ) -> ReadBeginnings | None:
+        """The beginnings of the prompts, of which those alone are read that are not kept; None: none is kept
+        or can be, and the prompts have none in common.
+
+        Args:
+            prefix: see `prefix`.
+            kept: what is kept; what is read now is added.
+            read: reads beginnings.
+            with_states: whether their hidden states are wanted.
+        """
+        rows = prefix.first_rows.tolist()
+        told_by = self.whole.values(rows, list(map(self._span, rows)))
+        found = kept.beginnings(told_by, with_states=with_states)
+        missing = [number for number, each in enumerate(found) if each is None]
+        if len(missing) == len(self.starts) and not kept.has_room(sum(len(each[0]) for each in told_by)):
+            return None
+        if missing:
+            new = read(self._part([rows[number] for number in missing]))
+            for row, number in enumerate(missing):
+                found[number] = Beginning(new, row, len(told_by[number][0]))
+            kept.keep_beginnings([told_by[number] for number in missing], new)
+        return gathered([each for each in found if each is not None], with_states=with_states)
+
+    def _part(self, rows: list[int]) -> Prefix:
+        """The beginnings of some of the prompts, to be read."""
+        device = self.whole.real_tokens.device
+        first_rows = torch.tensor(rows, device=device)
+        starts, ends = (torch.tensor(each, device=device)[first_rows] for each in (self.starts, self.ends))
+        longest = max(self.ends[row] - self.starts[row] for row in rows)
+        columns = ends[:, None] - longest + torch.arange(longest, device=device)
+        real_tokens = columns >= starts[:, None]
         layout = PromptLayout(torch.zeros_like(real_tokens), real_tokens, columns.clamp_min(0))
-        owners = torch.tensor(owner, device=device)
-        tokens = torch.arange(min(self.ends), device=device) - starts[:, None]
-        places = (tokens + longest - lengths[owners, None]).clamp(0, longest - 1)
-        return Prefix(layout, first_rows, owners, places)
+        return Prefix(layout, first_rows, torch.arange(len(rows), device=device), columns)
+
+    def _span(self, row: int) -> slice:
+        """Columns of a prompt up to its last image token."""
+        return slice(self.starts[row], self.ends[row])
 
     def _alike(self, first: int, row: int) -> bool:
         """Whether two prompts are the same up to their last image token."""
-        spans = [slice(self.starts[each], self.ends[each]) for each in (first, row)]
+        spans = [self._span(each) for each in (first, row)]
         if spans[0].stop - spans[0].start != spans[1].stop - spans[1].start:
             return False
         embeddings, positions = self.whole.kwargs["inputs_embeds"], self.whole.all_positions

@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from vlmfix.engine import compatibility, kernels
 from vlmfix.engine.callers import turns_of
 from vlmfix.engine.capabilities import edits_encoder, reads_encoder
+from vlmfix.engine.kept_readings import kept_readings
 from vlmfix.engine.state import Encoded
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import text_decoder
@@ -36,7 +37,7 @@ def cached_vision(model: PreTrainedModel) -> Iterator[None]:
 
     Images are compared by value, so that a changed pixel or grid is encoded anew. Under a method that watches
     or changes the encoder (`ReadsVisionAttention`, `EditsVisionEncoder`), and in other threads, all are
-    encoded.
+    encoded. In a block of `keep_readings`, images that were encoded in passes long before are known as well.
 
     Args:
         model: an image-text-to-text model of transformers; it leaves the block as it entered.
@@ -54,8 +55,9 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
     names = list(inspect.signature(encode).parameters)
+    kept = kept_readings(model)
     known: dict[bytes, Encoded] = {}
-    form: Any = None
+    form: _Form | None = None
 
     @functools.wraps(encode)
     def cached(*args: Any, **kwargs: Any) -> Any:
@@ -72,13 +74,25 @@ def _caching(model: PreTrainedModel) -> Iterator[None]:
         missing = {
             digest: image for digest, image in zip(digests, images, strict=True) if digest not in known
         }
+        if kept is not None:
+            for digest in [*missing]:
+                if (found := kept.features(digest)) is not None:
+                    known[digest], form = found
+                    del missing[digest]
         if missing:
-            form = encode(**{**inputs, **_joined_inputs(list(missing.values()))})
-            parts = _split_output(form) if _comes_apart(form) else []
+            start = 0.0 if kept is None else kept.now()
+            output = encode(**{**inputs, **_joined_inputs(list(missing.values()))})
+            parts = _split_output(output) if _comes_apart(output) else []
             if len(parts) != len(missing):  # what was encoded does not come apart as it went in
                 return encode(*args, **kwargs)
             known |= zip(missing, parts, strict=True)
+            form = _Form.of(output)
+            if kept is not None:
+                seconds = (kept.now() - start) / len(parts)
+                for digest, part in zip(missing, parts, strict=True):
+                    kept.keep_features(digest, (part, form), seconds)
         known = {digest: known[digest] for digest in digests}
+        assert form is not None
         return _joined_output(form, [known[digest] for digest in digests])
 
     attributes = vars(core)
@@ -268,15 +282,33 @@ def _split_output(output: Any) -> list[Encoded]:
     return [Encoded(image, [layer[index] for layer in layers]) for index, image in enumerate(features)]
 
 
-def _joined_output(form: Any, images: list[Encoded]) -> Any:
+class _Form(NamedTuple):
+    """The form in which a model gives the features of images, without these.
+
+    Args:
+        output: its class.
+        features: class of what holds those of all images.
+        joined: of each layer in which features are injected, whether they are one tensor for all images.
+    """
+
+    output: Any
+    features: Any
+    joined: list[bool]
+
+    @classmethod
+    def of(cls, output: Any) -> _Form:
+        joined = [isinstance(layer, Tensor) for layer in _injected(output)]
+        return cls(type(output), type(output.pooler_output), joined)
+
+
+def _joined_output(form: _Form, images: list[Encoded]) -> Any:
     """The output of the model for these images, in the form that it gave for others."""
     features: Any = [image.features for image in images]
-    kind = type(form.pooler_output)
-    output = type(form)(pooler_output=torch.stack(features) if kind is Tensor else kind(features))
+    stacked = torch.stack(features) if form.features is Tensor else form.features(features)
+    output = form.output(pooler_output=stacked)
     layers = zip(*(image.injected for image in images), strict=True)
     injected = [
-        torch.cat(parts) if isinstance(given, Tensor) else parts
-        for given, parts in zip(_injected(form), layers, strict=False)
+        torch.cat(parts) if joined else parts for joined, parts in zip(form.joined, layers, strict=False)
     ]
     if injected:
         setattr(output, _INJECTED, injected)

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from vlmfix.engine import leaving_rows, tokens
+from vlmfix.engine.kept_readings import kept_readings
 from vlmfix.engine.modules import input_device
 from vlmfix.engine.prefix_cache import shared_prefix
 from vlmfix.engine.shown_pictures import ShownPictures, interpolated_positions
@@ -133,7 +134,8 @@ def asked(
         inputs = inputs.to(input_device(model), dtype=model.dtype)
         end_tokens = tokens.end_tokens(model, generate_kwargs)
         alike = len({each.identity for each in batch}) < len(batch)
-        if alike or generate_kwargs.get("num_beams", 1) > 1:  # beams begin alike
+        # Beams begin alike, and readings may be kept of and for other batches.
+        if alike or generate_kwargs.get("num_beams", 1) > 1 or kept_readings(model) is not None:
             stack.enter_context(cached_vision(model))
             stack.enter_context(shared_prefix(model))
         numbers = Numbers()

@@ -23,7 +23,7 @@ from vlmfix.evaluation.report.json_summary import summarise
 from vlmfix.evaluation.runner import run_key, run_store
 from vlmfix.evaluation.runner.config import Job, make_job
 from vlmfix.evaluation.runner.executor import execute
-from vlmfix.evaluation.runner.host import Assignment, LocalHost, default_batch_size
+from vlmfix.evaluation.runner.host import Assignment, LocalHost, Request, default_batch_size
 from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.run_store import ResumeError
 from vlmfix.evaluation.runner.shard import Shard
@@ -573,7 +573,8 @@ def test_batches_have_the_size_of_the_job(
 ) -> None:
     asked = jobs.draws(jobs.samples(tmp_path / "images", images=22))
     how = Assignment(Variant("greedy", ()), jobs.PROTOCOL, size, None)
-    batches = list(LocalHost(*loaded).answers(how, asked, lambda *_: {}))
+    answers = LocalHost(*loaded).answers([Request(how, asked, lambda *_: {})])
+    batches = [records for _, records in answers]
     assert max(map(len, batches)) == largest
 
 

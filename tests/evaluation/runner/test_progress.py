@@ -29,12 +29,12 @@ def plain(**settings: Any) -> tuple[ConsoleProgress, io.StringIO]:
 
 def test_lines_where_there_is_no_terminal(clock: list[float]) -> None:
     progress, written = plain()
-    progress.begin("pope · var", "accuracy", 10, 4)
+    run = progress.begin("pope · var", "accuracy", 10, 4)
     clock[0] += 2
-    progress.advance([OK, ERROR], [1.0])
+    run.advance([OK, ERROR], [1.0])
     clock[0] += 2
-    progress.advance([OK, OK], [1.0, 0.0])
-    progress.end()
+    run.advance([OK, OK], [1.0, 0.0])
+    run.end()
     assert written.getvalue().splitlines() == [
         "pope · var: 4 of 10 samples are there",
         "pope · var: 8 of 10, 1 failed, 1.0 samples/s, accuracy 66.7%",
@@ -43,10 +43,10 @@ def test_lines_where_there_is_no_terminal(clock: list[float]) -> None:
 
 def test_a_line_a_minute(clock: list[float]) -> None:
     progress, written = plain()
-    progress.begin("pope", "accuracy", 10, 0)
+    run = progress.begin("pope", "accuracy", 10, 0)
     for _ in range(6):
         clock[0] += 25
-        progress.advance([OK], [1.0])
+        run.advance([OK], [1.0])
     assert written.getvalue().splitlines() == [
         "pope: 10 samples",
         "pope: 3 of 10, 0.0 samples/s, accuracy 100.0%",
@@ -57,10 +57,10 @@ def test_a_line_a_minute(clock: list[float]) -> None:
 def test_each_run_counts_for_itself(clock: list[float]) -> None:
     progress, written = plain()
     for title in ("pope", "vqa"):
-        progress.begin(title, "accuracy", 1, 0)
+        run = progress.begin(title, "accuracy", 1, 0)
         clock[0] += 1
-        progress.advance([ERROR], [])
-        progress.end()
+        run.advance([ERROR], [])
+        run.end()
     assert written.getvalue().splitlines()[1::2] == [
         f"{title}: 1 of 1, 1 failed, 1.0 samples/s, nothing answered" for title in ("pope", "vqa")
     ]
@@ -68,17 +68,16 @@ def test_each_run_counts_for_itself(clock: list[float]) -> None:
 
 def test_no_time_has_passed(clock: list[float]) -> None:
     progress, written = plain()
-    progress.begin("pope", "accuracy", 1, 0)
-    progress.advance([OK], [0.5])
-    progress.end()
+    run = progress.begin("pope", "accuracy", 1, 0)
+    run.advance([OK], [0.5])
+    run.end()
     assert written.getvalue().splitlines()[-1] == "pope: 1 of 1, accuracy 50.0%"
 
 
 def test_titles_and_notes_are_no_markup(clock: list[float]) -> None:
     progress, written = plain()
     progress.note("a new run in [/tmp] [red]")
-    progress.begin("var(layers=[1, 2]) [/x]", "accuracy", 1, 0)
-    progress.end()
+    progress.begin("var(layers=[1, 2]) [/x]", "accuracy", 1, 0).end()
     first, second, third = written.getvalue().splitlines()
     assert first == "note: a new run in [/tmp] [red]"
     assert second.startswith("var(layers=[1, 2]) [/x]: 1 sample")
@@ -87,22 +86,21 @@ def test_titles_and_notes_are_no_markup(clock: list[float]) -> None:
 
 def test_a_quiet_watcher_says_nothing(clock: list[float]) -> None:
     progress, written = plain(quiet=True)
-    progress.begin("pope", "accuracy", 2, 1)
+    run = progress.begin("pope", "accuracy", 2, 1)
     clock[0] += 100
-    progress.advance([OK], [1.0])
+    run.advance([OK], [1.0])
     progress.note("x")
-    progress.end()
+    run.end()
     assert written.getvalue() == ""
 
 
 def test_a_bar_on_a_terminal() -> None:
     written = io.StringIO()
     progress = ConsoleProgress(Console(file=written, width=120, force_terminal=True, _environ={}))
-    progress.begin("pope · [var]", "accuracy", 4, 1)
-    progress.advance([OK, ERROR], [0.5])
-    progress.end()
-    progress.begin("vqa", "accuracy", 4, 1)
-    progress.end()
+    run = progress.begin("pope · [var]", "accuracy", 4, 1)
+    run.advance([OK, ERROR], [0.5])
+    run.end()
+    progress.begin("vqa", "accuracy", 4, 1).end()
     shown = written.getvalue()
     assert "3/4" in shown
     assert "accuracy 50.0%" in shown
@@ -110,15 +108,43 @@ def test_a_bar_on_a_terminal() -> None:
     assert "3 of 4, 1 failed" in shown
 
 
-def test_interrupted_before_a_run_begins() -> None:
-    progress, written = plain()
-    progress.end()
-    assert written.getvalue() == ""
-
-
 def test_a_run_ends_once(clock: list[float]) -> None:
     progress, written = plain()
-    progress.begin("pope", "accuracy", 4, 0)
-    progress.end()
-    progress.end()
+    run = progress.begin("pope", "accuracy", 4, 0)
+    run.end()
+    run.end()
     assert len(written.getvalue().splitlines()) == 2
+
+
+def test_runs_that_take_turns_count_their_own_seconds(clock: list[float]) -> None:
+    progress, written = plain()
+    greedy, var = (progress.begin(title, "accuracy", 4, 0) for title in ("greedy", "var"))
+    for run, seconds in ((greedy, 1), (var, 4)) * 2:
+        clock[0] += seconds
+        run.advance([OK, OK], [1.0])
+    greedy.end()
+    var.end()
+    assert written.getvalue().splitlines() == [
+        "greedy: 4 samples",
+        "var: 4 samples",
+        "greedy: 4 of 4, 2.0 samples/s, accuracy 100.0%",
+        "var: 4 of 4, 0.5 samples/s, accuracy 100.0%",
+    ]
+
+
+def test_bars_of_runs_that_take_turns(clock: list[float]) -> None:
+    written = io.StringIO()
+    progress = ConsoleProgress(Console(file=written, width=120, force_terminal=True, _environ={}))
+    greedy, var = (progress.begin(title, "accuracy", 8, 4) for title in ("greedy", "var"))
+    clock[0] += 30
+    greedy.advance([OK], [1.0])
+    clock[0] += 90
+    var.advance([OK], [1.0])
+    shown = progress.bars
+    assert [each.completed for each in shown] == [5, 5]
+    # Of 2 samples in 120 seconds, 6 are left.
+    assert [each.fields["remaining"] for each in shown] == ["0:03:30", "0:06:00"]
+    greedy.end()
+    assert [each.description for each in progress.bars] == ["var"]
+    var.end()
+    assert progress.bars == []

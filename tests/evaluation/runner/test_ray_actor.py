@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import jobs
-from vlmfix.evaluation.runner.host import Assignment, LocalHost
+from vlmfix.evaluation.runner.host import Assignment, LocalHost, Request
 from vlmfix.evaluation.runner.ray_actor import Actor
 from vlmfix.evaluation.runner.variants import Variant
 
@@ -15,7 +15,8 @@ from vlmfix.evaluation.runner.variants import Variant
 def test_pictures_come_from_the_driver(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     asked = jobs.draws(jobs.samples(tmp_path / "images", images=2))
     how = Assignment(Variant.of("var", {}), jobs.PROTOCOL, 4, None)
-    [*here] = LocalHost(*loaded).answers(how, asked, lambda *_: {})
+    answers = LocalHost(*loaded).answers([Request(how, asked, lambda *_: {})])
+    here = [records for _, records in answers]
     elsewhere = Path("/of/the/driver")
     pictures = {
         elsewhere / each.name: each.read_bytes() for each in {draw.sample.image for draw in asked} if each

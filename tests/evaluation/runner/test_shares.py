@@ -208,9 +208,10 @@ def test_an_output_folder_that_was_removed_is_not_blamed_on_pictures(
     removed = job(output, data, batch_size=1, max_errors=0)
 
     class Removing(Notes):
-        def begin(self, *told: Any) -> None:
+        def begin(self, *told: Any) -> Notes:
             if moment == "before the first answer":
                 shutil.rmtree(output)
+            return self
 
         def advance(self, *told: Any) -> None:
             shutil.rmtree(output)

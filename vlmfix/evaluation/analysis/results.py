@@ -198,7 +198,8 @@ class Outcome:
         counts: numbers of samples: "samples", "answered", "failed", "unparsed", "truncated".
         failures: numbers of failed samples by reason.
         costs: measured figures that differ from run to run: "seconds per sample", "forwards per token",
-            "new tokens per sample", "peak memory" in bytes; None where unknown.
+            "new tokens per sample", "peak memory" in bytes; None where unknown. What was taken over from
+            another run counts with the seconds and passes that it took there.
         activity: what the method did, as numbers; empty for greedy.
         inactive: whether the method never acted.
         details: what else a result file records: data files with SHA-256 and rows, model, decoding, versions.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Any
 
 import vlmfix
 from vlmfix.evaluation.runner import baselines
+from vlmfix.evaluation.runner.begun_run import BegunRun, Progress
 from vlmfix.evaluation.runner.config import Job
-from vlmfix.evaluation.runner.host import Assignment, Host
+from vlmfix.evaluation.runner.host import Assignment, Host, Request
 from vlmfix.evaluation.runner.matched_baselines import (
     Answered,
     AnswerIds,
@@ -23,7 +25,7 @@ from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.shares import answer_shares
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import record_head, write_down
+from vlmfix.evaluation.runner.worker import record_head
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.scoring import score_fields
 
@@ -33,22 +35,6 @@ _UNANSWERED = {
     "error": "one of the two runs has no answer",
     "error_type": "NoAnswer",
 }
-
-
-class Progress(Protocol):
-    """Is told what happens, to show it."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def begin(self, title: str, running: str, total: int, done: int) -> None:
-        """A run begins, of which `done` samples are there; `running` names the mean score of its samples."""
-
-    def advance(self, records: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> None:
-        """Records were written, and the successful ones have these scores."""
-
-    def end(self) -> None:
-        """The run is over."""
 
 
 def execute(
@@ -98,8 +84,7 @@ def execute(
     active = [starter.begin(each, variant) for each, variant in rows]
     write_job(job, [each.plan for each in active])
     if held:
-        for each in active:
-            work.answer(each, shard)
+        work.answer(active, shard)
     if steal:
         work.answer_shares(active, held=held)
     matched = work.matched(active)
@@ -124,7 +109,7 @@ def execute(
 
 @dataclass(frozen=True)
 class _Work:
-    """What a process does for a job, run by run."""
+    """What a process does for a job."""
 
     job: Job
     host: Host
@@ -132,8 +117,31 @@ class _Work:
     progress: Progress
     answer_ids: AnswerIds | None
 
-    def answer(self, active: ActiveRun, shard: Shard) -> None:
-        """Answer what is left of a share of a run."""
+    def answer(self, active: Sequence[ActiveRun], shard: Shard) -> None:
+        """Answer what is left of a share of runs; those of one task take turns, if that is of use."""
+        if not self.host.takes_turns:
+            for each in active:
+                self._answer([each], shard)
+            return
+        for _, runs in groupby(active, key=lambda each: id(each.task_plan)):
+            # Two names of the same settings are one run.
+            self._answer([*{each.plan.path: each for each in runs}.values()], shard)
+
+    def _answer(self, active: Sequence[ActiveRun], shard: Shard) -> None:
+        begun = [each for run in active if (each := self._begun(run, shard)) is not None]
+        if not begun:
+            return
+        with ExitStack() as stack:
+            for each in reversed(begun):
+                stack.callback(each.end)
+            for each in begun:
+                each.show(self.progress)
+            batches = stack.enter_context(closing(self.host.answers([each.request for each in begun])))
+            for number, records in batches:
+                begun[number].write(records)
+
+    def _begun(self, active: ActiveRun, shard: Shard) -> BegunRun | None:
+        """What is left of a share of a run; None: nothing."""
         job, plan, draws = self.job, active.plan, active.draws
         task = plan.task
         records = active.read()
@@ -141,36 +149,23 @@ class _Work:
         finished = set(records.done) | (set() if job.retry_errors else set(records.failed))
         left = [draw for draw in own if draw.identity not in finished]
         if not left:
-            return
+            return None
         for name in records.torn:
             file = plan.path / RECORDS / name
             self.progress.note(f"{file}: the last line was cut off; its sample is answered again")
-
-        def advance(written: list[dict[str, Any]]) -> None:
-            self.progress.advance(written, [record["score"] for record in written if "score" in record])
 
         def judge(sample: Sample, text: str, truncated: bool) -> dict[str, Any]:
             return score_fields(task, sample, text, truncated=truncated)
 
         answer_ids = self.answer_ids if task.yes_no else None
         assignment = Assignment(plan.variant, task.protocol, job.batch_size, answer_ids)
-        title = f"{task.name} · {plan.variant.label}"
-        self.progress.begin(title, task.running, len(own), len(own) - len(left))
-        try:
-            write_down(
-                active.run,
-                str(self.shard),
-                self.host.answers(assignment, left, judge),
-                max_errors=job.allowed_errors(len(draws)),
-                on_records=advance,
-            )
-        finally:
-            self.progress.end()
+        request = Request(assignment, left, judge)
+        return BegunRun(active, request, str(self.shard), len(own), job.allowed_errors(len(draws)))
 
     def answer_all(self, active: ActiveRun) -> None:
         """Answer what is left of a run, its own share first."""
         for number in range(self.shard.of):
-            self.answer(active, Shard((self.shard.index + number) % self.shard.of, self.shard.of))
+            self.answer([active], Shard((self.shard.index + number) % self.shard.of, self.shard.of))
 
     def answer_shares(self, active: Sequence[ActiveRun], *, held: bool) -> None:
         """Answer runs together with the other workers, whatever becomes of these.
@@ -183,12 +178,13 @@ class _Work:
         def left() -> set[int]:
             return {number for each in active for number in each.untried(self.shard.of)}
 
-        def answer(shard: Shard) -> None:
-            for each in active:
-                self.answer(each, shard)
-
         answer_shares(
-            self.job.output, self.shard, held=held, left=left, answer=answer, note=self.progress.note
+            self.job.output,
+            self.shard,
+            held=held,
+            left=left,
+            answer=lambda shard: self.answer(active, shard),
+            note=self.progress.note,
         )
 
     def copy(self, active: ActiveRun, answers: Mapping[Identity, Mapping[str, Any]]) -> None:

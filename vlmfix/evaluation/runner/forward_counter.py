@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vlmfix.engine.kept_readings import kept_readings
 from vlmfix.models.structure import text_decoder
 
 _TOKENS = ("inputs_embeds", "input_ids")
@@ -20,7 +21,7 @@ class ForwardCounter:
     """Counts the forward passes of a model, and notes when the first one was over.
 
     A pass that carries branches in further rows of its batch counts as often as it reads each token: a
-    contrast with one branch is two.
+    contrast with one branch is two. What was read for another run counts as if it was read again.
 
     Args:
         model: whose passes.
@@ -33,11 +34,12 @@ class ForwardCounter:
         self.count = 0.0
         self.first: float | None = None
         self.logits: Tensor | None = None
-        self._read = 0
+        self._read = self._spared = 0
 
     def begin(self) -> None:
         """Forget what was counted."""
         self.count, self.first, self.logits = 0.0, None, None
+        self._spared = self._tokens_spared()
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -52,6 +54,10 @@ class ForwardCounter:
             for handle in handles:
                 handle.remove()
 
+    def _tokens_spared(self) -> int:
+        kept = kept_readings(self.model)
+        return 0 if kept is None else kept.spared_tokens
+
     def _note_read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
@@ -61,7 +67,8 @@ class ForwardCounter:
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given = next((each for name in _TOKENS if (each := kwargs.get(name)) is not None), None)
         tokens = 0 if given is None else given.shape[0] * given.shape[1]
-        self.count += max(1.0, self._read / tokens) if tokens else 1.0
+        before, self._spared = self._spared, self._tokens_spared()
+        self.count += max(1.0, (self._read + self._spared - before) / tokens) if tokens else 1.0
         self._read = 0
         if self.first is None:
             if self.model.device.type == "cuda":

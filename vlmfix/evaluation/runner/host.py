@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import WeakSet
 
 from PIL import Image
@@ -17,8 +17,9 @@ from vlmfix.evaluation.files.hashing import plain
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.runner.config import Job
 from vlmfix.evaluation.runner.matched_baselines import AnswerIds
+from vlmfix.evaluation.runner.turns import Turns, take_turns
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import Batches, Draw, Judge, Worker, decoding_of
+from vlmfix.evaluation.runner.worker import Draw, Judge, Worker, decoding_of
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocols import Protocol as TaskProtocol
 from vlmfix.inference.batch import answer_batch
@@ -72,8 +73,19 @@ class Assignment:
     answer_ids: AnswerIds | None
 
 
+class Request(NamedTuple):
+    """Samples of a run, in any order, and what they are answered and judged by."""
+
+    assignment: Assignment
+    draws: Sequence[Draw]
+    judge: Judge
+
+
 class Host(Protocol):
     """A model somewhere."""
+
+    takes_turns: ClassVar[bool]
+    """Whether several runs about the same pictures are best answered together."""
 
     def job(self, job: Job) -> Job:
         """See `Job.on`."""
@@ -96,8 +108,8 @@ class Host(Protocol):
     def decode(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
         """The texts of tokens, without special ones."""
 
-    def answers(self, assignment: Assignment, draws: Sequence[Draw], judge: Judge) -> Batches:
-        """Answer draws in any order; see `Worker.answers`."""
+    def answers(self, requests: Sequence[Request]) -> Turns:
+        """Answer all requests; see `Worker.answers`."""
 
 
 class LocalHost:
@@ -107,6 +119,8 @@ class LocalHost:
         model: as `vlmfix.load` gives it.
         processor: with it.
     """
+
+    takes_turns: ClassVar = True
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model = model
@@ -151,22 +165,25 @@ class LocalHost:
         texts: list[str] = self.processor.batch_decode(token_ids, skip_special_tokens=True)
         return texts
 
-    def answers(self, assignment: Assignment, draws: Sequence[Draw], judge: Judge) -> Batches:
+    def answers(self, requests: Sequence[Request]) -> Turns:
         _warm_up(self.model, self.processor)
-        size = assignment.batch_size or default_batch_size(
-            self.model.device.type, assignment.protocol, self.model.num_parameters()
+        yield from take_turns([(self._worker(each), each.draws) for each in requests])
+
+    def _worker(self, request: Request) -> Worker:
+        how = request.assignment
+        size = how.batch_size or default_batch_size(
+            self.model.device.type, how.protocol, self.model.num_parameters()
         )
-        worker = Worker(
+        return Worker(
             self.model,
             self.processor,
-            assignment.variant.methods,
-            assignment.protocol,
-            judge,
+            how.variant.methods,
+            how.protocol,
+            request.judge,
             size,
-            assignment.answer_ids,
-            assignment.variant.decoding,
+            how.answer_ids,
+            how.variant.decoding,
         )
-        yield from worker.answers(draws)
 
 
 def question_of(sample: Sample) -> Question:

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from PIL import Image
+from torch import Tensor
 from transformers import ProcessorMixin
 
 import vlmfix
@@ -43,16 +44,50 @@ class Loaded:
         return found if isinstance(found, Exception) else None
 
 
+class KeptPictures:
+    """Pictures and batches that one run has loaded, for others that ask about the same pictures; within a
+    number of bytes, and what does not fit is not kept.
+
+    Args:
+        limit: in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.opened: dict[Path, Image.Image] = {}
+        self.prepared: dict[tuple[Any, ...], Prepared] = {}
+
+    def keep_picture(self, path: Path, picture: Image.Image) -> None:
+        """Keep a picture, if there is room."""
+        if self._takes(picture.width * picture.height * len(picture.getbands())):
+            self.opened[path] = picture
+
+    def keep_batch(self, key: tuple[Any, ...], prepared: Prepared) -> None:
+        """Keep the inputs of a batch, if there is room."""
+        if self._takes(sum(each.nbytes for each in prepared.inputs.values() if isinstance(each, Tensor))):
+            self.prepared[key] = prepared
+
+    def _takes(self, size: int) -> bool:
+        if size > self.limit:
+            return False
+        self.limit -= size
+        return True
+
+
 class Loader:
     """Loads batches in a thread of its own, with a copy of the processor: no two threads can use one.
 
     Args:
         processor: of the model.
         methods: that act.
+        kept: what other runs have loaded, and will want; None: there are none.
     """
 
-    def __init__(self, processor: ProcessorMixin, methods: Sequence[vlmfix.Method]) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, methods: Sequence[vlmfix.Method], kept: KeptPictures | None = None
+    ) -> None:
         self._methods = methods
+        self._kept = kept
         self._processor: ProcessorMixin | None = None
         if not any(isinstance(method, MultiPassMethod) for method in methods):
             with suppress(Exception):  # one of a checkpoint's own that cannot be copied loads pictures alone
@@ -76,17 +111,41 @@ class Loader:
         opened: dict[Path, Image.Image | Exception] = {}
         for path in {sample.image for sample in samples if sample.image is not None}:
             try:
-                [opened[path]] = open_images(path)
+                opened[path] = self._opened(path)
             except Exception as error:  # readers of image formats raise what they like
                 opened[path] = error
         asked = []
+        words = []
         for sample in samples:
             picture = None if sample.image is None else opened[sample.image]
             if not isinstance(picture, Exception):
-                asked.append(Conversation.of(picture, prompt_under(self._methods, sample.prompt)))
+                text = prompt_under(self._methods, sample.prompt)
+                asked.append(Conversation.of(picture, text))
+                words.append((sample.image, text))
         prepared: Prepared | None = None
         if asked and self._processor is not None:
             with suppress(Exception):  # it comes again when the batch is answered, and is told then
-                show = pictures_under(self._methods, self._processor)
-                prepared = prepare_batch(self._processor, asked, show)
+                prepared = self._prepared(self._processor, asked, tuple(words))
         return Loaded(opened, asked, prepared)
+
+    def _opened(self, path: Path) -> Image.Image:
+        if self._kept is not None and path in self._kept.opened:
+            return self._kept.opened[path]
+        [picture] = open_images(path)
+        if self._kept is not None:
+            self._kept.keep_picture(path, picture)
+        return picture
+
+    def _prepared(
+        self, processor: ProcessorMixin, asked: Sequence[Conversation], words: tuple[Any, ...]
+    ) -> Prepared:
+        """What the model reads of a batch; `words` tells it apart from others."""
+        show = pictures_under(self._methods, processor)
+        if show is not None or self._kept is None:
+            return prepare_batch(processor, asked, show)
+        prepared = self._kept.prepared.get(words)
+        if prepared is None:
+            prepared = prepare_batch(processor, asked)
+            self._kept.keep_batch(words, prepared)
+        inputs = prepared.inputs
+        return prepared._replace(inputs=type(inputs)(dict(inputs)))  # which moves itself to the device

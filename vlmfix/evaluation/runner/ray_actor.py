@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
-from vlmfix.evaluation.runner.host import Assignment, LocalHost
+from vlmfix.evaluation.runner.host import Assignment, LocalHost, Request
 from vlmfix.evaluation.runner.worker import Batches, Draw
 
 Load = Callable[[str], tuple[PreTrainedModel, ProcessorMixin]]
@@ -60,8 +60,8 @@ class Actor:
                 else draw
                 for draw in draws
             ]
-            with closing(self._host.answers(assignment, moved, lambda *_: {})) as batches:
-                for records in batches:
+            with closing(self._host.answers([Request(assignment, moved, lambda *_: {})])) as batches:
+                for _, records in batches:
                     yield [_as_on_driver(record, there) for record in records]
 
 

@@ -11,10 +11,10 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
@@ -26,10 +26,12 @@ from vlmfix.evaluation.runner.host import (
     About,
     Assignment,
     Question,
+    Request,
     default_batch_size,
 )
 from vlmfix.evaluation.runner.matched_baselines import AnswerIds
 from vlmfix.evaluation.runner.ray_actor import Actor, Load
+from vlmfix.evaluation.runner.turns import Turns
 from vlmfix.evaluation.runner.variants import Variant
 from vlmfix.evaluation.runner.worker import Batches, Draw, Judge, judged
 from vlmfix.evaluation.tasks.protocols import Protocol
@@ -73,6 +75,7 @@ class RayHost:
     options: Mapping[str, Any]
     count: int
     note: Callable[[str], None]
+    takes_turns: ClassVar = False
     _starting: dict[Any, Any] = field(default_factory=dict)
     _idle: list[Any] = field(default_factory=list)
     _about: dict[str, Any] = field(default_factory=dict)
@@ -178,12 +181,18 @@ class RayHost:
         texts: list[str] = self._ask("decode", token_ids)
         return texts
 
-    def answers(self, assignment: Assignment, draws: Sequence[Draw], judge: Judge) -> Batches:
-        """Answer draws on all actors, and what one that dies has left on the others.
+    def answers(self, requests: Sequence[Request]) -> Turns:
+        """Answer one request after the other on all actors, and what one that dies has left on the others.
 
         Raises:
             OSError: actors die one after another.
         """
+        for number, request in enumerate(requests):
+            with closing(self._answers(*request)) as batches:
+                for records in batches:
+                    yield number, records
+
+    def _answers(self, assignment: Assignment, draws: Sequence[Draw], judge: Judge) -> Batches:
         size = assignment.batch_size or default_batch_size(self.device.partition(":")[0], assignment.protocol)
         parts = deque(_parts(draws, size, self.count * _PARTS))
         busy: dict[Any, _Part] = {}

@@ -18,9 +18,10 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.api import decoding_under, pictures_under, prompt_under
+from vlmfix.engine.kept_readings import KeptReadings, kept_readings
 from vlmfix.engine.stats import summed
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
-from vlmfix.evaluation.runner.loading import Loaded, Loader
+from vlmfix.evaluation.runner.loading import KeptPictures, Loaded, Loader
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
 from vlmfix.evaluation.runner.run_store import Identity, RunStore
 from vlmfix.evaluation.sample import UNREACHED, Sample
@@ -86,10 +87,11 @@ class _Batch:
 
     Args:
         draws: as they were asked.
-        prefill: seconds until the first forward pass was over.
+        prefill: seconds until the first forward pass was over, and those that others spared it.
         begun: seconds after that until the first tokens were there, or all of them.
         passes: forward passes up to then.
         margins: see `Worker.answer_ids`.
+        kept: bytes of what was kept for other runs.
     """
 
     draws: list[Draw]
@@ -97,6 +99,7 @@ class _Batch:
     begun: float
     passes: float
     margins: list[dict[str, float]]
+    kept: int
 
 
 @dataclass
@@ -113,6 +116,7 @@ class Worker:
         answer_ids: tokens that begin a yes, and those that begin a no, where records shall hold the margin
             between them at the first step; None: they shall not.
         decoding: arguments of `model.generate` in the place of those of the protocol.
+        pictures: what other runs have loaded, and will want; None: there are none.
     """
 
     model: PreTrainedModel
@@ -123,6 +127,7 @@ class Worker:
     batch_size: int
     answer_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    pictures: KeptPictures | None = None
     _passes: ForwardCounter = field(init=False)
     _loader: Loader = field(init=False)
     _stream: AnswerStream = field(init=False)
@@ -151,7 +156,7 @@ class Worker:
                 if method.attaches:
                     stack.enter_context(method(self.model, self.processor))
             stack.enter_context(self._passes.counted())
-            self._loader = stack.enter_context(Loader(self.processor, self.methods))
+            self._loader = stack.enter_context(Loader(self.processor, self.methods, self.pictures))
             self._forget()
             ahead = self._begin(queue)
             while ahead is not None or self._unfinished:
@@ -161,8 +166,7 @@ class Worker:
                     batch, loading = ahead
                     ahead = self._begin(queue)
                     records, again = self._records(batch, loading.result())
-                if again:  # memory ran out for so many
-                    self.batch_size = min(self.batch_size, len(again)) // 2
+                if again:  # memory ran out
                     self._forget()
                     queue.extendleft(reversed([*again, *(ahead[0] if ahead else ())]))
                     ahead = self._begin(queue)
@@ -193,7 +197,9 @@ class Worker:
         the draws for which memory ran out."""
         failures = [(draw, loaded.failure(draw.sample)) for draw in batch]
         if len(batch) > 1 and any(error is not None and is_out_of_memory(error) for _, error in failures):
-            return [], self._forget() + batch
+            lost = self._forget() + batch
+            self._halve(lost)
+            return [], lost
         readable = [draw for draw, error in failures if error is None]
         records = [self._failure(draw, error) for draw, error in failures if error is not None]
         if not readable:
@@ -232,14 +238,28 @@ class Worker:
     ) -> tuple[list[dict[str, Any]], list[Draw]]:
         """The same after an error, when draws are left that nobody answers."""
         if is_out_of_memory(reason):
+            kept = kept_readings(self.model)
+            gave_up = kept is not None and kept.give_up()
             free_memory()
+            if gave_up:
+                return records, draws
             if len(draws) > 1:
+                self._halve(draws)
                 return records, draws
         if len(draws) == 1:
             return [*records, self._failure(draws[0], reason)], []
         for draw in draws:  # which of them it was
-            records += self._records([draw], self._loader.begin([draw.sample]).result())[0]
+            records += self._alone(draw)
         return records, []
+
+    def _alone(self, draw: Draw) -> list[dict[str, Any]]:
+        """The record of a draw that is answered by itself."""
+        records, again = self._records([draw], self._loader.begin([draw.sample]).result())
+        return self._alone(draw) if again else records  # what was kept for other runs is gone now
+
+    def _halve(self, draws: Sequence[Draw]) -> None:
+        """Answer fewer at a time than these, for which memory ran out."""
+        self.batch_size = min(self.batch_size, len(draws)) // 2
 
     def _forget(self) -> list[Draw]:
         """Begin a stream in the place of that at work, which loses these draws."""
@@ -250,6 +270,10 @@ class Worker:
 
     def _ask(self, batch: list[Draw], loaded: Loaded) -> None:
         """Begin to answer draws."""
+        kept = kept_readings(self.model) or KeptReadings(self.model.device, 0)
+        others, spared = kept.size, kept.spared_seconds
+        if others:
+            reset_peak_memory(self.model.device)
         start = time.perf_counter()
         self._passes.begin()
         generate_kwargs = self._generate_kwargs(batch)
@@ -263,13 +287,16 @@ class Worker:
             answering = self._stream.begin(loaded.asked, show, loaded.prepared, **generate_kwargs)
         end = time.perf_counter()
         first = self._passes.first or end
+        prefill = first - start + kept.spared_seconds - spared
         margins = self._margins(len(batch))
-        self._unfinished[answering] = _Batch(batch, first - start, end - first, self._passes.count, margins)
+        self._unfinished[answering] = _Batch(batch, prefill, end - first, self._passes.count, margins, others)
 
     def _written(self, batch: _Batch, answering: Answering) -> list[dict[str, Any]]:
         """One record a draw of a batch that has been answered."""
         draws, answers = batch.draws, answering.answers
         memory = peak_memory(self.model.device)
+        if memory is not None:
+            memory -= batch.kept
         passes = (batch.passes + answering.passes) / max(len(answer.token_ids) for answer in answers)
         did = self._activities(len(draws))
         return [
@@ -339,41 +366,67 @@ class Worker:
         }
 
 
-def write_down(
-    run: RunStore,
-    shard: str,
-    batches: Batches,
-    *,
-    max_errors: int,
-    on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
-) -> None:
-    """Append what is answered to a run; each batch is on disk before the next one begins.
+class Writer:
+    """Appends what is answered to a run; each batch is on disk before the next one begins.
+
+    Args:
+        run: to append to; whoever made it closes it.
+        shard: of this process, for file names.
+        max_errors: number of failures after which work stops.
+        on_records: called with the records just written.
+    """
+
+    def __init__(
+        self,
+        run: RunStore,
+        shard: str,
+        *,
+        max_errors: int,
+        on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+    ) -> None:
+        self.run = run
+        self.shard = shard
+        self.max_errors = max_errors
+        self.on_records = on_records
+        self._failures = 0
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Append the records of a batch.
+
+        Raises:
+            TooManyErrorsError: more than `max_errors` draws have failed.
+            OSError: the disk is full.
+        """
+        self.run.append(records, self.shard)
+        self.on_records(records)
+        errors = [record for record in records if record["status"] == "error"]
+        failed = [record for record in errors if record["error_type"] != UNREACHED]
+        self._failures += len(failed)
+        if self._failures > self.max_errors:
+            raise TooManyErrorsError(
+                f"{self._failures} samples failed, more than the {self.max_errors} that --max-errors allows; "
+                f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
+                f"({failed[-1]['error_type']})"
+            )
+
+
+def write_down(run: RunStore, shard: str, batches: Batches, **settings: Any) -> None:
+    """Append all that is answered to a run.
 
     Args:
         run: to append to.
-        shard: of this process, for file names.
+        shard: of this process.
         batches: see `Worker.answers`.
-        max_errors: number of failures after which work stops.
-        on_records: called with the records just written.
+        **settings: of `Writer`.
 
     Raises:
-        TooManyErrorsError: more than `max_errors` draws failed.
+        TooManyErrorsError: too many draws failed.
         OSError: the disk is full.
     """
-    failures = 0
+    writer = Writer(run, shard, **settings)
     with closing(run), closing(batches):
         for records in batches:
-            run.append(records, shard)
-            on_records(records)
-            errors = [record for record in records if record["status"] == "error"]
-            failed = [record for record in errors if record["error_type"] != UNREACHED]
-            failures += len(failed)
-            if failures > max_errors:
-                raise TooManyErrorsError(
-                    f"{failures} samples failed, more than the {max_errors} that --max-errors allows; "
-                    f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
-                    f"({failed[-1]['error_type']})"
-                )
+            writer.write(records)
 
 
 def judged(judge: Judge, sample: Sample, text: str, *, truncated: bool) -> dict[str, Any]:
