@@ -245,8 +245,8 @@ class Attachment:
         return call
 
     def _stock_rows(self) -> int:
-        """Rows of the prompts in a decode step; those of other calls are all of the model's own."""
-        return sys.maxsize if self.context is None else self.context.layout.batch_size
+        """Rows of the prompts in this pass; those of other calls are all of the model's own."""
+        return sys.maxsize if self.context is None else self.context.engine.stock_rows
 
     def _reads_last_row_alone(self) -> bool:
         """Whether a pass is over a branch, or over what prompts begin with, of which keys and values stay."""

@@ -1,7 +1,9 @@
 """Linear layers that read their weights once for the few rows that branches and early exits add, on a CPU.
 
-With two to four rows, the product of torch with MKL takes about as long on a CPU of AMD as that many products
-with one row; taken the other way round, weights times rows, it takes as long as one.
+On a CPU of AMD, the product of torch with MKL takes about as long with two to four rows as that many products
+with one row, and up to five times as long as one with more. Two other forms take one to two times as long:
+weights times rows, and for more rows or large weights a convolution of oneDNN that takes the weights as
+pictures and the rows as its filters, block by block.
 """
 
 from __future__ import annotations
@@ -16,8 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# At most so many rows of a layer with as many outputs as inputs or more, and of one with fewer.
-_MOST, _MOST_INWARDS = 4, 3
+# At most so many rows by weights times rows, of a layer with as many outputs as inputs or more, and of one
+# with fewer; not of more weights than this, 32 MiB.
+_MOST, _MOST_INWARDS, _LARGE = 4, 3, 2**23
+
+# At most so many rows in blocks of so many weights, which fit into the second-level cache; filters come in
+# groups. With fewer blocks, torch does not give them to oneDNN.
+_MOST_IN_BLOCKS, _BLOCK, _GROUP, _FEWEST_BLOCKS = 32, 2**16, 8, 16
 
 
 def install(modules: Iterable[Any], stock_rows: Callable[[], int], undo: ExitStack) -> None:
@@ -41,7 +48,7 @@ def install(modules: Iterable[Any], stock_rows: Callable[[], int], undo: ExitSta
 @functools.cache
 def helps() -> bool:
     """Whether this machine is one where it was measured to be faster."""
-    if not torch.backends.mkl.is_available():
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     try:
         found = re.search(r"^vendor_id\s*: (\w+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
@@ -53,10 +60,13 @@ def helps() -> bool:
 def _forward(layer: nn.Linear, stock_rows: Callable[[], int], input: Tensor) -> Tensor:
     weight = layer.weight
     rows = input.numel() // max(input.shape[-1], 1)
-    most = _MOST if layer.out_features >= layer.in_features else _MOST_INWARDS
     is_plain = type(weight) is nn.Parameter and weight.dtype == input.dtype == torch.float32
-    if 1 < rows <= most and is_plain and input.device.type == "cpu" and rows > stock_rows():
-        return few_rows(input, weight, layer.bias)
+    if 1 < rows <= _MOST_IN_BLOCKS and is_plain and input.device.type == "cpu" and rows > stock_rows():
+        most = _MOST if layer.out_features >= layer.in_features else _MOST_INWARDS
+        if (rows > most or weight.numel() >= _LARGE) and has_blocks(weight):
+            return in_blocks(input, weight, layer.bias)
+        if rows <= most:
+            return few_rows(input, weight, layer.bias)
     return nn.functional.linear(input, weight, layer.bias)
 
 
@@ -75,3 +85,33 @@ def few_rows(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         found = found + bias
     return found.view(*input.shape[:-1], -1)
+
+
+def has_blocks(weight: Tensor) -> bool:
+    """Whether weights `(outputs, inputs)` are contiguous and enough for `in_blocks`."""
+    return weight.is_contiguous() and weight.shape[0] // _outputs_of_block(weight) >= _FEWEST_BLOCKS
+
+
+def in_blocks(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `few_rows`, computed as a convolution over blocks of the weights.
+
+    Each block is a picture of one pixel an output, each row a filter of one pixel; outputs that fill no block
+    are computed apart.
+    """
+    rows, size = input.reshape(-1, input.shape[-1]), _outputs_of_block(weight)
+    count, inputs = len(rows), weight.shape[1]
+    filters = nn.functional.pad(rows, (0, 0, 0, -count % _GROUP))[:, :, None, None]
+    blocks = len(weight) // size
+    pictures = weight[: blocks * size].view(blocks, size, 1, inputs).permute(0, 3, 1, 2)
+    found = nn.functional.conv2d(pictures, filters)  # (blocks, rows, size, 1)
+    found = found[:, :count, :, 0].transpose(0, 1).reshape(count, -1)
+    if len(weight) % size:
+        found = torch.cat([found, nn.functional.linear(rows, weight[blocks * size :])], dim=1)
+    found = found.contiguous()
+    if bias is not None:
+        found = found + bias
+    return found.view(*input.shape[:-1], -1)
+
+
+def _outputs_of_block(weight: Tensor) -> int:
+    return max(_BLOCK // max(weight.shape[1], 1), 1)
