@@ -155,10 +155,9 @@ def contrast_layers(logits: Tensor, exits: Tensor, weight: float) -> LayerContra
         weight: 0 or more.
     """
     last, early = logits.log_softmax(dim=-1), exits.log_softmax(dim=-1)
-    middle = torch.logaddexp(last[:, None], early) - math.log(2)
-    # The mean of the divergences of the mixture from either.
-    difference = middle - (last[:, None] + early) / 2
-    terms = torch.where(middle == -torch.inf, 0.0, middle.exp() * difference)
+    middle = early.exp().add_(last.exp()[:, None]).div_(2)
+    # The mean of the divergences of the mixture from either; in place, as these tensors are the largest.
+    terms = (early + last[:, None]).div_(-2).add_(middle.log()).mul_(middle).masked_fill_(middle == 0, 0.0)
     divergences = terms.sum(dim=-1)
     chosen = divergences.argmax(dim=1)
     row = torch.arange(len(chosen), device=chosen.device)
