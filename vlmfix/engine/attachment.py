@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel, ProcessorMixin
 
@@ -135,7 +136,7 @@ class Attachment:
                 self._install()
             if _adds_rows(method) and not any(map(_adds_rows, self.methods)):
                 modules = (self.decoder, self.model.get_output_embeddings())
-                few_rows.install(modules, self._stock_rows, self._undo)
+                few_rows.install(modules, self, self._undo)
         except BaseException:
             if not self.methods:
                 self._undo.close()
@@ -244,9 +245,12 @@ class Attachment:
 
         return call
 
-    def _stock_rows(self) -> int:
+    @property
+    def stock_rows(self) -> int:
         """Rows of the prompts in this pass; those of other calls are all of the model's own."""
-        return sys.maxsize if self.context is None else self.context.engine.stock_rows
+        # The steps that are compiled are those of the call, and a compiler does not ask for the thread.
+        context = self.call.context if torch.compiler.is_compiling() else self.context
+        return sys.maxsize if context is None else context.engine.stock_rows
 
     def _reads_last_row_alone(self) -> bool:
         """Whether a pass is over a branch, or over what prompts begin with, of which keys and values stay."""

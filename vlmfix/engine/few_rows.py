@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +27,53 @@ _MOST, _MOST_INWARDS, _LARGE = 4, 3, 2**23
 _MOST_IN_BLOCKS, _BLOCK, _GROUP, _FEWEST_BLOCKS = 32, 2**16, 8, 16
 
 
-def install(modules: Iterable[Any], stock_rows: Callable[[], int], undo: ExitStack) -> None:
+_RUN = "_vlmfix_stock_rows"
+
+
+class Run(Protocol):
+    """What knows which rows belong to the stock model."""
+
+    @property
+    def stock_rows(self) -> int:
+        """How many rows the stock model would read at this moment; not more of them are left to it, so that
+        they are what they were to the bit."""
+
+
+def install(modules: Iterable[Any], run: Run, undo: ExitStack) -> None:
     """Let the linear layers of modules take few rows in this way, where that is faster.
 
     Args:
         modules: of the model; what is none is passed over.
-        stock_rows: how many rows the stock model would read at this moment; not more of them are left to it,
-            so that they are what they were to the bit.
-        undo: gives the layers their own forward back.
+        run: whose passes they are.
+        undo: makes the layers plain ones again.
     """
     if not helps():
         return
     for layer in (each for module in modules if isinstance(module, nn.Module) for each in module.modules()):
         # Another class computes in its own way, and what was put on an instance has its reason.
         if type(layer) is nn.Linear and "forward" not in vars(layer):
-            vars(layer)["forward"] = functools.partial(_forward, layer, stock_rows)
-            undo.callback(vars(layer).pop, "forward")
+            vars(layer)[_RUN] = run
+            undo.callback(vars(layer).pop, _RUN)
+            layer.__class__ = FewRowsLinear
+            undo.callback(setattr, layer, "__class__", nn.Linear)
+
+
+class FewRowsLinear(nn.Linear):
+    """A linear layer while it takes few rows in this way; a class, as a function that was put on an instance
+    would be compiled anew in every block."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        rows = input.numel() // max(input.shape[-1], 1)
+        is_plain = type(weight) is nn.Parameter and weight.dtype == input.dtype == torch.float32
+        run: Run = vars(self)[_RUN]
+        if 1 < rows <= _MOST_IN_BLOCKS and is_plain and input.device.type == "cpu" and rows > run.stock_rows:
+            most = _MOST if self.out_features >= self.in_features else _MOST_INWARDS
+            if (rows > most or weight.numel() >= _LARGE) and has_blocks(weight):
+                return in_blocks(input, weight, self.bias)
+            if rows <= most:
+                return few_rows(input, weight, self.bias)
+        return nn.functional.linear(input, weight, self.bias)
 
 
 @functools.cache
@@ -55,19 +86,6 @@ def helps() -> bool:
     except OSError:
         return False
     return found is not None and found[1] == "AuthenticAMD"
-
-
-def _forward(layer: nn.Linear, stock_rows: Callable[[], int], input: Tensor) -> Tensor:
-    weight = layer.weight
-    rows = input.numel() // max(input.shape[-1], 1)
-    is_plain = type(weight) is nn.Parameter and weight.dtype == input.dtype == torch.float32
-    if 1 < rows <= _MOST_IN_BLOCKS and is_plain and input.device.type == "cpu" and rows > stock_rows():
-        most = _MOST if layer.out_features >= layer.in_features else _MOST_INWARDS
-        if (rows > most or weight.numel() >= _LARGE) and has_blocks(weight):
-            return in_blocks(input, weight, layer.bias)
-        if rows <= most:
-            return few_rows(input, weight, layer.bias)
-    return nn.functional.linear(input, weight, layer.bias)
 
 
 def few_rows(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +23,7 @@ from vlmfix.engine.caches import read_cache, with_cache, write_cache
 from vlmfix.engine.capabilities import (
     ActsInStaticSteps,
     AddsAuxiliaryPrompt,
+    AddsExitRows,
     ChoosesTokens,
     EditsStream,
     PrunesTokens,
@@ -31,13 +32,17 @@ from vlmfix.engine.capabilities import (
     RunsLayerParts,
 )
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.few_rows import FewRowsLinear
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.static_cache import REMEDY, RunCache
+from vlmfix.engine.static_edits import ExitRows
 from vlmfix.engine.static_layer import STEP, STREAM, StaticLayerStep
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import StreamSite, attention_layers, attention_of, stream_module, text_decoder
 
 _TAP = "_vlmfix_static_tap"
+
+_EXITS = "_vlmfix_static_exits"
 
 _OWN_HOOKS = 3  # that the engine hangs on a model
 
@@ -201,9 +206,22 @@ class StaticSteps:
         vars(module)[name] = value
         self._undo.callback(vars(module).pop, name)
 
+    def _add_exits(self, context: DecodeContext) -> None:
+        """Let the output head read the exits beside the newest tokens, where it is a plain one."""
+        head = self._model.get_output_embeddings()
+        methods = self._attachment.methods
+        rows = [each.exit_rows(context) for each in methods if isinstance(each, AddsExitRows)]
+        can_all = len(rows) == sum(isinstance(each, ReadsEarlyExits) for each in methods)
+        if can_all and any(each.layers for each in rows) and type(head) in (nn.Linear, FewRowsLinear):
+            assert context.modules is not None
+            self._mark(head, _EXITS, StaticExits(tuple(rows), self._taps, context.modules.final_norm))
+            self._undo.callback(head.register_forward_pre_hook(_add_exits).remove)
+
     def step_inputs(self, context: DecodeContext, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a step, with rows for the branches, after the step has been counted."""
         assert self._cache is not None
+        if context.step == 1:  # not before, as the head has still to read the prompts then
+            self._add_exits(context)
         self._cache.open(context.step)
         kwargs = with_cache(self._model, kwargs, self._cache.cache)
         branches, rows = context.engine.branches, context.layout.batch_size
@@ -235,6 +253,8 @@ class StaticSteps:
                 if edits.sizes:
                     context.measure(method, **dict(zip(edits.sizes, sized, strict=True)))
         context.early_exits = self._taps
+        if len(output.logits) > context.layout.batch_size * (1 + len(context.engine.branches)):
+            return  # the head has read the exits
         rows: list[Tensor] = []
         for each in self._attachment.methods:
             if isinstance(each, ReadsEarlyExits):
@@ -304,3 +324,25 @@ def _keep_newest(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     that what was compiled stays valid."""
     tap = vars(layer)[_TAP]
     tap.copy_((args[0] if args else kwargs["hidden_states"])[: len(tap), -1])
+
+
+class StaticExits(NamedTuple):
+    """Early exits that the output head reads in a decode step.
+
+    Args:
+        rows: of each method.
+        taps: what enters the layers, by layer.
+        final_norm: of the decoder.
+    """
+
+    rows: tuple[ExitRows, ...]
+    taps: dict[int, Tensor]
+    final_norm: Callable[[Tensor], Tensor]
+
+
+def _add_exits(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Put early exits after the newest tokens, `(sequences, 1, hidden)`; one function, as above."""
+    exits: StaticExits = vars(head)[_EXITS]
+    states = args[0]
+    rows = [row for each in exits.rows for row in each.of(exits.taps, exits.final_norm)]
+    return (torch.cat([states, *(row.to(states)[:, None] for row in rows)]), *args[1:])

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import ReadsEarlyExits
+from vlmfix.engine.capabilities import AddsExitRows
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import ExitRows
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
-from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.logits.early_exit import check_depth, exit_indices
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between, OneOf
 from vlmfix.methods.validation import check_choice, check_flag, check_range
@@ -29,7 +30,7 @@ _DEEP, _CANDIDATE_LAYERS = 40, 20
 
 @register_method("dola")
 @dataclass(frozen=True, kw_only=True)
-class DoLa(LogitsMixer, ReadsEarlyExits):
+class DoLa(LogitsMixer, AddsExitRows):
     """Decoding by Contrasting Layers (arXiv 2309.03883): away from the early exit that differs most from the
     last layer; it needs no image.
 
@@ -88,11 +89,8 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
         check_depth(exits, depth)
         return dataclasses.replace(self, exits=exits)
 
-    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
-        return () if self.weight == 0 else self._candidates
-
-    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
-        return exit_states(context, self.tapped_layers(context), normed=self.normed)
+    def exit_rows(self, context: DecodeContext) -> ExitRows:
+        return ExitRows(() if self.weight == 0 else self._candidates, self.normed)
 
     def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if not branches:
