@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -43,11 +44,12 @@ def counting(monkeypatch: pytest.MonkeyPatch, form: str) -> list[int]:
     return rows
 
 
+@pytest.mark.parametrize("form", [few_rows.few_rows, few_rows.row_by_row])
 @pytest.mark.parametrize("bias", [True, False])
-def test_products(bias: bool) -> None:
+def test_products(bias: bool, form: Callable[..., torch.Tensor]) -> None:
     layer = nn.Linear(24, 40, bias=bias)
     input = torch.randn(3, 1, 24)
-    found = few_rows.few_rows(input, layer.weight, layer.bias)
+    found = form(input, layer.weight, layer.bias)
     torch.testing.assert_close(found, layer(input), atol=1e-6, rtol=1e-6)
     assert found.is_contiguous()
 

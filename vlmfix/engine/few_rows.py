@@ -26,6 +26,9 @@ _MOST, _MOST_INWARDS, _LARGE = 4, 3, 2**23
 # groups. With fewer blocks, torch does not give them to oneDNN.
 _MOST_IN_BLOCKS, _BLOCK, _GROUP, _FEWEST_BLOCKS = 32, 2**16, 8, 16
 
+# At most so many rows one by one in a compiled step.
+_MOST_COMPILED = 6
+
 
 _RUN = "_vlmfix_stock_rows"
 
@@ -68,6 +71,8 @@ class FewRowsLinear(nn.Linear):
         is_plain = type(weight) is nn.Parameter and weight.dtype == input.dtype == torch.float32
         run: Run = vars(self)[_RUN]
         if 1 < rows <= _MOST_IN_BLOCKS and is_plain and input.device.type == "cpu" and rows > run.stock_rows:
+            if torch.compiler.is_compiling() and rows <= _MOST_COMPILED:
+                return row_by_row(input, weight, self.bias)
             most = _MOST if self.out_features >= self.in_features else _MOST_INWARDS
             if (rows > most or weight.numel() >= _LARGE) and has_blocks(weight):
                 return in_blocks(input, weight, self.bias)
@@ -100,6 +105,14 @@ def few_rows(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         `(..., outputs)`, contiguous.
     """
     found = (weight @ input.reshape(-1, input.shape[-1]).T).T.contiguous()
+    if bias is not None:
+        found = found + bias
+    return found.view(*input.shape[:-1], -1)
+
+
+def row_by_row(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `few_rows`, for a compiler, which joins the products of the rows into one loop over the weights."""
+    found = torch.stack([torch.mv(weight, row) for row in input.reshape(-1, input.shape[-1]).unbind()])
     if bias is not None:
         found = found + bias
     return found.view(*input.shape[:-1], -1)
