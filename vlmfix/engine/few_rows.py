@@ -3,7 +3,7 @@
 On a CPU of AMD, the product of torch with MKL takes about as long with two to four rows as that many products
 with one row, and up to five times as long as one with more. Two other forms take one to two times as long:
 weights times rows, and for more rows or large weights a convolution of oneDNN that takes the weights as
-pictures and the rows as its filters, block by block.
+pictures and the rows as its filters, block by block. In a compiled step, products row by row become one loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ _MOST_IN_BLOCKS, _BLOCK, _GROUP, _FEWEST_BLOCKS = 32, 2**16, 8, 16
 
 # At most so many rows one by one in a compiled step.
 _MOST_COMPILED = 6
-
 
 _RUN = "_vlmfix_stock_rows"
 

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,14 +35,12 @@ from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.few_rows import FewRowsLinear
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.static_cache import REMEDY, RunCache
-from vlmfix.engine.static_edits import ExitRows
+from vlmfix.engine.static_exits import EXITS, StaticExits, add_exits
 from vlmfix.engine.static_layer import STEP, STREAM, StaticLayerStep
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import StreamSite, attention_layers, attention_of, stream_module, text_decoder
 
 _TAP = "_vlmfix_static_tap"
-
-_EXITS = "_vlmfix_static_exits"
 
 _OWN_HOOKS = 3  # that the engine hangs on a model
 
@@ -214,8 +212,8 @@ class StaticSteps:
         can_all = len(rows) == sum(isinstance(each, ReadsEarlyExits) for each in methods)
         if can_all and any(each.layers for each in rows) and type(head) in (nn.Linear, FewRowsLinear):
             assert context.modules is not None
-            self._mark(head, _EXITS, StaticExits(tuple(rows), self._taps, context.modules.final_norm))
-            self._undo.callback(head.register_forward_pre_hook(_add_exits).remove)
+            self._mark(head, EXITS, StaticExits(tuple(rows), self._taps, context.modules.final_norm))
+            self._undo.callback(head.register_forward_pre_hook(add_exits).remove)
 
     def step_inputs(self, context: DecodeContext, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a step, with rows for the branches, after the step has been counted."""
@@ -324,25 +322,3 @@ def _keep_newest(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     that what was compiled stays valid."""
     tap = vars(layer)[_TAP]
     tap.copy_((args[0] if args else kwargs["hidden_states"])[: len(tap), -1])
-
-
-class StaticExits(NamedTuple):
-    """Early exits that the output head reads in a decode step.
-
-    Args:
-        rows: of each method.
-        taps: what enters the layers, by layer.
-        final_norm: of the decoder.
-    """
-
-    rows: tuple[ExitRows, ...]
-    taps: dict[int, Tensor]
-    final_norm: Callable[[Tensor], Tensor]
-
-
-def _add_exits(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Put early exits after the newest tokens, `(sequences, 1, hidden)`; one function, as above."""
-    exits: StaticExits = vars(head)[_EXITS]
-    states = args[0]
-    rows = [row for each in exits.rows for row in each.of(exits.taps, exits.final_norm)]
-    return (torch.cat([states, *(row.to(states)[:, None] for row in rows)]), *args[1:])
