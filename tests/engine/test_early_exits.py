@@ -26,10 +26,10 @@ from tests.support.methods import acting, attached, pairs
 from vlmfix.engine.capabilities import ReadsEarlyExits
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.prefix_cache import shared_prefix
+from vlmfix.engine.static_edits import ExitRows
 from vlmfix.methods.logits.base import plausible, rule_out
 from vlmfix.methods.logits.deco import Likeliest
 from vlmfix.methods.logits.dola import contrast_layers
-from vlmfix.methods.logits.early_exit import exit_states
 from vlmfix.models.digest import weights_digest
 
 
@@ -67,10 +67,11 @@ class Readouts(Taps):
         assert context.modules is not None
         early_exits = self.tapped_layers(context)
         normed = [
-            *exit_states(context, early_exits, normed=True),
+            *ExitRows((*early_exits,), normed=True).of(context.early_exits, context.modules.final_norm),
             context.modules.final_norm(self.last_layer[-1]),
         ]
-        return [*normed, *exit_states(context, early_exits, normed=False), hidden_states]
+        raw = ExitRows((*early_exits,), normed=False).of(context.early_exits, context.modules.final_norm)
+        return [*normed, *raw, hidden_states]
 
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         self.logits.append((logits, *branches))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from transformers import CompileConfig, LogitsProcessorList, PreTrainedModel, St
 import vlmfix
 from tests.support import families
 from tests.support.methods import acting, attached, built, with_flash_attention
+from vlmfix.engine import few_rows
 from vlmfix.engine.caches import read_cache, with_cache
+from vlmfix.engine.capabilities import ReadsEarlyExits
+from vlmfix.engine.context import DecodeContext
 
 TOKENS = 5
 STATIC = {"cache_implementation": "static"}
@@ -120,6 +124,78 @@ def test_step_is_one_graph_that_stays(name: str) -> None:
         torch.testing.assert_close(compiled, logits, atol=1e-4, rtol=1e-4)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "samples"), [("dola", (1, 2, 0)), ("dola", (1,)), ("vcd", (1, 2, 0))])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_few_rows_are_in_the_graph(
+    name: str, samples: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where machines take few rows in ways of their own, here by blocks and one by one."""
+    monkeypatch.setattr(few_rows, "helps", lambda: True)
+    monkeypatch.setattr(few_rows, "_BLOCK", 16)
+    model = built("qwen2_5_vl")
+    prompts = families.prompt("qwen2_5_vl", model, samples)
+    for _ in range(2):
+        with attached(name, model):
+            growing = generate(model, prompts)[1]
+            compiled = generate(model, prompts, **compiling(backend="eager"))[1]
+        torch.testing.assert_close(compiled, growing, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnRow(vlmfix.Method, ReadsEarlyExits):
+    """Makes another row of an exit than as it is or normed."""
+
+    identity_parameters: ClassVar = {"strength": 0}
+    strength: float = 1
+
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+        return (1,)
+
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: torch.Tensor) -> list[torch.Tensor]:
+        return [context.early_exits[1] * self.strength]
+
+    def edit_logits(
+        self, context: DecodeContext, logits: torch.Tensor, branches: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        return logits + branches[0]
+
+
+class OwnHead(torch.nn.Linear):
+    """Of another class, as those of quantised models are."""
+
+
+@pytest.mark.parametrize("is_plain", [True, False], ids=["plain", "own"])
+@pytest.mark.parametrize(("name", "exits"), [("dola", 2), ("deco", 2), ("sla", 1), ("own", 1)])
+def test_head_reads_exits_beside_the_newest_tokens(
+    name: str,
+    exits: int,
+    is_plain: bool,
+    inputs: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one go, where head and method are such that it can be compiled with the step."""
+    model = built("llava")
+    head: Any = model.get_output_embeddings()
+    if not is_plain:
+        monkeypatch.setattr(head, "__class__", OwnHead)
+    rows: list[int] = []
+    with OwnRow()(model) if name == "own" else attached(name, model):
+        tokens, logits, _ = generate(model, inputs)
+        handle = head.register_forward_hook(lambda *given: rows.append(given[2].shape[:-1].numel()))
+        again, static, _ = generate(model, inputs, **STATIC)
+        handle.remove()
+    assert torch.equal(again, tokens)
+    torch.testing.assert_close(static, logits, atol=1e-4, rtol=1e-4)
+    batch = len(tokens)
+    one_go, two = [batch * (1 + exits)], [batch, batch * exits]
+    checks = [batch]  # of the head, against the first logits
+    steps = (one_go if is_plain and name != "own" else two) * (TOKENS - 1)
+    assert rows == [*one_go, *checks, *steps]
 
 
 @pytest.mark.slow

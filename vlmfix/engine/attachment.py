@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -76,6 +78,13 @@ class Attachment:
     def context(self) -> DecodeContext | None:
         """The run of the call in progress; None for every thread but that of the call."""
         return self.call.context if self.call.thread == threading.get_ident() else None
+
+    @property
+    def stock_rows(self) -> int:
+        """Rows of the prompts in this pass; those of other calls are all of the model's own."""
+        # The steps that are compiled are those of the call, and a compiler does not ask for the thread.
+        context = self.call.context if torch.compiler.is_compiling() else self.context
+        return sys.maxsize if context is None else context.engine.stock_rows
 
     @property
     def copies(self) -> int:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlmfix.engine.context import DecodeContext
 from vlmfix.engine.shown_pictures import ShownPictures
 from vlmfix.engine.state import AuxiliaryPrompt, Branch, PruneResult
-from vlmfix.engine.static_edits import StaticEdits
+from vlmfix.engine.static_edits import ExitRows, StaticEdits
 from vlmfix.engine.vision_encoder import Removable, VisionEncoder
 from vlmfix.models.structure import StreamSite
 
@@ -67,6 +67,21 @@ class ReadsEarlyExits(ABC):
     def needs_final_norm(self) -> bool:
         """Whether it applies the final norm of the text decoder by itself, by `context.modules`."""
         return True
+
+
+class AddsExitRows(ReadsEarlyExits, ABC):
+    """Does so with the exits as they are, with the final norm or without, and with their mean."""
+
+    @abstractmethod
+    def exit_rows(self, context: DecodeContext) -> ExitRows:
+        """Which exits and how, the same in all steps of a run."""
+
+    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+        return self.exit_rows(context).layers
+
+    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
+        assert context.modules is not None
+        return self.exit_rows(context).of(context.early_exits, context.modules.final_norm)
 
 
 class UsesOutputHead:

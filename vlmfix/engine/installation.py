@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import attention_layers, attention_of, text_decoder
 
 
-class Attached(model_hooks.Attached, forward_hooks.Attached, Protocol):
+class Attached(model_hooks.Attached, forward_hooks.Attached, few_rows.Run, Protocol):
     """What hangs on a model, as all hooks see it."""
 
 
@@ -44,7 +43,6 @@ class Installation:
         self._of_model = model_hooks.ModelHooks(attachment, model)
         self._of_decoder = forward_hooks.ForwardHooks(attachment, self._decoder)
         self.stream = StreamHooks(attachment, self._decoder)
-        self._takes_few_rows = False
         self._undo_decoder = ExitStack()
         self._undo = ExitStack()
 
@@ -88,14 +86,12 @@ class Installation:
 
     def undo(self) -> None:
         """Leave the model as it was found."""
-        self._takes_few_rows = False
         self._undo.close()
 
     def take_few_rows(self) -> None:
         """Let the linear layers read their weights once for the rows that methods add."""
-        self._takes_few_rows = True
         modules = (self._decoder, self._model.get_output_embeddings())
-        few_rows.install(modules, self._stock_rows, self._undo_decoder)
+        few_rows.install(modules, self._attachment, self._undo)
 
     def hook_decoder(self, on: bool) -> None:
         """Hang the hooks around the decoder, its layers and their parts, or take them off."""
@@ -110,8 +106,6 @@ class Installation:
         last_row.install(self._decoder, self._reads_last_row_alone, self._undo_decoder)
         keep(self._decoder.register_forward_pre_hook(hooks.before_decoder, with_kwargs=True).remove)
         keep(self._decoder.register_forward_hook(hooks.after_decoder, with_kwargs=True).remove)
-        if self._takes_few_rows:
-            self.take_few_rows()
 
     def _compiled_call(self, config: CompileConfig | None) -> Any:
         """Stands in for a model's `get_compiled_call`: the hooks around the model stay out of what is
@@ -123,11 +117,6 @@ class Installation:
             return self._of_model.after(self._model, (), forward(**given))
 
         return call
-
-    def _stock_rows(self) -> int:
-        """Rows of the prompts in a decode step; those of other calls are all of the model's own."""
-        context = self._attachment.context
-        return sys.maxsize if context is None else context.layout.batch_size
 
     def _reads_last_row_alone(self) -> bool:
         """Whether a pass is over a branch, or over what prompts begin with, of which keys and values stay."""

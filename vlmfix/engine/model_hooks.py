@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -162,6 +163,7 @@ class ModelHooks:
 
 def _next_step(context: DecodeContext, call: Call, input_ids: Tensor | None, *, has_cache: bool) -> None:
     context.step += 1
+    context.engine.stock_rows = context.layout.batch_size if has_cache else sys.maxsize
     if call.end_tokens is not None and input_ids is not None:
         context.alive &= ~torch.isin(input_ids[:, -1], call.end_tokens.to(input_ids.device))
     if not has_cache and input_ids is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -317,6 +318,7 @@ class EngineState:
         first_state: what the model turns into its first logits, `(batch, hidden)`, to be compared with what
             its output head makes of it, where methods use that by themselves.
         read: tokens of the step before, `(batch, tokens)`; None in the prefill, and with a cache.
+        stock_rows: how many rows of this pass the stock model would read, too; in a pass over prompts, all.
     """
 
     branches: list[Branch] = field(default_factory=list)
@@ -338,6 +340,7 @@ class EngineState:
     gates: GateState = field(default_factory=GateState)
     first_state: Tensor | None = None
     read: Tensor | None = None
+    stock_rows: int = sys.maxsize
 
     def kept(self, rows: Tensor, batch: int) -> EngineState:
         """What is known of some of the sequences of a batch, between two steps."""

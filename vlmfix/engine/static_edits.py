@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -51,3 +52,34 @@ class StaticEdits(NamedTuple):
     sites: int | None = None
     measure: Edit | None = None
     sizes: tuple[str, ...] = ()
+
+
+class ExitRows(NamedTuple):
+    """Rows that the output head makes logits of, from what enters some layers.
+
+    Args:
+        layers: which, 0-based.
+        normed: whether it goes through the final norm.
+        averaged: whether there is one row of their mean, in the place of a row each.
+    """
+
+    layers: tuple[int, ...]
+    normed: bool
+    averaged: bool = False
+
+    def of(self, exits: Mapping[int, Tensor], final_norm: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The rows, `(batch, hidden)` each.
+
+        Args:
+            exits: what enters the layers, `(batch, hidden)` each.
+            final_norm: on `(rows, batch, hidden)`.
+        """
+        if not self.layers:
+            return []
+        first = exits[self.layers[0]]
+        rows = torch.stack([exits[each].to(first) for each in self.layers])
+        if self.normed:
+            rows = final_norm(rows)
+        if self.averaged:
+            rows = rows.float().mean(dim=0, keepdim=True).to(rows.dtype)
+        return list(rows)

@@ -23,6 +23,7 @@ from vlmfix.engine.caches import read_cache, with_cache, write_cache
 from vlmfix.engine.capabilities import (
     ActsInStaticSteps,
     AddsAuxiliaryPrompt,
+    AddsExitRows,
     ChoosesTokens,
     EditsStream,
     PrunesTokens,
@@ -31,8 +32,10 @@ from vlmfix.engine.capabilities import (
     RunsLayerParts,
 )
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.few_rows import FewRowsLinear
 from vlmfix.engine.method import MethodHooks
 from vlmfix.engine.static_cache import REMEDY, RunCache
+from vlmfix.engine.static_exits import EXITS, StaticExits, add_exits
 from vlmfix.engine.static_layer import STEP, STREAM, StaticLayerStep
 from vlmfix.errors import UnsupportedError
 from vlmfix.models.structure import StreamSite, attention_layers, attention_of, stream_module, text_decoder
@@ -201,9 +204,22 @@ class StaticSteps:
         vars(module)[name] = value
         self._undo.callback(vars(module).pop, name)
 
+    def _add_exits(self, context: DecodeContext) -> None:
+        """Let the output head read the exits beside the newest tokens, where it is a plain one."""
+        head = self._model.get_output_embeddings()
+        methods = self._attachment.methods
+        rows = [each.exit_rows(context) for each in methods if isinstance(each, AddsExitRows)]
+        can_all = len(rows) == sum(isinstance(each, ReadsEarlyExits) for each in methods)
+        if can_all and any(each.layers for each in rows) and type(head) in (nn.Linear, FewRowsLinear):
+            assert context.modules is not None
+            self._mark(head, EXITS, StaticExits(tuple(rows), self._taps, context.modules.final_norm))
+            self._undo.callback(head.register_forward_pre_hook(add_exits).remove)
+
     def step_inputs(self, context: DecodeContext, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a step, with rows for the branches, after the step has been counted."""
         assert self._cache is not None
+        if context.step == 1:  # not before, as the head has still to read the prompts then
+            self._add_exits(context)
         self._cache.open(context.step)
         kwargs = with_cache(self._model, kwargs, self._cache.cache)
         branches, rows = context.engine.branches, context.layout.batch_size
@@ -235,6 +251,8 @@ class StaticSteps:
                 if edits.sizes:
                     context.measure(method, **dict(zip(edits.sizes, sized, strict=True)))
         context.early_exits = self._taps
+        if len(output.logits) > context.layout.batch_size * (1 + len(context.engine.branches)):
+            return  # the head has read the exits
         rows: list[Tensor] = []
         for each in self._attachment.methods:
             if isinstance(each, ReadsEarlyExits):

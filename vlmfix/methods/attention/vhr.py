@@ -126,14 +126,15 @@ class VHR(Method, AddsAuxiliaryPrompt, ActsInStaticSteps):
             scaled: Tensor = heads * factors
             return scaled
         length = context.layout_at(layer).length
-        scaled = heads.clone()
-        scaled[:, :length] = self._scaled(heads[:, :length], factors)
+        rows = torch.zeros(heads.shape[1], dtype=torch.bool, device=heads.device)
+        rows[self._scaled(0, length)] = True
         if not context.is_prefill:  # without a cache, generated rows stand after the prompt
-            scaled[:, length:] = heads[:, length:] * factors
+            rows[length:] = True
         elif self.reinforce_text_stream:
             text = context.auxiliary_tokens(self, heads.shape[1])
-            scaled[:, text] = self._scaled(heads[:, text], factors)
-        return scaled
+            rows[self._scaled(text.start, text.stop)] = True
+        # One product and no copy, as there are many rows; times 1 the others are what they were to the bit.
+        return heads * torch.where(rows[:, None, None], factors, 1.0)
 
     def static_edits(self, context: DecodeContext, layer: int, keys: int) -> StaticEdits | None:
         if not self._acts(context, layer):
@@ -141,11 +142,9 @@ class VHR(Method, AddsAuxiliaryPrompt, ActsInStaticSteps):
         factors, count = context.state[self, layer]
         return StaticEdits(heads=Edit(torch.mul, (factors,)), edited=count)
 
-    def _scaled(self, text: Tensor, factors: Tensor) -> Tensor:
-        """Rows of one reading of the prompt."""
-        if self.scale_positions == "all":
-            return text * factors
-        return torch.cat([text[:, :-1], text[:, -1:] * factors], dim=1)
+    def _scaled(self, start: int, stop: int) -> slice:
+        """Which rows of one reading of the prompt are scaled."""
+        return slice(start if self.scale_positions == "all" else stop - 1, stop)
 
     def _choose(self, context: DecodeContext, layer: int, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of each sample's heads, `(batch, 1, heads, 1)`, and how many are scaled, `(batch,)`."""

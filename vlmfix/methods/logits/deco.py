@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import ExitRows
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import rule_out
@@ -69,8 +70,9 @@ class DeCo(AddsEarlyExits):
         first, last = (round(share * depth) for share in _EXITS)
         return tuple(range(min(first, depth - 1), min(last, depth - 1) + 1))
 
-    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
-        return () if self.alpha == 0 else super().tapped_layers(context)
+    def exit_rows(self, context: DecodeContext) -> ExitRows:
+        rows = super().exit_rows(context)
+        return rows._replace(layers=()) if self.alpha == 0 else rows
 
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         likeliest = Likeliest.of(logits, self.top_p, self.top_k)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import ReadsEarlyExits
+from vlmfix.engine.capabilities import AddsExitRows
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import ExitRows
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import LogitsMixer, finite
-from vlmfix.methods.logits.early_exit import check_depth, exit_indices, exit_states
+from vlmfix.methods.logits.early_exit import check_depth, exit_indices
 from vlmfix.methods.registry import register_method
 from vlmfix.methods.search_space import Between, OneOf
 from vlmfix.methods.validation import check_choice, check_flag, check_range
@@ -29,7 +30,7 @@ _DEEP, _CANDIDATE_LAYERS = 40, 20
 
 @register_method("dola")
 @dataclass(frozen=True, kw_only=True)
-class DoLa(LogitsMixer, ReadsEarlyExits):
+class DoLa(LogitsMixer, AddsExitRows):
     """Decoding by Contrasting Layers (arXiv 2309.03883): away from the early exit that differs most from the
     last layer; it needs no image.
 
@@ -88,26 +89,23 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
         check_depth(exits, depth)
         return dataclasses.replace(self, exits=exits)
 
-    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
-        return () if self.weight == 0 else self._candidates
-
-    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
-        return exit_states(context, self.tapped_layers(context), normed=self.normed)
+    def exit_rows(self, context: DecodeContext) -> ExitRows:
+        return ExitRows(() if self.weight == 0 else self._candidates, self.normed)
 
     def combine(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         if not branches:
             return logits
         contrast = contrast_layers(logits, torch.stack(list(branches), dim=1), self.weight)
-        counts: Tensor = context.state.setdefault(
-            (self, "chosen"), contrast.chosen.new_zeros(1, len(branches))
+        chosen: _Chosen = context.state.setdefault(
+            (self, "chosen"), _Chosen(contrast.chosen.new_zeros(len(branches)))
         )
-        counts.index_add_(1, contrast.chosen, context.alive.to(counts)[None])
+        chosen.counts.index_add_(0, contrast.chosen, context.alive.to(chosen.counts))
         return contrast.logits
 
     def report(self, context: DecodeContext, sums: Sums) -> None:
-        chosen = context.state.get((self, "chosen"))
+        chosen: _Chosen | None = context.state.get((self, "chosen"))
         if chosen is not None:
-            [counts] = chosen.tolist()
+            counts = chosen.counts.tolist()
             for each, count in zip(self._candidates, counts, strict=True):
                 sums.other_sizes[f"exit {each}"] = (float(count), sum(counts))
 
@@ -115,6 +113,17 @@ class DoLa(LogitsMixer, ReadsEarlyExits):
     def _candidates(self) -> tuple[int, ...]:
         assert isinstance(self.exits, tuple)
         return self.exits
+
+
+@dataclass(eq=False)
+class _Chosen:
+    """How often each exit was taken, in all sequences that began together.
+
+    Args:
+        counts: `(exits,)` int64.
+    """
+
+    counts: Tensor
 
 
 def candidates(name: str, depth: int, *, tied: bool) -> tuple[int, ...]:
@@ -155,10 +164,9 @@ def contrast_layers(logits: Tensor, exits: Tensor, weight: float) -> LayerContra
         weight: 0 or more.
     """
     last, early = logits.log_softmax(dim=-1), exits.log_softmax(dim=-1)
-    middle = torch.logaddexp(last[:, None], early) - math.log(2)
-    # The mean of the divergences of the mixture from either.
-    difference = middle - (last[:, None] + early) / 2
-    terms = torch.where(middle == -torch.inf, 0.0, middle.exp() * difference)
+    middle = early.exp().add_(last.exp()[:, None]).div_(2)
+    # The mean of the divergences of the mixture from either; in place, as these tensors are the largest.
+    terms = (early + last[:, None]).div_(-2).add_(middle.log()).mul_(middle).masked_fill_(middle == 0, 0.0)
     divergences = terms.sum(dim=-1)
     chosen = divergences.argmax(dim=1)
     row = torch.arange(len(chosen), device=chosen.device)

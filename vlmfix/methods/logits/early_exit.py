@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vlmfix.engine.capabilities import ReadsEarlyExits
+from vlmfix.engine.capabilities import AddsExitRows
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import ExitRows
 from vlmfix.methods.base import Method
 from vlmfix.methods.validation import check_flag, layer_indices
 from vlmfix.models.profiles import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddsEarlyExits(Method, ReadsEarlyExits, ABC):
+class AddsEarlyExits(Method, AddsExitRows, ABC):
     """Adds the logits of early exits to those of the model; it needs no image.
 
     Args:
@@ -55,12 +53,9 @@ class AddsEarlyExits(Method, ReadsEarlyExits, ABC):
         check_depth(exits, depth)
         return dataclasses.replace(self, exits=exits)
 
-    def tapped_layers(self, context: DecodeContext) -> Sequence[int]:
+    def exit_rows(self, context: DecodeContext) -> ExitRows:
         assert self.exits is not None
-        return self.exits
-
-    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
-        return exit_states(context, self.tapped_layers(context), normed=self.normed)
+        return ExitRows(self.exits, self.normed)
 
 
 def exit_indices(values: Any) -> tuple[int, ...]:
@@ -83,20 +78,3 @@ def check_depth(exits: tuple[int, ...], depth: int) -> None:
     """
     if exits[-1] >= depth:
         raise ValueError(f"exits has {exits[-1]}; the exits of this model go from 0 to {depth - 1}")
-
-
-def exit_states(context: DecodeContext, exits: Sequence[int], *, normed: bool) -> Sequence[Tensor]:
-    """The newest hidden states at some exits, `(batch, hidden)` each, for `extra_hidden_states`.
-
-    Args:
-        exits: what `Method.taps` named.
-        normed: whether they go through the final norm.
-    """
-    if not exits:
-        return ()
-    assert context.modules is not None
-    states = [context.early_exits[each] for each in exits]
-    if normed:
-        first = states[0]
-        states = list(context.modules.final_norm(torch.stack([each.to(first) for each in states])))
-    return states

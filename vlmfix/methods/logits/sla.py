@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmfix.engine.context import DecodeContext
+from vlmfix.engine.static_edits import ExitRows
 from vlmfix.engine.stats import Sums
 from vlmfix.methods.base import MethodInfo
 from vlmfix.methods.logits.base import finite
@@ -61,13 +62,9 @@ class SelfLogitAugmentation(AddsEarlyExits):
         """The last six, without the embedding."""
         return tuple(range(min(max(1, depth - _EXITS), depth - 1), depth))
 
-    def extra_hidden_states(self, context: DecodeContext, hidden_states: Tensor) -> Sequence[Tensor]:
-        states = super().extra_hidden_states(context, hidden_states)
-        if _caps_logits(context):
-            return states
+    def exit_rows(self, context: DecodeContext) -> ExitRows:
         # A head is linear, so that the logits of the mean are the mean of the logits: one row and not six.
-        stacked = torch.stack([each.to(states[0]) for each in states])
-        return [stacked.float().mean(dim=0).to(stacked.dtype)]
+        return super().exit_rows(context)._replace(averaged=not _caps_logits(context))
 
     def edit_logits(self, context: DecodeContext, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
         exits = torch.stack(list(branches), dim=1)
