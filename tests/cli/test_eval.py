@@ -263,7 +263,7 @@ def test_a_report_of_a_job_without_any_answer(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "vlmfix.evaluation.runner.executor.write_down",
+        "vlmfix.evaluation.runner.begun_run.Writer.write",
         lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     assert jobs.cli("eval", "pope", "--data", world, "--output", tmp_path).exit_code == 130
