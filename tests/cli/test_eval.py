@@ -25,6 +25,7 @@ from tests.support.paths import ROOT
 from tests.support.reports import Page
 from vlmfix.cli import jobs as module
 from vlmfix.cli.app import app
+from vlmfix.evaluation.runner.progress import ShownRun
 
 pytestmark = pytest.mark.slow
 
@@ -262,7 +263,7 @@ def test_a_report_of_a_job_without_any_answer(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "vlmfix.evaluation.runner.executor.write_down",
+        "vlmfix.evaluation.runner.begun_run.Writer.write",
         lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     assert jobs.cli("eval", "pope", "--data", world, "--output", tmp_path).exit_code == 130
@@ -468,7 +469,7 @@ def test_carve_is_asked_one_by_one(world: Path, tmp_path: Path) -> None:
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Let a signal arrive after so many batches."""
-    original = module.ConsoleProgress.advance
+    original = ShownRun.advance
     batches: list[int] = []
 
     def advance(self: Any, *arguments: Any) -> None:
@@ -477,7 +478,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         if len(batches) == after:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(module.ConsoleProgress, "advance", advance)
+    monkeypatch.setattr(ShownRun, "advance", advance)
 
 
 def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
@@ -486,7 +487,7 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
     command = [*TASKS, *METHODS, *SHORT, "--data", str(world), "--output", str(tmp_path / "an output")]
     monkeypatch.setattr(sys, "argv", ["vlmfix", "eval", *command])
     with monkeypatch.context() as patched:
-        interrupting(patched, 6)
+        interrupting(patched, 5)
         result = jobs.cli("eval", *command)
     assert result.exit_code == 130
     assert isinstance(result.exception, SystemExit)
@@ -494,11 +495,13 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(
     typed = f"vlmfix eval {' '.join(command[:-1])} '{tmp_path}/an output'"
     assert lines[-1] == f"stopped; what was answered is safe. To go on: {typed}"
     assert sum(line.startswith("stopped") for line in lines) == 1
-    assert lines[-2].startswith("pope · var: 4 of 18")
-    assert len(jobs.records(tmp_path)) == 22
+    # Both have answered two pictures in turn, but for a batch.
+    assert lines[-3].startswith("pope · greedy: 12 of 18")
+    assert lines[-2].startswith("pope · var: 8 of 18")
+    assert len(jobs.records(tmp_path)) == 20
     again = jobs.cli("eval", *command)
     assert again.exit_code == 0
-    assert "pope · var: 4 of 18 samples are there" in again.stderr
+    assert "pope · var: 8 of 18 samples are there" in again.stderr
     assert jobs.metrics(tmp_path / "an output") == jobs.metrics(whole[0])
 
 

@@ -33,7 +33,7 @@ class ConsoleProgress:
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
         self.quiet = quiet
-        self._runs: list[_Run] = []
+        self._runs: list[ShownRun] = []
         self._bars: Progress | None = None
         self._start = self._moved = 0.0
 
@@ -42,12 +42,12 @@ class ConsoleProgress:
         if not self.quiet:
             self.console.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
-    def begin(self, title: str, running: str, total: int, done: int) -> _Run:
+    def begin(self, title: str, running: str, total: int, done: int) -> ShownRun:
         """A run begins, of which `done` samples are there; `running` names the mean score of its samples."""
         if all(run.is_over for run in self._runs):
             self._runs, self._start = [], time.monotonic()
             self._moved = self._start
-        run = _Run(self, title, running, total, total - done)
+        run = ShownRun(self, title, running, total, total - done)
         self._runs.append(run)
         if self.quiet:
             return run
@@ -64,7 +64,7 @@ class ConsoleProgress:
         before, self._moved = self._moved, time.monotonic()
         return self._moved - before
 
-    def show(self, run: _Run) -> None:
+    def show(self, run: ShownRun) -> None:
         """Move the bar of a run."""
         if self._bars is not None and run.bar is not None:
             new, left = (
@@ -80,7 +80,7 @@ class ConsoleProgress:
                 running=run.mean(),
             )
 
-    def hide(self, run: _Run) -> None:
+    def hide(self, run: ShownRun) -> None:
         """Take away the bar of a run that is over."""
         if self._bars is not None and run.bar is not None:
             if all(one.is_over for one in self._runs):
@@ -110,7 +110,7 @@ class ConsoleProgress:
         return self._bars
 
 
-class _Run:
+class ShownRun:
     """One run.
 
     Args:
