@@ -11,17 +11,18 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
 import vlmfix
-from tests.engine.test_leaving_rows import STAY, WITHOUT_A_LOOP
+from tests.engine.test_leaving_rows import STAY
 from tests.support import families
 from tests.support.did import assert_did_the_same
-from tests.support.methods import acting, in_turn
+from tests.support.methods import ATTACHED, METHODS, acting, in_turn
 from tests.support.names import FAMILIES, QUICK
+from vlmfix.engine.capabilities import ChoosesTokens
 from vlmfix.engine.entering_rows import Stream
-from vlmfix.engine.leaving_rows import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::vlmfix.engine.stats.InactiveMethodWarning")
 
 TOKENS, END = 12, 2
+WITHOUT_A_LOOP = [name for name in ATTACHED if not issubclass(METHODS[name], ChoosesTokens)]
 # Of three batches: images of each prompt, and tokens of each answer.
 IMAGES = ((1, 0, 1, 1), (1, 1, 0, 1), (0, 1, 1, 1))
 LENGTHS = ((5, 7, 10, 4), (12, 4, 6, 8), (3, 11, 5, 5))
@@ -70,7 +71,7 @@ def one_by_one(model: PreTrainedModel, methods: list[vlmfix.Method], batches: li
     with attached(model, methods):
         for inputs, lengths in zip(batches, LENGTHS, strict=True):
             given = inputs | decoding_of(methods)
-            output = model.generate(**given, logits_processor=[Ends(lengths)], custom_generate=decode)
+            output = model.generate(**given, logits_processor=[Ends(lengths)])
             tokens.append(answers(output[:, inputs["input_ids"].shape[1] :]))
             latest.append([each.latest_edit_stats() for each in methods])
     return tokens, latest

@@ -57,7 +57,6 @@ def test_what_is_one_for_all_stays_one() -> None:
         (1, 2),
         (object(), object()),
     ],
-    ids=str,
 )
 def test_what_does_not_go_together_is_told(first: Any, second: Any) -> None:
     with pytest.raises(ValueError, match=r"keep|join"):
