@@ -252,8 +252,16 @@ class RunningBatch:
     def take_in(self, other: RunningBatch) -> bool:
         """Go on with the sequences of another batch, too, where both are paused at the same step, and no
         sequence that has ended is in them; False: they do not go together, and nothing was changed."""
-        own, others = read_cache(self._kwargs), read_cache(other._kwargs)
-        pairs = [(own, others)]
+        forms = [
+            (each.steps, each.limit, each._pad, each._ends.tolist(), [type(one) for one in each._processors])
+            for each in (self, other)
+        ]
+        kwargs = _joined_kwargs(self, other)
+        if forms[0] != forms[1] or kwargs is None:
+            return False
+        if not all(isinstance(each, TakesIn) for each in (*self._processors, *other._processors)):
+            return False
+        pairs = [(read_cache(self._kwargs), read_cache(other._kwargs))]
         run = None
         if self._call is not None and other._call is not None:
             one, two = self._call.context, other._call.context
@@ -265,11 +273,7 @@ class RunningBatch:
                 run = together(one, two)
             except ValueError:  # of what methods keep in another shape
                 return False
-        kwargs = _joined_kwargs(self, other)
-        alike = self.steps == other.steps and self.limit == other.limit and self._pad == other._pad
-        if kwargs is None or not alike or not all(can_join(*pair) for pair in pairs):
-            return False
-        if not all(isinstance(each, TakesIn) for each in (*self._processors, *other._processors)):
+        if not all(can_join(*pair) for pair in pairs):
             return False
         for pair in pairs:
             join(*pair)

@@ -75,11 +75,11 @@ class AnswerStream:
         with asked(self._model, self._processor, batch, show, prepared=prepared, **generate_kwargs) as call:
             inputs = _padded(call.inputs, self._stream.length, self._processor)
             prompts = self._stream.begin(**inputs, **call.generate_kwargs)
-        mask = inputs["attention_mask"]
+        mask, numbers, ends = inputs["attention_mask"], call.numbers, call.end_tokens
 
-        def read(answers: Tensor) -> list[Answer]:
-            call.numbers.check()
-            return read_answers(prompts.output(answers.shape[1]), mask, call.end_tokens, self._processor)
+        def read(output: Tensor) -> list[Answer]:  # without the pixels of the call
+            numbers.check()
+            return read_answers(output, mask, ends, self._processor)
 
         found = Answering()
         self._reading[prompts] = found, read
@@ -108,7 +108,7 @@ class AnswerStream:
     def _read(self, ended: Iterable[Prompts]) -> Iterator[Answering]:
         for prompts in ended:
             found, read = self._reading.pop(prompts)
-            found.answers = read(prompts.answers)
+            found.answers = read(prompts.output(prompts.answers.shape[1]))
             found.seconds, found.passes = prompts.seconds, prompts.passes
             yield found
 
