@@ -30,8 +30,10 @@ from vlmfix.evals.pope.dataset import pope_samples
 import vlmfix
 from vlmfix.engine import tokens
 from vlmfix.evaluation.datasets.synthetic.synthetic import SEED, synthetic_folder
+from vlmfix.evaluation.runner.records import Draw
 from vlmfix.evaluation.runner.run_store import RunStore
-from vlmfix.evaluation.runner.worker import Draw, Worker, write_down
+from vlmfix.evaluation.runner.worker import Worker
+from vlmfix.evaluation.runner.writing import write_down
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.inference.chat import prepare

@@ -20,8 +20,10 @@ from vlmfix.cli.app import app
 from vlmfix.cli.loading import load_model
 from vlmfix.evaluation.datasets import render, sample_scene
 from vlmfix.evaluation.report import html
+from vlmfix.evaluation.runner.records import Draw, Judge
 from vlmfix.evaluation.runner.run_store import RunStore
-from vlmfix.evaluation.runner.worker import Draw, Judge, Worker, write_down
+from vlmfix.evaluation.runner.worker import Worker
+from vlmfix.evaluation.runner.writing import write_down
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocol_files import default_protocol
 from vlmfix.evaluation.tasks.protocols import Protocol

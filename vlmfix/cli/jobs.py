@@ -37,7 +37,7 @@ from vlmfix.evaluation.runner.plan import RunPlan, prepare, read_plans
 from vlmfix.evaluation.runner.progress import ConsoleProgress
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.shares import REPORT, at_work
-from vlmfix.evaluation.runner.worker import TooManyErrorsError
+from vlmfix.evaluation.runner.writing import TooManyErrorsError
 from vlmfix.failures import printable, words
 
 ENGINES = ("local", "ray")

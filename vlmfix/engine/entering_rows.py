@@ -14,7 +14,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from vlmfix.engine.leaving_rows import Prompts, RunningBatch
+from vlmfix.engine.running_batch import Prompts, RunningBatch
 
 
 class Stream:

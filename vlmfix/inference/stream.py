@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vlmfix.engine.entering_rows import Stream
-from vlmfix.engine.leaving_rows import Prompts
+from vlmfix.engine.running_batch import Prompts
 from vlmfix.inference.batch import Prepared, Show, answer_batch, asked
 from vlmfix.inference.conversation import Conversation
 from vlmfix.inference.decoding import is_greedy

@@ -19,7 +19,8 @@ from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan, prepare
 from vlmfix.evaluation.runner.run_store import Records
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
-from vlmfix.evaluation.runner.worker import Worker, write_down
+from vlmfix.evaluation.runner.worker import Worker
+from vlmfix.evaluation.runner.writing import write_down
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.scoring import score_fields
 from vlmfix.methods.baselines.output_shift import answer_ids

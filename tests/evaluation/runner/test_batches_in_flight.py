@@ -11,7 +11,7 @@ import torch
 
 import vlmfix
 from tests.support import jobs
-from vlmfix.engine.leaving_rows import RunningBatch
+from vlmfix.engine.running_batch import RunningBatch
 from vlmfix.evaluation.runner.run_store import RunStore
 from vlmfix.evaluation.sample import Sample
 

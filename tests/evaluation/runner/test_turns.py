@@ -22,9 +22,11 @@ from vlmfix.evaluation.runner.executor import execute
 from vlmfix.evaluation.runner.host import LocalHost
 from vlmfix.evaluation.runner.loading import KeptPictures
 from vlmfix.evaluation.runner.plan import RunPlan, prepare
+from vlmfix.evaluation.runner.records import Draw
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.turns import _chunks, take_turns
-from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError, Worker
+from vlmfix.evaluation.runner.worker import Worker
+from vlmfix.evaluation.runner.writing import TooManyErrorsError
 from vlmfix.evaluation.sample import Sample
 from vlmfix.inference.stream import AnswerStream
 

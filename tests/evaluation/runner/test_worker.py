@@ -16,8 +16,9 @@ from PIL import Image
 import vlmfix
 from tests.support import jobs
 from vlmfix.evaluation.runner import loading
+from vlmfix.evaluation.runner.records import Draw
 from vlmfix.evaluation.runner.run_store import RunStore
-from vlmfix.evaluation.runner.worker import Draw, TooManyErrorsError
+from vlmfix.evaluation.runner.writing import TooManyErrorsError
 from vlmfix.evaluation.sample import UNREACHED, Sample
 from vlmfix.inference import stream as answer_stream
 from vlmfix.inference.batch import prepare_batch

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from vlmfix.evaluation.runner.host import Request
 from vlmfix.evaluation.runner.start import ActiveRun
-from vlmfix.evaluation.runner.worker import Writer
+from vlmfix.evaluation.runner.writing import Writer
 
 
 class RunProgress(Protocol):

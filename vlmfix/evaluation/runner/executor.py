@@ -20,12 +20,12 @@ from vlmfix.evaluation.runner.matched_baselines import (
     matching_baselines,
 )
 from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan, write_job
+from vlmfix.evaluation.runner.records import record_head
 from vlmfix.evaluation.runner.run_store import RECORDS, Identity, gone
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.shares import answer_shares
 from vlmfix.evaluation.runner.start import ActiveRun, RunStarter
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import record_head
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.scoring import score_fields
 

@@ -17,9 +17,10 @@ from vlmfix.evaluation.files.hashing import plain
 from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.runner.config import Job
 from vlmfix.evaluation.runner.matched_baselines import AnswerIds
+from vlmfix.evaluation.runner.records import Draw, Judge
 from vlmfix.evaluation.runner.turns import Turns, take_turns
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import Draw, Judge, Worker, decoding_of
+from vlmfix.evaluation.runner.worker import Worker, decoding_of
 from vlmfix.evaluation.sample import Sample
 from vlmfix.evaluation.tasks.protocols import Protocol as TaskProtocol
 from vlmfix.inference.batch import answer_batch

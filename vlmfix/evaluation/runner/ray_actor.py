@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 import vlmfix
 from vlmfix.evaluation.runner.host import Assignment, LocalHost, Request
-from vlmfix.evaluation.runner.worker import Batches, Draw
+from vlmfix.evaluation.runner.records import Draw
+from vlmfix.evaluation.runner.writing import Batches
 
 Load = Callable[[str], tuple[PreTrainedModel, ProcessorMixin]]
 """Loads the model of the job on a device, such as "cuda:0"."""

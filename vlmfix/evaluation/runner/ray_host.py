@@ -31,9 +31,10 @@ from vlmfix.evaluation.runner.host import (
 )
 from vlmfix.evaluation.runner.matched_baselines import AnswerIds
 from vlmfix.evaluation.runner.ray_actor import Actor, Load
+from vlmfix.evaluation.runner.records import Draw, Judge, judged
 from vlmfix.evaluation.runner.turns import Turns
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import Batches, Draw, Judge, judged
+from vlmfix.evaluation.runner.writing import Batches
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import one_line, words
 

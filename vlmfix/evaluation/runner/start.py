@@ -17,6 +17,7 @@ from vlmfix.evaluation.runner import run_key
 from vlmfix.evaluation.runner.config import Job
 from vlmfix.evaluation.runner.host import Host, question_of
 from vlmfix.evaluation.runner.plan import RunPlan, TaskPlan
+from vlmfix.evaluation.runner.records import Draw
 from vlmfix.evaluation.runner.run_store import (
     MANIFEST,
     RECORDS,
@@ -29,7 +30,6 @@ from vlmfix.evaluation.runner.run_store import (
 )
 from vlmfix.evaluation.runner.shard import Shard
 from vlmfix.evaluation.runner.variants import Variant
-from vlmfix.evaluation.runner.worker import Draw
 from vlmfix.evaluation.sample import Sample, content_hash
 from vlmfix.evaluation.tasks.base import Task
 

@@ -12,7 +12,8 @@ import torch
 from vlmfix.engine.kept_readings import keep_readings
 from vlmfix.evaluation.runner.loading import KeptPictures
 from vlmfix.evaluation.runner.memory import available_memory
-from vlmfix.evaluation.runner.worker import Draw, Worker
+from vlmfix.evaluation.runner.records import Draw
+from vlmfix.evaluation.runner.worker import Worker
 
 # Batches of a turn: of more, fewer are left half empty, and fewer need less memory.
 _BATCHES = 4

@@ -1,16 +1,14 @@
-"""One process at work on a run: it answers samples in batches and appends what it got."""
+"""One process at work on a run: it answers samples in batches."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +21,11 @@ from vlmfix.engine.stats import summed
 from vlmfix.evaluation.runner.forward_counter import ForwardCounter
 from vlmfix.evaluation.runner.loading import KeptPictures, Loaded, Loader
 from vlmfix.evaluation.runner.memory import free_memory, peak_memory, reset_peak_memory
-from vlmfix.evaluation.runner.run_store import Identity, RunStore
-from vlmfix.evaluation.sample import UNREACHED, Sample
+from vlmfix.evaluation.runner.records import Draw, Judge, judged, reasoning_fields, record_head
+from vlmfix.evaluation.runner.writing import Batches
 from vlmfix.evaluation.tasks.protocols import Protocol
 from vlmfix.failures import is_out_of_memory
 from vlmfix.inference.decoding import plain_decoding
-from vlmfix.inference.output import Answer
 from vlmfix.inference.sampling import SeededSampling, seed_of
 from vlmfix.inference.stream import Answering, AnswerStream
 from vlmfix.methods.baselines.output_shift import answer_margins
@@ -41,44 +38,6 @@ _WARPING = ("temperature", "top_p", "top_k")
 # Of margins: what lies below may depend on the batch.
 _DIGITS = 4
 _WIDEST = 1e4  # of a margin, where a method rules out one of the two answers
-
-
-Judge = Callable[[Sample, str, bool], Mapping[str, Any]]
-"""What records keep of the score of an answer, truncated or not; see `score_fields`."""
-Batches = Generator[list[dict[str, Any]], None, None]
-"""Records, one a draw, batch by batch, as they are made."""
-
-
-class TooManyErrorsError(RuntimeError):
-    """More samples failed than were allowed."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One repeat of a sample, and the key of its record.
-
-    Args:
-        sample: the question.
-        repeat: 0, or the number of the repeat where a protocol draws several.
-        seed: of the run.
-        key: see `vlmfix.evaluation.runner.run_store.sample_key`.
-    """
-
-    sample: Sample
-    repeat: int
-    seed: int
-    key: str
-
-    @property
-    def identity(self) -> Identity:
-        """Sample and sample."""
-        return self.sample.id, self.repeat
-
-    @property
-    def order(self) -> tuple[bytes, str, str, int]:
-        """Where it stands in a worker's queue: questions about one image follow each other."""
-        cluster = hashlib.sha256(self.sample.cluster.encode()).digest()
-        return cluster, self.sample.cluster, self.sample.id, self.repeat
 
 
 @dataclass(frozen=True)
@@ -314,7 +273,7 @@ class Worker:
                 "forwards_per_token": passes,
                 "peak_memory": memory,
             }
-            | _reasoning(answer)
+            | reasoning_fields(answer)
             | (
                 judged(self.judge, draw.sample, answer.text, truncated=not answer.ended)
                 if answer.reached
@@ -366,91 +325,6 @@ class Worker:
         }
 
 
-class Writer:
-    """Appends what is answered to a run; each batch is on disk before the next one begins.
-
-    Args:
-        run: to append to; whoever made it closes it.
-        shard: of this process, for file names.
-        max_errors: number of failures after which work stops.
-        on_records: called with the records just written.
-    """
-
-    def __init__(
-        self,
-        run: RunStore,
-        shard: str,
-        *,
-        max_errors: int,
-        on_records: Callable[[list[dict[str, Any]]], None] = lambda records: None,
-    ) -> None:
-        self.run = run
-        self.shard = shard
-        self.max_errors = max_errors
-        self.on_records = on_records
-        self._failures = 0
-
-    def write(self, records: list[dict[str, Any]]) -> None:
-        """Append the records of a batch.
-
-        Raises:
-            TooManyErrorsError: more than `max_errors` draws have failed.
-            OSError: the disk is full.
-        """
-        self.run.append(records, self.shard)
-        self.on_records(records)
-        errors = [record for record in records if record["status"] == "error"]
-        failed = [record for record in errors if record["error_type"] != UNREACHED]
-        self._failures += len(failed)
-        if self._failures > self.max_errors:
-            raise TooManyErrorsError(
-                f"{self._failures} samples failed, more than the {self.max_errors} that --max-errors allows; "
-                f"fix them or allow more. The last one was {failed[-1]['id']}: {failed[-1]['error']} "
-                f"({failed[-1]['error_type']})"
-            )
-
-
-def write_down(run: RunStore, shard: str, batches: Batches, **settings: Any) -> None:
-    """Append all that is answered to a run.
-
-    Args:
-        run: to append to.
-        shard: of this process.
-        batches: see `Worker.answers`.
-        **settings: of `Writer`.
-
-    Raises:
-        TooManyErrorsError: too many draws failed.
-        OSError: the disk is full.
-    """
-    writer = Writer(run, shard, **settings)
-    with closing(run), closing(batches):
-        for records in batches:
-            writer.write(records)
-
-
-def judged(judge: Judge, sample: Sample, text: str, *, truncated: bool) -> dict[str, Any]:
-    """The score of an answer; without one where the scorer fails, which comes out when all is scored."""
-    try:
-        return dict(judge(sample, text, truncated))
-    except Exception:
-        return {"parsed": None}
-
-
-def _reasoning(answer: Answer) -> dict[str, Any]:
-    """What a record keeps of a reasoning part; one that did not end is no answer, and is not judged."""
-    if answer.reasoning is None:
-        return {}
-    found = {"reasoning": answer.reasoning, "n_reasoning_tokens": answer.reasoning_tokens}
-    if answer.reached:
-        return found
-    return found | {
-        "status": "error",
-        "error_type": UNREACHED,
-        "error": f"the reasoning did not end within {len(answer.token_ids)} tokens; raise max_new_tokens",
-    }
-
-
 def decoding_of(
     model: PreTrainedModel,
     methods: Sequence[vlmfix.Method],
@@ -485,24 +359,3 @@ def decoding_of(
     if protocol.temperature > 0:
         kwargs |= {name: getattr(protocol, name) for name in _WARPING}
     return plain_decoding(model, decoding_under(methods, kwargs | dict(decoding)))
-
-
-def record_head(draw: Draw, prompt: str, batch_size: int) -> dict[str, Any]:
-    """What a record says of its question.
-
-    Args:
-        draw: what was asked.
-        prompt: in these words.
-        batch_size: number of prompts in its batch.
-    """
-    return {
-        "id": draw.sample.id,
-        "repeat": draw.repeat,
-        "seed": draw.seed,
-        "key": draw.key,
-        "image": None if draw.sample.image is None else str(draw.sample.image),
-        "prompt": prompt,
-        "batch_size": batch_size,
-        "host": platform.node(),
-        "written_at": time.time(),
-    }
