@@ -22,10 +22,8 @@ from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 import typer
-from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from transformers import PreTrainedModel
 
 import vlmfix
@@ -151,28 +149,30 @@ def main(
     dtype: Annotated[str, typer.Option(help="torch dtype.")] = "float32",
     memory: Annotated[bool, typer.Option("--memory", help="Peaks of memory in the place of times.")] = False,
 ) -> None:
-    """Print a table of ratios to greedy decoding, a row a form of the question."""
+    """Print a table of ratios to greedy decoding, a row a form of the question, as each is measured."""
     names = method or list(METHODS)
-    table = Table("", *names, box=MARKDOWN)
+    console = Console(width=160, highlight=False, soft_wrap=True)
+
+    def row(*cells: str) -> None:
+        console.print(f"| {' | '.join(cells)} |", markup=False)
+
+    console.print(f"random LLaVA {size}, {dtype}, {device}: ratios to greedy decoding")
+    if not memory:
+        console.print("whole answer (without its first token)")
+    row("", *names)
+    row(*["---"] * (1 + len(names)))
     if memory:
         for form in (Form(), Form(images=4), Form(images=16), Form(batch_size=8)):
             plain = peak("greedy", size, device, dtype, form)
             found = [
                 peak(name, size, device, dtype, form) for name in track(names, str(form), transient=True)
             ]
-            table.add_row(f"{form} ({plain:.0f} MiB)", *(f"{each / plain:.3f}" for each in found))
-    else:
-        model = random_llava(size, device=device, dtype=getattr(torch, dtype), kernel="sdpa")
-        for form in FORMS:
-            ratios = [
-                times(model, name, size, form, rounds) for name in track(names, str(form), transient=True)
-            ]
-            table.add_row(str(form), *(f"{whole:.2f} ({rest:.2f})" for whole, rest in ratios))
-    console = Console(width=160)
-    console.print(f"random LLaVA {size}, {dtype}, {device}: ratios to greedy decoding", highlight=False)
-    console.print(table)
-    if not memory:
-        console.print("whole answer (without its first token)", highlight=False)
+            row(f"{form} ({plain:.0f} MiB)", *(f"{each / plain:.3f}" for each in found))
+        return
+    model = random_llava(size, device=device, dtype=getattr(torch, dtype), kernel="sdpa")
+    for form in FORMS:
+        ratios = [times(model, name, size, form, rounds) for name in track(names, str(form), transient=True)]
+        row(str(form), *(f"{whole:.2f} ({rest:.2f})" for whole, rest in ratios))
 
 
 if __name__ == "__main__":
