@@ -373,10 +373,18 @@ def _form(image: Mapping[str, torch.Tensor]) -> Any:
     )
 
 
+# What stock `generate` leaves on a model the first time that it meets a static cache.
+_STOCK_COMPILED = {"_compiled_call", "_last_compile_config"}
+
+
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """Everything about a model that a method could leave changed."""
     modules = {
-        name: (sorted(vars(module)), len(module._forward_pre_hooks), len(module._forward_hooks))
+        name: (
+            sorted(vars(module).keys() - _STOCK_COMPILED),
+            len(module._forward_pre_hooks),
+            len(module._forward_hooks),
+        )
         for name, module in model.named_modules()
     }
     kernels = {name: vars(each.config) for name, each in _submodels(model).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import io
 import os
@@ -16,6 +17,9 @@ import pytest
 
 from vlmfix.cli import main
 
+_PATIENCE = 300
+"""Seconds until a process counts as one that hangs."""
+
 
 class Fork:
     """A fork of this process that does some work and ends.
@@ -28,12 +32,15 @@ class Fork:
 
     def __init__(self, work: Callable[[], object], log: Path, errors: Path | None = None) -> None:
         self.log = log
+        self._code = 0
+        self._deadline = time.monotonic() + _PATIENCE
         self.process = os.fork()
         if self.process == 0:
             code = 1
             try:
                 sys.stdout = _into(log, 1)
                 sys.stderr = _into(errors, 2) if errors else _into(log, 2)
+                faulthandler.register(signal.SIGUSR1, file=sys.stderr)
                 work()
                 code = 0
             except SystemExit as end:
@@ -46,24 +53,39 @@ class Fork:
     def send(self, number: int, when: Callable[[], bool]) -> int:
         """Send a signal as soon as something holds, and wait; the exit status, or minus the signal."""
         while not when():
-            if os.waitpid(self.process, os.WNOHANG)[0]:
+            if self._has_ended():
                 raise AssertionError(f"ended too early: {self.log.read_text()}")
-            time.sleep(0.002)
         os.kill(self.process, number)
         return self.wait()
 
     def kill_when(self, holds: Callable[[], bool]) -> bool:
         """Kill it as soon as something holds; whether that came before its end."""
         while not holds():
-            if os.waitpid(self.process, os.WNOHANG)[0]:
+            if self._has_ended():
                 return False
-            time.sleep(0.002)
         os.kill(self.process, signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
 
     def wait(self) -> int:
         """Its exit status, or minus the signal that ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        while not self._has_ended():
+            pass
+        return self._code
+
+    def _has_ended(self) -> bool:
+        """Whether it has, after a moment; one that hangs writes down where, and is killed."""
+        process, status = os.waitpid(self.process, os.WNOHANG)
+        if process:
+            self._code = os.waitstatus_to_exitcode(status)
+            return True
+        if time.monotonic() > self._deadline:
+            os.kill(self.process, signal.SIGUSR1)
+            time.sleep(1)
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+            raise AssertionError(f"no end after {_PATIENCE} seconds: {self.log.read_text()}")
+        time.sleep(0.002)
+        return False
 
 
 def _into(path: Path, number: int) -> io.TextIOWrapper:

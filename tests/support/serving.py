@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,15 +41,28 @@ def serving(
     service = Service(*loaded, Catalogue(*loaded, NAME, recipes), limits or Limits(), allowed or Allowed())
     with bound_socket("127.0.0.1", 0) as listener:
         server = Server(create_app(service, api_key=api_key), service, grace)
-        thread = threading.Thread(target=server.run, args=([listener],))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:
             while not server.started:
+                assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(grace + 120)
+            assert not thread.is_alive(), _stacks("the server did not end")
+
+
+def _stacks(said: str) -> str:
+    """Where all threads are."""
+    frames = sys._current_frames()
+    found = [
+        f"{each.name}\n{''.join(traceback.format_stack(frames[each.ident]))}"
+        for each in threading.enumerate()
+        if each.ident in frames
+    ]
+    return "\n".join([said, *found])
 
 
 def data_url(content: bytes, kind: str = "png") -> str:
