@@ -374,14 +374,14 @@ def _form(image: Mapping[str, torch.Tensor]) -> Any:
 
 
 # What stock `generate` leaves on a model the first time that it meets a static cache.
-_STOCK_COMPILED = {"_compiled_call", "_last_compile_config"}
+_STOCK_STATIC = {"_compiled_call", "_last_compile_config", "_previous_max_cache_length"}
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """Everything about a model that a method could leave changed."""
     modules = {
         name: (
-            sorted(vars(module).keys() - _STOCK_COMPILED),
+            sorted(vars(module).keys() - _STOCK_STATIC),
             len(module._forward_pre_hooks),
             len(module._forward_hooks),
         )
