@@ -24,7 +24,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 import vlmfix
 from benchmarks.overhead import IMAGE_TOKENS, Processor, acting, random_inputs, random_llava
@@ -57,11 +57,26 @@ FORMS = (
 )
 
 
+class FirstScores:
+    """A processor that notes when the first token is about to be chosen."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self.time:
+            if scores.is_cuda:
+                torch.cuda.synchronize()
+            self.time = time.perf_counter()
+        return scores
+
+
 def answer(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor], form: Form, method: vlmfix.Method | None
-) -> float:
-    """Seconds of an answer."""
+) -> tuple[float, float]:
+    """Seconds of an answer, and of what follows the scores of its first token."""
     processor: Any = Processor()  # in the place of one of transformers
+    first = FirstScores()
     start = time.perf_counter()
     with method(model, processor) if method else nullcontext():
         generate: Any = model.generate  # of GenerationMixin, unknown to the type of the model
@@ -71,26 +86,24 @@ def answer(
             min_new_tokens=form.tokens,
             num_beams=form.beams,
             do_sample=False,
+            logits_processor=LogitsProcessorList([first]),
         )
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    end = time.perf_counter()
+    return end - start, end - first.time
 
 
 def times(model: PreTrainedModel, name: str, size: str, form: Form, rounds: int) -> tuple[float, float]:
     """Ratio of the whole answer to greedy decoding, and of what follows its first token."""
     inputs = random_inputs(model, form.batch_size, form.images)
-    first = form._replace(tokens=1)
     whole, rest = [], []
-    for number in range(rounds + 1):
-        found = [
-            (answer(model, inputs, form, acts), answer(model, inputs, first, acts))
-            for acts in (None, acting(name, size))
-        ]
-        if number:
-            (plain, plain_first), (steered, steered_first) = found
-            whole.append(steered / plain)
-            rest.append((steered - steered_first) / (plain - plain_first))
+    for acts in (None, acting(name, size)):  # a warm-up
+        answer(model, inputs, form._replace(tokens=1), acts)
+    for _ in range(rounds):
+        plain, steered = (answer(model, inputs, form, acts) for acts in (None, acting(name, size)))
+        whole.append(steered[0] / plain[0])
+        rest.append(steered[1] / plain[1])
     return statistics.median(whole), statistics.median(rest)
 
 
@@ -144,7 +157,7 @@ class Resident:
 def main(
     size: Annotated[str, typer.Option(help="Text model: small, 0.3b or 7b.")] = "small",
     method: Annotated[list[str] | None, typer.Option(help="Methods; one of each class by default.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds after one warm-up.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds after a warm-up of one token.")] = 2,
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="torch dtype.")] = "float32",
     memory: Annotated[bool, typer.Option("--memory", help="Peaks of memory in the place of times.")] = False,
