@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import copy
-import sys
+import faulthandler
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,18 +50,9 @@ def serving(
         finally:
             server.should_exit = True
             thread.join(grace + 120)
-            assert not thread.is_alive(), _stacks("the server did not end")
-
-
-def _stacks(said: str) -> str:
-    """Where all threads are."""
-    frames = sys._current_frames()
-    found = [
-        f"{each.name}\n{''.join(traceback.format_stack(frames[each.ident]))}"
-        for each in threading.enumerate()
-        if each.ident in frames
-    ]
-    return "\n".join([said, *found])
+            if thread.is_alive():
+                faulthandler.dump_traceback()
+                raise AssertionError("the server did not end; stderr has where its threads are")
 
 
 def data_url(content: bytes, kind: str = "png") -> str:
